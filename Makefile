@@ -1,0 +1,37 @@
+# `make tune` and `make test` need only python3.11 (or 3.12) and a package index.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: tune test test-fast check environment clean
+
+tune: $(VENV)/.installed  ## the quickstart search, from nothing to a registered champion
+	$(BIN)/python workflows/tune.py experiments/quickstart.yaml
+
+test: $(VENV)/.installed-dev  ## every check and every test
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest tests
+
+test-fast: $(VENV)/.installed-dev  ## the pure tests only, under a minute
+	$(BIN)/python -m pytest tests -m "not ray and not end_to_end"
+
+check: $(VENV)/.installed-dev  ## format, lint, types, spelling
+	$(BIN)/ruff format --check components workflows tests experiments
+	$(BIN)/ruff check components workflows tests experiments
+	$(BIN)/mypy
+	$(BIN)/codespell components workflows tests README.md experiments
+
+environment: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:  ## what searches left here; the environment and the fetched model stay
+	rm -rf runs mlflow.db mlartifacts

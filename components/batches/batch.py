@@ -1,0 +1,35 @@
+"""What one forward pass gets. B rows, T tokens in a row (padded to the longest of the batch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Packed rows. Position t is scored on predicting labels_BT[:, t], which is token t + 1 where that is a target.
+
+    token_ids_BT: int64, padding is the format's pad token.
+    labels_BT: int64, *already shifted*: labels_BT[b, t] = token_ids_BT[b, t + 1] if that token is a target of the same
+        conversation, else -100. The last position of every conversation is -100.
+    weights_BT: float32, the loss weight of each label, 0.0 where the label is -100.
+    position_ids_BT: int64, restarting at 0 with every conversation of a row.
+    segment_ids_BT: int64, 1, 2, ... per conversation of the row, 0 for padding: a token attends only to earlier tokens
+        of its own segment.
+    """
+
+    token_ids_BT: Tensor
+    labels_BT: Tensor
+    weights_BT: Tensor
+    position_ids_BT: Tensor
+    segment_ids_BT: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.weights_BT > 0).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

@@ -1,0 +1,129 @@
+"""Where a slot and its workers meet: one command at a time per slot, and what a restarted worker group must resume.
+
+The Tune side calls `call`; the first worker calls `attach` once per (re)start of its group and `next` for ever. A Ray
+actor in production, but plain asyncio: tests drive it without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
+MOST_STRIKES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What the workers of a slot shall do next. `number` counts within the slot."""
+
+    kind: Literal["start", "advance", "load", "exit", "wait"]
+    number: int = 0
+    trial_id: str = ""
+    spec: dict[str, Any] | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of a command. `error` is the trial's own fault, the same on every worker; the slot lives on."""
+
+    number: int
+    progress: dict[str, Any] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """The trial a new worker group takes over: its start command and its last acknowledged checkpoint."""
+
+    start: Command | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(slots=True)
+class _Slot:
+    numbered: int = 0
+    command: Command | None = None
+    answer: Answer | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    resume: Resume = field(default_factory=Resume)
+    strikes: int = 0
+
+
+class Board:
+    """One per search."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, _Slot] = {}
+
+    async def call(self, slot: str, command: Command) -> Answer:
+        """Hands a command to the slot's workers and waits for what comes of it."""
+        state = self._slots.setdefault(slot, _Slot())
+        state.numbered += 1
+        state.command = Command(
+            kind=command.kind,
+            number=state.numbered,
+            trial_id=command.trial_id,
+            spec=command.spec,
+            checkpoint=command.checkpoint,
+        )
+        state.answered.clear()
+        state.asked.set()
+        await state.answered.wait()
+        assert state.answer is not None
+        return state.answer
+
+    async def attach(self, slot: str) -> Resume:
+        """A worker group has (re)started. A trial that takes its group down again and again is given up."""
+        state = self._slots.setdefault(slot, _Slot())
+        if state.resume.start is not None:
+            state.strikes += 1
+            if state.strikes > MOST_STRIKES:
+                self._give_up(state, f"its workers died {state.strikes} times at the same place")
+        return state.resume
+
+    async def blame(self, slot: str, reason: str) -> None:
+        """Any worker: the running trial broke this worker only, so the group is out of step and must restart."""
+        state = self._slots[slot]
+        if state.command is not None:
+            self._give_up(state, reason)
+
+    async def next(self, slot: str, answer: Answer | None) -> Command:
+        """The first worker: takes the answer to the last command, waits for the next one (at most POLL_SECONDS)."""
+        state = self._slots[slot]
+        if answer is not None and state.command is not None and answer.number == state.command.number:
+            self._acknowledge(state, state.command, answer)
+        try:
+            await asyncio.wait_for(state.asked.wait(), POLL_SECONDS)
+        except TimeoutError:
+            return Command(kind="wait")
+        assert state.command is not None
+        return state.command
+
+    def _acknowledge(self, state: _Slot, command: Command, answer: Answer) -> None:
+        """The answer and the state it stands for become known in one go."""
+        if answer.error is not None:
+            state.resume = Resume()
+        elif command.kind == "start":
+            state.resume = Resume(start=command)
+        elif command.kind == "load":
+            state.resume = Resume(start=state.resume.start, checkpoint=command.checkpoint)
+        elif command.kind == "advance" and answer.progress is not None and answer.progress["checkpoint"]:
+            state.resume = Resume(start=state.resume.start, checkpoint=answer.progress["checkpoint"])
+        state.strikes = 0
+        self._reply(state, answer)
+
+    def _give_up(self, state: _Slot, reason: str) -> None:
+        state.resume = Resume()
+        state.strikes = 0
+        if state.command is not None:
+            self._reply(state, Answer(number=state.command.number, error=reason))
+
+    def _reply(self, state: _Slot, answer: Answer) -> None:
+        state.command = None
+        state.asked.clear()
+        state.answer = answer
+        state.answered.set()

@@ -1,0 +1,80 @@
+"""The Ray cluster a search runs on: the one it is submitted to, else one of its own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from components.cluster.placement import bundle
+from components.experiment.space import Branch, branches_of, trial_spec
+from components.experiment.spec import ExperimentSpec, WorkersSpec
+
+
+class NoRoomError(RuntimeError):
+    """The cluster can never hold a trial of this experiment."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """Inside, Ray is up. Without an address (nor RAY_ADDRESS, which jobs have) a cluster is started here and ended after."""
+    # Set before Ray is imported by any worker; each one is explained in the README's chapter on Ray.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that had ended reports nothing new
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # what a killed driver may forget
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address=address or os.environ.get("RAY_ADDRESS") or "local",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_room(experiment: ExperimentSpec) -> None:
+    """Raises NoRoomError if some branch's trial fits on this cluster not even alone, with the arithmetic."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    problems = []
+    for branch in branches_of(experiment).values():
+        workers = workers_of(experiment, branch)
+        if shortage := _shortage(workers, nodes):
+            problems.append(
+                f"resources.{_kind(experiment, branch)} (branch {branch.name}): {workers.workers} workers with"
+                f" {_amounts(bundle(workers))} each {shortage}; lower resources.{_kind(experiment, branch)}, or add nodes"
+            )
+    if problems:
+        raise NoRoomError("\n".join(["the cluster has no room for a trial", *(f"  {problem}" for problem in problems)]))
+
+
+def workers_of(experiment: ExperimentSpec, branch: Branch) -> WorkersSpec:
+    return experiment.resources.of(_some_trial(experiment, branch).method)
+
+
+def _kind(experiment: ExperimentSpec, branch: Branch) -> str:
+    return _some_trial(experiment, branch).method.kind
+
+
+def _some_trial(experiment: ExperimentSpec, branch: Branch):  # type: ignore[no-untyped-def]
+    return trial_spec(experiment, branch, {path: domain.extremes()[0] for path, domain in branch.domains.items()})
+
+
+def _shortage(workers: WorkersSpec, nodes: list[dict[str, float]]) -> str | None:
+    """Why the workers do not fit, or None. A worker never spans nodes."""
+    wanted = bundle(workers)
+    places = sum(min(int(node.get(name, 0.0) // amount) for name, amount in wanted.items()) for node in nodes)
+    if places >= workers.workers:
+        return None
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
+    return f"need {workers.workers} places, and {_amounts(total)} on {len(nodes)} node(s) are {places}"
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())

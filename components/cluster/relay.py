@@ -1,0 +1,133 @@
+"""Tune's events, told as TrialRecords in the driver, and the checkpoints that nobody needs any more."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from components.cluster.context import SearchContext, trial_of
+from components.training.checkpoint import OPTIMIZER_FILE
+from components.training.records import (
+    Progress,
+    TrialEnded,
+    TrialHistory,
+    TrialProgressed,
+    TrialRecord,
+    TrialStarted,
+    TrialState,
+)
+
+Emit = Callable[[TrialRecord], None]
+
+
+class Listener:
+    """Who is told in this process, and which checkpoints of each trial still stand."""
+
+    def __init__(self, context: SearchContext, emit: Emit, histories: Mapping[str, TrialHistory]) -> None:
+        self.context, self.emit = context, emit
+        self.standing = {
+            trial_id: [report for report in history.reports if report.checkpoint and Path(report.checkpoint).exists()]
+            for trial_id, history in histories.items()
+        }
+
+    def best(self, trial_id: str) -> Progress | None:
+        return min(self.standing.get(trial_id, []), key=lambda report: report.eval_loss, default=None)
+
+    def collect(self, trial_id: str, latest: Progress) -> None:
+        """Keeps a running trial's best checkpoint and its latest one."""
+        if latest.checkpoint is None:
+            return
+        reports = [report for report in self.standing.get(trial_id, []) if report.step != latest.step] + [latest]
+        self.standing[trial_id] = reports
+        best = self.best(trial_id)
+        for report in reports:
+            if report is not best and report is not latest:
+                shutil.rmtree(str(report.checkpoint), ignore_errors=True)
+        self.standing[trial_id] = [report for report in reports if report is best or report is latest]
+
+    def collect_ended(self, trial_id: str) -> None:
+        """Keeps the weights of an ended trial's best checkpoint; it will not be resumed."""
+        best = self.best(trial_id)
+        for folder in (self.context.checkpoints / trial_id).glob("step_*"):
+            if best is None or str(folder) != best.checkpoint:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                (folder / OPTIMIZER_FILE).unlink(missing_ok=True)
+
+
+# Tune pickles its callbacks into the experiment's state; what listens in this process must stay out of that.
+_listeners: dict[str, Listener] = {}
+
+
+def listen(context: SearchContext, emit: Emit, histories: Mapping[str, TrialHistory]) -> None:
+    _listeners[context.search_id] = Listener(context, emit, histories)
+
+
+class Relay(Callback):  # type: ignore[misc]
+    """Emits first (the journal is written there), and only then forgets checkpoints."""
+
+    def __init__(self, search_id: str) -> None:
+        self.search_id = search_id
+
+    @property
+    def listener(self) -> Listener:
+        return _listeners[self.search_id]
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        context = self.listener.context
+        if trial.trial_id in context.ended:
+            return
+        number, branch, varied, spec = trial_of(trial.config)
+        workers = context.experiment.resources.of(spec.method).workers
+        self.listener.emit(
+            TrialStarted(
+                trial_id=trial.trial_id,
+                number=number,
+                branch=branch,
+                spec=spec,
+                workers=workers,
+                varied=varied,
+                time=time.time(),
+            )
+        )
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if trial.trial_id in self.listener.context.ended or result.get("progress") is None:
+            return
+        progress = Progress.model_validate(result["progress"])
+        self.listener.emit(TrialProgressed(trial_id=trial.trial_id, progress=progress, time=time.time()))
+        self.listener.collect(trial.trial_id, progress)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        if failure := result.get("failed"):
+            self._end(trial, "failed", failure)
+            return
+        progress = result.get("progress")
+        if progress and progress["diverged"]:
+            self._end(trial, "failed", progress["diverged"])
+        elif progress and progress["done"]:
+            self._end(trial, "completed", "")
+        else:
+            self._end(trial, "stopped", "the scheduler gave its place to others")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_error()
+        self._end(trial, "failed", _last_line(str(error)) if error else "its slot died")
+
+    def _end(self, trial: Any, state: TrialState, reason: str) -> None:
+        if trial.trial_id in self.listener.context.ended:
+            return
+        self.listener.emit(TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, time=time.time()))
+        self.listener.collect_ended(trial.trial_id)
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]

@@ -1,0 +1,69 @@
+"""Runs a search, or goes on with one that was interrupted. Every event leaves as a TrialRecord."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import ray
+from ray import tune
+
+from components.cluster.board import Board
+from components.cluster.context import SearchContext, trial_of
+from components.cluster.placement import placement_of
+from components.cluster.relay import Emit, Relay, listen
+from components.cluster.sampling import parameter_space, scheduler, searcher
+from components.cluster.slot import Slot
+from components.training.records import TrialHistory
+
+TUNE_FOLDER = "tune"
+
+
+def run_search(
+    context: SearchContext, budget: int, emit: Emit, *, histories: Mapping[str, TrialHistory], resume: bool
+) -> None:
+    """Blocks until every trial has ended. Ray must be up.
+
+    Args:
+        budget: of each trial, in target tokens.
+        emit: told every TrialRecord, in this process, in order; it must not block for long.
+        histories: what the journal knows already; empty for a new search.
+        resume: go on with the search whose state lies in context.folder.
+    """
+    listen(context, emit, histories)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    experiment = context.experiment
+    board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000).remote()
+    trainable = tune.with_resources(
+        tune.with_parameters(Slot, context=context, board=board),
+        lambda config: placement_of(experiment.resources.of(trial_of(config)[3].method)),
+    )
+    if resume:
+        tuner = tune.Tuner.restore(str(context.folder / TUNE_FOLDER), trainable, resume_unfinished=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=parameter_space(experiment),
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler(experiment, budget),
+                search_alg=searcher(experiment),
+                num_samples=experiment.search.trials if experiment.search.sampler == "tpe" else 1,
+                max_concurrent_trials=experiment.search.max_concurrent_trials,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE_FOLDER,
+                storage_path=str(context.folder),
+                failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
+                callbacks=[Relay(context.search_id)],
+                verbose=0,
+            ),
+        )
+    tuner.fit()
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether a search in this folder has come far enough to leave a state."""
+    return tune.Tuner.can_restore(str(folder / TUNE_FOLDER))

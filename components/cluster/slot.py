@@ -1,0 +1,148 @@
+"""A slot: a place in the cluster that runs one trial after another, with the base model kept warm.
+
+To Tune it is a class Trainable with actor reuse; in truth it is a stub in front of one long-lived Ray Train run. It sends
+commands over the search's board (board.py), the Train workers obey them (worker.py). So a trial costs no process start,
+no import and no model load after the first in its slot.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from components.cluster.board import Answer, Command
+from components.cluster.context import SearchContext, trial_of
+from components.cluster.placement import AdoptPlacementGroup, bundle
+from components.cluster.sampling import METRIC, TIME
+from components.cluster.worker import serve_commands
+from components.training.records import Progress
+
+POINTER = "pointer.json"
+EXIT_SECONDS = 5.0
+
+
+class Slot(tune.Trainable):  # type: ignore[misc]
+    """Tune starts a trial by setup() or reset_config(), steps it report by report, and saves pointers to checkpoints."""
+
+    def setup(self, config: dict[str, Any], context: SearchContext, board: Any) -> None:
+        self.context, self.board = context, board
+        self.slot = uuid.uuid4().hex[:8]
+        self.train_run: threading.Thread | None = (
+            None  # started by the first step: Tune also makes slots it never steps
+        )
+        self.train_error: BaseException | None = None
+        self._new_trial(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._new_trial(new_config)
+        return True
+
+    def _new_trial(self, config: dict[str, Any]) -> None:
+        _, _, _, self.spec = trial_of(config)
+        self.workers = self.context.experiment.resources.of(self.spec.method)
+        self.started = False
+        self.resume_from: str | None = None
+        self.last: Progress | None = None
+
+    def step(self) -> dict[str, Any]:
+        if self.trial_id in self.context.ended:
+            return _result(self.context.ended[self.trial_id], done=True)
+        answer = self._start_trial() if not self.started else None
+        if answer is None or answer.error is None:
+            answer = self._ask(Command(kind="advance"))
+        if answer.error is not None:
+            # Tune throws a slot away whose trial raised; a result that says so keeps it.
+            return _result(self.last, done=True, failed=answer.error)
+        self.last = Progress.model_validate(answer.progress)
+        return _result(self.last, done=self.last.done)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A pointer: the workers have written the checkpoint itself together with the last report."""
+        pointer = {"checkpoint": self.last.checkpoint if self.last else self.resume_from}
+        (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        self.resume_from = json.loads((Path(checkpoint_dir) / POINTER).read_text(encoding="utf-8"))["checkpoint"]
+        self.started, self.last = False, None
+
+    def cleanup(self) -> None:
+        if self.train_run is None or not self.train_run.is_alive():
+            return
+        self.board.call.remote(self.slot, Command(kind="exit"))
+        self.train_run.join(EXIT_SECONDS)
+
+    def _start_trial(self) -> Answer:
+        spec = self.spec.model_dump(mode="json")
+        answer = self._ask(Command(kind="start", trial_id=self.trial_id, spec=spec))
+        if answer.error is None and self.resume_from is not None:
+            checkpoint = still_there(Path(self.resume_from))
+            answer = self._ask(Command(kind="load", checkpoint=str(checkpoint)))
+        self.started = True
+        return answer
+
+    def _ask(self, command: Command) -> Answer:
+        """Raises RuntimeError if the slot's Train run has ended: Tune restarts the trial in another slot."""
+        if self.train_run is None:
+            self.train_run = threading.Thread(target=self._run_train, name=f"slot-{self.slot}", daemon=True)
+            self.train_run.start()
+        answer = self.board.call.remote(self.slot, command)
+        while not ray.wait([answer], timeout=1.0)[0]:
+            if not self.train_run.is_alive():
+                raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_error}")
+        result: Answer = ray.get(answer)
+        return result
+
+    def _run_train(self) -> None:
+        config = {"context": self.context, "board": self.board, "slot": self.slot, "workers": self.workers}
+        trainer = TorchTrainer(
+            serve_commands,
+            train_loop_config=config,
+            scaling_config=ScalingConfig(
+                num_workers=self.workers.workers,
+                use_gpu=self.workers.gpus_per_worker > 0,
+                resources_per_worker=bundle(self.workers),
+            ),
+            run_config=RunConfig(
+                name=f"slot-{self.slot}",
+                storage_path=str(self.context.folder / "slots"),
+                # A dead worker restarts the group, for ever: the board counts a trial's strikes.
+                failure_config=FailureConfig(max_failures=-1),
+                callbacks=[AdoptPlacementGroup()],
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - whatever ended the run, _ask tells it to Tune
+            self.train_error = error
+
+
+def _result(progress: Progress | None, *, done: bool, failed: str | None = None) -> dict[str, Any]:
+    """One Tune result. A trial that failed before its first report still has the numbers schedulers ask for."""
+    return {
+        METRIC: progress.eval_loss if progress and not failed else math.inf,
+        TIME: progress.target_tokens if progress else 0,
+        "progress": progress.model_dump(mode="json") if progress and not failed else None,
+        "failed": failed,
+        "done": done,
+    }
+
+
+def still_there(checkpoint: Path) -> Path:
+    """The checkpoint, or the trial's next one: Tune's pointer may be older than what the collector has left.
+
+    Every checkpoint between the two was reported and journaled before the collector took it, so nothing is skipped.
+    Raises FileNotFoundError if the trial has none at or after it.
+    """
+    later = sorted(path for path in checkpoint.parent.glob("step_*") if path.name >= checkpoint.name)
+    if not later:
+        raise FileNotFoundError(f"{checkpoint} is gone, and so is every later checkpoint of its trial")
+    return later[0]

@@ -1,0 +1,112 @@
+"""What a Ray Train worker of a slot runs: it takes command after command, and keeps the base model all the while."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+
+from components.batches.prepare import PreparedDataset
+from components.cluster.board import Answer, Command, Resume
+from components.cluster.context import SearchContext
+from components.experiment.spec import TrialSpec, WorkersSpec
+from components.training.run import TrainingData
+from components.training.session import Session, device_of_worker
+from components.training.workers import OneWorker, TorchWorkers, Workers
+
+
+def serve_commands(config: dict[str, Any]) -> None:
+    """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
+    board, slot = config["board"], config["slot"]
+    workers = _workers(config["workers"])
+    session = _session(config["context"], workers)
+    session.warm_up()
+    first = workers.worker_rank == 0
+    resume = _from_first(ray.get(board.attach.remote(slot)) if first else None, workers)
+    _take_over(session, resume)
+    answer: Answer | None = None
+    while True:
+        command = _from_first(ray.get(board.next.remote(slot, answer)) if first else None, workers)
+        if command.kind == "exit":
+            if first:
+                ray.get(board.next.remote(slot, Answer(number=command.number)))
+            return
+        answer = None if command.kind == "wait" else _obey(command, session, workers, board, slot)
+
+
+def _workers(spec: WorkersSpec) -> Workers:
+    torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
+    device = device_of_worker(spec.gpus_per_worker, ray.train.get_context().get_local_rank())
+    return TorchWorkers(device) if ray.train.get_context().get_world_size() > 1 else OneWorker(device)
+
+
+def _session(context: SearchContext, workers: Workers) -> Session:
+    data = TrainingData(
+        dataset=PreparedDataset.open(context.prepared),
+        max_tokens=context.experiment.data.max_tokens,
+        pad_token_id=context.pad_token_id,
+    )
+    return Session(context.experiment.model, data, workers, context.base, context.checkpoints)
+
+
+def _from_first(value: Any, workers: Workers) -> Any:
+    """The first worker's value, on every worker."""
+    if workers.count == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _take_over(session: Session, resume: Resume) -> None:
+    """This group replaces one that died: the trial goes on from its last acknowledged checkpoint."""
+    if resume.start is None:
+        return
+    session.start(resume.start.trial_id, TrialSpec.model_validate(resume.start.spec))
+    if resume.checkpoint is not None:
+        session.load(Path(resume.checkpoint))
+
+
+def _obey(command: Command, session: Session, workers: Workers, board: Any, slot: str) -> Answer:
+    """Does what the command says. A trial's own fault becomes an answer; anything else ends this worker group.
+
+    ValueError is ours: a spec that cannot be, the same on every worker, which therefore stay in step. Any other error may
+    have hit this worker alone, so with several of them the group must restart; a broken collective means that a *peer*
+    died, and that is nobody's fault here.
+    """
+    try:
+        progress = _do(command, session)
+    except dist.DistError:
+        raise
+    except ValueError as error:
+        return Answer(number=command.number, error=str(error))
+    except (RuntimeError, OSError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        if _is_broken_collective(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        if workers.count == 1 and not isinstance(error, torch.OutOfMemoryError):
+            return Answer(number=command.number, error=reason)
+        ray.get(board.blame.remote(slot, reason))
+        raise
+    return Answer(number=command.number, progress=progress)
+
+
+def _do(command: Command, session: Session) -> dict[str, Any] | None:
+    match command.kind:
+        case "start":
+            session.start(command.trial_id, TrialSpec.model_validate(command.spec))
+        case "load":
+            assert command.checkpoint is not None
+            session.load(Path(command.checkpoint))
+        case "advance":
+            return session.advance().model_dump(mode="json")
+    return None
+
+
+def _is_broken_collective(error: BaseException) -> bool:
+    """gloo reports a dead peer as a bare RuntimeError; only its text tells."""
+    return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset"))

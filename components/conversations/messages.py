@@ -1,0 +1,29 @@
+"""What a conversation is, before any tokenizer has seen it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn. `loss` is the weight of an assistant's tokens (0 trains nothing); other roles are never scored."""
+
+    role: Role
+    content: str
+    loss: float = 1.0
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Messages in order. `source` is where it was read, for errors: `file.jsonl:41`."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    source: str = ""

@@ -1,0 +1,89 @@
+"""What is wrong with an experiment, said for people: place, value, rule, way out; all problems together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}" if self.place else self.text
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot run as it is written."""
+
+    def __init__(self, problems: Sequence[Problem], where: str = "") -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
+        head = f"{where}: {count}" if where else count
+        super().__init__("\n  ".join([head, *map(str, self.problems)]))
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[Problem]:
+    """Pydantic's findings in our words. `prefix` is the dotted path of `model` in the file."""
+    texts: dict[str, list[str]] = {}
+    for finding in error.errors(include_url=False):
+        path, parent = _walk(model, finding["loc"])
+        place = ".".join(filter(None, [prefix, *path]))
+        if finding["type"] == "extra_forbidden":
+            text = _unknown_key(str(finding["loc"][-1]), sorted(parent.model_fields) if parent else [])
+        else:
+            text = _rule_and_value(finding)
+        texts.setdefault(place, []).append(text)
+    # A plain union reports once per member, all at one place: `a string, or a tuple`.
+    return [Problem(place=place, text="; or ".join(found)) for place, found in texts.items()]
+
+
+def _unknown_key(key: str, valid: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
+    return f'unknown key "{key}"{hint} (valid: {", ".join(valid)})'
+
+
+def _rule_and_value(finding: Any) -> str:
+    message = str(finding["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = finding["input"]
+    if finding["type"] == "missing" or isinstance(value, dict):
+        return message
+    return f"{message}, not {value!r}"
+
+
+def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+    """The dotted path a user would write (without pydantic's union tags), and the model that holds its last key."""
+    path: list[str] = []
+    here: Any = model
+    parent: type[BaseModel] | None = model
+    for step in location:
+        chosen = _tagged_member(here, step)
+        if chosen is not None:
+            here = parent = chosen
+            continue
+        if not (isinstance(here, type) and issubclass(here, BaseModel)) and isinstance(step, str) and path:
+            continue  # the name of a type inside a plain union, e.g. `tuple[str, ...]`
+        path.append(str(step))
+        parent = here if isinstance(here, type) and issubclass(here, BaseModel) else None
+        here = parent.model_fields[str(step)].annotation if parent and str(step) in parent.model_fields else None
+    return path, parent
+
+
+def _tagged_member(annotation: Any, tag: int | str) -> type[BaseModel] | None:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    for member in get_args(annotation):
+        if not (isinstance(member, type) and issubclass(member, BaseModel)):
+            continue
+        for field in member.model_fields.values():
+            if get_origin(field.annotation) is Literal and get_args(field.annotation) == (tag,):
+                return member
+    return None

@@ -1,0 +1,184 @@
+"""The search space: branches of hyperparameter domains, and the trials they stand for.
+
+A branch is written like the `trial:` section of the experiment, with a domain in the place of each value that varies:
+
+    lora: {method: {kind: lora, rank: {choice: [8, 16]}}, optimizer: {learning_rate: {log_uniform: [1.0e-4, 2.0e-3]}}}
+
+So a rank exists only where the method has one, and every branch has its own learning rates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from components.experiment.domains import DOMAINS, Domain
+from components.experiment.problems import ExperimentError, Problem, problems_of
+from components.experiment.spec import ExperimentSpec, TrialSpec
+
+SHARED_BY_ALL_TRIALS = ("budget", "seed")
+MOST_CORNERS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One method variant: fixed values and domains, each by its dotted path into a TrialSpec."""
+
+    name: str
+    constants: Mapping[str, Any]
+    domains: Mapping[str, Domain]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTrial:
+    """A point of the space: what the search drew, and the whole configuration it stands for."""
+
+    branch: str
+    varied: Mapping[str, Any]
+    spec: TrialSpec
+
+
+def branches_of(experiment: ExperimentSpec) -> dict[str, Branch]:
+    """The space, parsed. Raises ExperimentError with every malformed domain of every branch."""
+    problems: list[Problem] = []
+    branches = {}
+    for name, tree in experiment.search.space.items():
+        constants: dict[str, Any] = {}
+        domains: dict[str, Domain] = {}
+        for path, leaf in _leaves(tree, ()):
+            place = f"search.space.{name}.{path}"
+            if path.split(".")[0] in SHARED_BY_ALL_TRIALS:
+                problems.append(Problem(place=place, text=f"is shared by all trials; set it under trial: as {path}"))
+            elif kind := _domain_kind(leaf):
+                try:
+                    domains[path] = DOMAINS[kind].model_validate(leaf)
+                except ValidationError as error:
+                    problems.extend(problems_of(error, DOMAINS[kind], prefix=place))
+            else:
+                constants[path] = leaf
+        branches[name] = Branch(name=name, constants=constants, domains=domains)
+    if problems:
+        raise ExperimentError(problems)
+    return branches
+
+
+def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> TrialSpec:
+    """The configuration at one point of a branch. Raises pydantic.ValidationError if it is none."""
+    tree = experiment.trial.model_dump()
+    kind = branch.constants.get("method.kind", tree["method"]["kind"])
+    if kind != tree["method"]["kind"]:
+        tree["method"] = {"kind": kind}  # a rank under `trial:` means nothing to a full fine-tune
+    for path, value in {**branch.constants, **values}.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return TrialSpec.model_validate(tree)
+
+
+def check_search(experiment: ExperimentSpec) -> None:
+    """Proves that every corner of the space is a valid trial, before anything starts.
+
+    Raises ExperimentError with all problems: impossible values, and batches too small for the workers.
+    """
+    problems: dict[str, Problem] = {}
+    for branch in branches_of(experiment).values():
+        if experiment.search.sampler == "grid":
+            for path, domain in branch.domains.items():
+                if domain.points() is None:
+                    place = f"search.space.{branch.name}.{path}"
+                    text = "sampler grid needs choice, grid or integer here; a continuous range has no grid"
+                    problems[place] = Problem(place=place, text=text)
+        for values in _corners(branch):
+            for problem in _problems_at(experiment, branch, values):
+                problems.setdefault(str(problem), problem)
+    if problems:
+        raise ExperimentError(list(problems.values()))
+
+
+def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
+    """All trials of a random or grid search, drawn at once from the experiment's seed; branches share `trials` evenly.
+
+    Wide trials come first: while they run, narrow ones fill the gaps, and at the end nothing waits for a gap of its own.
+    """
+    generator = random.Random(experiment.search.seed)
+    sampled = []
+    for branch, count in trials_per_branch(experiment):
+        points = _grid(branch) if experiment.search.sampler == "grid" else _draws(branch, generator)
+        for values in itertools.islice(points, count):
+            spec = trial_spec(experiment, branch, values)
+            sampled.append(SampledTrial(branch=branch.name, varied=values, spec=spec))
+    return sampled
+
+
+def trials_per_branch(experiment: ExperimentSpec) -> list[tuple[Branch, int]]:
+    """How many trials each branch gets, widest branch first."""
+    branches = list(branches_of(experiment).values())
+    share, extra = divmod(experiment.search.trials, len(branches))
+    counts = [(branch, share + (position < extra)) for position, branch in enumerate(branches)]
+
+    def width(item: tuple[Branch, int]) -> int:
+        values = next(_corners(item[0]))
+        return experiment.resources.of(trial_spec(experiment, item[0], values).method).workers
+
+    return sorted(counts, key=width, reverse=True)
+
+
+def _domain_kind(leaf: Any) -> str | None:
+    if isinstance(leaf, dict) and len(leaf) == 1:
+        (key,) = leaf
+        return key if key in DOMAINS else None
+    return None
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree and not _domain_kind(tree):
+        for key, subtree in tree.items():
+            yield from _leaves(subtree, (*path, str(key)))
+    else:
+        yield ".".join(path), tree
+
+
+def _corners(branch: Branch) -> Iterator[dict[str, Any]]:
+    """Every combination of extremes; where those are too many, each extreme of one domain beside the first of the others."""
+    extremes = {path: domain.extremes() for path, domain in branch.domains.items()}
+    size = 1
+    for values in extremes.values():
+        size *= len(values)
+    if size <= MOST_CORNERS:
+        for combination in itertools.product(*extremes.values()):
+            yield dict(zip(extremes, combination, strict=True))
+        return
+    somewhere = {path: values[0] for path, values in extremes.items()}
+    for path, values in extremes.items():
+        for value in values:
+            yield somewhere | {path: value}
+
+
+def _problems_at(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> Iterator[Problem]:
+    try:
+        spec = trial_spec(experiment, branch, values)
+    except ValidationError as error:
+        yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
+        return
+    try:
+        spec.batch.check_workers(experiment.resources.of(spec.method).workers)
+    except ValueError as error:
+        yield Problem(place=f"search.space.{branch.name}", text=str(error))
+
+
+def _draws(branch: Branch, generator: random.Random) -> Iterator[dict[str, Any]]:
+    while True:
+        yield {path: domain.draw(generator) for path, domain in branch.domains.items()}
+
+
+def _grid(branch: Branch) -> Iterator[dict[str, Any]]:
+    points = [domain.points() or [] for domain in branch.domains.values()]
+    for combination in itertools.product(*points):
+        yield dict(zip(branch.domains, combination, strict=True))

@@ -1,0 +1,275 @@
+"""What a user writes in an experiment file, as frozen types. Every field has its unit in its name or its docstring.
+
+An `ExperimentSpec` is one question: one model, one data set, one space of trials. A `TrialSpec` is one point of that
+space: everything that decides what one trial trains, and nothing else, so two equal TrialSpecs over the same data end
+with equal weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Spec(BaseModel):
+    """Frozen, and an unknown key is an error (components/experiment/load.py names the nearest valid one)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _with_tag(values: Any, field: str, tag: str, default: str) -> Any:
+    """`values` with the tag of a tagged union filled in, so that `--set trial.method.rank=8` needs no `kind: lora`."""
+    if isinstance(values, dict) and isinstance(values.get(field), dict) and tag not in values[field]:
+        return {**values, field: {tag: default, **values[field]}}
+    return values
+
+
+class ModelSpec(Spec):
+    """The base model every trial starts from."""
+
+    path: str = Field(
+        description="A local directory, a Hugging Face hub id, or `smollm2-135m-instruct` (fetched once)."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32", description="What the weights are kept in; full fine-tuning wants fp32."
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+
+
+class DataSpec(Spec):
+    """Conversations in, and the rules for those that do not fit."""
+
+    train: str | tuple[str, ...] = Field(description="File, list of files, glob, or `hf:DATASET[:SPLIT]`.")
+    eval: str | tuple[str, ...] | None = Field(
+        None, description="Held-out conversations; without it `eval_fraction` is split off."
+    )
+    eval_fraction: Share = Field(0.1, description="Share of the conversations held out, where `eval` is not given.")
+    split_seed: NonNegativeInt = 0
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "nested"] = "auto"
+    on_bad_row: Literal["fail", "drop"] = "fail"
+    max_tokens: PositiveInt = Field(1024, ge=8, description="Longest row, in tokens; packed rows are filled up to it.")
+    too_long: Literal["truncate", "drop", "fail"] = Field(
+        "truncate", description="`truncate` cuts at the end of an assistant turn, so that its stop token stays."
+    )
+
+
+class LoraMethod(Spec):
+    """Low-rank adapters on a frozen base. With `quantize` the base is kept in 4 or 8 bits: QLoRA."""
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="`all-linear` is every linear layer but the head."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+    dora: bool = Field(False, description="Learn each weight's magnitude beside its direction.")
+    quantize: Literal["nf4", "int8"] | None = None
+
+
+class FullMethod(Spec):
+    """Every weight is trained."""
+
+    kind: Literal["full"] = "full"
+
+
+Method = Annotated[LoraMethod | FullMethod, Field(discriminator="kind")]
+
+
+class OptimizerSpec(Spec):
+    name: Literal["adamw", "paged_adamw_8bit"] = Field("adamw", description="The 8-bit one needs CUDA.")
+    learning_rate: PositiveFloat = 2.0e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1.0e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class ScheduleSpec(Spec):
+    """Learning rate as a function of the share of the budget spent, so trials with other batch sizes decay alike."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Fraction = Field(0.05, description="Share of the budget spent warming up from zero.")
+    final_fraction: Fraction = Field(0.1, description="Learning rate at the end, as a share of its peak.")
+
+
+class BatchSpec(Spec):
+    rows_per_step: PositiveInt = Field(8, description="Rows in one optimizer step, over all workers and micro-batches.")
+    rows_per_micro_batch: PositiveInt = Field(
+        8, description="At most this many rows in one forward pass of one worker."
+    )
+    packing: bool = Field(True, description="Fill a row with several conversations that cannot see each other.")
+
+    def check_workers(self, num_workers: int) -> None:
+        """Raises ValueError if a step has too few rows for every worker to get one."""
+        if self.rows_per_step < num_workers:
+            raise ValueError(
+                f"batch.rows_per_step={self.rows_per_step} leaves workers idle: give each of the {num_workers} workers a row,"
+                " or the method fewer workers"
+            )
+
+
+class BudgetSpec(Spec):
+    """How long a trial may train. All trials of a search share it, and schedulers compare at equal target tokens."""
+
+    target_tokens: PositiveInt | None = Field(None, description="Tokens scored, over all epochs.")
+    epochs: PositiveFloat | None = Field(None, description="Passes over the training conversations.")
+    evaluations: PositiveInt = Field(
+        4, description="Evaluations with a checkpoint, evenly over the budget; the last ends it."
+    )
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if (self.target_tokens is None) == (self.epochs is None):
+            raise ValueError("give exactly one of target_tokens and epochs")
+        return self
+
+    def in_target_tokens(self, targets_per_epoch: int) -> int:
+        """The budget in target tokens, given how many targets one pass over the training data holds."""
+        if self.target_tokens is not None:
+            return self.target_tokens
+        assert self.epochs is not None
+        return max(1, round(self.epochs * targets_per_epoch))
+
+
+class TrialSpec(Spec):
+    """One configuration: all that decides what a trial trains. The space of a search varies these fields."""
+
+    method: Method = LoraMethod()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    batch: BatchSpec = BatchSpec()
+    budget: BudgetSpec = BudgetSpec(epochs=3.0)
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="Of the forward and backward pass (autocast).")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations instead of keeping them.")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_unless_said(cls, values: Any) -> Any:
+        return _with_tag(values, "method", "kind", "lora")
+
+
+class WorkersSpec(Spec):
+    """What one trial of a method occupies while it runs."""
+
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: NonNegativeFloat = 0.0
+
+
+class ResourcesSpec(Spec):
+    """Per method, because full fine-tuning needs several times the memory of LoRA."""
+
+    lora: WorkersSpec = WorkersSpec()
+    full: WorkersSpec = WorkersSpec()
+
+    def of(self, method: LoraMethod | FullMethod) -> WorkersSpec:
+        return self.lora if isinstance(method, LoraMethod) else self.full
+
+
+class AshaSpec(Spec):
+    """Asynchronous successive halving. Rungs stand at first_rung x reduction_factor^k, in target tokens."""
+
+    name: Literal["asha"] = "asha"
+    first_rung_target_tokens: PositiveInt | None = Field(None, description="By default the budget's first evaluation.")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="One in this many trials passes each rung.")
+
+
+class NoSchedulerSpec(Spec):
+    """Every trial spends its whole budget."""
+
+    name: Literal["none"] = "none"
+
+
+Scheduler = Annotated[AshaSpec | NoSchedulerSpec, Field(discriminator="name")]
+
+
+class SearchSpec(Spec):
+    """The space and how it is walked. `space` has one branch per method variant; components/experiment/space.py reads it."""
+
+    space: dict[Name, dict[str, Any]] = Field(
+        min_length=1,
+        description="Branches. A branch looks like `trial:`, with a domain in the place of each value that varies.",
+    )
+    sampler: Literal["random", "grid", "tpe"] = Field("random", description="`tpe` is Optuna's.")
+    scheduler: Scheduler = AshaSpec()
+    trials: PositiveInt = Field(8, description="Trials in all, shared evenly by the branches (grid: at most).")
+    max_concurrent_trials: PositiveInt | None = Field(None, description="By default as many as the cluster holds.")
+    max_failures: NonNegativeInt = Field(2, description="Times a trial is restarted after its slot died.")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asha_unless_said(cls, values: Any) -> Any:
+        return _with_tag(values, "scheduler", "name", "asha")
+
+
+class StorageSpec(Spec):
+    path: str = Field(
+        "runs", description="Prepared data, journal and checkpoints; on a cluster a folder all nodes see."
+    )
+
+
+class TrackingSpec(Spec):
+    uri: str | None = Field(
+        None, description="MLflow server; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."
+    )
+    experiment: str | None = Field(None, description="MLflow experiment; by default this experiment's name.")
+
+
+class RegistrySpec(Spec):
+    """The gate before a registered model."""
+
+    name: Name | None = Field(None, description="Registered model; by default turnwise-<experiment>.")
+    alias: Name = "champion"
+    confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
+    probes: str | None = Field(
+        None,
+        description="JSONL of held-out questions, asked of base and champion side by side; `expect` names a wanted word.",
+    )
+
+
+class ExperimentSpec(Spec):
+    """One question, as a file in experiments/."""
+
+    name: Name
+    model: ModelSpec
+    data: DataSpec
+    chat_format: str = Field("auto", description="`auto` is the tokenizer's chat template, else ChatML.")
+    trial: TrialSpec = TrialSpec()
+    search: SearchSpec
+    resources: ResourcesSpec = ResourcesSpec()
+    storage: StorageSpec = StorageSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    registry: RegistrySpec = RegistrySpec()
+
+    @property
+    def registered_model(self) -> str:
+        return self.registry.name or f"turnwise-{self.name}"
+
+    @property
+    def mlflow_experiment(self) -> str:
+        return self.tracking.experiment or self.name
+
+    @property
+    def folder(self) -> Path:
+        """Absolute, because Ray workers run elsewhere."""
+        return Path(self.storage.path).expanduser().absolute() / self.name

@@ -1,0 +1,112 @@
+"""A trial's resumable state on disk: safetensors and JSON, written whole or not at all, no pickle.
+
+    spec.json               the TrialSpec
+    base.json               the base model: path, revision, digest; and the chat format
+    state.json              counters, data position, and the optimizer's plain numbers
+    adapter/                LoRA: adapter_config.json and adapter_model.safetensors, as peft reads them
+    weights/model.safetensors   full: every weight, tied ones once
+    optimizer.safetensors   the optimizer's tensors, by parameter name
+
+There is no random state in it: what is random in a step is seeded by (seed, step, worker).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from components.models.adapters import load_adapter_state, save_adapter
+from components.training.optimizer import trained_parameters
+
+ADAPTER, WEIGHTS = "adapter", "weights"
+WEIGHTS_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+class BaseReference(BaseModel):
+    """Which base model, and which chat format, a checkpoint belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    revision: str | None = None
+    digest: str
+    chat_format: str
+
+
+def write_atomically(directory: Path, fill: Callable[[Path], None]) -> None:
+    """`fill` writes into a fresh folder, which then becomes `directory` in one rename."""
+    scratch = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    fill(scratch)
+    shutil.rmtree(directory, ignore_errors=True)
+    scratch.rename(directory)
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_weights(model: nn.Module, directory: Path) -> None:
+    """adapter/ of a model with adapters, weights/ of any other."""
+    if hasattr(model, "peft_config"):
+        save_adapter(model, directory / ADAPTER)
+        return
+    (directory / WEIGHTS).mkdir()
+    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    save_file(tensors, directory / WEIGHTS / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """What save_weights wrote, into a model of the same method. Raises ValueError if the names differ."""
+    if hasattr(model, "peft_config"):
+        load_adapter_state(model, load_file(directory / ADAPTER / "adapter_model.safetensors"))
+        return
+    tensors = load_file(directory / WEIGHTS / WEIGHTS_FILE)
+    parameters = dict(model.named_parameters())
+    if tensors.keys() != parameters.keys():
+        odd = sorted(tensors.keys() ^ parameters.keys())[:5]
+        raise ValueError(f"{directory}: weights of another model; only one side has {', '.join(odd)}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
+    """Writes the tensors; returns the plain numbers for state.json, by parameter name."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained_parameters(model):
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value.detach().contiguous()
+            else:
+                numbers.setdefault(name, {})[key] = value
+    save_file(tensors, directory / OPTIMIZER_FILE)
+    return numbers
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path, numbers: dict[str, dict[str, Any]]
+) -> None:
+    tensors = load_file(directory / OPTIMIZER_FILE)
+    by_parameter: dict[str, dict[str, Any]] = {name: dict(plain) for name, plain in numbers.items()}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        by_parameter.setdefault(name, {})[key] = tensor
+    for name, parameter in trained_parameters(model):
+        state = by_parameter.get(name, {})
+        # A step counter stays where the optimizer made it (fused AdamW wants it beside the parameter).
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) if isinstance(value, Tensor) else value for key, value in state.items()
+        }

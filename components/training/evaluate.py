@@ -1,0 +1,70 @@
+"""Exact loss over a split, conversation by conversation, shared out over workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from components.batches.collate import collate
+from components.batches.packing import pack_rows
+from components.batches.store import TokenStore
+from components.training.loss import ScoredModel
+from components.training.workers import Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationLoss:
+    """One conversation of a split, by its index there. `loss_sum` is weighted nats over its `num_targets` targets."""
+
+    index: int
+    loss_sum: float
+    num_targets: int
+
+
+def conversation_losses(
+    scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+) -> list[ConversationLoss]:
+    """This worker's share of the split; over all workers every conversation comes exactly once."""
+    by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
+    rows = pack_rows(store.lengths, by_length, max_tokens)
+    mine = rows[workers.worker_rank :: workers.count]
+    was_training = scored.training
+    scored.eval()
+    losses = []
+    with torch.no_grad():
+        for start in range(0, len(mine), rows_per_batch):
+            losses.extend(_batch_losses(scored, store, mine[start : start + rows_per_batch], workers, pad_token_id))
+    scored.train(was_training)
+    return losses
+
+
+def evaluate(
+    scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+) -> tuple[float, int]:
+    """(nats per target, number of targets) over the whole split and all workers."""
+    mine = conversation_losses(
+        scored, store, workers, max_tokens=max_tokens, rows_per_batch=rows_per_batch, pad_token_id=pad_token_id
+    )
+    loss_sum, num_targets = workers.sum(
+        [sum(conversation.loss_sum for conversation in mine), sum(conversation.num_targets for conversation in mine)]
+    )
+    return loss_sum / num_targets, int(num_targets)
+
+
+def _batch_losses(
+    scored: ScoredModel, store: TokenStore, rows: list[tuple[int, ...]], workers: Workers, pad_token_id: int
+) -> list[ConversationLoss]:
+    batch = collate(store, rows, pad_token_id).to(workers.device)
+    losses_N, (rows_N, columns_N) = scored.losses(batch)
+    weighted_N = (losses_N * batch.weights_BT[rows_N, columns_N]).double().tolist()
+    segments_N = batch.segment_ids_BT[rows_N, columns_N].tolist()
+    sums: dict[int, tuple[float, int]] = {index: (0.0, 0) for row in rows for index in row}
+    for row, segment, loss in zip(rows_N.tolist(), segments_N, weighted_N, strict=True):
+        index = rows[row][segment - 1]
+        loss_sum, num_targets = sums[index]
+        sums[index] = loss_sum + loss, num_targets + 1
+    return [
+        ConversationLoss(index=index, loss_sum=loss_sum, num_targets=num_targets)
+        for index, (loss_sum, num_targets) in sums.items()
+    ]

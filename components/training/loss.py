@@ -1,0 +1,103 @@
+"""The loss: summed over targets, never averaged here, and logits only where a token is scored.
+
+B rows, T tokens, N scored positions, H hidden size, V vocabulary. Letters are this file's only.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from components.batches.batch import Batch
+from components.batches.inputs import model_inputs
+from components.conversations.rendered import IGNORE_INDEX
+
+MOST_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary
+
+
+def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tensor:
+    """Cross entropy of each scored position in nats, float32 [N], through the head in chunks.
+
+    The logits of a chunk are recomputed in the backward pass, so at no time more than MOST_LOGITS_AT_ONCE exist.
+    """
+    vocabulary = _vocabulary(head)
+    positions_per_chunk = max(1, MOST_LOGITS_AT_ONCE // vocabulary)
+    chunks = zip(hidden_NH.split(positions_per_chunk), labels_N.split(positions_per_chunk), strict=True)
+    return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in chunks])
+
+
+def _vocabulary(head: nn.Module) -> int:
+    return int(cast(Tensor, head.weight).shape[0])
+
+
+def _chunk_losses(head: nn.Module, hidden_nH: Tensor, labels_n: Tensor) -> Tensor:
+    def losses(hidden: Tensor) -> Tensor:
+        return F.cross_entropy(head(hidden).float(), labels_n, reduction="none")
+
+    if torch.is_grad_enabled():
+        return cast(Tensor, checkpoint(losses, hidden_nH, use_reentrant=False))
+    return losses(hidden_nH)
+
+
+class ScoredModel(nn.Module):
+    """A causal LM (with or without adapters) that answers with losses instead of logits.
+
+    A module of its own, so that DistributedDataParallel can wrap all of it. Where a model does more to its logits than
+    its head says (soft caps, scales), the probe in __init__ sees it and the whole logits are used instead.
+    """
+
+    def __init__(self, model: nn.Module, *, precision: str, attention: str, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        self.attention = attention
+        self.device_type = device.type
+        self.autocast_enabled = precision == "bf16"
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # Kept out of the module tree: they are parts of `model` already, and must not be registered twice.
+        self._parts = (base.get_decoder(), base.get_output_embeddings())
+        self.head_is_all = self._head_is_all(device)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Weighted loss summed over the batch's targets, in nats; a scalar that always carries a gradient."""
+        losses_N, (rows_N, columns_N) = self.losses(batch)
+        return (losses_N * batch.weights_BT[rows_N, columns_N]).sum()
+
+    def losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Unweighted losses [N] of the scored positions, and their (row, column) indices.
+
+        A batch without a target answers with one position of weight 0: every worker must take part in the backward pass.
+        """
+        rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
+        labels_N = batch.labels_BT[rows_N, columns_N]
+        if len(rows_N) == 0:
+            rows_N = columns_N = torch.zeros(1, dtype=torch.long, device=batch.labels_BT.device)
+            labels_N = torch.zeros_like(rows_N)
+        decoder, head = self._parts
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.autocast_enabled):
+            inputs = model_inputs(batch, self.attention, self._dtype())
+            if self.head_is_all:
+                hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state
+                return target_losses(hidden_BTH[rows_N, columns_N], head, labels_N), (rows_N, columns_N)
+            logits_NV = self.model(**inputs, use_cache=False).logits[rows_N, columns_N]
+            return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
+
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.autocast_enabled else next(self.model.parameters()).dtype
+
+    @torch.no_grad()
+    def _head_is_all(self, device: torch.device) -> bool:
+        """Whether head(decoder(x)) is what the model itself answers, tried on a few tokens."""
+        decoder, head = self._parts
+        if decoder is None or head is None or decoder is self.model:
+            return False
+        token_ids_BT = torch.arange(4, device=device)[None]
+        was_training = self.model.training
+        self.model.eval()
+        logits_BTV = self.model(input_ids=token_ids_BT, use_cache=False).logits
+        from_parts_BTV = head(decoder(input_ids=token_ids_BT, use_cache=False).last_hidden_state)
+        self.model.train(was_training)
+        return bool(torch.equal(logits_BTV, from_parts_BTV))

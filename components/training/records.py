@@ -1,0 +1,123 @@
+"""Plain records of what happens to trials: the only thing cluster/, tracking/ and reports/ tell each other.
+
+A search is a stream of TrialRecords. Each is JSON on one line of the journal; `fold` turns any stream, replays and
+duplicates included, into the present state of every trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.experiment.spec import TrialSpec
+
+TrialState = Literal["running", "completed", "stopped", "failed"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class StepMetrics(Record):
+    """One optimizer step. `loss` is nats per target of this step; `seconds` is training time since the trial began."""
+
+    step: int
+    target_tokens: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+
+
+class Progress(Record):
+    """One report: the trial has trained up to here, was evaluated, and (with `checkpoint`) can be resumed from here."""
+
+    step: int
+    target_tokens: int = Field(description="Targets trained on so far, over all workers and epochs.")
+    epoch: float
+    train_loss: float = Field(description="Nats per target since the report before.")
+    eval_loss: float = Field(description="Nats per target over the whole eval split, exact over workers.")
+    eval_num_targets: int
+    tokens_per_second: float = Field(
+        description="All tokens, padding excluded, over all workers, since the report before."
+    )
+    seconds: float = Field(description="Training time since the trial began, evaluation and waiting excluded.")
+    steps: tuple[StepMetrics, ...] = ()
+    checkpoint: str | None = None
+    done: bool = False
+    diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
+
+
+class TrialStarted(Record):
+    event: Literal["started"] = "started"
+    trial_id: str
+    number: int = Field(description="1, 2, ... in the order of sampling.")
+    branch: str
+    spec: TrialSpec
+    workers: int
+    varied: dict[str, object] = Field(description="What the search drew: dotted path -> value.")
+    time: float = Field(description="Unix seconds.")
+
+
+class TrialProgressed(Record):
+    event: Literal["progressed"] = "progressed"
+    trial_id: str
+    progress: Progress
+    time: float
+
+
+class TrialEnded(Record):
+    event: Literal["ended"] = "ended"
+    trial_id: str
+    state: TrialState = Field(description="completed: whole budget; stopped: by the scheduler; failed: see reason.")
+    reason: str = ""
+    time: float
+
+
+TrialRecord = TrialStarted | TrialProgressed | TrialEnded
+
+
+class TrialHistory(Record):
+    """All that is known of one trial. `reports` are ordered by step, one per step, the last one told wins."""
+
+    started: TrialStarted
+    reports: tuple[Progress, ...] = ()
+    state: TrialState = "running"
+    reason: str = ""
+    ended_at: float | None = None
+
+    @property
+    def trial_id(self) -> str:
+        return self.started.trial_id
+
+    @property
+    def best(self) -> Progress | None:
+        """The report with the lowest eval loss among those that left a checkpoint."""
+        candidates = [report for report in self.reports if report.checkpoint is not None]
+        return min(candidates, key=lambda report: report.eval_loss, default=None)
+
+
+def fold(records: Iterable[TrialRecord]) -> dict[str, TrialHistory]:
+    """Present state by trial id, in order of first start. A trial that starts again after an end is running again."""
+    histories: dict[str, TrialHistory] = {}
+    for record in records:
+        known = histories.get(record.trial_id)
+        if isinstance(record, TrialStarted):
+            if known is None:
+                histories[record.trial_id] = TrialHistory(started=record)
+            else:
+                histories[record.trial_id] = known.model_copy(
+                    update={"state": "running", "reason": "", "ended_at": None}
+                )
+        elif known is None:
+            raise ValueError(f"trial {record.trial_id} is reported before it started")
+        elif isinstance(record, TrialProgressed):
+            reports = {report.step: report for report in known.reports} | {record.progress.step: record.progress}
+            ordered = tuple(reports[step] for step in sorted(reports))
+            histories[record.trial_id] = known.model_copy(update={"reports": ordered})
+        else:
+            ended = {"state": record.state, "reason": record.reason, "ended_at": record.time}
+            histories[record.trial_id] = known.model_copy(update=ended)
+    return histories

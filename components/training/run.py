@@ -1,0 +1,243 @@
+"""The training loop: one trial, from its first step to the end of its budget.
+
+It knows Workers, not Ray. Whoever drives it calls `advance()` again and again, and gets a Progress each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from components.batches.batch import Batch
+from components.batches.collate import collate
+from components.batches.prepare import PreparedDataset
+from components.batches.sampler import Position, StepSampler, micro_batches
+from components.experiment.spec import TrialSpec
+from components.training.checkpoint import (
+    BaseReference,
+    load_optimizer,
+    load_weights,
+    save_optimizer,
+    save_weights,
+    write_atomically,
+    write_json,
+)
+from components.training.evaluate import evaluate
+from components.training.loss import ScoredModel
+from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from components.training.records import Progress, StepMetrics
+from components.training.workers import Workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """What all trials of a search train on."""
+
+    dataset: PreparedDataset
+    max_tokens: int
+    pad_token_id: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """How far a trial has come; part of its checkpoint."""
+
+    step: int = 0
+    target_tokens: int = 0
+    seconds: float = 0.0
+    reports: int = 0
+
+
+@dataclass(slots=True)
+class Stretch:
+    """What happened since the report before, summed over all workers."""
+
+    steps: list[StepMetrics] = field(default_factory=list)
+    loss_sum: float = 0.0
+    num_targets: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Diverged(Exception):
+    """Training left the finite numbers: the end of this trial, not of the slot it runs in."""
+
+
+class TrialRun:
+    """One trial's model, optimizer and place in the data. Every worker of the trial holds one and calls it alike."""
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        model: nn.Module,
+        data: TrainingData,
+        workers: Workers,
+        base: BaseReference,
+        *,
+        attention: str,
+    ) -> None:
+        self.spec, self.model, self.data, self.workers, self.base = spec, model, data, workers, base
+        self.train_store, self.eval_store = data.dataset.train, data.dataset.eval
+        self.budget = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
+        self.position = Position(epoch=0, step=0)
+        self.counters = Counters()
+        self.scored = ScoredModel(model, precision=spec.precision, attention=attention, device=workers.device)
+        self.parallel = self._parallel()
+        self.optimizer = make_optimizer(model, spec.optimizer, workers.device)
+
+    @property
+    def done(self) -> bool:
+        return self.counters.target_tokens >= self.budget
+
+    def advance(self) -> Progress:
+        """Trains up to the next evaluation and evaluates. A trial that left the finite numbers says so and is done."""
+        mark = self.budget * (self.counters.reports + 1) / self.spec.budget.evaluations
+        stretch = Stretch()
+        self.scored.train()
+        try:
+            while self.counters.target_tokens < min(mark, self.budget):
+                self._step(stretch)
+            eval_loss, eval_num_targets = self._evaluate()
+        except Diverged as reason:
+            return self._progress(stretch, math.inf, 0, diverged=str(reason))
+        # One step of a small data set may pass several marks; its report stands for all of them.
+        passed = self.counters.target_tokens * self.spec.budget.evaluations // self.budget
+        self.counters.reports = max(self.counters.reports + 1, passed)
+        return self._progress(stretch, eval_loss, eval_num_targets)
+
+    def save(self, directory: Path) -> None:
+        """Writes a checkpoint; the first worker writes, all return once it stands."""
+        if self.workers.worker_rank == 0:
+            write_atomically(directory, self._write)
+        self.workers.barrier()
+
+    def load(self, directory: Path) -> None:
+        """Goes on from a checkpoint of the same TrialSpec: on CPU bit-equal to never having stopped."""
+        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+        load_weights(self.model, directory)
+        load_optimizer(self.optimizer, self.model, directory, state["optimizer"])
+        self.counters = Counters(**state["counters"])
+        self.position = Position(**state["position"])
+
+    def _parallel(self) -> nn.Module:
+        if self.workers.count == 1:
+            return self.scored
+        return DistributedDataParallel(self.scored, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _step(self, stretch: Stretch) -> None:
+        """One optimizer step over all workers."""
+        began, step = time.perf_counter(), self.counters.step + 1
+        # What is random in a step (dropout) depends on nothing before it, so a checkpoint needs no random state.
+        torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + self.workers.worker_rank)
+        batches = self._next_batches()
+        num_targets, num_tokens = self._sizes(batches)
+        (loss_sum,) = self.workers.sum([self._backward(batches, num_targets)])
+        grad_norm = float(clip_grad_norm_(self.model.parameters(), self.spec.optimizer.max_grad_norm))
+        loss = loss_sum / num_targets
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}; lower optimizer.learning_rate")
+        target_tokens = self.counters.target_tokens + num_targets
+        factor = learning_rate_factor(self.spec.schedule, target_tokens / self.budget)
+        learning_rate = self.spec.optimizer.learning_rate * factor
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        elapsed = time.perf_counter() - began
+        self.counters.step, self.counters.target_tokens = step, target_tokens
+        self.counters.seconds += elapsed
+        stretch.loss_sum += loss_sum
+        stretch.num_targets += num_targets
+        stretch.num_tokens += num_tokens
+        stretch.seconds += elapsed
+        stretch.steps.append(
+            StepMetrics(
+                step=step,
+                target_tokens=target_tokens,
+                loss=loss,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                seconds=self.counters.seconds,
+            )
+        )
+
+    def _sizes(self, batches: list[Batch]) -> tuple[int, int]:
+        """(targets, tokens without padding) of a step over all workers."""
+        num_targets = sum(batch.num_targets for batch in batches)
+        num_tokens = sum(int((batch.segment_ids_BT > 0).sum()) for batch in batches)
+        all_targets, all_tokens = self.workers.sum([float(num_targets), float(num_tokens)])
+        return int(all_targets), int(all_tokens)
+
+    def _next_batches(self) -> list[Batch]:
+        """This worker's micro-batches of the next step; as many on every worker."""
+        rows, self.position = self.sampler.next_step(self.position)
+        shares = micro_batches(
+            rows,
+            worker_rank=self.workers.worker_rank,
+            worker_count=self.workers.count,
+            rows_per_micro_batch=self.spec.batch.rows_per_micro_batch,
+        )
+        return [collate(self.train_store, share, self.data.pad_token_id).to(self.workers.device) for share in shares]
+
+    def _backward(self, batches: list[Batch], num_targets: int) -> float:
+        """Accumulates the gradient of (loss summed over all workers / num_targets). Returns this worker's loss sum."""
+        loss_sum = 0.0
+        for number, batch in enumerate(batches, start=1):
+            with self._no_sync() if number < len(batches) else contextlib.nullcontext():
+                loss = self.parallel(batch)
+                # DDP averages gradients over workers; x count turns that mean back into a sum.
+                (loss * self.workers.count / num_targets).backward()
+            loss_sum += float(loss.detach())
+        return loss_sum
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _evaluate(self) -> tuple[float, int]:
+        eval_loss, num_targets = evaluate(
+            self.scored,
+            self.eval_store,
+            self.workers,
+            max_tokens=self.data.max_tokens,
+            rows_per_batch=self.spec.batch.rows_per_micro_batch,
+            pad_token_id=self.data.pad_token_id,
+        )
+        if not math.isfinite(eval_loss):
+            raise Diverged(f"step {self.counters.step}: eval loss {eval_loss}; lower optimizer.learning_rate")
+        return eval_loss, num_targets
+
+    def _progress(
+        self, stretch: Stretch, eval_loss: float, eval_num_targets: int, diverged: str | None = None
+    ) -> Progress:
+        return Progress(
+            step=self.counters.step,
+            target_tokens=self.counters.target_tokens,
+            epoch=self.counters.target_tokens / self.train_store.total_targets,
+            train_loss=stretch.loss_sum / stretch.num_targets if stretch.num_targets else math.nan,
+            eval_loss=eval_loss,
+            eval_num_targets=eval_num_targets,
+            tokens_per_second=stretch.num_tokens / stretch.seconds if stretch.seconds else 0.0,
+            seconds=self.counters.seconds,
+            steps=tuple(stretch.steps),
+            done=self.done or diverged is not None,
+            diverged=diverged,
+        )
+
+    def _write(self, directory: Path) -> None:
+        (directory / "spec.json").write_text(self.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (directory / "base.json").write_text(self.base.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        save_weights(self.model, directory)
+        numbers = save_optimizer(self.optimizer, self.model, directory)
+        state = {"counters": asdict(self.counters), "position": asdict(self.position), "optimizer": numbers}
+        write_json(directory / "state.json", state)

@@ -1,0 +1,73 @@
+"""A place where one trial after another is trained on a base model that stays in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
+from components.models.load import load_base_model
+from components.models.warm import WarmBase
+from components.training.checkpoint import BaseReference
+from components.training.records import Progress
+from components.training.run import TrainingData, TrialRun
+from components.training.workers import Workers
+
+
+class Session:
+    """Holds the base model and at most one running trial. Each worker of a slot has one."""
+
+    def __init__(
+        self, model: ModelSpec, data: TrainingData, workers: Workers, base: BaseReference, checkpoints: Path
+    ) -> None:
+        self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
+        self.warm = WarmBase(lambda quantize: load_base_model(model, device=workers.device, quantize=quantize))
+        self.run: TrialRun | None = None
+        self.trial_id = ""
+
+    def warm_up(self) -> None:
+        """Loads the base model; without it the first trial waits for that."""
+        self.warm.load(None)
+
+    def start(self, trial_id: str, spec: TrialSpec) -> None:
+        """A clean model for a new trial; the one before leaves no trace. Raises ValueError for an impossible spec."""
+        self.run = None  # frees the old optimizer before the new one is made
+        self.trial_id = trial_id
+        model = self.warm.begin(spec.method, spec.seed)
+        set_gradient_checkpointing(model, spec)
+        self.run = TrialRun(spec, model, self.data, self.workers, self.base, attention=self.model.attention)
+
+    def advance(self) -> Progress:
+        """To the next report, with a checkpoint beside it (none if the trial diverged)."""
+        run = self.running
+        progress = run.advance()
+        if progress.diverged is not None:
+            return progress
+        directory = self.checkpoints / self.trial_id / f"step_{progress.step:06d}"
+        run.save(directory)
+        return progress.model_copy(update={"checkpoint": str(directory)})
+
+    def load(self, directory: Path) -> None:
+        self.running.load(directory)
+
+    @property
+    def running(self) -> TrialRun:
+        if self.run is None:
+            raise RuntimeError("no trial has been started in this session")
+        return self.run
+
+
+def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:
+    """Recomputes activations in the backward pass, if the trial asks for it."""
+    if not spec.gradient_checkpointing:
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    if isinstance(spec.method, LoraMethod):
+        # The frozen embeddings give no gradient, and a checkpointed block without an input gradient trains nothing.
+        model.enable_input_require_grads()  # type: ignore[operator]
+
+
+def device_of_worker(gpus_per_worker: float, local_rank: int) -> torch.device:
+    return torch.device("cuda", local_rank) if gpus_per_worker and torch.cuda.is_available() else torch.device("cpu")

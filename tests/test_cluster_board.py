@@ -1,0 +1,97 @@
+"""The board between a slot and its workers, without Ray: it is plain asyncio."""
+
+import asyncio
+
+from components.cluster.board import Answer, Board, Command
+
+
+def progress(checkpoint):
+    return {"checkpoint": checkpoint}
+
+
+async def answered(board, asked, answer_of):
+    """One round: the slot asks, the first worker takes the command and answers it."""
+    call = asyncio.ensure_future(board.call("slot", asked))
+    await asyncio.sleep(0)
+    command = await board.next("slot", None)
+    waiting = asyncio.ensure_future(board.next("slot", answer_of(command)))
+    answer = await call
+    waiting.cancel()
+    return answer
+
+
+def run(scenario):
+    board = Board()
+    return asyncio.run(scenario(board))
+
+
+def test_an_answer_reaches_whoever_asked():
+    async def scenario(board):
+        await board.attach("slot")
+        return await answered(board, Command(kind="advance"), lambda command: Answer(number=command.number))
+
+    assert run(scenario) == Answer(number=1)
+
+
+def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_checkpoint():
+    async def scenario(board):
+        await board.attach("slot")
+        start = Command(kind="start", trial_id="t", spec={"a": 1})
+        await answered(board, start, lambda command: Answer(number=command.number))
+        for name in ("one", "two"):
+            await answered(
+                board,
+                Command(kind="advance"),
+                lambda command, name=name: Answer(number=command.number, progress=progress(name)),
+            )
+        return await board.attach("slot")
+
+    resume = run(scenario)
+    assert (resume.start.trial_id, resume.checkpoint) == ("t", "two")
+
+
+def test_a_command_whose_workers_died_is_given_to_the_next_group():
+    async def scenario(board):
+        await board.attach("slot")
+        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await asyncio.sleep(0)
+        lost = await board.next("slot", None)
+        await board.attach("slot")
+        again = await board.next("slot", None)
+        waiting = asyncio.ensure_future(board.next("slot", Answer(number=again.number)))
+        await call
+        waiting.cancel()
+        return lost, again
+
+    lost, again = run(scenario)
+    assert lost == again
+
+
+def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason():
+    async def scenario(board):
+        await board.attach("slot")
+        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
+        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            await board.next("slot", None)
+            resume = await board.attach("slot")
+        return await call, resume
+
+    answer, resume = run(scenario)
+    assert answer.error == "its workers died 3 times at the same place"
+    assert resume.start is None
+
+
+def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
+    async def scenario(board):
+        await board.attach("slot")
+        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
+        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await asyncio.sleep(0)
+        await board.blame("slot", "out of memory")
+        return await call, await board.attach("slot")
+
+    answer, resume = run(scenario)
+    assert answer.error == "out of memory"
+    assert resume.start is None

@@ -1,0 +1,177 @@
+"""Experiment files: typing, overrides, the search space, and what people are told when something is wrong."""
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+
+from components.experiment.load import load_experiment
+from components.experiment.problems import ExperimentError
+from components.experiment.schema import experiment_schema
+from components.experiment.space import branches_of, sample_trials, trial_spec, trials_per_branch
+
+EXPERIMENT = """
+name: toy
+model: {path: somewhere}
+data: {train: a.jsonl}
+search:
+  trials: 7
+  space:
+    lora:
+      method: {kind: lora, rank: {choice: [4, 8]}, dropout: {uniform: [0, 0.1]}}
+      optimizer: {learning_rate: {log_uniform: [1e-4, 2e-3]}}
+    full:
+      method: {kind: full}
+      optimizer: {learning_rate: {log_uniform: [1e-5, 2e-4]}}
+resources: {full: {workers: 2}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "toy.yaml"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+def told(path, *overrides):
+    with pytest.raises(ExperimentError) as caught:
+        load_experiment(path, overrides)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_numbers_like_1e_4_are_numbers_though_yaml_says_text(path):
+    learning_rate = branches_of(load_experiment(path))["lora"].domains["optimizer.learning_rate"]
+    assert learning_rate.extremes() == [0.0001, 0.002]
+
+
+def test_a_misspelt_key_is_answered_with_the_nearest_valid_one(path):
+    assert told(path, "search.smapler=grid") == [
+        'search.smapler: unknown key "smapler"; did you mean "sampler"? '
+        "(valid: max_concurrent_trials, max_failures, sampler, scheduler, seed, space, trials)"
+    ]
+
+
+def test_a_misspelt_key_inside_a_branch_is_found_before_anything_starts(path):
+    (problem,) = told(path, "search.space.lora.method.rnk=3")
+    assert problem.startswith('search.space.lora.method.rnk: unknown key "rnk"; did you mean "rank"?')
+
+
+def test_a_full_fine_tune_has_no_rank(path):
+    assert told(path, "search.space.full.method.rank=3") == [
+        'search.space.full.method.rank: unknown key "rank" (valid: kind)'
+    ]
+
+
+def test_all_problems_of_a_file_come_together(path):
+    places = [problem.split(":")[0] for problem in told(path, "data.max_tokens=abc", "data.split_sed=1", "name=")]
+    assert places == ["name", "data.max_tokens", "data.split_sed"]
+
+
+def test_a_range_upside_down_is_refused_with_its_rule(path):
+    assert told(path, "search.space.full.optimizer.learning_rate={log_uniform: [1, 0.1]}") == [
+        "search.space.full.optimizer.learning_rate: log_uniform needs [low, high] with low < high, not [1.0, 0.1]"
+    ]
+
+
+def test_a_bad_end_of_a_range_is_found_though_the_other_end_is_good(path):
+    (problem,) = told(path, "search.space.lora.method.dropout={uniform: [0.0, 1.5]}")
+    assert problem == "search.space.lora.method.dropout: input should be less than 1, not 1.5"
+
+
+def test_a_batch_that_leaves_workers_idle_is_refused(path):
+    (problem,) = told(path, "trial.batch.rows_per_step=1")
+    assert problem == (
+        "search.space.full: batch.rows_per_step=1 leaves workers idle: give each of the 2 workers a row, or the method"
+        " fewer workers"
+    )
+
+
+def test_the_budget_is_shared_by_all_trials(path):
+    (problem,) = told(path, "search.space.lora.budget.epochs=3")
+    assert problem.startswith("search.space.lora.budget.epochs: is shared by all trials")
+
+
+def test_a_budget_has_one_measure(path):
+    assert told(path, "trial.budget.target_tokens=5", "trial.budget.epochs=1") == [
+        "trial.budget: give exactly one of target_tokens and epochs"
+    ]
+
+
+def test_a_continuous_range_has_no_grid(path):
+    assert [problem.split(":")[0] for problem in told(path, "search.sampler=grid")] == [
+        "search.space.lora.method.dropout",
+        "search.space.lora.optimizer.learning_rate",
+        "search.space.full.optimizer.learning_rate",
+    ]
+
+
+def test_a_key_that_stands_twice_is_an_error_not_a_choice(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\nname: b\n")
+    (problem,) = told(file)
+    assert 'the key "name" stands twice' in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "no such experiment file"), ("a: [", "not YAML"), ("- 1", "a mapping of keys")]
+)
+def test_what_is_no_experiment_file_is_said_to_be_none(tmp_path, content, words):
+    file = tmp_path / "x.yaml"
+    if content is not None:
+        file.write_text(content)
+    (problem,) = told(file)
+    assert words in problem
+
+
+def test_an_override_needs_a_key_and_a_value(path):
+    assert told(path, "data.train") == ["--set data.train: write it as key.subkey=value"]
+    assert told(path, "name.x=1") == ["--set name.x=1: name is 'toy', which has no keys"]
+
+
+def test_overrides_are_typed_like_the_file(path):
+    experiment = load_experiment(path, ["trial.optimizer.learning_rate=1e-3", "trial.method.rank=2", "data.eval="])
+    assert experiment.trial.optimizer.learning_rate == 0.001
+    assert experiment.trial.method.rank == 2
+    assert experiment.data.eval is None
+
+
+def test_branches_share_the_trials_and_wide_ones_come_first(path):
+    counts = [(branch.name, count) for branch, count in trials_per_branch(load_experiment(path))]
+    assert counts == [("full", 3), ("lora", 4)]
+
+
+def test_one_seed_draws_one_list_of_trials_and_every_draw_lies_in_its_range(path):
+    first, again = (sample_trials(load_experiment(path)) for _ in range(2))
+    assert first == again
+    assert first != sample_trials(load_experiment(path, ["search.seed=1"]))
+    for trial in first:
+        low, high = {"lora": (1e-4, 2e-3), "full": (1e-5, 2e-4)}[trial.branch]
+        assert low <= trial.spec.optimizer.learning_rate <= high
+        assert trial.spec.method.kind == trial.branch
+
+
+def test_a_grid_is_crossed_and_never_longer_than_the_search(path):
+    overrides = [
+        "search.sampler=grid",
+        "search.space={a: {method: {rank: {grid: [1, 2]}, alpha: {choice: [8, 16]}}}}",
+        "search.trials=3",
+    ]
+    varied = [tuple(trial.varied.values()) for trial in sample_trials(load_experiment(path, overrides))]
+    assert varied == [(1, 8), (1, 16), (2, 8)]
+
+
+def test_a_branch_overrides_the_shared_trial_and_keeps_the_rest(path):
+    experiment = load_experiment(path, ["trial.schedule.name=linear", "trial.method.rank=64"])
+    full = trial_spec(experiment, branches_of(experiment)["full"], {"optimizer.learning_rate": 3e-5})
+    assert (full.schedule.name, full.method.kind, full.optimizer.learning_rate) == ("linear", "full", 3e-5)
+
+
+def test_the_schema_accepts_what_the_loader_accepts_and_refuses_a_misspelt_branch_key():
+    validator = jsonschema.Draft202012Validator(json.loads(json.dumps(experiment_schema())))
+    validator.check_schema(validator.schema)
+    tree = yaml.safe_load(EXPERIMENT.replace("1e-", "1.0e-").replace("2e-", "2.0e-"))
+    assert list(validator.iter_errors(tree)) == []
+    tree["search"]["space"]["lora"]["optimizer"]["lerning_rate"] = 1
+    assert len(list(validator.iter_errors(tree))) == 1

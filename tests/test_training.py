@@ -1,0 +1,238 @@
+"""The loop: what must be equal is equal, however a step is split, and whether or not it was interrupted."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+import torch.nn.functional as F
+from torch import nn
+
+from components.batches.prepare import prepare
+from components.conversations.formats import load_chat_format
+from components.conversations.tokenizers import load_tokenizer
+from components.experiment.spec import (
+    BatchSpec,
+    BudgetSpec,
+    DataSpec,
+    FullMethod,
+    LoraMethod,
+    ModelSpec,
+    OptimizerSpec,
+    ScheduleSpec,
+    TrialSpec,
+)
+from components.training import loss as loss_module
+from components.training.checkpoint import BaseReference
+from components.training.loss import target_losses
+from components.training.optimizer import learning_rate_factor, make_optimizer
+from components.training.run import TrainingData
+from components.training.session import Session
+from components.training.workers import OneWorker, TorchWorkers
+from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+
+FULL = TrialSpec(
+    method=FullMethod(),
+    optimizer=OptimizerSpec(learning_rate=1e-2),
+    batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=4),
+    budget=BudgetSpec(epochs=3.0, evaluations=3),
+    precision="fp32",
+)
+LORA = FULL.model_copy(update={"method": LoraMethod(rank=4, alpha=8.0, dropout=0.1)})
+MAX_TOKENS = 128
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """(model directory, prepared data directory, pad token id): a tiny real model and a few prepared conversations."""
+    folder = tmp_path_factory.mktemp("toy")
+    model = folder / "model"
+    tiny_model_directory(model)
+    write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(24, seed=0))
+    data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.25, max_tokens=MAX_TOKENS)
+    dataset = prepare(data, model_path=model, chat_format_name="auto", storage=folder)
+    chat_format = load_chat_format(load_tokenizer(model), "auto")
+    return model, dataset.directory, chat_format.pad_token_id
+
+
+def session(toy, checkpoints, workers=None):
+    from components.batches.prepare import PreparedDataset
+
+    model, prepared, pad_token_id = toy
+    torch.set_num_threads(1)
+    data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
+    base = BaseReference(path=str(model), digest="sha256:toy", chat_format="auto")
+    return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, checkpoints)
+
+
+def reports(of, spec, trial_id="trial"):
+    of.start(trial_id, spec)
+    progress = [of.advance()]
+    while not progress[-1].done:
+        progress.append(of.advance())
+    return progress
+
+
+def curve(progress):
+    return [step.loss for report in progress for step in report.steps] + [report.eval_loss for report in progress]
+
+
+def weights(of):
+    return {name: parameter.detach().clone() for name, parameter in of.running.model.named_parameters()}
+
+
+def test_losses_of_chunks_are_those_of_whole_logits_and_so_are_their_gradients(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden_NH = torch.randn(13, 8, generator=generator, requires_grad=True)
+    labels_N = torch.randint(0, 32, (13,), generator=generator)
+    head = nn.Linear(8, 32, bias=False)
+    whole = F.cross_entropy(head(hidden_NH), labels_N, reduction="sum")
+    expected = torch.autograd.grad(whole, [hidden_NH, head.weight])
+    monkeypatch.setattr(loss_module, "MOST_LOGITS_AT_ONCE", 4 * 32)
+    chunked = target_losses(hidden_NH, head, labels_N).sum()
+    torch.testing.assert_close(chunked, whole)
+    torch.testing.assert_close(torch.autograd.grad(chunked, [hidden_NH, head.weight]), expected)
+
+
+def test_logits_never_exist_for_more_positions_than_a_chunk(monkeypatch):
+    seen = []
+
+    class Head(nn.Linear):
+        def forward(self, hidden):
+            seen.append(len(hidden))
+            return super().forward(hidden)
+
+    monkeypatch.setattr(loss_module, "MOST_LOGITS_AT_ONCE", 4 * 32)
+    target_losses(torch.randn(13, 8), Head(8, 32), torch.zeros(13, dtype=torch.long)).sum().backward()
+    assert max(seen) == 4
+    assert sum(seen) == 2 * 13  # once forward, once again for the backward pass
+
+
+@pytest.mark.parametrize("spec", [FULL, LORA.model_copy(update={"method": LoraMethod(rank=4)})], ids=["full", "lora"])
+def test_the_loss_curve_does_not_depend_on_micro_batches(toy, tmp_path, spec):
+    whole = curve(reports(session(toy, tmp_path), spec))
+    for rows in (1, 2):
+        batch = BatchSpec(rows_per_step=4, rows_per_micro_batch=rows)
+        split = curve(reports(session(toy, tmp_path), spec.model_copy(update={"batch": batch})))
+        assert split == pytest.approx(whole, abs=2e-5)
+
+
+def train_as_worker(rank, toy, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    of = session(toy, folder, TorchWorkers(torch.device("cpu")))
+    result = curve(reports(of, FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=1)})))
+    (folder / f"worker_{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def test_two_gloo_workers_have_the_loss_curve_of_one(toy, tmp_path):
+    multiprocessing.spawn(train_as_worker, args=(toy, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"worker_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first == pytest.approx(curve(reports(session(toy, tmp_path), FULL)), abs=2e-5)
+
+
+@pytest.mark.parametrize("spec", [FULL, LORA], ids=["full", "lora with dropout"])
+def test_a_trial_resumed_in_a_new_session_ends_bit_equal_to_one_that_never_stopped(toy, tmp_path, spec):
+    straight = session(toy, tmp_path / "a")
+    whole = reports(straight, spec)
+    stopped = session(toy, tmp_path / "b")
+    stopped.start("trial", spec)
+    first = stopped.advance()
+    resumed = session(toy, tmp_path / "b")
+    resumed.start("trial", spec)
+    resumed.load(tmp_path / "b" / "trial" / f"step_{first.step:06d}")
+    rest = [resumed.advance(), resumed.advance()]
+    assert rest[-1].done
+    assert curve([first, *rest]) == curve(whole)
+    left, right = weights(straight), weights(resumed)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_trials_in_one_session_are_as_if_each_had_its_own(toy, tmp_path):
+    shared = session(toy, tmp_path)
+    in_turn = [curve(reports(shared, spec)) for spec in (FULL, LORA, FULL, LORA)]
+    alone = [curve(reports(session(toy, tmp_path), spec)) for spec in (FULL, LORA)]
+    assert in_turn == alone + alone
+
+
+def test_training_learns_and_counts_every_target_once_per_epoch(toy, tmp_path):
+    of = session(toy, tmp_path)
+    progress = reports(of, FULL)
+    per_epoch = of.running.train_store.total_targets
+    assert progress[-1].target_tokens == 3 * per_epoch
+    assert [report.done for report in progress] == [False, False, True]
+    assert progress[-1].eval_loss < 0.8 * progress[0].eval_loss
+
+
+def test_lora_leaves_the_base_alone_and_changes_every_adapter_weight(toy, tmp_path):
+    of = session(toy, tmp_path)
+    of.start("trial", LORA)
+    before = weights(of)
+    of.advance()
+    changed = {name for name, tensor in weights(of).items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+
+
+def test_a_trial_that_leaves_the_finite_numbers_ends_with_the_reason_and_the_session_goes_on(toy, tmp_path):
+    of = session(toy, tmp_path)
+    wild = FULL.model_copy(
+        update={"optimizer": OptimizerSpec(learning_rate=1e30), "schedule": ScheduleSpec(name="constant")}
+    )
+    (progress,) = reports(of, wild)
+    assert progress.done
+    assert progress.checkpoint is None
+    assert progress.eval_loss == math.inf
+    assert "lower optimizer.learning_rate" in progress.diverged
+    assert curve(reports(of, FULL)) == curve(reports(session(toy, tmp_path), FULL))
+
+
+def test_a_checkpoint_holds_plain_files_only(toy, tmp_path):
+    of = session(toy, tmp_path)
+    of.start("trial", LORA)
+    directory = of.advance().checkpoint
+    names = {str(path.relative_to(directory)) for path in tmp_path.glob("trial/step_*/**/*") if path.is_file()}
+    assert names == {
+        "spec.json",
+        "base.json",
+        "state.json",
+        "optimizer.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+
+
+def test_gradient_checkpointing_changes_no_loss(toy, tmp_path):
+    for spec in (FULL, LORA):
+        plain = curve(reports(session(toy, tmp_path), spec))
+        recomputed = session(toy, tmp_path)
+        assert curve(reports(recomputed, spec.model_copy(update={"gradient_checkpointing": True}))) == pytest.approx(
+            plain, abs=2e-5
+        )
+
+
+def test_the_eight_bit_optimizer_says_that_it_needs_cuda():
+    spec = OptimizerSpec(name="paged_adamw_8bit")
+    with pytest.raises(ValueError, match=r"needs CUDA\|CUDA unified memory"):
+        make_optimizer(nn.Linear(2, 2), spec, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "spent", "factor"),
+    [
+        ("cosine", 0.05, 0.5),
+        ("cosine", 0.1, 1.0),
+        ("cosine", 0.55, 0.6),
+        ("cosine", 1.0, 0.2),
+        ("linear", 0.55, 0.6),
+        ("linear", 1.5, 0.2),
+        ("constant", 0.9, 1.0),
+    ],
+)
+def test_the_learning_rate_follows_the_share_of_the_budget_spent(name, spent, factor):
+    schedule = ScheduleSpec(name=name, warmup_fraction=0.1, final_fraction=0.2)
+    assert learning_rate_factor(schedule, spent) == pytest.approx(factor)
