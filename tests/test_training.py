@@ -217,7 +217,7 @@ def test_gradient_checkpointing_changes_no_loss(toy, tmp_path):
 
 def test_the_eight_bit_optimizer_says_that_it_needs_cuda():
     spec = OptimizerSpec(name="paged_adamw_8bit")
-    with pytest.raises(ValueError, match=r"needs CUDA\|CUDA unified memory"):
+    with pytest.raises(ValueError, match="CUDA unified memory"):
         make_optimizer(nn.Linear(2, 2), spec, torch.device("cpu"))
 
 

@@ -16,7 +16,7 @@ class Batch:
     labels_BT: int64, *already shifted*: labels_BT[b, t] = token_ids_BT[b, t + 1] if that token is a target of the same
         conversation, else -100. The last position of every conversation is -100.
     weights_BT: float32, the loss weight of each label, 0.0 where the label is -100.
-    position_ids_BT: int64, restarting at 0 with every conversation of a row.
+    position_ids_BT: int64, restarting at 0 with every conversation of a row; 0 for padding.
     segment_ids_BT: int64, 1, 2, ... per conversation of the row, 0 for padding: a token attends only to earlier tokens
         of its own segment.
     """

@@ -77,16 +77,15 @@ class ScoredModel(nn.Module):
             rows_N = columns_N = torch.zeros(1, dtype=torch.long, device=batch.labels_BT.device)
             labels_N = torch.zeros_like(rows_N)
         decoder, head = self._parts
+        shape_BT = batch.token_ids_BT.shape
+        inputs = model_inputs(batch, self.attention)
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.autocast_enabled):
-            inputs = model_inputs(batch, self.attention, self._dtype())
             if self.head_is_all:
-                hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state
+                hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state.view(*shape_BT, -1)
                 return target_losses(hidden_BTH[rows_N, columns_N], head, labels_N), (rows_N, columns_N)
-            logits_NV = self.model(**inputs, use_cache=False).logits[rows_N, columns_N]
+            logits_BTV = self.model(**inputs, use_cache=False).logits.view(*shape_BT, -1)
+            logits_NV = logits_BTV[rows_N, columns_N]
             return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
-
-    def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.autocast_enabled else next(self.model.parameters()).dtype
 
     @torch.no_grad()
     def _head_is_all(self, device: torch.device) -> bool:
@@ -101,3 +100,32 @@ class ScoredModel(nn.Module):
         from_parts_BTV = head(decoder(input_ids=token_ids_BT, use_cache=False).last_hidden_state)
         self.model.train(was_training)
         return bool(torch.equal(logits_BTV, from_parts_BTV))
+
+
+@torch.no_grad()
+def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device) -> bool:
+    """Whether two sequences in one row give the second one the hidden states it has alone, tried on a few tokens.
+
+    A model that makes its own mask, or mixes tokens by other means than attention, may not.
+    """
+    alone_BT = torch.arange(4, 8, device=device)[None]
+    packed_BT = torch.cat([torch.arange(4, device=device)[None], alone_BT], dim=1)
+    positions_BT = torch.arange(4, device=device).repeat(2)[None]
+    was_training = model.training
+    model.eval()
+    alone = model(**_probe(alone_BT, positions_BT[:, :4], attention), use_cache=False).logits
+    packed = model(**_probe(packed_BT, positions_BT, attention), use_cache=False).logits
+    model.train(was_training)
+    return bool(torch.allclose(packed[:, 4:].float(), alone.float(), rtol=1e-2, atol=1e-2))
+
+
+def _probe(token_ids_BT: Tensor, position_ids_BT: Tensor, attention: str) -> dict[str, Tensor | None]:
+    nothing_BT = torch.zeros_like(token_ids_BT)
+    batch = Batch(
+        token_ids_BT=token_ids_BT,
+        labels_BT=nothing_BT,
+        weights_BT=nothing_BT.float(),
+        position_ids_BT=position_ids_BT,
+        segment_ids_BT=nothing_BT,
+    )
+    return model_inputs(batch, attention)

@@ -63,7 +63,7 @@ def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:
     """Recomputes activations in the backward pass, if the trial asks for it."""
     if not spec.gradient_checkpointing:
         return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if isinstance(spec.method, LoraMethod):
         # The frozen embeddings give no gradient, and a checkpointed block without an input gradient trains nothing.
         model.enable_input_require_grads()  # type: ignore[operator]

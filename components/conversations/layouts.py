@@ -1,0 +1,138 @@
+"""The layouts in which people keep conversations, each turned into messages. What is odd is left to rules.py to report.
+
+A layout function takes a raw record and returns raw messages: dicts with role, content and whatever else OpenAI's have.
+It raises LayoutError with what it missed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+Raw = dict[str, Any]
+
+
+class LayoutError(ValueError):
+    """A record is not in the layout it is read in."""
+
+
+def _openai(record: Any) -> tuple[list[Raw], Any]:
+    """{"messages": [{"role", "content", ...}], "tools": [...]}"""
+    messages = _field(record, "messages", list)
+    return [_mapping(message, number) for number, message in enumerate(messages, start=1)], record.get("tools")
+
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bing": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "function_call": "function_call",
+}
+
+
+def _sharegpt(record: Any) -> tuple[list[Raw], Any]:
+    """{"conversations": [{"from": "human", "value": ...}], "system": ..., "tools": ...}"""
+    messages: list[Raw] = []
+    if record_system := _optional_text(record, "system"):
+        messages.append({"role": "system", "content": record_system})
+    for number, turn in enumerate(_field(record, "conversations", list), start=1):
+        turn = _mapping(turn, number)
+        speaker = turn.get("from", turn.get("role"))
+        role = SHAREGPT_ROLES.get(str(speaker).lower(), speaker)
+        content = turn.get("value", turn.get("content"))
+        extras = {key: turn[key] for key in ("loss", "weight", "train") if key in turn}
+        if role == "function_call":
+            messages.append({"role": "assistant", "content": "", "tool_calls": [_call(content, number)], **extras})
+        else:
+            messages.append({"role": role, "content": content, **extras})
+    tools = record.get("tools")
+    return messages, _parsed(tools, "tools") if isinstance(tools, str) and tools else tools
+
+
+def _alpaca(record: Any) -> tuple[list[Raw], Any]:
+    """{"instruction", "input", "output", "history": [[question, answer], ...], "system"}"""
+    instruction, output = _field(record, "instruction", str), _field(record, "output", str)
+    messages: list[Raw] = []
+    if system := _optional_text(record, "system"):
+        messages.append({"role": "system", "content": system})
+    for number, pair in enumerate(record.get("history") or [], start=1):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise LayoutError(f"history {number} must be a pair [question, answer], not {pair!r}")
+        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    extra = _optional_text(record, "input")
+    question = f"{instruction}\n{extra}" if extra else instruction
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": output}], None
+
+
+def _nested(record: Any) -> tuple[list[Raw], Any]:
+    """[{"role": "USER", "content"}, {"role": "ASSISTANT", "content"}, ...]"""
+    if not isinstance(record, list):
+        raise LayoutError(f"must be a list of messages, not {type(record).__name__}")
+    messages = [_mapping(message, number) for number, message in enumerate(record, start=1)]
+    return [{**message, "role": str(message.get("role")).lower()} for message in messages], None
+
+
+LAYOUTS: dict[str, Callable[[Any], tuple[list[Raw], Any]]] = {
+    "messages": _openai,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "nested": _nested,
+}
+
+
+def detect_layout(record: Any) -> str | None:
+    """The layout of a record by its keys, or None."""
+    if isinstance(record, list):
+        return "nested"
+    if isinstance(record, dict):
+        for key, layout in {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca"}.items():
+            if key in record:
+                return layout
+    return None
+
+
+def _field(record: Any, key: str, kind: type) -> Any:
+    if not isinstance(record, dict):
+        raise LayoutError(f"must be an object, not {type(record).__name__}")
+    if key not in record:
+        raise LayoutError(f'has no "{key}" (keys: {", ".join(map(str, record)) or "none"})')
+    if not isinstance(record[key], kind):
+        raise LayoutError(f'"{key}" must be a {kind.__name__}, not {type(record[key]).__name__}')
+    return record[key]
+
+
+def _mapping(message: Any, number: int) -> Raw:
+    if not isinstance(message, dict):
+        raise LayoutError(f"message {number} must be an object, not {type(message).__name__}")
+    return message
+
+
+def _optional_text(record: Any, key: str) -> str:
+    value = record.get(key) or ""
+    if not isinstance(value, str):
+        raise LayoutError(f'"{key}" must be a string, not {type(value).__name__}')
+    return value
+
+
+def _call(content: Any, number: int) -> Raw:
+    call = _parsed(content, f"message {number}: the function call") if isinstance(content, str) else content
+    if not (isinstance(call, dict) and "name" in call):
+        raise LayoutError(f'message {number}: a function call is an object with "name" and "arguments"')
+    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+
+
+def _parsed(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LayoutError(f"{what} is not JSON: {error.msg}") from None

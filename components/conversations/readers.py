@@ -1,0 +1,80 @@
+"""From files to checked conversations, with all problems of all files together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from components.conversations.layouts import LAYOUTS, LayoutError, detect_layout
+from components.conversations.messages import Conversation
+from components.conversations.problems import ConversationError, Problem
+from components.conversations.rules import build
+from components.conversations.sources import Record, content_digest, files_of, read_records
+
+__all__ = ["ReadResult", "content_digest", "read_conversations"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadResult:
+    """`dropped` is empty unless bad rows may be dropped."""
+
+    conversations: tuple[Conversation, ...]
+    dropped: tuple[Problem, ...]
+
+
+def read_conversations(
+    source: str | Sequence[str], *, format: str = "auto", on_bad_row: Literal["fail", "drop"] = "fail"
+) -> ReadResult:
+    """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT].
+
+    Args:
+        format: auto (by the keys of each file's first record), messages, sharegpt, alpaca or nested.
+        on_bad_row: fail raises with every bad record; drop leaves them out and returns what was wrong.
+
+    Raises:
+        ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
+    """
+    conversations: list[Conversation] = []
+    problems: list[Problem] = []
+    counts: dict[str, int] = {}
+    for file in files_of(source):
+        records, broken = read_records(file)
+        counts[file] = len(records) + len(broken)
+        problems.extend(broken)
+        layout = _layout_of(file, records, format)
+        for record in records:
+            conversation, found = _read(record, layout)
+            problems.extend(found)
+            if conversation is not None:
+                conversations.append(conversation)
+    if problems and on_bad_row == "fail":
+        raise ConversationError(problems, counts)
+    if not conversations:
+        raise ConversationError(
+            problems or [Problem(file=file, place="", text="holds no conversations") for file in counts],
+            counts if problems else {},
+        )
+    return ReadResult(conversations=tuple(conversations), dropped=tuple(problems))
+
+
+def _layout_of(file: str, records: list[Record], format: str) -> str:
+    if format != "auto" or not records:
+        return format
+    layout = detect_layout(records[0].value)
+    if layout is None:
+        text = (
+            'is in no known layout: records have "messages" (OpenAI), "conversations" (ShareGPT), "instruction" (Alpaca),'
+            " or are lists of messages; say which by data.format"
+        )
+        raise ConversationError([Problem(file=file, place=records[0].place, text=text)], {})
+    return layout
+
+
+def _read(record: Record, layout: str) -> tuple[Conversation | None, list[Problem]]:
+    try:
+        messages, tools = LAYOUTS[layout](record.value)
+    except LayoutError as error:
+        return None, [Problem(file=record.file, place=record.place, text=str(error))]
+    conversation, texts = build(messages, tools, f"{record.file}, {record.place}")
+    return conversation, [Problem(file=record.file, place=record.place, text=text) for text in texts]

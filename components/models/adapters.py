@@ -1,0 +1,78 @@
+"""LoRA by peft: on a base that other trials will use again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from components.experiment.spec import LoraMethod
+
+
+def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
+    """Adapters on a frozen base, float32 and trainable; at first they change nothing. Seed torch before, for their A.
+
+    Raises ValueError if target_modules name no module of this model.
+    """
+    base.requires_grad_(False)
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules),
+        use_rslora=method.rslora,
+        use_dora=method.dora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return cast(PeftModel, get_peft_model(base, config, autocast_adapter_dtype=True))
+    except ValueError as error:
+        if isinstance(method.target_modules, str):
+            raise
+        names = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
+        raise ValueError(
+            f"method.target_modules={list(method.target_modules)}: {error}; linear layers here: {', '.join(names)}"
+        ) from None
+
+
+def detach_lora(model: PeftModel) -> PreTrainedModel:
+    """The base as it was, bit by bit."""
+    base = cast(PreTrainedModel, model.unload())
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        if leftover in vars(base):
+            delattr(base, leftover)
+    return base
+
+
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """adapter_config.json and adapter_model.safetensors, without peft's model card."""
+    model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
+    """A saved adapter on a base, for use, not for training."""
+    return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
+
+
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    return dict(get_peft_model_state_dict(model))
+
+
+def load_adapter_state(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Into a model with adapters of the same shape. Raises ValueError if names are missing or odd."""
+    wanted = adapter_state(model).keys()
+    if wanted != tensors.keys():
+        odd = sorted(wanted ^ tensors.keys())[:5]
+        raise ValueError(f"the adapter is another one; only one side has {', '.join(odd)}")
+    set_peft_model_state_dict(model, dict(tensors))

@@ -1,0 +1,34 @@
+"""What a model directory is, as a digest: two directories with one digest hold the same model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+CACHE = ".turnwise-digest.json"
+PARTS = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
+
+
+def model_digest(directory: Path) -> str:
+    """`sha256:...` over the names and bytes of weights, configuration and tokenizer.
+
+    Weights are gigabytes, so the answer is kept beside them, under the sizes and times of the files it was made from.
+    """
+    files = sorted({path for part in PARTS for path in directory.glob(part) if path.name != CACHE})
+    stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    cache = directory / CACHE
+    if cache.exists():
+        known = json.loads(cache.read_text(encoding="utf-8"))
+        if known["stamp"] == stamp:
+            return str(known["digest"])
+    hashed = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashed.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    digest = f"sha256:{hashed.hexdigest()}"
+    try:
+        cache.write_text(json.dumps({"digest": digest, "stamp": stamp}), encoding="utf-8")
+    except OSError:
+        pass  # a read-only model is read again next time
+    return digest

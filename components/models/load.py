@@ -1,0 +1,71 @@
+"""Base models: from what an experiment names to a directory, and from a directory to a model in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from components.experiment.spec import ModelSpec
+from components.models.fetch import FETCHED, fetch
+
+Quantize = Literal["nf4", "int8"] | None
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+
+
+def resolve_model(model: ModelSpec) -> Path:
+    """The local directory of a base model, fetched if need be. Raises ValueError if there is none."""
+    if model.path in FETCHED:
+        return fetch(model.path)
+    directory = Path(model.path).expanduser()
+    if directory.is_dir():
+        if not (directory / "config.json").exists():
+            raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
+        return directory.absolute()
+    if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
+        raise ValueError(f"model.path={model.path}: no such directory")
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=WANTED, etag_timeout=5))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        known = ", ".join(FETCHED)
+        raise ValueError(
+            f"model.path={model.path}: neither a local directory, nor one of {known}, nor to be had from the hub ({reason})"
+        ) from None
+
+
+def load_base_model(
+    model: ModelSpec, *, device: torch.device | str = "cpu", quantize: Quantize = None
+) -> PreTrainedModel:
+    """The model on a device. Its weights stay in the file, mapped, as long as nobody changes them.
+
+    Args:
+        quantize: nf4 or int8 keep the linear layers in 4 or 8 bits (bitsandbytes), embeddings and head as they are.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(
+        str(resolve_model(model)),
+        dtype=DTYPES[model.dtype],
+        attn_implementation=model.attention,
+        quantization_config=_quantization(model, quantize),
+        device_map={"": device} if quantize else None,
+        trust_remote_code=False,
+    )
+    return cast(PreTrainedModel, loaded if quantize else loaded.to(device))
+
+
+def _quantization(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | None:
+    if quantize is None:
+        return None
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[model.dtype],
+    )

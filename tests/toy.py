@@ -1,0 +1,90 @@
+"""A real tokenizer of single letters, a real tiny model and small conversations: fast, and their answers are known."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from components.conversations.messages import Conversation, Message
+
+PAD, UNKNOWN, START, STOP = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
+LETTERS = string.ascii_letters + string.digits + " .,;:!?'\"-_/\\|<>[](){}=+*&^%$#@~`\n\t你我他是谁好的吗在哪里"
+
+
+def letter_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """One letter, one token; <|im_start|> and <|im_end|> are one token each."""
+    vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, START, STOP, *dict.fromkeys(LETTERS)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=STOP,
+        additional_special_tokens=[START],
+        chat_template=chat_template,
+    )
+
+
+def save_letter_tokenizer(directory: Path, chat_template: str | None = None) -> None:
+    letter_tokenizer(chat_template).save_pretrained(directory)
+
+
+def tiny_model_directory(directory: Path, chat_template: str | None = None) -> None:
+    """A random two-layer Llama and the letter tokenizer, loadable by AutoModelForCausalLM and AutoTokenizer."""
+    tokenizer = letter_tokenizer(chat_template)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str, loss: float = 1.0) -> Message:
+    return Message(role="assistant", content=content, loss=loss)
+
+
+def toy_conversations(count: int, seed: int = 0) -> list[Conversation]:
+    """Two or three turns each, of the kind `say ab` -> `ab ab`: something a tiny model can learn."""
+    generator = random.Random(seed)
+    conversations = []
+    for _ in range(count):
+        messages = []
+        for _ in range(generator.randint(2, 3)):
+            word = "".join(generator.choice("abcd") for _ in range(generator.randint(2, 4)))
+            messages += [user(f"say {word}"), assistant(f"{word} {word}")]
+        conversations.append(Conversation(messages=tuple(messages)))
+    return conversations
+
+
+def write_messages_jsonl(path: Path, conversations: Sequence[Conversation]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for conversation in conversations:
+            messages = [{"role": message.role, "content": message.content} for message in conversation.messages]
+            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
