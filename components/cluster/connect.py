@@ -19,16 +19,21 @@ class NoRoomError(RuntimeError):
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None) -> Iterator[None]:
-    """Inside, Ray is up. Without an address (nor RAY_ADDRESS, which jobs have) a cluster is started here and ended after."""
+def connected(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Inside, Ray is up: the cluster of the address, else of RAY_ADDRESS (which jobs have), else one of its own, ended after.
+
+    num_cpus is how much of this machine a cluster of its own takes; by default all.
+    """
     # Set before Ray is imported by any worker; each one is explained in the README's chapter on Ray.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that had ended reports nothing new
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # what a killed driver may forget
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     ray.init(
-        address=address or os.environ.get("RAY_ADDRESS") or "local",
+        address=address,
+        num_cpus=num_cpus if address == "local" else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,

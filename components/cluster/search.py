@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 from ray import tune
 
+from components.batches.prepare import PreparedDataset
 from components.cluster.board import Board
 from components.cluster.context import SearchContext, trial_of
 from components.cluster.placement import placement_of
@@ -20,13 +21,10 @@ from components.training.records import TrialHistory
 TUNE_FOLDER = "tune"
 
 
-def run_search(
-    context: SearchContext, budget: int, emit: Emit, *, histories: Mapping[str, TrialHistory], resume: bool
-) -> None:
+def run_search(context: SearchContext, emit: Emit, *, histories: Mapping[str, TrialHistory], resume: bool) -> None:
     """Blocks until every trial has ended. Ray must be up.
 
     Args:
-        budget: of each trial, in target tokens.
         emit: told every TrialRecord, in this process, in order; it must not block for long.
         histories: what the journal knows already; empty for a new search.
         resume: go on with the search whose state lies in context.folder.
@@ -34,6 +32,8 @@ def run_search(
     listen(context, emit, histories)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     experiment = context.experiment
+    targets_per_epoch = PreparedDataset.open(context.prepared).train.total_targets
+    budget = experiment.trial.budget.in_target_tokens(targets_per_epoch)
     board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000).remote()
     trainable = tune.with_resources(
         tune.with_parameters(Slot, context=context, board=board),

@@ -39,7 +39,9 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
     except ValueError as error:
         if isinstance(method.target_modules, str):
             raise
-        names = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)})
+        names = sorted(
+            {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+        )
         raise ValueError(
             f"method.target_modules={list(method.target_modules)}: {error}; linear layers here: {', '.join(names)}"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -27,8 +28,6 @@ def model_digest(directory: Path) -> str:
         with path.open("rb") as file:
             hashed.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     digest = f"sha256:{hashed.hexdigest()}"
-    try:
+    with contextlib.suppress(OSError):  # a read-only model is read again next time
         cache.write_text(json.dumps({"digest": digest, "stamp": stamp}), encoding="utf-8")
-    except OSError:
-        pass  # a read-only model is read again next time
     return digest

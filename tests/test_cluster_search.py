@@ -1,0 +1,183 @@
+"""Whole searches on a real Ray cluster of this test's own, with a tiny real model."""
+
+import collections
+import os
+import signal
+import threading
+
+import psutil
+import pytest
+import ray
+
+from components.batches.prepare import prepare
+from components.cluster.connect import NoRoomError, check_room, connected
+from components.cluster.context import SearchContext
+from components.cluster.search import run_search
+from components.experiment.load import load_experiment
+from components.training.checkpoint import BaseReference
+from components.training.records import TrialProgressed, fold
+from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+
+pytestmark = pytest.mark.ray
+
+EXPERIMENT = """
+name: toy
+model: {{path: {model}}}
+data: {{train: {data}, eval_fraction: 0.25, max_tokens: 128}}
+trial:
+  budget: {{epochs: 2, evaluations: 2}}
+  batch: {{rows_per_step: 2, rows_per_micro_batch: 1}}
+  precision: fp32
+search:
+  trials: 6
+  scheduler: {{name: none}}
+  space:
+    lora:
+      method: {{kind: lora, rank: {{choice: [2, 4]}}}}
+      optimizer: {{learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}}}
+    full:
+      method: {{kind: full}}
+      optimizer: {{learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}}}
+resources: {{lora: {{workers: 1}}, full: {{workers: 2}}}}
+storage: {{path: {folder}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    tiny_model_directory(folder / "model")
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(24))
+    text = EXPERIMENT.format(model=folder / "model", data=folder / "data.jsonl", folder=folder / "runs")
+    (folder / "toy.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(num_cpus=2):
+            yield
+
+
+def context_of(files, name, *overrides):
+    experiment = load_experiment(files / "toy.yaml", overrides)
+    dataset = prepare(experiment.data, model_path=files / "model", chat_format_name="auto", storage=experiment.folder)
+    return SearchContext(
+        experiment=experiment,
+        search_id=name,
+        folder=experiment.folder / name,
+        prepared=dataset.directory,
+        pad_token_id=0,
+        base=BaseReference(path=str(files / "model"), digest="sha256:toy", chat_format="auto"),
+    )
+
+
+def searched(context, when=None):
+    """All records of a search; `when` is told each as it comes."""
+    records = []
+
+    def emit(record):
+        records.append(record)
+        if when is not None:
+            when(record)
+
+    run_search(context, emit, histories={}, resume=False)
+    return records
+
+
+def final_losses(records):
+    return {history.started.number: history.reports[-1].eval_loss for history in fold(records).values()}
+
+
+@pytest.fixture(scope="module")
+def plain(files, cluster):
+    context = context_of(files, "plain")
+    return context, searched(context)
+
+
+def test_unequal_trials_share_one_search_and_all_end(plain):
+    _, records = plain
+    histories = fold(records).values()
+    assert collections.Counter((h.started.branch, h.started.workers) for h in histories) == {
+        ("lora", 1): 3,
+        ("full", 2): 3,
+    }
+    assert [(h.state, len(h.reports)) for h in histories] == [("completed", 2)] * 6
+
+
+def test_a_slot_serves_trial_after_trial(plain):
+    context, _ = plain
+    slots = list((context.folder / "slots").glob("slot-*"))
+    assert len(slots) < 6
+
+
+def test_an_ended_trial_keeps_the_weights_of_its_best_checkpoint_only(plain):
+    context, records = plain
+    for trial_id, history in fold(records).items():
+        (folder,) = (context.checkpoints / trial_id).glob("step_*")
+        assert str(folder) == history.best.checkpoint
+        assert not (folder / "optimizer.safetensors").exists()
+
+
+def test_the_scheduler_stops_a_trial_in_the_middle_by_its_global_loss(files, cluster):
+    overrides = ["search.scheduler={name: asha, reduction_factor: 2}", "trial.budget.evaluations=4"]
+    records = searched(context_of(files, "asha", *overrides))
+    states = collections.Counter(history.state for history in fold(records).values())
+    assert states["stopped"] >= 1
+    assert states["completed"] >= 1
+
+
+def test_a_trial_that_cannot_be_fails_alone_with_its_reason_and_the_others_go_on(files, cluster):
+    space = "search.space={good: {method: {rank: 2}}, bad: {method: {target_modules: [nowhere]}}}"
+    records = searched(context_of(files, "bad", space, "search.trials=2"))
+    states = {history.started.branch: (history.state, history.reason) for history in fold(records).values()}
+    assert states["good"][0] == "completed"
+    assert states["bad"][0] == "failed"
+    assert "method.target_modules=['nowhere']" in states["bad"][1]
+    assert "q_proj" in states["bad"][1]
+
+
+def test_a_diverged_trial_fails_with_its_reason(files, cluster):
+    space = "search.space={wild: {method: {kind: full}, optimizer: {learning_rate: 1.0e+30}}}"
+    (history,) = fold(searched(context_of(files, "wild", space, "search.trials=1"))).values()
+    assert history.state == "failed"
+    assert "lower optimizer.learning_rate" in history.reason
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(files, cluster, plain):
+    killed = []
+
+    def kill_a_worker(record):
+        if isinstance(record, TrialProgressed) and not killed:
+            killed.append(record.trial_id)
+            threading.Thread(target=_kill_train_worker).start()
+
+    overrides = ["trial.budget.evaluations=2"]
+    records = searched(context_of(files, "killed", *overrides), kill_a_worker)
+    assert killed
+    assert final_losses(records) == pytest.approx(final_losses(plain[1]), abs=1e-6)
+
+
+def _kill_train_worker():
+    """SIGKILL to one Ray Train worker process of this test's cluster."""
+    mine = {ray.get_runtime_context().gcs_address}
+    assert mine
+    for process in psutil.process_iter(["cmdline"]):
+        if any("RayTrainWorker" in word for word in process.info["cmdline"] or []):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+
+
+def test_the_tpe_sampler_searches_every_branch(files, cluster):
+    records = searched(context_of(files, "tpe", "search.sampler=tpe", "search.trials=4"))
+    histories = fold(records).values()
+    assert collections.Counter(history.started.branch for history in histories) == {"lora": 2, "full": 2}
+    assert len({str(history.started.varied) for history in histories}) == 4
+
+
+def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic(files, cluster):
+    experiment = load_experiment(files / "toy.yaml", ["resources.full.workers=64", "trial.batch.rows_per_step=64"])
+    with pytest.raises(NoRoomError, match=r"64 workers with 1 CPU each need 64 places, and 2 CPU on 1 node\(s\) are 2"):
+        check_room(experiment)
