@@ -7,14 +7,13 @@ import threading
 
 import psutil
 import pytest
-import ray
 
 from components.batches.prepare import prepare
 from components.cluster.connect import NoRoomError, check_room, connected
 from components.cluster.context import SearchContext
 from components.cluster.search import run_search
 from components.experiment.load import load_experiment
-from components.training.checkpoint import BaseReference
+from components.models.reference import BaseReference
 from components.training.records import TrialProgressed, fold
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
@@ -70,7 +69,7 @@ def context_of(files, name, *overrides):
         folder=experiment.folder / name,
         prepared=dataset.directory,
         pad_token_id=0,
-        base=BaseReference(path=str(files / "model"), digest="sha256:toy", chat_format="auto"),
+        base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
 
 
@@ -161,11 +160,9 @@ def test_a_killed_worker_costs_time_and_nothing_else(files, cluster, plain):
 
 
 def _kill_train_worker():
-    """SIGKILL to one Ray Train worker process of this test's cluster."""
-    mine = {ray.get_runtime_context().gcs_address}
-    assert mine
-    for process in psutil.process_iter(["cmdline"]):
-        if any("RayTrainWorker" in word for word in process.info["cmdline"] or []):
+    """SIGKILL to one Ray Train worker of this test's cluster, whose processes are all children of this one."""
+    for process in psutil.Process().children(recursive=True):
+        if any("RayTrainWorker" in word for word in process.cmdline()):
             os.kill(process.pid, signal.SIGKILL)
             return
 

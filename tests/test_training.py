@@ -24,8 +24,8 @@ from components.experiment.spec import (
     ScheduleSpec,
     TrialSpec,
 )
+from components.models.reference import BaseReference
 from components.training import loss as loss_module
-from components.training.checkpoint import BaseReference
 from components.training.loss import target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.run import TrainingData
@@ -63,7 +63,7 @@ def session(toy, checkpoints, workers=None):
     model, prepared, pad_token_id = toy
     torch.set_num_threads(1)
     data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
-    base = BaseReference(path=str(model), digest="sha256:toy", chat_format="auto")
+    base = BaseReference(model=ModelSpec(path=str(model)), digest="sha256:toy", chat_format="auto")
     return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, checkpoints)
 
 

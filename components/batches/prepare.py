@@ -144,10 +144,10 @@ def _read_and_split(data: DataSpec) -> tuple[list[Conversation], list[Conversati
                 " add conversations, or give data.eval"
             )
         order = np.random.default_rng(data.split_seed).permutation(len(conversations)).tolist()
-        held = min(max(1, round(data.eval_fraction * len(conversations))), len(conversations) - 1)
+        held_count = min(max(1, round(data.eval_fraction * len(conversations))), len(conversations) - 1)
         # In the order of the file: the folder's content must not depend on more than it has to.
-        held_out = [conversations[index] for index in sorted(order[:held])]
-        train = [conversations[index] for index in sorted(order[held:])]
+        held_out = [conversations[index] for index in sorted(order[:held_count])]
+        train = [conversations[index] for index in sorted(order[held_count:])]
         counts = {"dropped_bad": dropped, "duplicates": duplicates}
     return train, held_out, {**counts, "dropped_too_long": 0, "truncated": 0}
 

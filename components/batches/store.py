@@ -61,7 +61,7 @@ class TokenStore:
         """Tokens of each conversation, int64."""
         if self._token_ids is None:
             return np.zeros(0, dtype=np.int64)
-        return np.diff(self._token_ids.offsets.to_numpy()).astype(np.int64)
+        return np.asarray(np.diff(self._token_ids.offsets.to_numpy()), dtype=np.int64)
 
     @cached_property
     def num_targets(self) -> np.ndarray:

@@ -11,7 +11,7 @@ import ray
 
 from components.cluster.placement import bundle
 from components.experiment.space import Branch, branches_of, trial_spec
-from components.experiment.spec import ExperimentSpec, WorkersSpec
+from components.experiment.spec import ExperimentSpec, TrialSpec, WorkersSpec
 
 
 class NoRoomError(RuntimeError):
@@ -67,7 +67,7 @@ def _kind(experiment: ExperimentSpec, branch: Branch) -> str:
     return _some_trial(experiment, branch).method.kind
 
 
-def _some_trial(experiment: ExperimentSpec, branch: Branch):  # type: ignore[no-untyped-def]
+def _some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
     return trial_spec(experiment, branch, {path: domain.extremes()[0] for path, domain in branch.domains.items()})
 
 

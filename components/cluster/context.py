@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.experiment.spec import ExperimentSpec, TrialSpec
-from components.training.checkpoint import BaseReference
+from components.models.reference import BaseReference
 from components.training.records import Progress
 
 

@@ -66,4 +66,4 @@ def run_search(context: SearchContext, emit: Emit, *, histories: Mapping[str, Tr
 
 def can_resume(folder: Path) -> bool:
     """Whether a search in this folder has come far enough to leave a state."""
-    return tune.Tuner.can_restore(str(folder / TUNE_FOLDER))
+    return bool(tune.Tuner.can_restore(str(folder / TUNE_FOLDER)))

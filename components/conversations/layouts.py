@@ -50,7 +50,7 @@ def _sharegpt(record: Any) -> tuple[list[Raw], Any]:
         speaker = turn.get("from", turn.get("role"))
         role = SHAREGPT_ROLES.get(str(speaker).lower(), speaker)
         content = turn.get("value", turn.get("content"))
-        extras = {key: turn[key] for key in ("loss", "weight", "train") if key in turn}
+        extras: Raw = {key: turn[key] for key in ("loss", "weight", "train") if key in turn}
         if role == "function_call":
             messages.append({"role": "assistant", "content": "", "tool_calls": [_call(content, number)], **extras})
         else:

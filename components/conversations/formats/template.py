@@ -49,7 +49,7 @@ class TemplateFormat:
         self.control = ControlText(tokenizer)
         self.stop_text = self._find_stop()
         stop_token_id = int(tokenizer.convert_tokens_to_ids(self.stop_text))
-        self.stop_token_ids = (stop_token_id,)
+        self.stop_token_ids: tuple[int, ...] = (stop_token_id,)
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_token_id)
         self._prove()
 
