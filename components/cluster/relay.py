@@ -102,7 +102,9 @@ class Relay(Callback):  # type: ignore[misc]
         if trial.trial_id in self.listener.context.ended or result.get("progress") is None:
             return
         progress = Progress.model_validate(result["progress"])
-        self.listener.emit(TrialProgressed(trial_id=trial.trial_id, progress=progress, time=time.time()))
+        self.listener.emit(
+            TrialProgressed(trial_id=trial.trial_id, progress=progress, slot=result["slot"], time=time.time())
+        )
         self.listener.collect(trial.trial_id, progress)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -55,15 +55,15 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         if self.trial_id in self.context.ended:
-            return _result(self.context.ended[self.trial_id], done=True)
+            return self._result(self.context.ended[self.trial_id], done=True)
         answer = self._start_trial() if not self.started else None
         if answer is None or answer.error is None:
             answer = self._ask(Command(kind="advance"))
         if answer.error is not None:
             # Tune throws a slot away whose trial raised; a result that says so keeps it.
-            return _result(self.last, done=True, failed=answer.error)
+            return self._result(self.last, done=True, failed=answer.error)
         self.last = Progress.model_validate(answer.progress)
-        return _result(self.last, done=self.last.done)
+        return self._result(self.last, done=self.last.done)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A pointer: the workers have written the checkpoint itself together with the last report."""
@@ -79,6 +79,17 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             return
         self.board.call.remote(self.slot, Command(kind="exit"))
         self.train_run.join(EXIT_SECONDS)
+
+    def _result(self, progress: Progress | None, *, done: bool, failed: str | None = None) -> dict[str, Any]:
+        """One Tune result. A trial that failed before its first report still has the numbers schedulers ask for."""
+        return {
+            METRIC: progress.eval_loss if progress and not failed else math.inf,
+            TIME: progress.target_tokens if progress else 0,
+            "progress": progress.model_dump(mode="json") if progress and not failed else None,
+            "slot": self.slot,
+            "failed": failed,
+            "done": done,
+        }
 
     def _start_trial(self) -> Answer:
         spec = self.spec.model_dump(mode="json")
@@ -123,17 +134,6 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             trainer.fit()
         except BaseException as error:  # noqa: BLE001 - whatever ended the run, _ask tells it to Tune
             self.train_error = error
-
-
-def _result(progress: Progress | None, *, done: bool, failed: str | None = None) -> dict[str, Any]:
-    """One Tune result. A trial that failed before its first report still has the numbers schedulers ask for."""
-    return {
-        METRIC: progress.eval_loss if progress and not failed else math.inf,
-        TIME: progress.target_tokens if progress else 0,
-        "progress": progress.model_dump(mode="json") if progress and not failed else None,
-        "failed": failed,
-        "done": done,
-    }
 
 
 def still_there(checkpoint: Path) -> Path:

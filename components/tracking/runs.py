@@ -154,8 +154,7 @@ def _metrics(record: TrialProgressed) -> Iterator[Metric]:
     progress = record.progress
     timestamp = int(record.time * 1000)
     for point in progress.steps:
-        # Steps carry training time; a report's own time is when the last of them ended.
-        at = timestamp - int((progress.seconds - point.seconds) * 1000)
+        at = int(point.time * 1000)
         values = {
             "train/step_loss": point.loss,
             "train/learning_rate": point.learning_rate,

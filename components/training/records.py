@@ -29,6 +29,7 @@ class StepMetrics(Record):
     learning_rate: float
     grad_norm: float
     seconds: float
+    time: float = Field(description="Unix seconds at its end, by the first worker's clock.")
 
 
 class Progress(Record):
@@ -65,6 +66,7 @@ class TrialProgressed(Record):
     event: Literal["progressed"] = "progressed"
     trial_id: str
     progress: Progress
+    slot: str = Field(description="Where it ran; a slot serves one trial after another.")
     time: float
 
 

@@ -168,6 +168,7 @@ class TrialRun:
                 learning_rate=learning_rate,
                 grad_norm=grad_norm,
                 seconds=self.counters.seconds,
+                time=time.time(),
             )
         )
 
