@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     quiet_libraries()
     from workflows.named import load_named
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _converse(talk)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Talk to a registered model, a checkpoint or a base model.")
     parser.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a directory, a hub id")
     parser.add_argument("--message", help="one question; the answer is printed and that is all")

@@ -64,10 +64,17 @@ def people_console(*, stderr: bool = False) -> Console:
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """EXPERIMENT, --set, --json."""
+    """EXPERIMENT, --set, --resume, --json."""
     parser.add_argument("experiment", help="a YAML file, e.g. experiments/quickstart.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=VALUE", help="override a value of the file (repeatable)"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="SEARCH_ID",
+        help="go on where this experiment was interrupted, by default with its newest search",
     )
     parser.add_argument("--json", action="store_true", help="the result as one JSON line on stdout, the rest on stderr")
 

@@ -11,15 +11,11 @@ from collections.abc import Sequence
 
 from components.experiment.load import load_experiment
 from components.experiment.space import without_search
-from workflows.cli import NEWEST, add_experiment_arguments, command_line, explained, quiet_libraries
+from workflows.cli import add_experiment_arguments, command_line, explained, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train the `trial:` section of an experiment, without a search.")
-    add_experiment_arguments(parser)
-    parser.add_argument("--resume", nargs="?", const=NEWEST, metavar="SEARCH_ID", help="go on with an interrupted run")
-    parser.add_argument("--register", action="store_true", help="send the result through the registry's gate")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     with explained():
         experiment = without_search(load_experiment(arguments.experiment, arguments.set))
     # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
@@ -33,6 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         register=arguments.register,
         as_json=arguments.json,
     )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train the `trial:` section of an experiment, without a search.")
+    add_experiment_arguments(parser)
+    parser.add_argument("--register", action="store_true", help="send the result through the registry's gate")
+    return parser
 
 
 if __name__ == "__main__":

@@ -13,21 +13,11 @@ from collections.abc import Sequence
 
 from components.experiment.load import load_experiment
 from components.experiment.schema import experiment_schema
-from workflows.cli import NEWEST, add_experiment_arguments, command_line, explained, quiet_libraries
+from workflows.cli import add_experiment_arguments, command_line, explained, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Search an experiment and register the winner.")
-    add_experiment_arguments(parser)
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const=NEWEST,
-        metavar="SEARCH_ID",
-        help="go on with an interrupted search of this experiment, by default the newest",
-    )
-    parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON Schema of experiment files")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     with explained():
         experiment = load_experiment(arguments.experiment, arguments.set)
     # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
@@ -37,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return search_and_report(
         experiment, command=command_line("workflows/tune.py", argv), resume=arguments.resume, as_json=arguments.json
     )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Search an experiment and register the winner.")
+    add_experiment_arguments(parser)
+    parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON Schema of experiment files")
+    return parser
 
 
 class _PrintSchema(argparse.Action):
