@@ -7,7 +7,8 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.chat_format import ChatFormat
-from components.conversations.formats.template import TemplateFormat, chatml_of
+from components.conversations.formats.chatml import chatml_of
+from components.conversations.formats.template import TemplateFormat
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
