@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 IGNORE_INDEX = -100
@@ -27,8 +28,9 @@ class RenderedConversation:
         return sum(weight > 0 for weight in self.target_weights)
 
     def labels(self) -> list[int]:
-        """labels[i] is token_ids[i] where it is a target, else IGNORE_INDEX. Not shifted: a model predicts i from i - 1."""
-        return [
-            token if weight > 0 else IGNORE_INDEX
-            for token, weight in zip(self.token_ids, self.target_weights, strict=True)
-        ]
+        return labels_of(self.token_ids, self.target_weights)
+
+
+def labels_of(token_ids: Sequence[int], target_weights: Sequence[float]) -> list[int]:
+    """labels[i] is token_ids[i] where it is a target, else IGNORE_INDEX. Not shifted: a model predicts i from i - 1."""
+    return [token if weight > 0 else IGNORE_INDEX for token, weight in zip(token_ids, target_weights, strict=True)]

@@ -15,22 +15,27 @@ from components.models.fetch import FETCHED, fetch
 
 Quantize = Literal["nf4", "int8"] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+WEIGHTS = ["*.safetensors"]
+WANTED = [*WEIGHTS, "*.json", "*.model", "*.jinja", "*.txt"]
 
 
-def resolve_model(model: ModelSpec) -> Path:
-    """The local directory of a base model, fetched if need be. Raises ValueError if there is none."""
+def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
+    """The local directory of a base model, fetched if need be. Raises ValueError if there is none.
+
+    Without `weights` a directory with a tokenizer is enough, and of a hub model only such small files are fetched.
+    """
     if model.path in FETCHED:
         return fetch(model.path)
     directory = Path(model.path).expanduser()
     if directory.is_dir():
-        if not (directory / "config.json").exists():
+        if weights and not (directory / "config.json").exists():
             raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
         return directory.absolute()
     if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
         raise ValueError(f"model.path={model.path}: no such directory")
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern not in WEIGHTS]
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=WANTED, etag_timeout=5))
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, etag_timeout=5))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         known = ", ".join(FETCHED)
