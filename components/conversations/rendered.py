@@ -22,6 +22,8 @@ class RenderedConversation:
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.target_weights):
             raise ValueError(f"{len(self.token_ids)} tokens but {len(self.target_weights)} target weights")
+        if self.target_weights and self.target_weights[0] > 0:
+            raise ValueError("the first token cannot be a target: nothing comes before it to predict it from")
 
     @property
     def num_targets(self) -> int:
