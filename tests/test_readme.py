@@ -18,8 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = {"chat": chat, "preview": preview, "train": train, "tune": tune}
 
 
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [text for said, text in FENCED if said == language]
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
@@ -37,8 +40,8 @@ def test_a_command_parses_and_its_experiment_loads(line, capsys):
     parsed = parser.parse_args(arguments)
     if getattr(parsed, "experiment", None):
         assert load_experiment(ROOT / parsed.experiment, parsed.set).name
-    for data in getattr(parsed, "data", None) or ():
-        assert (ROOT / data).exists()
+    data = getattr(parsed, "data", None)
+    assert data is None or (ROOT / data).exists()
 
 
 def test_make_targets_exist():

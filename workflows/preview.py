@@ -59,6 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.experiment is None) == (arguments.model is None or arguments.data is None):
+        parser.error("give an experiment, or both --model and --data")
+    return arguments
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Show what will be trained on, token by token: of an experiment, or of any model and file."
     )
@@ -80,10 +88,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help='all of them as JSON lines on stdout: {"token_ids": [...], "labels": [...]}, not shifted, -100 where not scored',
     )
-    arguments = parser.parse_args(argv)
-    if (arguments.experiment is None) == (arguments.model is None or arguments.data is None):
-        parser.error("give an experiment, or both --model and --data")
-    return arguments
+    return parser
 
 
 def _count(text: str) -> int:
