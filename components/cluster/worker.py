@@ -22,8 +22,8 @@ from components.training.workers import OneWorker, TorchWorkers, Workers
 def serve_commands(config: dict[str, Any]) -> None:
     """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
     board, slot = config["board"], config["slot"]
-    workers = _workers(config["workers"])
-    session = _session(config["context"], workers)
+    workers = workers_of_this_run(config["workers"])
+    session = session_of(config["context"], workers)
     session.warm_up()
     first = workers.worker_rank == 0
     resume = _from_first(ray.get(board.attach.remote(slot)) if first else None, workers)
@@ -38,13 +38,14 @@ def serve_commands(config: dict[str, Any]) -> None:
         answer = None if command.kind == "wait" else _obey(command, session, workers, board, slot)
 
 
-def _workers(spec: WorkersSpec) -> Workers:
+def workers_of_this_run(spec: WorkersSpec) -> Workers:
+    """The Ray Train run this process is a worker of, as the training loop wants to know it."""
     torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
     device = device_of_worker(spec.gpus_per_worker, ray.train.get_context().get_local_rank())
     return TorchWorkers(device) if ray.train.get_context().get_world_size() > 1 else OneWorker(device)
 
 
-def _session(context: SearchContext, workers: Workers) -> Session:
+def session_of(context: SearchContext, workers: Workers) -> Session:
     data = TrainingData(
         dataset=PreparedDataset.open(context.prepared),
         max_tokens=context.experiment.data.max_tokens,
