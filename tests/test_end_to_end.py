@@ -112,10 +112,11 @@ def test_every_trial_is_a_child_run_of_the_search_with_all_its_metrics(place, se
     assert {"experiment.json", "report.html", "summary.json", "mask_preview.html", "eval_loss.svg"} <= files
 
 
-def test_the_champion_talks_in_a_fresh_process_and_through_mlflow(place, searched):
+def test_the_champion_talks_in_a_fresh_process_and_through_mlflow(place, searched, monkeypatch):
     said = ran(place, "chat", "models:/toy@champion", "--message", "say ab")
     assert said.returncode == 0, said.stderr
-    mlflow.set_tracking_uri(f"sqlite:///{place / 'mlflow.db'}")
+    # Not by set_tracking_uri: it would outlive this test, in the environment of all programs started after it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
     loaded = mlflow.pyfunc.load_model("models:/toy@champion")
     question = {"messages": [{"role": "user", "content": "say ab"}], "temperature": 0.0}
     assert loaded.predict(question)["choices"][0]["message"]["content"].strip() == said.stdout.strip()
