@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from components.experiment.spec import ExperimentSpec
-from components.training.records import TrialEnded, TrialProgressed, TrialRecord, TrialStarted
+from components.training.records import TrialRecord
 
 MANIFEST, JOURNAL = "search.json", "journal.jsonl"
-_RECORD: TypeAdapter[TrialRecord] = TypeAdapter(TrialStarted | TrialProgressed | TrialEnded)
+_RECORD: TypeAdapter[TrialRecord] = TypeAdapter(Annotated[TrialRecord, Field(discriminator="event")])
 
 
 class SearchManifest(BaseModel):
@@ -32,7 +32,9 @@ class SearchManifest(BaseModel):
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f".{MANIFEST}"
-        scratch.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=1) + "\n")
+            _to_disk(file)
         scratch.replace(folder / MANIFEST)
 
     @classmethod
@@ -51,34 +53,51 @@ class Journal:
     def append(self, record: TrialRecord) -> None:
         """Returns once the record would survive this process and the machine."""
         if self._file is None:
-            self._mend()
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self._open()
         self._file.write(record.model_dump_json() + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        _to_disk(self._file)
 
     def read(self) -> list[TrialRecord]:
+        """Every whole line. Raises ValueError for one that is no record: only the last one can be torn."""
         if not self.path.exists():
             return []
-        lines = self.path.read_bytes().split(b"\n")
-        return [_RECORD.validate_json(line) for line in lines[:-1] if line]
+        *lines, _torn = self.path.read_bytes().split(b"\n")
+        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _mend(self) -> None:
-        """Cuts a torn last line off, or the next record would be glued to it."""
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
+    def _record(self, number: int, line: bytes) -> TrialRecord:
+        try:
+            return _RECORD.validate_json(line)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"]
+            raise ValueError(
+                f"{self.path}, line {number}: no record of this version of Turnwise ({problem}); move the file away to start"
+                " anew"
+            ) from None
+
+    def _open(self) -> IO[str]:
+        """A torn last line is cut off, or the next record would be glued to it."""
+        if self.path.exists():
+            content = self.path.read_bytes()
+            os.truncate(self.path, content.rfind(b"\n") + 1)
+        file = self.path.open("a", encoding="utf-8")
+        # A new file is in its folder for good only when the folder is on disk too.
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+        return file
 
 
 def searches_in(folder: Path) -> list[SearchManifest]:
     """All searches of an experiment's folder, oldest first."""
     manifests = [SearchManifest.read(path.parent) for path in folder.glob(f"*/{MANIFEST}")]
     return sorted(manifests, key=lambda manifest: manifest.created)
+
+
+def _to_disk(file: IO[str]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,7 +1,8 @@
 """MLflow runs of a search, filled from its journal: one run for the search, one child run for each trial, for ever.
 
-Runs are found again by tag, so a search that is resumed (even from another machine) writes on in the same ones. Before
-the first metric of a run it is asked what it has: the store keeps every point it is given, twice if it is told twice.
+Runs are found again by tag, so a search that is resumed (even from another machine) writes on in the same ones. A run
+that was found is asked what it has before more is written: a step that was trained twice, before and after a failure,
+has another time the second time, and the store would keep both points. The first one told stays.
 """
 
 from __future__ import annotations
@@ -11,32 +12,54 @@ import math
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.experiment.spec import ExperimentSpec
 from components.tracking.store import experiment_id
 from components.training.records import Progress, TrialEnded, TrialProgressed, TrialRecord, TrialStarted
 
-SEARCH_TAG, TRIAL_TAG, STATE_TAG = "turnwise.search_id", "turnwise.trial_id", "turnwise.state"
+SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
+STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
+SLOT_TAG, CHECKPOINT_TAG = "turnwise.slot", "turnwise.checkpoint"
+BEST_LOSS = "eval/best_loss"
 MOST_CHARACTERS = 500
-MOST_METRICS_AT_ONCE = 500
 LIBRARIES = ("torch", "transformers", "peft", "ray", "mlflow", "bitsandbytes", "optuna")
+STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
+    "failed": "FAILED",
+    "no trial succeeded": "FAILED",
+    "not proven": "FAILED",
+    "interrupted": "KILLED",
+}
+
+
+@dataclass(slots=True)
+class _TrialRun:
+    """What is known of a trial's run. `points` is what it has, by metric and step; None until it was asked."""
+
+    run_id: str
+    best_loss: float = math.inf
+    points: set[tuple[str, int]] | None = None
 
 
 class SearchRuns:
-    """Writes one search's records to MLflow. Any method may raise what MLflow raises; all may be called again."""
+    """Writes one search's records to MLflow. Any method may raise what MLflow raises.
+
+    After an error nobody knows what has arrived: make a new one, which asks.
+    """
 
     def __init__(self, client: MlflowClient, uri: str, experiment: ExperimentSpec, search_id: str) -> None:
         self.client, self.experiment, self.search_id = client, experiment, search_id
         self.experiment_id = experiment_id(client, experiment.mlflow_experiment, uri)
         self.parent_id = self._parent()
-        self._trials: dict[str, str] = {}
-        self._known: dict[str, set[tuple[str, int]]] = {}
+        self._trials: dict[str, _TrialRun] = {}
 
     def apply(self, record: TrialRecord) -> None:
         """Writes one record; one that is there already changes nothing."""
@@ -49,26 +72,21 @@ class SearchRuns:
 
     def trial_run(self, trial_id: str) -> str:
         """The run id of a trial that has started."""
-        if trial_id not in self._trials:
-            (run,) = self._tagged(TRIAL_TAG, trial_id)
-            self._trials[trial_id] = run.info.run_id
-        return self._trials[trial_id]
+        return self._trial(trial_id).run_id
 
     def log_data(self, name: str, source: str, digests: Mapping[str, str], counts: Mapping[str, int]) -> None:
-        """The prepared data, as an MLflow input of the search's run."""
-        inputs = [
-            DatasetInput(
-                dataset=Dataset(
-                    name=f"{name}-{split}",
-                    digest=digest[:36],
-                    source_type="local",
-                    source=json.dumps({"uri": source}),
-                    profile=json.dumps(dict(counts.items())),
-                ),
-                tags=[InputTag(key="mlflow.data.context", value=split)],
+        """The prepared data as MLflow inputs of the search's run, one for each split of `digests`."""
+        inputs = []
+        for split, digest in digests.items():
+            others = tuple(f"{other}_" for other in digests if other != split)
+            dataset = Dataset(
+                name=f"{name}-{split}",
+                digest=digest[:36],  # as long as MLflow's may be
+                source_type="local",
+                source=json.dumps({"uri": source}),
+                profile=json.dumps({key: count for key, count in counts.items() if not key.startswith(others)}),
             )
-            for split, digest in digests.items()
-        ]
+            inputs.append(DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=split)]))
         self.client.log_inputs(self.parent_id, inputs)
 
     def log_text(self, trial_id: str | None, text: str, file: str) -> None:
@@ -84,87 +102,113 @@ class SearchRuns:
 
     def end_search(self, state: str) -> None:
         self.client.set_tag(self.parent_id, STATE_TAG, state)
-        self.client.set_terminated(self.parent_id, "FINISHED" if state != "interrupted" else "KILLED")
+        self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))
 
     def _parent(self) -> str:
-        known = self._tagged(SEARCH_TAG, self.search_id)
-        if known:
-            self.client.update_run(known[0].info.run_id, status="RUNNING")
-            return str(known[0].info.run_id)
-        tags = {SEARCH_TAG: self.search_id, **_environment()}
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.search_id)
+        run = self._find(f"tags.`{SEARCH_TAG}` = '{self.search_id}'")
+        if run is None:
+            tags = {SEARCH_TAG: self.search_id, **_environment()}
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.search_id)
+        elif run.info.status != "RUNNING":
+            self.client.update_run(run.info.run_id, status="RUNNING")
         tree = self.experiment.model_dump(mode="json", exclude={"tracking"})
-        self.client.log_batch(run.info.run_id, params=_params(tree))
-        self.client.log_text(run.info.run_id, json.dumps(tree, indent=1), "experiment.json")
+        self._describe(run, tree, "experiment.json", json.dumps(tree, indent=1))
         return str(run.info.run_id)
 
     def _start(self, record: TrialStarted) -> None:
-        known = self._tagged(TRIAL_TAG, record.trial_id)
-        if known:
-            self._trials[record.trial_id] = known[0].info.run_id
-            self.client.update_run(known[0].info.run_id, status="RUNNING")
-            return
-        tags = {
-            TRIAL_TAG: record.trial_id,
-            "turnwise.search": self.search_id,
-            "turnwise.branch": record.branch,
-            "mlflow.parentRunId": self.parent_id,
-        }
-        run = self.client.create_run(
+        run = self._find_trial(record.trial_id)
+        if run is None:
+            run = self._create_trial(record)
+        elif run.info.end_time is not None and record.time * 1000 > run.info.end_time:
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            self.client.log_batch(run.info.run_id, tags=[RunTag(STATE_TAG, "running"), RunTag(REASON_TAG, "")])
+        self._trials.setdefault(record.trial_id, _known(run))
+        params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
+        self._describe(run, params, "spec.json", record.spec.model_dump_json(indent=1))
+
+    def _create_trial(self, record: TrialStarted) -> Run:
+        return self.client.create_run(
             self.experiment_id,
             start_time=int(record.time * 1000),
-            tags=tags,
+            tags={
+                PARENT_TAG: self.parent_id,
+                TRIAL_TAG: record.trial_id,
+                "turnwise.search": self.search_id,
+                "turnwise.branch": record.branch,
+                STATE_TAG: "running",
+            },
             run_name=f"{record.number:03d} {record.branch}",
         )
-        self._trials[record.trial_id] = run.info.run_id
-        params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
-        self.client.log_batch(run.info.run_id, params=_params(params))
-        self.client.log_text(run.info.run_id, record.spec.model_dump_json(indent=1), "spec.json")
+
+    def _describe(self, run: Run, tree: Mapping[str, Any], file: str, text: str) -> None:
+        """Params, cut where they are long, and the whole text as an artifact, unless the run has them."""
+        missing = [param for param in _params(tree) if param.key not in run.data.params]
+        if missing:
+            self.client.log_text(run.info.run_id, text, file)
+            self.client.log_batch(run.info.run_id, params=missing)  # last: where they are, the artifact is too
 
     def _progress(self, record: TrialProgressed) -> None:
-        run_id = self.trial_run(record.trial_id)
-        known = (
-            self._known.setdefault(run_id, self._points(run_id)) if run_id not in self._known else self._known[run_id]
-        )
-        fresh = [metric for metric in _metrics(record) if (metric.key, metric.step) not in known]
-        for start in range(0, len(fresh), MOST_METRICS_AT_ONCE):
-            part = fresh[start : start + MOST_METRICS_AT_ONCE]
-            self.client.log_batch(run_id, metrics=part)
-            known.update((metric.key, metric.step) for metric in part)
-        if record.progress.checkpoint is not None:
-            self.client.set_tag(run_id, "turnwise.checkpoint", record.progress.checkpoint)
+        trial, progress = self._trial(record.trial_id), record.progress
+        tags = [RunTag(SLOT_TAG, record.slot)]
+        if progress.checkpoint is not None and progress.eval_loss < trial.best_loss:
+            tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
+            trial.best_loss = progress.eval_loss
+        if trial.points is None:
+            trial.points = self._points(trial.run_id)
+        fresh = [point for point in _metrics(record, trial.best_loss) if (point.key, point.step) not in trial.points]
+        # Tags first: the best loss is among the metrics, and once that is there the tag is not written again.
+        self.client.log_batch(trial.run_id, tags=tags)
+        self.client.log_batch(trial.run_id, metrics=fresh)
+        trial.points.update((point.key, point.step) for point in fresh)
 
     def _end(self, record: TrialEnded) -> None:
         run_id = self.trial_run(record.trial_id)
-        tags = [RunTag(STATE_TAG, record.state), RunTag("turnwise.reason", record.reason[:MOST_CHARACTERS])]
+        tags = [RunTag(STATE_TAG, record.state), RunTag(REASON_TAG, record.reason[:MOST_CHARACTERS])]
         self.client.log_batch(run_id, tags=tags)
-        status = "FAILED" if record.state == "failed" else "FINISHED"
+        status = STATUS_OF_END.get(record.state, "FINISHED")
         self.client.set_terminated(run_id, status, end_time=int(record.time * 1000))
+
+    def _trial(self, trial_id: str) -> _TrialRun:
+        if trial_id not in self._trials:
+            run = self._find_trial(trial_id)
+            if run is None:
+                raise MlflowException(
+                    f"trial {trial_id} of search {self.search_id} has no MLflow run", error_code=RESOURCE_DOES_NOT_EXIST
+                )
+            self._trials[trial_id] = _known(run)
+        return self._trials[trial_id]
 
     def _points(self, run_id: str) -> set[tuple[str, int]]:
         keys = self.client.get_run(run_id).data.metrics
         return {(key, point.step) for key in keys for point in self.client.get_metric_history(run_id, key)}
 
-    def _tagged(self, tag: str, value: str) -> list[Run]:
-        return list(self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'", max_results=1))
+    def _find_trial(self, trial_id: str) -> Run | None:
+        return self._find(f"tags.`{PARENT_TAG}` = '{self.parent_id}' and tags.`{TRIAL_TAG}` = '{trial_id}'")
+
+    def _find(self, condition: str) -> Run | None:
+        return next(iter(self.client.search_runs([self.experiment_id], condition, max_results=1)), None)
 
 
-def _metrics(record: TrialProgressed) -> Iterator[Metric]:
+def _known(run: Run) -> _TrialRun:
+    return _TrialRun(run.info.run_id, best_loss=run.data.metrics.get(BEST_LOSS, math.inf))
+
+
+def _metrics(record: TrialProgressed, best_loss: float) -> Iterator[Metric]:
     """One point per optimizer step, and one per report. What is not finite is left out: the store would bend it."""
     progress = record.progress
-    timestamp = int(record.time * 1000)
     for point in progress.steps:
-        at = int(point.time * 1000)
         values = {
             "train/step_loss": point.loss,
             "train/learning_rate": point.learning_rate,
             "train/grad_norm": point.grad_norm,
             "train/target_tokens": point.target_tokens,
         }
-        yield from (Metric(key, value, at, point.step) for key, value in values.items() if math.isfinite(value))
-    for key, value in _report(progress).items():
-        if math.isfinite(value):
-            yield Metric(key, value, timestamp, progress.step)
+        yield from _finite(values, int(point.time * 1000), point.step)
+    yield from _finite(_report(progress) | {BEST_LOSS: best_loss}, int(record.time * 1000), progress.step)
+
+
+def _finite(values: Mapping[str, float], timestamp: int, step: int) -> Iterator[Metric]:
+    return (Metric(key, value, timestamp, step) for key, value in values.items() if math.isfinite(value))
 
 
 def _report(progress: Progress) -> dict[str, float]:
@@ -193,5 +237,16 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
 def _environment() -> dict[str, str]:
     """Library versions and, inside a git checkout, its commit."""
     tags = {f"version.{name}": version(name) for name in LIBRARIES} | {"version.python": platform.python_version()}
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return tags | {"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else tags
+    commit = git_commit()
+    return tags | {"mlflow.source.git.commit": commit} if commit else tags
+
+
+def git_commit() -> str | None:
+    """Of this code, if it lies in a git checkout with git at hand."""
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return git.stdout.strip() if git.returncode == 0 else None

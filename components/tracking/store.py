@@ -1,4 +1,4 @@
-"""Which MLflow store, and whether it answers."""
+"""Which MLflow store, whether it answers, and what its errors may say aloud."""
 
 from __future__ import annotations
 
@@ -8,13 +8,29 @@ import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_STATE
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from requests.exceptions import RequestException
 
 from components.experiment.spec import ExperimentSpec
 
 CHECK_SECONDS = 5.0
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+MLFLOW_ERRORS = (MlflowException, RequestException, OSError)
+# What MLflow says when it has understood, and will answer the same for ever.
+FINAL = {
+    "BAD_REQUEST",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "MALFORMED_REQUEST",
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+}
 
 
 def tracking_uri(experiment: ExperimentSpec | None = None) -> str:
@@ -23,34 +39,45 @@ def tracking_uri(experiment: ExperimentSpec | None = None) -> str:
     return named or f"sqlite:///{Path(DATABASE).absolute()}"
 
 
-def without_secrets(uri: str) -> str:
-    """For logs: user and password are left out."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def without_secrets(text: str) -> str:
+    """For logs and messages: users and passwords of all URIs in a text are left out."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def reason_of(error: Exception) -> str:
+    """What MLflow or the network says, in a line that is fit to be shown."""
+    root: BaseException = error
+    while cause := root.__cause__ or root.__context__:
+        root = cause
+    if isinstance(root, OSError) and root.strerror:
+        return root.strerror  # `Connection refused`, said by layers of libraries in a paragraph
+    return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def is_final(error: Exception) -> bool:
+    """Whether MLflow has refused, so that asking again is in vain; a server or network that is away may come back."""
+    return isinstance(error, MlflowException) and error.error_code in FINAL
 
 
 def check_tracking(uri: str) -> None:
-    """Raises ValueError, within seconds, if an MLflow server does not answer. A file needs no answer."""
-    if not uri.startswith(("http://", "https://")):
-        return
+    """Raises ValueError, within seconds, if there is no MLflow at `uri`."""
     try:
-        with urllib.request.urlopen(f"{re.sub(r'//[^/@]*@', '//', uri).rstrip('/')}/health", timeout=CHECK_SECONDS):
-            return
-    except urllib.error.HTTPError:
-        return  # it answers; what it thinks of /health is its own affair
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        if uri.startswith(("http://", "https://")):
+            _check_server(uri)
+        elif urlsplit(uri).scheme.partition("+")[0] in DATABASE_ENGINES:
+            _check_database(uri)
+        else:
+            open_store(uri).search_experiments(max_results=1)
+    except (*MLFLOW_ERRORS, sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
         raise ValueError(
-            f"tracking.uri={without_secrets(uri)}: no MLflow server answers there ({reason}); start it, or correct"
+            f"tracking.uri={without_secrets(uri)}: no MLflow answers there ({reason_of(error)}); start it, or correct"
             " tracking.uri or MLFLOW_TRACKING_URI"
         ) from None
 
 
 def open_store(uri: str) -> MlflowClient:
-    """A client of its own, for the store and the registry; MLflow's process-wide settings are left alone."""
-    # By default the client repeats for minutes before it says that nobody is there; the mirror repeats anyway.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
+    """A client of its own, for the store and the registry."""
+    _quiet()
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -59,9 +86,50 @@ def open_store(uri: str) -> MlflowClient:
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     """The MLflow experiment of that name, made if need be; beside a sqlite file its artifacts lie in mlartifacts/."""
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        raise MlflowException(
+            f"the MLflow experiment {name} is deleted; restore it (mlflow experiments restore --experiment-id"
+            f" {found.experiment_id}), or choose another tracking.experiment",
+            error_code=INVALID_STATE,
+        )
     if found is not None:
         return str(found.experiment_id)
     location = None
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS / name).absolute().as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        made = client.get_experiment_by_name(name)  # by another search, at the same time
+        if made is None:
+            raise
+        return str(made.experiment_id)
+
+
+def _check_server(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{without_secrets(uri).rstrip('/')}/health", timeout=CHECK_SECONDS):
+            return
+    except urllib.error.HTTPError:
+        return  # it answers; what it thinks of /health is its own affair
+
+
+def _check_database(uri: str) -> None:
+    """Connects and reads. MLflow itself would go on trying for two minutes."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+
+
+def _quiet() -> None:
+    """MLflow has no settings of a client's own for these, only the process's; who has set them otherwise is heard."""
+    # By default a request is repeated for minutes, and one whose answer was lost is done twice. The mirror repeats by
+    # itself, and asks before it does what has arrived.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
