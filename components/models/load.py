@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from components.experiment.spec import ModelSpec
 from components.models.chatglm.config import generation_config, glm_config
@@ -79,8 +79,13 @@ def load_base_model(
     return cast(PreTrainedModel, loaded if quantize else loaded.to(device))
 
 
+def config_of(directory: Path) -> PreTrainedConfig:
+    """As transformers itself has it."""
+    return glm_config(directory) if is_original(directory) else AutoConfig.from_pretrained(str(directory))
+
+
 def save_config(directory: Path, target: Path) -> None:
-    """config.json and generation_config.json of a base model, as transformers itself reads them, beside other weights."""
+    """config.json and generation_config.json of a base model, beside other weights of its kind."""
     if is_original(directory):
         glm_config(directory).save_pretrained(target)
         generation_config(directory).save_pretrained(target)

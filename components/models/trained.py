@@ -24,7 +24,7 @@ from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter
 from components.models.digest import model_digest
-from components.models.load import DTYPES, load_base_model, resolve_model
+from components.models.load import DTYPES, load_base_model, resolve_model, save_config
 from components.models.reference import BASE_FILE, BaseReference
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
@@ -94,9 +94,7 @@ def package(checkpoint: Path, directory: Path) -> None:
         shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
         return
     shutil.copytree(checkpoint / WEIGHTS, directory / WEIGHTS)
-    for name in ("config.json", "generation_config.json"):
-        if (base / name).exists():
-            shutil.copy(base / name, directory / WEIGHTS)
+    save_config(base, directory / WEIGHTS)
 
 
 def default_device() -> torch.device:
@@ -115,7 +113,7 @@ def _weights(directory: Path, reference: BaseReference, spec: TrialSpec, device:
             ).to(device),
         )
     quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
-    base = load_base_model(_the_same_base(reference), device=device, quantize=quantize)
+    base = load_base_model(base_of(reference), device=device, quantize=quantize)
     if isinstance(spec.method, LoraMethod):
         return cast(PreTrainedModel, load_adapter(base, directory / ADAPTER))
     tensors = load_file(directory / WEIGHTS / WEIGHTS_FILE)
@@ -125,7 +123,7 @@ def _weights(directory: Path, reference: BaseReference, spec: TrialSpec, device:
     return base
 
 
-def _the_same_base(reference: BaseReference) -> ModelSpec:
+def base_of(reference: BaseReference) -> ModelSpec:
     """Where the base lies on this machine, proven by its digest."""
     model = reference.model
     if override := os.environ.get(BASE_OVERRIDE):

@@ -43,7 +43,7 @@ TOOLS_INTRODUCTION = (
 )
 
 # For those who use the tokenizer without this file; texts that look like control tokens are not safe there.
-CHAT_TEMPLATE = """\
+_TEMPLATE = """\
 {%- macro introduced(content) -%}
 {%- if tools %}{{ content + '\\n' + (tools | tojson(indent=4)) }}{% else %}{{ content }}{% endif -%}
 {%- endmacro -%}
@@ -59,10 +59,13 @@ CHAT_TEMPLATE = """\
 {{- turn('system', '', introduced(message['content']) if loop.first else message['content']) -}}
 {%- else -%}
 {{- turn('observation' if message['role'] == 'tool' else message['role'], message['metadata'] or '', message['content']) -}}
+{%- if message['role'] == 'assistant' %}{{ 'END' }}{% endif -%}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif -%}
 """.replace("INTRODUCTION", TOOLS_INTRODUCTION)
+CHAT_TEMPLATE = _TEMPLATE.replace("END", "")
+TEMPLATE_THAT_ENDS_TURNS = _TEMPLATE.replace("END", "</s>")
 
 
 def is_chatglm3(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -97,6 +100,7 @@ class ChatGLM3Format:
         if not is_chatglm3(tokenizer):
             raise ValueError(f"chat_format {name}: the tokenizer has no {', '.join(COMMANDS)}; it is not ChatGLM3's")
         self.tokenizer, self.name, self.ends_turns = tokenizer, name, ends_turns
+        self.template = TEMPLATE_THAT_ENDS_TURNS if ends_turns else CHAT_TEMPLATE
         # A copy of its own that takes every text for text.
         self._plain = copy.deepcopy(tokenizer.backend_tokenizer)
         self._plain.encode_special_tokens = True
