@@ -19,10 +19,10 @@ class NoRoomError(RuntimeError):
 
 
 @contextlib.contextmanager
-def connected(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+def connected(address: str | None = None, num_cpus: int | None = None) -> Iterator[str]:
     """Inside, Ray is up: the cluster of the address, else of RAY_ADDRESS (which jobs have), else one of its own, ended after.
 
-    num_cpus is how much of this machine a cluster of its own takes; by default all.
+    num_cpus is how much of this machine a cluster of its own takes; by default all. Yields the dashboard's address.
     """
     # Set before Ray is imported by any worker; each one is explained in the README's chapter on Ray.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
@@ -30,8 +30,10 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # what a killed driver may forget
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be told to be silent
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(
+    cluster = ray.init(
         address=address,
         num_cpus=num_cpus if address == "local" else None,
         log_to_driver=False,
@@ -39,7 +41,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         configure_logging=True,
     )
     try:
-        yield
+        yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else "none"
     finally:
         ray.shutdown()
 

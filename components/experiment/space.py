@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from components.experiment.domains import DOMAINS, Domain
 from components.experiment.problems import ExperimentError, Problem, problems_of
-from components.experiment.spec import ExperimentSpec, TrialSpec
+from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, SearchSpec, TrialSpec
 
 SHARED_BY_ALL_TRIALS = ("budget", "seed")
 MOST_CORNERS = 4096
@@ -100,6 +100,22 @@ def check_search(experiment: ExperimentSpec) -> None:
                 problems.setdefault(str(problem), problem)
     if problems:
         raise ExperimentError(list(problems.values()))
+
+
+def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
+    """The experiment with its `trial:` section as the only trial, under a name of its own beside the search's."""
+    only = {experiment.trial.method.kind: {"method": {"kind": experiment.trial.method.kind}}}
+    search = SearchSpec(space=only, sampler="random", scheduler=NoSchedulerSpec(), trials=1)
+    alone = experiment.model_copy(
+        update={
+            "name": f"{experiment.name}.train",
+            "search": search,
+            "tracking": experiment.tracking.model_copy(update={"experiment": experiment.mlflow_experiment}),
+            "registry": experiment.registry.model_copy(update={"name": experiment.registered_model}),
+        }
+    )
+    check_search(alone)
+    return alone
 
 
 def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:

@@ -76,7 +76,22 @@ def load_base_model(
         device_map={"": device} if quantize else None,
         trust_remote_code=False,
     )
-    return cast(PreTrainedModel, loaded if quantize else loaded.to(device))
+    if quantize is None:
+        return cast(PreTrainedModel, loaded.to(device))
+    _keep_differentiable(loaded)
+    return cast(PreTrainedModel, loaded)
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """In eval mode bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16, rounds their scales, and leaves them so:
+
+    from the first evaluation on no gradient passes through them, and adapters below the last layer train nothing.
+    """
+    from bitsandbytes.nn import Linear4bit  # a second's import, for quantized models only
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def config_of(directory: Path) -> PreTrainedConfig:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from components.experiment.spec import ModelSpec
+from components.models.fetch import FETCHED
 
 BASE_FILE = "base.json"
 
@@ -19,6 +20,14 @@ class BaseReference(BaseModel):
     model: ModelSpec
     digest: str
     chat_format: str
+
+    @field_validator("model")
+    @classmethod
+    def _known_from_everywhere(cls, model: ModelSpec) -> ModelSpec:
+        """A directory is known by its whole path: whoever reads this stands in another one. A hub id is one everywhere."""
+        if model.path in FETCHED or not Path(model.path).expanduser().is_dir():
+            return model
+        return model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
 
     @classmethod
     def read(cls, directory: Path) -> BaseReference:

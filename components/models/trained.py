@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_format import ChatFormat
 from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
-from components.models.adapters import load_adapter
+from components.models.adapters import load_adapter, load_adapter_state
 from components.models.digest import model_digest
 from components.models.load import DTYPES, load_base_model, resolve_model, save_config
 from components.models.reference import BASE_FILE, BaseReference
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 BASE_OVERRIDE = "TURNWISE_BASE_MODEL"
 
 
@@ -66,14 +68,18 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
 
 
 def load_trained(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
-    """A checkpoint or package. Raises ValueError if its base model is not to be had, or is another one by its digest."""
+    """A checkpoint or package.
+
+    Raises ValueError if its base model is not to be had, or is another one by its digest, or if its weights are not whole.
+    """
     device = device or default_device()
     reference = BaseReference.read(directory)
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    base = None if needs_no_base(directory) else _same_base(reference)
     own_tokenizer = directory / TOKENIZER
-    tokenizer = load_tokenizer(own_tokenizer if own_tokenizer.is_dir() else resolve_model(reference.model))
+    tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
     return LoadedModel(
-        model=_weights(directory, reference, spec, device).eval(),
+        model=_model(directory, base, reference.model, spec, device).eval(),
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         device=device,
@@ -83,12 +89,24 @@ def load_trained(directory: Path, *, device: torch.device | None = None) -> Load
     )
 
 
+def base_of(reference: BaseReference) -> ModelSpec:
+    """The base model something was trained on, as it lies on this machine. Raises ValueError if it is not here."""
+    return _at(_same_base(reference), reference.model)
+
+
+def load_base_of(trained: LoadedModel) -> LoadedModel:
+    """The base model of something trained, found as load_trained finds it, and to be scored at the same precision."""
+    assert trained.reference is not None
+    base = load_base(base_of(trained.reference), trained.reference.chat_format, device=trained.device)
+    return replace(base, precision=trained.precision)
+
+
 def package(checkpoint: Path, directory: Path) -> None:
     """A checkpoint's files without its optimizer, and all that it needs beside its base model (none, if full)."""
     directory.mkdir(parents=True)
     for name in (BASE_FILE, SPEC_FILE):
         shutil.copy(checkpoint / name, directory)
-    base = resolve_model(BaseReference.read(checkpoint).model)
+    base = _same_base(BaseReference.read(checkpoint))
     load_tokenizer(base).save_pretrained(directory / TOKENIZER)
     if (checkpoint / ADAPTER).is_dir():
         shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
@@ -101,37 +119,80 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _weights(directory: Path, reference: BaseReference, spec: TrialSpec, device: torch.device) -> PreTrainedModel:
-    if (directory / WEIGHTS / "config.json").exists():
-        return cast(
-            PreTrainedModel,
-            AutoModelForCausalLM.from_pretrained(
-                str(directory / WEIGHTS),
-                dtype=DTYPES[reference.model.dtype],
-                attn_implementation=reference.model.attention,
-                trust_remote_code=False,
-            ).to(device),
-        )
+def needs_no_base(directory: Path) -> bool:
+    """The package of a full fine-tune has all its weights and their configuration."""
+    return (directory / WEIGHTS / "config.json").exists()
+
+
+def _model(
+    directory: Path, base: Path | None, named: ModelSpec, spec: TrialSpec, device: torch.device
+) -> PreTrainedModel:
     quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
-    base = load_base_model(base_of(reference), device=device, quantize=quantize)
-    if isinstance(spec.method, LoraMethod):
-        return cast(PreTrainedModel, load_adapter(base, directory / ADAPTER))
+    try:
+        if base is None:
+            return _whole(directory, named, device)
+        model = load_base_model(_at(base, named), device=device, quantize=quantize)
+        return _adapted(model, directory) if isinstance(spec.method, LoraMethod) else _with_weights(model, directory)
+    except SafetensorError as error:
+        raise ValueError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
+
+
+def _adapted(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    adapted = load_adapter(base, directory / ADAPTER)
+    try:
+        # Where names are missing, peft leaves those adapters out, with a warning.
+        load_adapter_state(adapted, load_file(directory / ADAPTER / ADAPTER_FILE))
+    except ValueError as error:
+        raise ValueError(f"{directory / ADAPTER}: {error}") from None
+    return cast(PreTrainedModel, adapted)
+
+
+def _whole(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
+    """A package of a full fine-tune: needs no base model."""
+    model, found = AutoModelForCausalLM.from_pretrained(
+        str(directory / WEIGHTS),
+        dtype=DTYPES[named.dtype],
+        attn_implementation=named.attention,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    # Where names are missing, transformers makes new random weights, with a warning.
+    _check_names(directory, sorted({*found["missing_keys"], *found["unexpected_keys"]}))
+    return cast(PreTrainedModel, model.to(device))
+
+
+def _with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """A checkpoint of a full fine-tune: each weight of its base model, replaced."""
     tensors = load_file(directory / WEIGHTS / WEIGHTS_FILE)
+    parameters: dict[str, nn.Parameter] = dict(base.named_parameters())
+    _check_names(directory, sorted(tensors.keys() ^ parameters.keys()))
     with torch.no_grad():
-        for name, parameter in base.named_parameters():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     return base
 
 
-def base_of(reference: BaseReference) -> ModelSpec:
-    """Where the base lies on this machine, proven by its digest."""
-    model = reference.model
-    if override := os.environ.get(BASE_OVERRIDE):
-        model = model.model_copy(update={"path": override, "revision": None})
-    found = model_digest(resolve_model(model))
-    if found != reference.digest:
+def _check_names(directory: Path, odd: list[str]) -> None:
+    if odd:
         raise ValueError(
-            f"the base model at {model.path} is another one: its digest is {found}, trained was on {reference.digest};"
-            f" set {BASE_OVERRIDE} to a directory with the right one"
+            f"{directory / WEIGHTS}: weights of another model, or not all of them; only one side has {', '.join(odd[:5])}"
         )
-    return model
+
+
+def _same_base(reference: BaseReference) -> Path:
+    """Where the base model lies on this machine, proven by its digest."""
+    override = os.environ.get(BASE_OVERRIDE)
+    named = reference.model.model_copy(update={"path": override, "revision": None}) if override else reference.model
+    way_out = f"set {BASE_OVERRIDE} to a directory with the model of digest {reference.digest}"
+    try:
+        directory = resolve_model(named)
+    except ValueError as error:
+        raise ValueError(f"the base model this was trained on is not here: {error}; {way_out}") from None
+    found = model_digest(directory)
+    if found != reference.digest:
+        raise ValueError(f"the base model at {directory} is another one: its digest is {found}; {way_out}")
+    return directory
+
+
+def _at(directory: Path, named: ModelSpec) -> ModelSpec:
+    return named.model_copy(update={"path": str(directory), "revision": None})

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TextIteratorStreamer
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from components.conversations.messages import Message
 from components.models.trained import LoadedModel
 
-STREAM_SECONDS = 300.0
+UNFINISHED = "\ufffd"  # what half a character decodes to
+
+# Each is set to where it does nothing, or the generation_config.json of some base model would set it: candidate, incumbent
+# and base are compared by what they say, and must say it by the same rule.
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+}
+NEUTRAL_SAMPLING: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """`stopped`: by the model itself, with its stop token; otherwise it was cut off at max_new_tokens."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    stopped: bool
+
+
+def reply_to(
+    loaded: LoadedModel,
+    messages: Sequence[Message],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    tools: Sequence[dict[str, Any]] = (),
+) -> Reply:
+    """The assistant's next message.
+
+    Args:
+        temperature: 0 is greedy, so the same question has the same answer. Above 0 the next token is drawn from the whole
+            distribution, by torch's global generator: nothing is cut off it but by `top_p`.
+        top_p: draw from the likeliest tokens that together have this probability.
+    """
+    input_ids_1T = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
+    settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
+    output_1T = loaded.model.generate(input_ids=input_ids_1T, **settings)
+    prompt_tokens = input_ids_1T.shape[1]
+    made = output_1T[0, prompt_tokens:].tolist()
+    said = _said(made, loaded)
+    return Reply(
+        text=loaded.chat_format.decode(said),
+        prompt_tokens=prompt_tokens,
+        new_tokens=min(len(said) + 1, len(made)),  # the stop token is one of them
+        stopped=len(said) < len(made),
+    )
 
 
 def generate_reply(
@@ -23,10 +77,8 @@ def generate_reply(
     temperature: float = 0.0,
     tools: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The assistant's next message. Temperature 0 is greedy, so the same question has the same answer."""
-    input_ids = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
-    output = loaded.model.generate(input_ids=input_ids, **_settings(loaded, input_ids, max_new_tokens, temperature))
-    return loaded.chat_format.decode(_said(output[0, input_ids.shape[1] :].tolist(), loaded))
+    """The text of reply_to."""
+    return reply_to(loaded, messages, max_new_tokens=max_new_tokens, temperature=temperature, tools=tools).text
 
 
 def stream_reply(
@@ -35,32 +87,90 @@ def stream_reply(
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     tools: Sequence[dict[str, Any]] = (),
 ) -> Iterator[str]:
-    """The same, piece by piece as it is made; never half a character."""
-    input_ids = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
-    streamer = TextIteratorStreamer(
-        loaded.tokenizer, skip_prompt=True, timeout=STREAM_SECONDS, skip_special_tokens=True
-    )
-    settings = _settings(loaded, input_ids, max_new_tokens, temperature)
-    worker = threading.Thread(
-        target=loaded.model.generate, kwargs={"input_ids": input_ids, "streamer": streamer, **settings}, daemon=True
-    )
-    worker.start()
-    yield from (piece for piece in streamer if piece)
-    worker.join()
+    """The text of reply_to, piece by piece as it is made, never half a character. Who stops listening stops the model."""
+    input_ids_1T = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
+    settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
+    mouth = _Mouth()
+    settings |= {"input_ids": input_ids_1T, "streamer": mouth, "stopping_criteria": StoppingCriteriaList([mouth.hush])}
+    speaking = threading.Thread(target=mouth.speak, args=(loaded.model, settings), name="generate", daemon=True)
+    speaking.start()
+    try:
+        yield from _pieces(mouth.tokens(), loaded)
+    finally:
+        mouth.hush.now.set()
+        speaking.join()
 
 
-def _settings(loaded: LoadedModel, input_ids: torch.Tensor, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+def _pieces(tokens: Iterator[int], loaded: LoadedModel) -> Iterator[str]:
+    token_ids: list[int] = []
+    shown = text = ""
+    for token in tokens:
+        if token in loaded.chat_format.stop_token_ids:
+            break
+        token_ids.append(token)
+        text = loaded.chat_format.decode(token_ids)
+        if text.startswith(shown) and text != shown and not text.endswith(UNFINISHED):
+            yield text[len(shown) :]
+            shown = text
+    if text != shown:
+        yield text[len(shown) :]
+
+
+class _Hush(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.now = threading.Event()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.now.is_set(), device=input_ids.device)
+
+
+class _Mouth(BaseStreamer):  # type: ignore[misc]
+    """Speaks in one thread and is heard in another: `tokens` gives what `generate` makes, and raises what it raises."""
+
+    def __init__(self) -> None:
+        self.hush = _Hush()
+        self._said: queue.Queue[list[int] | BaseException | None] = queue.Queue()
+        self._prompt_is_over = False
+
+    def speak(self, model: Any, settings: dict[str, Any]) -> None:
+        try:
+            model.generate(**settings)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are waited for
+            self._said.put(error)
+        else:
+            self._said.put(None)
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_is_over:
+            self._said.put(value.flatten().tolist())
+        self._prompt_is_over = True  # the first thing a streamer is given is the prompt
+
+    def end(self) -> None:
+        """`speak` knows better when it is over."""
+
+    def tokens(self) -> Iterator[int]:
+        while (said := self._said.get()) is not None:
+            if isinstance(said, BaseException):
+                raise said
+            yield from said
+
+
+def _settings(
+    loaded: LoadedModel, input_ids_1T: Tensor, max_new_tokens: int, temperature: float, top_p: float
+) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "attention_mask": torch.ones_like(input_ids),
+        "attention_mask": torch.ones_like(input_ids_1T),
         "max_new_tokens": max_new_tokens,
         "do_sample": temperature > 0,
         "eos_token_id": list(loaded.chat_format.stop_token_ids),
         "pad_token_id": loaded.chat_format.pad_token_id,
         "use_cache": True,
+        **NEUTRAL,
     }
-    return settings | {"temperature": temperature} if temperature > 0 else settings
+    return settings | NEUTRAL_SAMPLING | {"temperature": temperature, "top_p": top_p} if temperature > 0 else settings
 
 
 def _said(token_ids: list[int], loaded: LoadedModel) -> list[int]:

@@ -66,8 +66,6 @@ class Scorer:
         )
 
 
-
-
 def _fitted(
     conversations: Sequence[Conversation], chat_format: ChatFormat, max_tokens: int
 ) -> Iterator[tuple[str, RenderedConversation]]:

@@ -95,31 +95,33 @@ class TrialHistory(Record):
         return self.started.trial_id
 
     @property
+    def last(self) -> Progress | None:
+        return self.reports[-1] if self.reports else None
+
+    @property
     def best(self) -> Progress | None:
         """The report with the lowest eval loss among those that left a checkpoint."""
         candidates = [report for report in self.reports if report.checkpoint is not None]
         return min(candidates, key=lambda report: report.eval_loss, default=None)
 
 
+def after(known: TrialHistory | None, record: TrialRecord) -> TrialHistory:
+    """A trial's state once this is known too. A trial that starts again after an end is running again."""
+    if isinstance(record, TrialStarted):
+        if known is None:
+            return TrialHistory(started=record)
+        return known.model_copy(update={"state": "running", "reason": "", "ended_at": None})
+    if known is None:
+        raise ValueError(f"trial {record.trial_id} is reported before it started")
+    if isinstance(record, TrialProgressed):
+        reports = {report.step: report for report in known.reports} | {record.progress.step: record.progress}
+        return known.model_copy(update={"reports": tuple(reports[step] for step in sorted(reports))})
+    return known.model_copy(update={"state": record.state, "reason": record.reason, "ended_at": record.time})
+
+
 def fold(records: Iterable[TrialRecord]) -> dict[str, TrialHistory]:
-    """Present state by trial id, in order of first start. A trial that starts again after an end is running again."""
+    """Present state by trial id, in order of first start."""
     histories: dict[str, TrialHistory] = {}
     for record in records:
-        known = histories.get(record.trial_id)
-        if isinstance(record, TrialStarted):
-            if known is None:
-                histories[record.trial_id] = TrialHistory(started=record)
-            else:
-                histories[record.trial_id] = known.model_copy(
-                    update={"state": "running", "reason": "", "ended_at": None}
-                )
-        elif known is None:
-            raise ValueError(f"trial {record.trial_id} is reported before it started")
-        elif isinstance(record, TrialProgressed):
-            reports = {report.step: report for report in known.reports} | {record.progress.step: record.progress}
-            ordered = tuple(reports[step] for step in sorted(reports))
-            histories[record.trial_id] = known.model_copy(update={"reports": ordered})
-        else:
-            ended = {"state": record.state, "reason": record.reason, "ended_at": record.time}
-            histories[record.trial_id] = known.model_copy(update=ended)
+        histories[record.trial_id] = after(histories.get(record.trial_id), record)
     return histories

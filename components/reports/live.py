@@ -1,0 +1,76 @@
+"""What a search is doing, while it does it: a table that renews itself; without a terminal, a line per event."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from components.reports.leaderboard import best_loss, hyperparameters, leaderboard
+from components.training.records import TrialEnded, TrialHistory, TrialProgressed, TrialRecord, TrialStarted, after
+
+REFRESHES_PER_SECOND = 2
+
+
+class LiveSearch:
+    """Told every TrialRecord by `show`, from any thread. A context manager: the table stands while it is open."""
+
+    def __init__(
+        self, console: Console, *, planned: int, budget: int, known: dict[str, TrialHistory] | None = None
+    ) -> None:
+        """`planned`: how many trials there will be. `budget`: of each, in target tokens. `known`: of a resumed search."""
+        self.console, self.planned, self.budget = console, planned, budget
+        self.histories: dict[str, TrialHistory] = dict(known or {})
+        self._began = time.monotonic()
+        self._live = Live(
+            console=console, get_renderable=self._renderable, refresh_per_second=REFRESHES_PER_SECOND, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, record: TrialRecord) -> None:
+        history = self.histories[record.trial_id] = after(self.histories.get(record.trial_id), record)
+        if not self.console.is_terminal:
+            self.console.print(self._line(record, history), highlight=False, soft_wrap=True)
+
+    def _renderable(self) -> RenderableType:
+        return Group(leaderboard(list(self.histories.values()), budget=self.budget), Text(self._summary(), style="dim"))
+
+    def _summary(self) -> str:
+        states = [history.state for history in self.histories.values()]
+        ended = sum(state != "running" for state in states)
+        best = min(self.histories.values(), key=best_loss, default=None)
+        leader = f", best so far trial {best.started.number}" if best and best.best else ""
+        waiting = self.planned - len(states)
+        elapsed = time.monotonic() - self._began
+        return (
+            f"{ended} of {self.planned} ended, {len(states) - ended} running, {waiting} waiting{leader}"
+            f", {elapsed // 60:.0f}:{elapsed % 60:02.0f}"
+        )
+
+    def _line(self, record: TrialRecord, history: TrialHistory) -> str:
+        elapsed = time.monotonic() - self._began
+        head = f"[{elapsed:5.0f} s] trial {history.started.number}/{self.planned} {history.started.branch}"
+        match record:
+            case TrialStarted():
+                return f"{head} started: {hyperparameters(record.varied)}"
+            case TrialProgressed(progress=progress):
+                spent = f"{progress.target_tokens:,} target tokens ({min(progress.target_tokens / self.budget, 1):.0%})"
+                return (
+                    f"{head} {spent}, train loss {progress.train_loss:.4f}, eval loss {progress.eval_loss:.4f},"
+                    f" {progress.tokens_per_second:.0f} tokens/s"
+                )
+            case TrialEnded(state=state, reason=reason):
+                return f"{head} {state}" + (f": {reason}" if reason else "")

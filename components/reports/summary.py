@@ -1,0 +1,82 @@
+"""What a search came to, for machines (`--json`) and as the one source of every report for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.tracking.proof import Probe
+from components.tracking.registry import RegistryResult
+from components.training.records import TrialHistory, TrialState
+
+Outcome = Literal[
+    "champion", "not promoted", "finished", "no trial succeeded", "not proven", "tracking away", "interrupted"
+]
+
+
+class TrialSummary(BaseModel):
+    """One row of the leaderboard. Losses are null where there is none: JSON knows no infinity."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    trial_id: str
+    branch: str
+    method: str
+    varied: dict[str, object]
+    state: TrialState
+    reason: str
+    target_tokens: int
+    eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
+    worker_seconds: float
+    checkpoint: str | None
+
+    @classmethod
+    def of(cls, history: TrialHistory) -> TrialSummary:
+        loss = best_loss(history)
+        return cls(
+            number=history.started.number,
+            trial_id=history.trial_id,
+            branch=history.started.branch,
+            method=history.started.spec.method.kind,
+            varied=history.started.varied,
+            state=history.state,
+            reason=history.reason,
+            target_tokens=history.reports[-1].target_tokens if history.reports else 0,
+            eval_loss=loss if math.isfinite(loss) else None,
+            worker_seconds=worker_seconds(history),
+            checkpoint=history.best.checkpoint if history.best else None,
+        )
+
+
+class SearchSummary(BaseModel):
+    """`trials` are ranked, the best first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    experiment: str
+    search_id: str
+    outcome: Outcome
+    message: str = Field(description="The outcome in a sentence.")
+    seconds: float = Field(description="From the start of this process's part of the search to its verdict.")
+    data_digest: str
+    data_reused: bool
+    folder: str
+    tracking_uri: str
+    run_id: str = Field(description="MLflow's, of the search.")
+    trials: tuple[TrialSummary, ...]
+    registry: RegistryResult | None
+
+
+def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ...]:
+    return tuple(TrialSummary.of(history) for history in ranked(histories))
+
+
+def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
+    """(answers that hold the expected word, probes that expect one)."""
+    wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
+    return sum(word.lower() in answer.lower() for answer, word in wanted), len(wanted)

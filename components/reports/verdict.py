@@ -1,0 +1,36 @@
+"""The verdict in the terminal: was the candidate better, and how do base and candidate answer the same questions."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from components.reports.summary import SearchSummary, probes_answered
+from components.tracking.registry import RegistryResult
+
+
+def print_verdict(console: Console, summary: SearchSummary) -> None:
+    console.print()
+    if summary.registry is not None and summary.registry.probes:
+        console.print(answers_side_by_side(summary.registry))
+        console.print()
+    style = "bold green" if summary.outcome == "champion" else "bold yellow"
+    console.print(Text(summary.message, style=style))
+
+
+def answers_side_by_side(registry: RegistryResult) -> Table:
+    """Held-out questions, and what base and candidate say; an expected word is marked."""
+    table = Table(title="Held-out questions", title_justify="left", show_lines=True, expand=False)
+    heads = {"base": registry.base_answers, f"version {registry.version}": registry.candidate_answers}
+    table.add_column("question", ratio=2)
+    for name, answers in heads.items():
+        right, wanted = probes_answered(answers, registry.probes)
+        table.add_column(f"{name} ({right} of {wanted} as expected)" if wanted else name, ratio=3)
+    for position, probe in enumerate(registry.probes):
+        words = [Text(said[position].strip() or "(nothing)") for said in heads.values()]
+        for text in words:
+            if probe.expect:
+                text.highlight_words([probe.expect], style="bold green", case_sensitive=False)
+        table.add_row(probe.messages[-1]["content"], *words)
+    return table

@@ -1,0 +1,160 @@
+"""What people get wrong: each gives one clear message and a status other than 0, before anything is trained."""
+
+import json
+import socket
+
+import pytest
+
+from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from workflows import tune
+
+EXPERIMENT = """
+name: toy
+model: {path: model}
+data: {train: data.jsonl, max_tokens: 128}
+trial: {batch: {rows_per_step: 64}}
+search:
+  trials: 2
+  space:
+    lora: {method: {kind: lora, rank: {choice: [2, 4]}}, optimizer: {learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model_directory(folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, model):
+    """A folder with a good experiment, its good data and its model; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "toy.yaml").write_text(EXPERIMENT)
+    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(8))
+    return tmp_path
+
+
+def refused(capsys, *arguments):
+    """(status, message) of a search that must not begin."""
+    with pytest.raises(SystemExit) as ended:
+        tune.main(list(arguments))
+    return ended.value.code, capsys.readouterr().err
+
+
+def record(*turns):
+    return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}) + "\n"
+
+
+def test_a_missing_experiment(place, capsys):
+    status, message = refused(capsys, "nowhere.yaml")
+    assert (status, message.splitlines()[-1]) == (
+        2,
+        "  nowhere.yaml: no such experiment file; experiments/ has some",
+    )
+
+
+def test_a_missing_data_file(place, capsys):
+    status, message = refused(capsys, "toy.yaml", "--set", "data.train=nowhere.jsonl")
+    assert status == 2
+    assert message.startswith("nowhere.jsonl: no such file; a path is relative to where you run this")
+
+
+BROKEN_LINES = {
+    "not JSON": ("{broken\n", "line 9: not JSON: Expecting property name enclosed in double quotes at column 2"),
+    "a wrong role": (
+        record(("user", "hi"), ("robot", "yo")),
+        "line 9: message 2 has the role 'robot'; roles are system,",
+    ),
+    "an empty answer": (record(("user", "hi"), ("assistant", " ")), 'line 9: message 2 from "assistant" is empty'),
+    "two questions": (
+        record(("user", "hi"), ("user", "ho"), ("assistant", "yo")),
+        'line 9: message 2 is from "user" after "user"; roles must alternate',
+    ),
+    "nothing scored": (
+        json.dumps(
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "loss": 0}]}
+        ),
+        "line 9: no assistant message has a loss above 0, so there is nothing to train on",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_LINES)
+def test_a_broken_conversation(place, capsys, kind):
+    line, problem = BROKEN_LINES[kind]
+    with (place / "data.jsonl").open("a") as file:
+        file.write(line)
+    status, message = refused(capsys, "toy.yaml")
+    assert status == 2
+    assert "data.jsonl: 1 of 9 conversations cannot be used (data.on_bad_row=drop leaves them out)" in message
+    assert problem in message
+
+
+def test_all_broken_conversations_are_named_together(place, capsys):
+    (place / "data.jsonl").write_text("".join(line.rstrip() + "\n" for line, _ in BROKEN_LINES.values()))
+    _, message = refused(capsys, "toy.yaml")
+    assert [f"line {number}: " in message for number in range(1, 6)] == [True] * 5
+
+
+def test_an_unknown_key(place, capsys):
+    status, message = refused(capsys, "toy.yaml", "--set", "trial.optimizer.learning_rat=1e-3")
+    assert status == 2
+    assert 'trial.optimizer.learning_rat: unknown key "learning_rat"; did you mean "learning_rate"?' in message
+
+
+def test_an_impossible_range(place, capsys):
+    override = "search.space.lora.optimizer.learning_rate={log_uniform: [1.0e-2, 1.0e-3]}"
+    status, message = refused(capsys, "toy.yaml", "--set", override)
+    assert status == 2
+    assert "search.space.lora.optimizer.learning_rate" in message
+    assert "log_uniform needs [low, high] with low < high, not [0.01, 0.001]" in message
+
+
+def test_an_mlflow_server_that_does_not_answer(place, capsys):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: nobody answers
+        uri = f"http://somebody:secret@127.0.0.1:{closed.getsockname()[1]}"
+        status, message = refused(capsys, "toy.yaml", "--set", f"tracking.uri={uri}")
+    assert status == 2
+    assert "tracking.uri=http://127.0.0.1:" in message
+    assert "start it, or correct tracking.uri or MLFLOW_TRACKING_URI" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("./nowhere", "model.path=./nowhere: no such directory"),
+        (".", "model.path=.: the directory has no config.json, so it holds no model"),
+    ],
+)
+def test_a_missing_model(place, capsys, path, problem):
+    status, message = refused(capsys, "toy.yaml", "--set", f"model.path={path}")
+    assert (status, message.strip()) == (2, problem)
+
+
+def test_probes_that_are_none(place, capsys):
+    (place / "probes.jsonl").write_text('{"question": "who?"}\n')
+    status, message = refused(capsys, "toy.yaml", "--set", "registry.probes=probes.jsonl")
+    assert status == 2
+    assert "line 1: " in message
+
+
+def test_nothing_to_resume(place, capsys):
+    status, message = refused(capsys, "toy.yaml", "--resume")
+    assert status == 2
+    assert "no such interrupted search" in message
+    assert "(interrupted: none)" in message
+
+
+@pytest.mark.ray
+def test_a_trial_that_no_cluster_of_this_size_can_hold(place, capsys):
+    status, message = refused(capsys, "toy.yaml", "--set", "resources.lora.workers=64")
+    assert status == 3
+    assert "the cluster has no room for a trial" in message
+    assert "64 workers with 1 CPU each need 64 places" in message
+    assert not list(place.glob("runs/toy/*/journal.jsonl"))

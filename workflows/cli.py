@@ -1,0 +1,90 @@
+"""What all entry points share: their arguments, how they end, and how they say what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+NEWEST = "newest"
+WIDTH_OF_LOGS = 140
+
+
+class Exit(IntEnum):
+    """Exit statuses. 1 is left to Python: a traceback, which is a fault of ours."""
+
+    DONE = 0
+    BAD_INPUT = 2  # argparse's own, too
+    NO_ROOM = 3
+    NO_TRIAL_SUCCEEDED = 4
+    NOT_PROVEN = 5
+    TRACKING_AWAY = 6
+    INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def explained(*kinds: type[Exception], status: Exit = Exit.BAD_INPUT) -> Iterator[None]:
+    """Inside, an error of these kinds (by default ValueError: bad input) ends the program with its message alone."""
+    expected = kinds or (ValueError,)
+    try:
+        yield
+    except expected as error:
+        fail(str(error), status)
+
+
+def fail(message: str, status: Exit) -> NoReturn:
+    """Ends the program: the message on stderr, and the status."""
+    print(message, file=sys.stderr)
+    raise SystemExit(int(status))
+
+
+def quiet_libraries() -> None:
+    """What libraries say to their developers is kept from our users. Called before they are imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for noisy in ("bitsandbytes", "mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def people_console(*, stderr: bool = False) -> Console:
+    """Where there is no terminal (a job's log, a file), lines may be long: 80 columns would break tables apart."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH_OF_LOGS)
+
+
+def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """EXPERIMENT, --set, --resume, --json."""
+    parser.add_argument("experiment", help="a YAML file, e.g. experiments/quickstart.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=VALUE", help="override a value of the file (repeatable)"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=NEWEST,
+        metavar="SEARCH_ID",
+        help="go on where this experiment was interrupted, by default with its newest search",
+    )
+    parser.add_argument("--json", action="store_true", help="the result as one JSON line on stdout, the rest on stderr")
+
+
+def python() -> str:
+    """This Python as a person would type it: relative where it lies below the working directory."""
+    executable = Path(sys.executable)
+    return str(executable.relative_to(Path.cwd())) if executable.is_relative_to(Path.cwd()) else "python"
+
+
+def command_line(script: str, argv: Sequence[str] | None) -> str:
+    """How this program was called."""
+    return shlex.join([python(), script, *(sys.argv[1:] if argv is None else argv)])

@@ -1,0 +1,30 @@
+"""A model as people name it on a command line: registered version, checkpoint, package, or base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.experiment.spec import ModelSpec
+from components.models.trained import LoadedModel, is_trained, load_base, load_trained
+from components.tracking.registry import download
+from components.tracking.store import check_tracking, tracking_uri
+
+REGISTERED = "models:/"
+
+
+def load_named(name: str, *, chat_format: str = "auto", tracking: str | None = None) -> LoadedModel:
+    """Ready to talk or to be scored. Raises ValueError if there is no such model.
+
+    Args:
+        name: models:/NAME@ALIAS or models:/NAME/VERSION; a directory; a hub id or a fetched model's name.
+        chat_format: of a base model; what was trained knows its own.
+        tracking: where the registry is; by default MLFLOW_TRACKING_URI, else mlflow.db here.
+    """
+    if name.startswith(REGISTERED):
+        uri = tracking or tracking_uri()
+        check_tracking(uri)
+        return load_trained(download(name, uri))
+    directory = Path(name).expanduser()
+    if is_trained(directory):
+        return load_trained(directory)
+    return load_base(ModelSpec(path=name), chat_format)

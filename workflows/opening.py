@@ -1,0 +1,168 @@
+"""Everything that can be known to be wrong before a search starts is found here, and what is left is an OpenSearch."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from components.batches.prepare import PreparedDataset, prepare
+from components.cluster.context import SearchContext
+from components.conversations.formats import load_chat_format
+from components.conversations.tokenizers import load_tokenizer
+from components.experiment.spec import ExperimentSpec, ModelSpec
+from components.models.digest import model_digest
+from components.models.fetch import FETCHED
+from components.models.load import resolve_model
+from components.models.reference import BaseReference
+from components.tracking.journal import SearchManifest, searches_in
+from components.tracking.proof import Probe, load_probes
+from components.tracking.store import check_tracking, tracking_uri
+from components.training.records import Progress
+from workflows.cli import NEWEST
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSearch:
+    """A search whose model, data and tracking are at hand. `resumed`: it had been started before.
+
+    `manifest` has the experiment as it was written, `experiment` has it with a model path that holds on every node.
+    """
+
+    manifest: SearchManifest
+    experiment: ExperimentSpec
+    dataset: PreparedDataset
+    base: BaseReference
+    pad_token_id: int
+    probes: tuple[Probe, ...]
+    uri: str
+    resumed: bool
+
+    @property
+    def search_id(self) -> str:
+        return self.manifest.search_id
+
+    @property
+    def folder(self) -> Path:
+        return self.experiment.folder / self.search_id
+
+    @property
+    def budget(self) -> int:
+        """Of every trial, in target tokens."""
+        return self.experiment.trial.budget.in_target_tokens(self.dataset.train.total_targets)
+
+    def context(self, ended: Mapping[str, Progress | None]) -> SearchContext:
+        """What the cluster is told. `ended`: trials that need not run, with their last report."""
+        return SearchContext(
+            experiment=self.experiment,
+            search_id=self.search_id,
+            folder=self.folder,
+            prepared=self.dataset.directory,
+            pad_token_id=self.pad_token_id,
+            base=self.base,
+            ended=dict(ended),
+        )
+
+
+def open_search(written: ExperimentSpec, console: Console, resume: str | None = None) -> OpenSearch:
+    """A new search, or the interrupted one that `resume` (an id, or NEWEST) means. Raises ValueError if it cannot be."""
+    manifest = None if resume is None else _interrupted(written, resume)
+    uri = tracking_uri(written)
+    check_tracking(uri)
+    probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
+    console.print(f"base model {written.model.path}")
+    directory = resolve_model(written.model)
+    experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
+    chat_format = load_chat_format(load_tokenizer(directory), experiment.chat_format)
+    dataset = _prepared_for(manifest) if manifest is not None else _prepare(experiment, directory)
+    console.print(dataset.summary())
+    if manifest is None:
+        manifest = _new_manifest(written, dataset)
+        manifest.write(experiment.folder / manifest.search_id)
+    return OpenSearch(
+        manifest=manifest,
+        experiment=experiment,
+        dataset=dataset,
+        base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format),
+        pad_token_id=chat_format.pad_token_id,
+        probes=probes,
+        uri=uri,
+        resumed=resume is not None,
+    )
+
+
+def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
+    """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
+    is_local = model.path not in FETCHED and Path(model.path).expanduser().is_dir()
+    return model.model_copy(update={"path": str(directory)}) if is_local else model
+
+
+def _prepare(experiment: ExperimentSpec, directory: Path) -> PreparedDataset:
+    """On the storage all experiments share, so that the next one over the same data finds it."""
+    return prepare(
+        experiment.data,
+        model_path=directory,
+        chat_format_name=experiment.chat_format,
+        storage=experiment.folder.parent,
+    )
+
+
+def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
+    """What the search began with, whatever has become of the files it was made of."""
+    directory = Path(manifest.prepared)
+    if not directory.is_dir():
+        raise ValueError(
+            f"--resume {manifest.search_id}: its prepared data {directory} is gone; start anew without --resume"
+        )
+    return PreparedDataset.open(directory)
+
+
+def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset) -> SearchManifest:
+    return SearchManifest(
+        search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
+        experiment=written,
+        created=time.time(),
+        prepared=str(dataset.directory),
+    )
+
+
+def _interrupted(written: ExperimentSpec, resume: str) -> SearchManifest:
+    """The search to go on with, which must be the same experiment; where MLflow stands may have changed."""
+    unfinished = [manifest for manifest in searches_in(written.folder) if not manifest.finished]
+    wanted = unfinished[-1:] if resume == NEWEST else [found for found in unfinished if found.search_id == resume]
+    if not wanted:
+        known = ", ".join(manifest.search_id for manifest in unfinished) or "none"
+        raise ValueError(f"--resume: no such interrupted search in {written.folder} (interrupted: {known})")
+    manifest = wanted[0]
+    differences = _differences(manifest.experiment, written)
+    if differences:
+        raise ValueError(
+            f"--resume {manifest.search_id}: it was started with another experiment; set these back, or start anew"
+            " without --resume\n" + "\n".join(f"  {difference}" for difference in differences)
+        )
+    return manifest
+
+
+def _differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
+    """`path: was X, is Y` for each leaf in which they differ, tracking aside."""
+    before, after = (_leaves(spec.model_dump(mode="json", exclude={"tracking"})) for spec in (began, now))
+    paths = sorted(before.keys() | after.keys())
+    return [
+        f"{path}: was {before.get(path)!r}, is {after.get(path)!r}"
+        for path in paths
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _leaves(tree: object, path: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {
+        leaf: value
+        for key, child in tree.items()
+        for leaf, value in _leaves(child, f"{path}.{key}" if path else key).items()
+    }

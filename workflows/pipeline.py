@@ -1,0 +1,232 @@
+"""A search from its experiment to its verdict: open, run, register, report. tune.py and train.py hand it theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from components.cluster.connect import NoRoomError, check_room, connected
+from components.cluster.sampling import planned_trials
+from components.cluster.search import can_resume, run_search
+from components.experiment.spec import ExperimentSpec
+from components.reports.curves import loss_curves_svg
+from components.reports.leaderboard import leaderboard, ranked
+from components.reports.live import LiveSearch
+from components.reports.page import search_page
+from components.reports.summary import Outcome, SearchSummary, trial_summaries
+from components.reports.verdict import print_verdict
+from components.tracking.journal import Journal
+from components.tracking.mirror import Mirror
+from components.tracking.registry import ProofError, RegistryResult, register_best
+from components.tracking.runs import SearchRuns
+from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.training.records import TrialHistory, TrialRecord, fold
+from workflows.cli import Exit, explained, people_console, python
+from workflows.opening import OpenSearch, open_search
+
+STATUS: Mapping[Outcome, Exit] = {
+    "champion": Exit.DONE,
+    "not promoted": Exit.DONE,
+    "finished": Exit.DONE,
+    "no trial succeeded": Exit.NO_TRIAL_SUCCEEDED,
+    "not proven": Exit.NOT_PROVEN,
+    "tracking away": Exit.TRACKING_AWAY,
+    "interrupted": Exit.INTERRUPTED,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """What a search came to, in a word and in a sentence."""
+
+    outcome: Outcome
+    message: str
+    registry: RegistryResult | None = None
+
+
+def search_and_report(
+    experiment: ExperimentSpec, *, command: str, resume: str | None = None, register: bool = True, as_json: bool = False
+) -> Exit:
+    """Runs or resumes a search and tells people what happens. Exits, with a message, on bad input.
+
+    Args:
+        command: how this was started, for the reports and for the advice how to go on.
+        resume: a search id, or cli.NEWEST, of an interrupted search of this experiment.
+        register: send the best trial through the registry's gate.
+        as_json: the summary goes to stdout as one line of JSON, all else to stderr.
+    """
+    console = people_console(stderr=as_json)
+    # Ray, too, prints; under --json stdout is the summary's alone.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        summary = _search(experiment, console, command, resume, register)
+    if as_json:
+        print(summary.model_dump_json())
+    return STATUS[summary.outcome]
+
+
+def _search(
+    experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool
+) -> SearchSummary:
+    began = time.monotonic()
+    with explained():
+        search = open_search(experiment, console, resume)
+    with connected() as dashboard:
+        with explained(NoRoomError, status=Exit.NO_ROOM):
+            check_room(search.experiment)
+        with explained(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
+            runs = _runs(search)
+            _log_inputs(runs, search)
+        console.print(f"Ray dashboard {dashboard}, MLflow {without_secrets(search.uri)}, search {search.search_id}")
+        histories, owed = _run_trials(search, console)
+    ending = _ending(search, runs, histories, owed, console, command, register)
+    summary = _summary(search, runs, histories, ending, seconds=time.monotonic() - began)
+    with contextlib.suppress(*MLFLOW_ERRORS):
+        _log_reports(runs, search, summary, histories, command)
+    console.print(leaderboard(ranked(histories.values()), budget=search.budget))
+    print_verdict(console, summary)
+    _print_next_commands(console, search, summary)
+    return summary
+
+
+def _runs(search: OpenSearch) -> SearchRuns:
+    return SearchRuns(open_store(search.uri), search.uri, search.experiment, search.search_id)
+
+
+def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
+    dataset = search.dataset
+    digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
+    runs.log_data(search.experiment.name, str(search.experiment.data.train), digests, dataset.counts)
+
+
+def _run_trials(search: OpenSearch, console: Console) -> tuple[dict[str, TrialHistory], int]:
+    """(what became of each trial, records that MLflow has not been told). Returns early if interrupted."""
+    journal = Journal(search.folder)
+    known = fold(journal.read())
+    mirror = Mirror(journal, lambda: _runs(search))
+    live = LiveSearch(console, planned=planned_trials(search.experiment), budget=search.budget, known=known)
+
+    def emit(record: TrialRecord) -> None:
+        mirror.append(record)
+        live.show(record)
+
+    ended = {trial_id: history.last for trial_id, history in known.items() if history.state != "running"}
+    try:
+        with live:
+            run_search(
+                search.context(ended), emit, histories=known, resume=search.resumed and can_resume(search.folder)
+            )
+    finally:
+        owed = mirror.close()
+    return live.histories, owed
+
+
+def _ending(
+    search: OpenSearch,
+    runs: SearchRuns,
+    histories: Mapping[str, TrialHistory],
+    owed: int,
+    console: Console,
+    command: str,
+    register: bool,
+) -> Ending:
+    again = command if "--resume" in command else f"{command} --resume"
+    planned = planned_trials(search.experiment)
+    unfinished = planned - sum(history.state != "running" for history in histories.values())
+    if unfinished > 0:
+        return Ending(outcome="interrupted", message=f"Interrupted with {unfinished} trials to go. Go on with: {again}")
+    best = ranked(histories.values())[0]
+    if best.best is None:
+        reasons = "; ".join(dict.fromkeys(history.reason for history in histories.values()))
+        return Ending(outcome="no trial succeeded", message=f"No trial succeeded: {reasons}")
+    if owed:
+        return Ending(
+            outcome="tracking away",
+            message=f"The search is done, but MLflow is away: {owed} records wait in {search.folder}."
+            f" When it is back: {again}",
+        )
+    if not register:
+        return Ending(outcome="finished", message=f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}")
+    return _registered(search, runs, best, console, again)
+
+
+def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, console: Console, again: str) -> Ending:
+    name = search.experiment.registered_model
+    console.print(f"trial {best.started.number} is the best: packaging it, and proving it in a fresh process ...")
+    try:
+        registry = register_best(runs, search.uri, search.experiment, best, search.dataset, search.probes)
+    except ProofError as error:
+        return Ending(
+            outcome="not proven",
+            message=f"The best trial was not registered: {error}. Once that is mended, try again: {again}",
+        )
+    except MLFLOW_ERRORS as error:
+        return Ending(
+            outcome="tracking away", message=f"MLflow took no version ({reason_of(error)}). Try again: {again}"
+        )
+    if not registry.promoted:
+        return Ending(
+            outcome="not promoted",
+            message=f"{name} version {registry.version} is a challenger only: {registry.reason}",
+            registry=registry,
+        )
+    message = (
+        f"Champion: models:/{name}@{registry.alias} is version {registry.version}, eval loss"
+        f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}"
+    )
+    return Ending(outcome="champion", message=message, registry=registry)
+
+
+def _summary(
+    search: OpenSearch, runs: SearchRuns, histories: Mapping[str, TrialHistory], ending: Ending, *, seconds: float
+) -> SearchSummary:
+    return SearchSummary(
+        experiment=search.experiment.name,
+        search_id=search.search_id,
+        outcome=ending.outcome,
+        message=ending.message,
+        seconds=seconds,
+        data_digest=search.dataset.digest,
+        data_reused=search.dataset.reused,
+        folder=str(search.folder),
+        tracking_uri=without_secrets(search.uri),
+        run_id=runs.parent_id,
+        trials=trial_summaries(histories.values()),
+        registry=ending.registry,
+    )
+
+
+def _log_reports(
+    runs: SearchRuns, search: OpenSearch, summary: SearchSummary, histories: Mapping[str, TrialHistory], command: str
+) -> None:
+    """The search's run gets the page and the numbers, and its end; a search that can go on does not end."""
+    base_loss = summary.registry.base_loss if summary.registry else None
+    curves = loss_curves_svg(histories.values(), base_loss=base_loss)
+    page = search_page(summary, curves=curves, command=command)
+    (search.folder / "report.html").write_text(page, encoding="utf-8")
+    runs.log_text(None, page, "report.html")
+    runs.log_text(None, curves, "eval_loss.svg")
+    runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
+    losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]
+    if losses:
+        runs.log_search_metrics({"eval/loss": min(losses)})
+    runs.end_search(summary.outcome)
+    if summary.outcome not in ("interrupted", "tracking away", "not proven"):
+        search.manifest.model_copy(update={"finished": True}).write(search.folder)
+
+
+def _print_next_commands(console: Console, search: OpenSearch, summary: SearchSummary) -> None:
+    served = search.uri.startswith(("http://", "https://"))
+    where = f"MLFLOW_TRACKING_URI={without_secrets(search.uri)} " if search.experiment.tracking.uri else ""
+    lines = [f"report   {search.folder / 'report.html'}"]
+    if summary.registry is not None:
+        named = f"@{summary.registry.alias}" if summary.registry.promoted else f"/{summary.registry.version}"
+        lines.append(f"chat     {where}{python()} workflows/chat.py models:/{summary.registry.name}{named}")
+    ui = without_secrets(search.uri) if served else f"{python()} -m mlflow ui --backend-store-uri {search.uri}"
+    lines.append(f"MLflow   {ui}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,42 @@
+"""Trains one configuration, the `trial:` section of an experiment, without a search.
+
+python workflows/train.py experiments/quickstart.yaml --set trial.optimizer.learning_rate=1e-3
+python workflows/train.py experiments/quickstart.yaml --set trial.method.kind=full --register
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from components.experiment.load import load_experiment
+from components.experiment.space import without_search
+from workflows.cli import add_experiment_arguments, command_line, explained, quiet_libraries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    with explained():
+        experiment = without_search(load_experiment(arguments.experiment, arguments.set))
+    # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
+    quiet_libraries()
+    from workflows.pipeline import search_and_report
+
+    return search_and_report(
+        experiment,
+        command=command_line("workflows/train.py", argv),
+        resume=arguments.resume,
+        register=arguments.register,
+        as_json=arguments.json,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Train the `trial:` section of an experiment, without a search.")
+    add_experiment_arguments(parser)
+    parser.add_argument("--register", action="store_true", help="send the result through the registry's gate")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,48 @@
+"""Searches an experiment and registers the winner: the main job.
+
+python workflows/tune.py experiments/quickstart.yaml
+python workflows/tune.py experiments/quickstart.yaml --set search.trials=16 --set trial.budget.epochs=2
+ray job submit --working-dir . -- python workflows/tune.py experiments/quickstart.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from components.experiment.load import load_experiment
+from components.experiment.schema import experiment_schema
+from workflows.cli import add_experiment_arguments, command_line, explained, quiet_libraries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    with explained():
+        experiment = load_experiment(arguments.experiment, arguments.set)
+    # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
+    quiet_libraries()
+    from workflows.pipeline import search_and_report
+
+    return search_and_report(
+        experiment, command=command_line("workflows/tune.py", argv), resume=arguments.resume, as_json=arguments.json
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Search an experiment and register the winner.")
+    add_experiment_arguments(parser)
+    parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON Schema of experiment files")
+    return parser
+
+
+class _PrintSchema(argparse.Action):
+    """Like --help: prints and ends, whatever else was or was not said."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(json.dumps(experiment_schema(), indent=1))
+        parser.exit()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
