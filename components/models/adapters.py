@@ -76,7 +76,8 @@ def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    return dict(get_peft_model_state_dict(model))
+    # Else peft compares vocabulary sizes with whatever lies where the base was loaded from, on the hub maybe.
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def load_adapter_state(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:

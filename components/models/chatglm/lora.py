@@ -54,7 +54,7 @@ def glm_targets(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def is_original_adapter(directory: Path) -> bool:
     """Whether an adapter names the original's modules."""
-    return any("transformer." in key for key in _read_weights(directory))
+    return any("transformer." in key for key in read_adapter_weights(directory))
 
 
 def adapter_to_glm(source: Path, target: Path, config: GlmConfig) -> None:
@@ -112,7 +112,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         kind = "DORA" if settings.get("use_dora") else settings.get("peft_type")
         raise ValueError(f"{directory}: an adapter of kind {kind}; only plain LoRA goes from one layout to the other")
-    weights = _read_weights(directory)
+    weights = read_adapter_weights(directory)
     alphas = settings.get("alpha_pattern") or {}
     updates = {}
     for key in [key for key in weights if key.endswith(".lora_A.weight")]:
@@ -126,7 +126,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
     return settings, updates
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
+def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
     for name in WEIGHTS_FILES:
         if (directory / name).is_file():
             return dict(tensors_of(directory / name))
