@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GlmForCausalLM
 
 from components.batches.collate import collate
-from components.batches.store import TokenStore, write_store
+from components.batches.store import Entry, TokenStore, write_store
 from components.conversations.rendered import RenderedConversation
 from components.experiment.spec import ModelSpec
 from components.models.chatglm.config import glm_config
@@ -104,7 +104,7 @@ def test_our_own_loss_is_that_of_the_original_code_packed_or_padded(model, tmp_p
         )
         for sequence in parity()["batch"]
     ]
-    write_store(tmp_path / "store.arrow", [("", conversation) for conversation in conversations])
+    write_store(tmp_path / "store.arrow", [Entry(source="", rendered=conversation) for conversation in conversations])
     store = TokenStore(tmp_path / "store.arrow")
     scored = ScoredModel(model, precision="fp32", attention="sdpa", device=CPU)
     with torch.no_grad():

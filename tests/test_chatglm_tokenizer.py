@@ -336,7 +336,7 @@ def test_a_turn_that_is_not_to_be_learned_is_not_and_neither_is_its_stop(chat_fo
 def test_a_conversation_that_is_too_long_is_cut_behind_a_scored_stop(chat_format):
     messages = (user("a"), assistant("b"), user("c"), assistant("d"))
     rendered = chat_format.render(Conversation(messages=messages))
-    fitted = fit_length(rendered, len(rendered.token_ids) - 1, "truncate", "chats:1")
+    fitted = fit_length(rendered, len(rendered.token_ids) - 1, truncate=True)
     assert shown(chat_format, fitted)[-4:] == ["[▁]", "[<0x0A>]", "[▁b]", "[<|user|>]"]
 
 

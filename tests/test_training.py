@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
 from components.batches.prepare import prepare
 from components.conversations.formats import load_chat_format
@@ -26,12 +27,13 @@ from components.experiment.spec import (
 )
 from components.models.reference import BaseReference
 from components.training import loss as loss_module
-from components.training.loss import target_losses
+from components.training import session as session_module
+from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers
-from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from tests.toy import letter_tokenizer, tiny_model_directory, toy_conversations, write_messages_jsonl
 
 FULL = TrialSpec(
     method=FullMethod(),
@@ -189,6 +191,44 @@ def test_a_trial_that_leaves_the_finite_numbers_ends_with_the_reason_and_the_ses
     assert progress.eval_loss == math.inf
     assert "lower optimizer.learning_rate" in progress.diverged
     assert curve(reports(of, FULL)) == curve(reports(session(toy, tmp_path), FULL))
+
+
+def test_a_model_whose_packed_conversations_see_each_other_is_told_to_do_without_packing(toy, tmp_path):
+    _, prepared, pad_token_id = toy
+    config = OPTConfig(
+        vocab_size=len(letter_tokenizer()),
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")  # its mask takes no notice of positions that restart
+    of = session((tmp_path / "opt", prepared, pad_token_id), tmp_path)
+    unpacked = FULL.model_copy(update={"batch": BatchSpec(rows_per_step=8, packing=False)})
+    for spec in (FULL, LORA):
+        with pytest.raises(ValueError, match="packing") as caught:
+            of.start("trial", spec)
+        assert str(caught.value) == (
+            f"model.path={tmp_path / 'opt'}: with model.attention=sdpa it lets packed conversations see each other;"
+            " set batch.packing: false"
+        )
+    progress = reports(of, unpacked)
+    assert progress[-1].eval_loss < progress[0].eval_loss
+
+
+def test_isolation_is_tried_once_for_each_loaded_base(toy, tmp_path, monkeypatch):
+    tried = []
+
+    def counted(*arguments):
+        tried.append(arguments)
+        return isolates_packed_rows(*arguments)
+
+    monkeypatch.setattr(session_module, "isolates_packed_rows", counted)
+    of = session(toy, tmp_path)
+    for spec in (FULL, LORA, FULL, LORA):
+        of.start("trial", spec)
+    assert len(tried) == 1
 
 
 def test_a_checkpoint_holds_plain_files_only(toy, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,23 +18,34 @@ SCHEMA = pa.schema(
         "token_ids": pa.list_(pa.int32()),
         "target_weights": pa.list_(pa.float32()),
         "num_targets": pa.int32(),
+        "truncated": pa.bool_(),
         "source": pa.string(),
     }
 )
 ROWS_PER_CHUNK = 1024
 
 
-def write_store(path: Path, conversations: Iterable[tuple[str, RenderedConversation]]) -> None:
-    """Writes (source, rendered) pairs in order; at most ROWS_PER_CHUNK of them are in memory at a time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One conversation of a store. `truncated`: it lost its last turns to fit."""
+
+    source: str
+    rendered: RenderedConversation
+    truncated: bool = False
+
+
+def write_store(path: Path, entries: Iterable[Entry]) -> None:
+    """Writes entries in order; at most ROWS_PER_CHUNK of them are in memory at a time."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         rows: list[dict[str, object]] = []
-        for source, rendered in conversations:
+        for entry in entries:
             rows.append(
                 {
-                    "token_ids": rendered.token_ids,
-                    "target_weights": rendered.target_weights,
-                    "num_targets": rendered.num_targets,
-                    "source": source,
+                    "token_ids": entry.rendered.token_ids,
+                    "target_weights": entry.rendered.target_weights,
+                    "num_targets": entry.rendered.num_targets,
+                    "truncated": entry.truncated,
+                    "source": entry.source,
                 }
             )
             if len(rows) == ROWS_PER_CHUNK:
@@ -43,15 +56,17 @@ def write_store(path: Path, conversations: Iterable[tuple[str, RenderedConversat
 
 
 class TokenStore:
-    """One split. Indices are conversations, in the order they were written."""
+    """One split. Indices are conversations, in the order they were written.
+
+    The file's chunks are used where they lie: to combine them would copy the file into every worker's memory.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
-        # One chunk a column now; an empty table has none.
-        empty = self._table.num_rows == 0
-        self._token_ids = None if empty else self._table.column("token_ids").chunk(0)
-        self._target_weights = None if empty else self._table.column("target_weights").chunk(0)
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._token_ids = self._table.column("token_ids").chunks
+        self._target_weights = self._table.column("target_weights").chunks
+        self._starts = np.cumsum([0, *map(len, self._token_ids)]).tolist()
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -59,9 +74,8 @@ class TokenStore:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each conversation, int64."""
-        if self._token_ids is None:
-            return np.zeros(0, dtype=np.int64)
-        return np.asarray(np.diff(self._token_ids.offsets.to_numpy()), dtype=np.int64)
+        each = [np.diff(chunk.offsets.to_numpy()) for chunk in self._token_ids]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *each])
 
     @cached_property
     def num_targets(self) -> np.ndarray:
@@ -74,14 +88,19 @@ class TokenStore:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(token_ids int32, target_weights float32) of a conversation, not copied."""
-        if self._token_ids is None or self._target_weights is None:
+        if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._slice(self._token_ids, index), self._slice(self._target_weights, index)
+        chunk = bisect.bisect_right(self._starts, index) - 1
+        inside = index - self._starts[chunk]
+        return _slice(self._token_ids[chunk], inside), _slice(self._target_weights[chunk], inside)
 
     def source(self, index: int) -> str:
         return str(self._table.column("source")[index].as_py())
 
-    @staticmethod
-    def _slice(column: pa.ListArray, index: int) -> np.ndarray:
-        start, end = column.offsets[index].as_py(), column.offsets[index + 1].as_py()
-        return np.asarray(column.values.slice(start, end - start).to_numpy(zero_copy_only=True))
+    def is_truncated(self, index: int) -> bool:
+        return bool(self._table.column("truncated")[index].as_py())
+
+
+def _slice(column: pa.ListArray, index: int) -> np.ndarray:
+    start, end = column.offsets[index].as_py(), column.offsets[index + 1].as_py()
+    return np.asarray(column.values.slice(start, end - start).to_numpy(zero_copy_only=True))

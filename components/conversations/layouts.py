@@ -18,9 +18,9 @@ class LayoutError(ValueError):
 
 
 def _openai(record: Any) -> tuple[list[Raw], Any]:
-    """{"messages": [{"role", "content", ...}], "tools": [...]}"""
-    messages = _field(record, "messages", list)
-    return [_mapping(message, number) for number, message in enumerate(messages, start=1)], record.get("tools")
+    """{"messages": [{"role", "content", ...}], "tools": [...]}; content may be a list of text parts."""
+    messages = [_mapping(message, number) for number, message in enumerate(_field(record, "messages", list), start=1)]
+    return [{**message, "content": _joined(message.get("content"))} for message in messages], _tools(record)
 
 
 SHAREGPT_ROLES = {
@@ -55,8 +55,7 @@ def _sharegpt(record: Any) -> tuple[list[Raw], Any]:
             messages.append({"role": "assistant", "content": "", "tool_calls": [_call(content, number)], **extras})
         else:
             messages.append({"role": role, "content": content, **extras})
-    tools = record.get("tools")
-    return messages, _parsed(tools, "tools") if isinstance(tools, str) and tools else tools
+    return messages, _tools(record)
 
 
 def _alpaca(record: Any) -> tuple[list[Raw], Any]:
@@ -122,6 +121,20 @@ def _optional_text(record: Any, key: str) -> str:
     if not isinstance(value, str):
         raise LayoutError(f'"{key}" must be a string, not {type(value).__name__}')
     return value
+
+
+def _joined(content: Any) -> Any:
+    """The text of content parts; what is no list of them is left as it is."""
+    is_parts = isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    )
+    return "".join(part["text"] for part in content) if is_parts else content
+
+
+def _tools(record: Any) -> Any:
+    """Tables have no room for lists of unlike objects, so tools come as a JSON text, too."""
+    tools = record.get("tools")
+    return _parsed(tools, '"tools"') if isinstance(tools, str) and tools.strip() else tools
 
 
 def _call(content: Any, number: int) -> Raw:

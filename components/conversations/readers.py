@@ -29,7 +29,7 @@ def read_conversations(
     """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT].
 
     Args:
-        format: auto (by the keys of each file's first record), messages, sharegpt, alpaca or nested.
+        format: auto (by the keys of each file's first record that has any of them), messages, sharegpt, alpaca or nested.
         on_bad_row: fail raises with every bad record; drop leaves them out and returns what was wrong.
 
     Raises:
@@ -37,38 +37,42 @@ def read_conversations(
     """
     conversations: list[Conversation] = []
     problems: list[Problem] = []
+    unreadable: list[Problem] = []
     counts: dict[str, int] = {}
     for file in files_of(source):
-        records, broken = read_records(file)
+        try:
+            records, broken = read_records(file)
+            layout = _layout_of(file, records, format)
+        except ConversationError as error:
+            unreadable.extend(error.problems)
+            continue
         counts[file] = len(records) + len(broken)
         problems.extend(broken)
-        layout = _layout_of(file, records, format)
         for record in records:
             conversation, found = _read(record, layout)
             problems.extend(found)
             if conversation is not None:
                 conversations.append(conversation)
-    if problems and on_bad_row == "fail":
-        raise ConversationError(problems, counts)
+    if unreadable or (problems and on_bad_row == "fail"):
+        raise ConversationError([*unreadable, *problems], counts)
     if not conversations:
-        raise ConversationError(
-            problems or [Problem(file=file, place="", text="holds no conversations") for file in counts],
-            counts if problems else {},
-        )
+        empty = [Problem(file=file, place="", text="holds no conversations") for file in counts]
+        raise ConversationError(problems or empty, counts if problems else {})
     return ReadResult(conversations=tuple(conversations), dropped=tuple(problems))
 
 
 def _layout_of(file: str, records: list[Record], format: str) -> str:
+    """By the first record whose keys tell; a bad one at the top of a file is still only one bad record."""
     if format != "auto" or not records:
         return format
-    layout = detect_layout(records[0].value)
-    if layout is None:
-        text = (
-            'is in no known layout: records have "messages" (OpenAI), "conversations" (ShareGPT), "instruction" (Alpaca),'
-            " or are lists of messages; say which by data.format"
-        )
-        raise ConversationError([Problem(file=file, place=records[0].place, text=text)], {})
-    return layout
+    for record in records:
+        if layout := detect_layout(record.value):
+            return layout
+    text = (
+        'is in no known layout: records have "messages" (OpenAI), "conversations" (ShareGPT), "instruction" (Alpaca),'
+        " or are lists of messages; say which by data.format"
+    )
+    raise ConversationError([Problem(file=file, place=records[0].place, text=text)], {})
 
 
 def _read(record: Record, layout: str) -> tuple[Conversation | None, list[Problem]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any, cast
 from components.conversations.messages import Conversation, Message, Role
 
 ROLES = ("system", "user", "assistant", "tool")
+UNKNOWN = "unknown"
 
 
 def build(raw_messages: list[dict[str, Any]], raw_tools: Any, source: str) -> tuple[Conversation | None, list[str]]:
@@ -32,9 +34,12 @@ def _broken_rules(raw_messages: list[dict[str, Any]]) -> Iterator[str]:
     for number, raw in enumerate(raw_messages, start=1):
         role = raw.get("role")
         yield from (f"message {number} {text}" for text in _broken_message(raw))
-        if role in ROLES:
-            if text := _out_of_turn(role, before, called):
-                yield f"message {number} {text}"
+        if role not in ROLES:
+            before, called = UNKNOWN, True  # whatever follows may be right
+            continue
+        if text := _out_of_turn(role, before, called):
+            yield f"message {number} {text}"
+        if role != "system" or before is None:  # a misplaced one changes nobody's turn
             before, called = role, bool(raw.get("tool_calls")) or (role == "tool" and called)
     if before in ("user", "tool"):
         yield f'message {len(raw_messages)}, the last, is from "{before}"; the last word must be the assistant\'s'
@@ -71,9 +76,11 @@ def _broken_message(raw: dict[str, Any]) -> Iterator[str]:
     weight = raw.get("loss", raw.get("weight"))
     if weight is not None and not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
         yield f"has the loss weight {weight!r}; it must be a number, 0 or more"
+    if not isinstance(raw.get("train"), bool | None):
+        yield f"has train: {raw['train']!r}; it must be true or false"
     calls = raw.get("tool_calls")
-    if calls and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        yield "has tool_calls that are no list of objects"
+    if calls and not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
+        yield 'has tool_calls that are no list of {"function": {"name", "arguments"}}'
     elif calls and role != "assistant":
         yield f'from "{role}" has tool_calls; only an assistant calls tools'
 
@@ -88,7 +95,7 @@ def _message(raw: dict[str, Any]) -> Message:
     loss = 0.0 if raw.get("train") is False else 1.0 if weight is None else float(weight)
     return Message(
         role=cast(Role, raw["role"]),
-        content=raw["content"] or "",
+        content=raw.get("content") or "",
         loss=loss,
         tool_calls=tuple(_call(call) for call in raw.get("tool_calls") or ()),
         tool_call_id=raw.get("tool_call_id"),
@@ -96,12 +103,17 @@ def _message(raw: dict[str, Any]) -> Message:
     )
 
 
+def _is_call(call: Any) -> bool:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    return isinstance(function, dict) and isinstance(function.get("name"), str) and bool(function["name"])
+
+
 def _call(call: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI keeps arguments as a JSON text, chat templates want the object."""
-    function = call.get("function")
-    if not (isinstance(function, dict) and isinstance(function.get("arguments"), str)):
-        return call
-    try:
-        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
-    except json.JSONDecodeError:
-        return call
+    """One shape for all: OpenAI keeps arguments as a JSON text, chat templates want the object."""
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        with contextlib.suppress(json.JSONDecodeError):
+            arguments = json.loads(arguments)
+    identity = {"id": call["id"]} if "id" in call else {}
+    return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}

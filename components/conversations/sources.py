@@ -53,7 +53,7 @@ def content_digest(source: str | Sequence[str]) -> str:
         if file.startswith(HUB_PREFIX):
             hashed.update(file.encode())
         else:
-            hashed.update(Path(file).read_bytes())
+            hashed.update(_bytes_of(file))
         hashed.update(b"\0")
     return hashed.hexdigest()
 
@@ -68,10 +68,17 @@ def read_records(file: str) -> tuple[list[Record], list[Problem]]:
     if suffix not in (".jsonl", ".json"):
         raise ConversationError([Problem(file=file, place="", text=f"not a {KINDS} file")], {})
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = _bytes_of(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConversationError([Problem(file=file, place="", text=f"not UTF-8: {error}")], {}) from None
     return _json_lines(file, text) if suffix == ".jsonl" else (_json_records(file, text), [])
+
+
+def _bytes_of(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise ConversationError([Problem(file=file, place="", text=f"cannot be read: {error.strerror}")], {}) from None
 
 
 def _json_lines(file: str, text: str) -> tuple[list[Record], list[Problem]]:
@@ -100,7 +107,7 @@ def _json_records(file: str, text: str) -> list[Record]:
         value = [value]
     if not isinstance(value, list):
         raise ConversationError([Problem(file=file, place="", text="the file must hold a list of conversations")], {})
-    if value and all(isinstance(message, dict) and "role" in message and "content" in message for message in value):
+    if value and all(isinstance(message, dict) and "role" in message for message in value):
         value = [value]  # one bare conversation
     return _numbered(file, value)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from components.batches.collate import collate
-from components.batches.packing import pack_rows
 from components.batches.store import TokenStore
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
@@ -25,16 +26,19 @@ class ConversationLoss:
 def conversation_losses(
     scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> list[ConversationLoss]:
-    """This worker's share of the split; over all workers every conversation comes exactly once."""
+    """This worker's share of the split; over all workers every conversation comes exactly once.
+
+    Rows are not packed, so the answer is exact for every causal model. A batch holds as many conversations of about one
+    length as fit into rows_per_batch x max_tokens tokens, padding included.
+    """
     by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
-    rows = pack_rows(store.lengths, by_length, max_tokens)
-    mine = rows[workers.worker_rank :: workers.count]
+    mine = by_length[workers.worker_rank :: workers.count]
     was_training = scored.training
     scored.eval()
     losses = []
     with torch.no_grad():
-        for start in range(0, len(mine), rows_per_batch):
-            losses.extend(_batch_losses(scored, store, mine[start : start + rows_per_batch], workers, pad_token_id))
+        for rows in _batches(store.lengths, mine, rows_per_batch * max_tokens):
+            losses.extend(_batch_losses(scored, store, rows, workers, pad_token_id))
     scored.train(was_training)
     return losses
 
@@ -50,6 +54,14 @@ def evaluate(
         [sum(conversation.loss_sum for conversation in mine), sum(conversation.num_targets for conversation in mine)]
     )
     return loss_sum / num_targets, int(num_targets)
+
+
+def _batches(lengths: np.ndarray, longest_first: list[int], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+    start = 0
+    while start < len(longest_first):
+        rows = max(1, most_tokens // int(lengths[longest_first[start]]))
+        yield [(index,) for index in longest_first[start : start + rows]]
+        start += rows
 
 
 def _batch_losses(

@@ -103,30 +103,38 @@ class ScoredModel(nn.Module):
         return bool(torch.equal(logits_BTV, from_parts_BTV))
 
 
+LEAK = 0.25  # of what a sequence's own past does to it; rounding stays far below, a missing mask far above
+
+
 @torch.no_grad()
 def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device) -> bool:
-    """Whether two sequences in one row give the second one the hidden states it has alone, tried on a few tokens.
+    """Whether a sequence that shares a row is answered as if it were alone, tried on a few tokens.
 
-    A model that makes its own mask, or mixes tokens by other means than attention, may not.
+    A model that makes its own mask, or mixes tokens by other means than attention, may not. What the neighbor (or its
+    absence) changes is measured by what a token of the sequence itself changes, so no tolerance depends on the model.
     """
-    alone_BT = torch.arange(4, 8, device=device)[None]
-    packed_BT = torch.cat([torch.arange(4, device=device)[None], alone_BT], dim=1)
-    positions_BT = torch.arange(4, device=device).repeat(2)[None]
+    neighbor, other_neighbor = [1, 2, 3, 4], [5, 6, 7, 8]
+    sequence, other_start = [9, 10, 11, 12], [13, 10, 11, 12]
+    rows = [neighbor + sequence, other_neighbor + sequence, neighbor + other_start, sequence + [0] * 4]
+    position_ids_BT = torch.arange(4, device=device).repeat(4, 2)
+    position_ids_BT[3, 4:] = 0  # padding, as collate lays it out
     was_training = model.training
     model.eval()
-    alone = model(**_probe(alone_BT, positions_BT[:, :4], attention), use_cache=False).logits
-    packed = model(**_probe(packed_BT, positions_BT, attention), use_cache=False).logits
+    inputs = model_inputs(_probe(torch.tensor(rows, device=device), position_ids_BT), attention)
+    logits_BTV = model(**inputs, use_cache=False).logits.float().view(4, 8, -1)
     model.train(was_training)
-    return bool(torch.allclose(packed[:, 4:].float(), alone.float(), rtol=1e-2, atol=1e-2))
+    # The sequence's tokens after its first, in each row.
+    packed, beside_another, started_otherwise, alone = (*logits_BTV[:3, 5:], logits_BTV[3, 1:4])
+    neighbors = max((packed - beside_another).abs().max(), (packed - alone).abs().max())
+    return bool(neighbors <= LEAK * (packed - started_otherwise).abs().max())
 
 
-def _probe(token_ids_BT: Tensor, position_ids_BT: Tensor, attention: str) -> dict[str, Tensor | None]:
+def _probe(token_ids_BT: Tensor, position_ids_BT: Tensor) -> Batch:
     nothing_BT = torch.zeros_like(token_ids_BT)
-    batch = Batch(
+    return Batch(
         token_ids_BT=token_ids_BT,
         labels_BT=nothing_BT,
         weights_BT=nothing_BT.float(),
         position_ids_BT=position_ids_BT,
         segment_ids_BT=nothing_BT,
     )
-    return model_inputs(batch, attention)

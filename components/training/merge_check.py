@@ -8,10 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
-from components.batches.store import TokenStore, write_store
+from components.batches.store import Entry, TokenStore, write_store
 from components.conversations.chat_format import ChatFormat
 from components.conversations.messages import Conversation
-from components.conversations.rendered import RenderedConversation
 from components.conversations.truncation import fit_length
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
@@ -66,10 +65,8 @@ class Scorer:
         )
 
 
-def _fitted(
-    conversations: Sequence[Conversation], chat_format: ChatFormat, max_tokens: int
-) -> Iterator[tuple[str, RenderedConversation]]:
+def _fitted(conversations: Sequence[Conversation], chat_format: ChatFormat, max_tokens: int) -> Iterator[Entry]:
     for conversation in conversations:
-        rendered = fit_length(chat_format.render(conversation), max_tokens, "truncate", conversation.source)
+        rendered = fit_length(chat_format.render(conversation), max_tokens, truncate=True)
         if rendered is not None:
-            yield conversation.source, rendered
+            yield Entry(source=conversation.source, rendered=rendered)

@@ -10,7 +10,8 @@ from torch import nn
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.load import load_base_model
 from components.models.reference import BaseReference
-from components.models.warm import WarmBase
+from components.models.warm import Quantize, WarmBase
+from components.training.loss import isolates_packed_rows
 from components.training.records import Progress
 from components.training.run import TrainingData, TrialRun
 from components.training.workers import Workers
@@ -26,6 +27,7 @@ class Session:
         self.warm = WarmBase(lambda quantize: load_base_model(model, device=workers.device, quantize=quantize))
         self.run: TrialRun | None = None
         self.trial_id = ""
+        self._isolates: dict[Quantize, bool] = {}
 
     def warm_up(self) -> None:
         """Loads the base model; without it the first trial waits for that."""
@@ -36,6 +38,8 @@ class Session:
         self.run = None  # frees the old optimizer before the new one is made
         self.trial_id = trial_id
         model = self.warm.begin(spec.method, spec.seed)
+        if spec.batch.packing:
+            self._assert_isolation(model, spec)
         set_gradient_checkpointing(model, spec)
         self.run = TrialRun(spec, model, self.data, self.workers, self.base, attention=self.model.attention)
 
@@ -51,6 +55,17 @@ class Session:
 
     def load(self, directory: Path) -> None:
         self.running.load(directory)
+
+    def _assert_isolation(self, model: nn.Module, spec: TrialSpec) -> None:
+        """Tried once for each loaded base: conversations that share a row must not see each other."""
+        quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
+        if quantize not in self._isolates:
+            self._isolates[quantize] = isolates_packed_rows(model, self.model.attention, self.workers.device)
+        if not self._isolates[quantize]:
+            raise ValueError(
+                f"model.path={self.model.path}: with model.attention={self.model.attention} it lets packed conversations see"
+                " each other; set batch.packing: false"
+            )
 
     @property
     def running(self) -> TrialRun:

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from components.conversations.chat_format import ChatFormat
 from components.conversations.formats.chatglm3 import ChatGLM3Format, is_chatglm3
-from components.conversations.formats.template import TemplateFormat, chatml_of
+from components.conversations.formats.chatml import chatml_of
+from components.conversations.formats.template import TemplateFormat
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from typing import Any
 
@@ -11,11 +12,11 @@ BLOCK = re.compile(r"```python\n(.*)\n```", re.DOTALL)
 
 
 def code_of(call: dict[str, Any]) -> tuple[str, str]:
-    """(name, code) of an OpenAI tool call. Arguments that are a text, not an object, stand as they are."""
+    """(name, code) of an OpenAI tool call. Arguments that are no object stand as they are."""
     function = call.get("function", call)
     name, arguments = str(function["name"]), function.get("arguments", {})
-    if isinstance(arguments, str):
-        return name, arguments
+    if not isinstance(arguments, dict):
+        return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if name == INTERPRETER and set(arguments) == {"code"}:
         return name, _block(str(arguments["code"]))
     if all(key.isidentifier() for key in arguments):

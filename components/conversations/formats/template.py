@@ -1,4 +1,4 @@
-"""The chat format of any tokenizer with a chat template; ChatML where there is none.
+"""The chat format of any tokenizer with a chat template.
 
 Targets are found by segments: the template is rendered up to where each assistant turn begins and to where it ends, and
 the stretch between, through its stop token, is what the model is scored on. Texts are never searched for in tokens.
@@ -7,6 +7,7 @@ the stretch between, through its stop token, is what the model is scored on. Tex
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,7 @@ from components.conversations.formats.control_text import ControlText
 from components.conversations.messages import Conversation, Message
 from components.conversations.rendered import RenderedConversation
 
-VERSION = 1  # raise it when a change here renders anything otherwise: prepared data is addressed by it
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] + '\\n' + message['content'] + STOP + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+VERSION = 2  # raise it when a change here renders anything otherwise: prepared data is addressed by it
 PROBE = (
     Message(role="user", content="one"),
     Message(role="assistant", content="two"),
@@ -33,11 +30,21 @@ PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """Characters [start, end) of the rendered text: an assistant's words and the stop that ends them."""
+    """Characters [start, end) of a text: an assistant's words and the stop that ends them; `stop` is where that begins."""
 
     start: int
+    stop: int
     end: int
     weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What the template made of messages. `mark` stands in it wherever people wrote a control text; "" if nowhere."""
+
+    text: str
+    mark: str
+    turns: list[_Turn]
 
 
 class TemplateFormat:
@@ -54,88 +61,91 @@ class TemplateFormat:
         self._prove()
 
     def digest(self) -> str:
-        hashed = hashlib.sha256(f"template {VERSION}\n{self.template}\n{self.pad_token_id}\n".encode())
+        # Templates write the special tokens by their role: {{ bos_token }}.
+        special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
+        hashed = hashlib.sha256(f"template {VERSION}\n{self.template}\n{self.pad_token_id}\n{special}\n".encode())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
         hashed.update(vocabulary.encode())
         return hashed.hexdigest()
 
     def render(self, conversation: Conversation) -> RenderedConversation:
-        plain = [[_as_dict(message) for message in conversation.messages], list(conversation.tools)]
-        (messages, tools), mark = self.control.marked(plain)
-        text, turns = self._turns(conversation, messages, tools)
-        return self._scored(conversation, text, turns, mark)
-
-    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        plain = [[_as_dict(message) for message in messages], list(tools)]
-        (marked, marked_tools), mark = self.control.marked(plain)
-        text = self._text(marked, marked_tools, "prompt", ask=True)
-        return self._encode(text, mark, [])[0]
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
-    def _turns(self, conversation: Conversation, messages: list[Any], tools: list[Any]) -> tuple[str, list[_Turn]]:
-        """The whole text, and the stretches of it that are the assistant's."""
         source = conversation.source or "conversation"
-        text = self._text(messages, tools, source)
-        turns = []
-        for position, message in enumerate(conversation.messages):
-            if message.role != "assistant":
-                continue
-            asked = self._text(messages[:position], tools, source, ask=True)
-            said = self._text(messages[: position + 1], tools, source)
-            if not (text.startswith(said) and said.startswith(asked)):
-                raise ValueError(
-                    f"{source}: message {position + 1} is rendered otherwise once the conversation goes on, so one pass over"
-                    f" it is not what the model sees in use; chat_format {self.name} cannot train this,"
-                    " chat_format: chatml can"
-                )
-            stop = said.rfind(self.stop_text, len(asked))
-            if stop < 0:
-                raise ValueError(f"{source}: no stop token {self.stop_text} ends message {position + 1}")
-            turns.append(_Turn(len(asked), stop + len(self.stop_text), message.loss))
-        return text, turns
-
-    def _scored(self, conversation: Conversation, text: str, turns: list[_Turn], mark: str) -> RenderedConversation:
-        cuts = sorted({edge for turn in turns for edge in (turn.start, turn.end)})
-        token_ids, place = self._encode(text, mark, cuts)
+        written = self._write(conversation.messages, conversation.tools, source)
+        token_ids, places = self._encode(written, source)
         weights = [0.0] * len(token_ids)
         ends = []
-        for turn in turns:
+        for turn, (start, end) in zip(written.turns, places, strict=True):
             if turn.weight > 0:
-                start, end = place[turn.start], place[turn.end]
                 weights[start:end] = [turn.weight] * (end - start)
                 ends.append(end)
         if not ends:
-            raise ValueError(
-                f"{conversation.source or 'conversation'}: no token is scored, so there is nothing to train on"
-            )
+            raise ValueError(f"{source}: no token is scored, so there is nothing to train on")
         return RenderedConversation(token_ids=tuple(token_ids), target_weights=tuple(weights), turn_ends=tuple(ends))
 
-    def _encode(self, text: str, mark: str, cuts: list[int]) -> tuple[list[int], dict[int, int]]:
-        """Token ids, and how many of them lie before each cut (a character position).
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        return self._encode(self._write(messages, tools, "prompt", ask=True), "prompt")[0]
 
-        The text is tokenized whole, as the model's own tooling does, unless a token would straddle a cut (then a prompt
-        would not be a prefix of what was trained) or a mark stands in it: then it is tokenized from cut to cut.
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _write(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: str, *, ask: bool = False
+    ) -> _Text:
+        """The template's text, with the stretches of it that are the assistant's. `ask` ends it where the next begins."""
+        (contents, marked_tools), mark = self.control.marked([[_content(message) for message in messages], list(tools)])
+        raw = [{"role": message.role, **content} for message, content in zip(messages, contents, strict=True)]
+        text = self._text(raw, marked_tools, source, ask=ask)
+        if tools and text == self._text(raw, [], source, ask=ask):
+            raise ValueError(f"{source}: {self._lacks('does not show its tools', 'does')}")
+        turns = [
+            self._turn(text, raw, marked_tools, position, message.loss, source)
+            for position, message in enumerate(messages)
+            if message.role == "assistant"
+        ]
+        return _Text(text, mark, turns)
+
+    def _turn(self, text: str, raw: list[Any], tools: list[Any], position: int, weight: float, source: str) -> _Turn:
+        """Where message `position`, an assistant's, lies in the text."""
+        number = position + 1
+        asked = self._text(raw[:position], tools, source, ask=True)
+        said = self._text(raw[:number], tools, source)
+        if not (text.startswith(said) and said.startswith(asked)):
+            raise ValueError(
+                f"{source}: message {number} is rendered otherwise once the conversation goes on, so one pass over it is"
+                f" not what the model sees in use; {self._lacks('cannot train this', 'can')}"
+            )
+        stop = said.rfind(self.stop_text, len(asked))
+        if stop < 0:
+            raise ValueError(f"{source}: no stop token {self.stop_text} ends message {number}")
+        for words in _spoken(raw[position]):
+            if words not in said[len(asked) : stop]:
+                raise ValueError(f"{source}: message {number}: {self._lacks(f'does not show {words!r}', 'does')}")
+        return _Turn(len(asked), stop, stop + len(self.stop_text), weight)
+
+    def _encode(self, written: _Text, source: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and for each turn how many of them lie before its start and before its end.
+
+        Where a turn starts, the text before it is tokenized without a look at what follows, as it is when a prompt ends
+        there; and what is settled stays so. Hence a prompt's tokens are a prefix of the whole conversation's, even where
+        a tokenizer would rather merge across the start. Elsewhere the text is tokenized as the model's own tooling does:
+        it need not be taken from the beginning, as no token reaches across a stop token.
         """
-        if not mark and self.tokenizer.is_fast:
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            offsets = encoded["offset_mapping"]
-            if not any(start < cut < end for cut in cuts for start, end in offsets):
-                starts = [start for start, _ in offsets]
-                return list(encoded["input_ids"]), {cut: _before(starts, cut) for cut in cuts}
         ids: list[int] = []
-        place: dict[int, int] = {}
-        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            place[start] = len(ids)
-            ids.extend(self._encode_piece(text[start:end], mark))
-        return ids, place
-
-    def _encode_piece(self, text: str, mark: str) -> list[int]:
-        if mark:
-            return self.control.encode(text, mark)
-        return list(self.tokenizer.encode(text, add_special_tokens=False)) if text else []
+        places = []
+        begin = kept = 0  # the text from `begin` on is tokenized anew; ids[:kept] are of what lies before it
+        for turn in written.turns:
+            asked = self.control.encode(written.text[begin : turn.start], written.mark)
+            said = self.control.encode(written.text[begin : turn.end], written.mark)
+            if said[: len(asked)] != asked:
+                said = asked + self.control.encode(written.text[turn.start : turn.end], written.mark)
+            places.append((kept + len(asked), kept + len(said)))
+            ids = ids[:kept] + said
+            begin, kept = turn.stop, len(ids) - 1
+        ids = ids[:kept] + self.control.encode(written.text[begin:], written.mark)
+        if forged := self.control.forged(ids, written.text):
+            raise ValueError(f"{source}: its text would become the control token {forged[0]}; write it otherwise")
+        return ids, places
 
     def _text(self, messages: list[Any], tools: list[Any], source: str, *, ask: bool = False) -> str:
         try:
@@ -151,14 +161,19 @@ class TemplateFormat:
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"{source}: the chat template of {self.name} refuses it: {error}") from None
 
+    def _lacks(self, what: str, chatml: str) -> str:
+        way_out = "" if self.name == "chatml" else f", chat_format: chatml {chatml}"
+        return f"chat_format {self.name} {what}{way_out}"
+
     def _find_stop(self) -> str:
         """The control token with which the template ends an assistant turn."""
-        messages = [_as_dict(message) for message in PROBE]
-        said = self._text(messages, [], "a trial conversation")
+        said = self._text(
+            [{"role": message.role, **_content(message)} for message in PROBE], [], "a trial conversation"
+        )
         after = said[said.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
-        for token in self.tokenizer.all_special_tokens + list(self.tokenizer.get_added_vocab()):
-            if after.lstrip().startswith(token):
-                return str(token)
+        for text in self.control.texts:
+            if after.lstrip().startswith(text):
+                return text
         raise ValueError(
             f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
             " learn to end its turn; chat_format: chatml adds one"
@@ -179,28 +194,16 @@ class TemplateFormat:
                 raise ValueError(f"chat_format {self.name}: the stop token {self.stop_text} is not scored")
 
 
-def chatml_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The ChatML template in the tokenizer's own tokens.
-
-    Where <|im_end|> is no token of it, its end-of-text token ends a turn: a new token would have an untrained embedding.
-    """
-    stop = "<|im_end|>" if "<|im_end|>" in tokenizer.get_added_vocab() else tokenizer.eos_token
-    if stop is None:
-        raise ValueError(
-            "chat_format chatml: the tokenizer has neither <|im_end|> nor an end-of-text token to stop with"
-        )
-    return CHATML.replace("STOP", repr(str(stop)))
-
-
-def _before(starts: list[int], cut: int) -> int:
-    """How many tokens start before a character position."""
-    return sum(start < cut for start in starts)
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
+def _content(message: Message) -> dict[str, Any]:
+    """A message as chat templates want it, without its role."""
     optional = {
         "tool_calls": list(message.tool_calls),
         "tool_call_id": message.tool_call_id,
         "name": message.name,
     }
-    return {"role": message.role, "content": message.content} | {key: value for key, value in optional.items() if value}
+    return {"content": message.content} | {key: value for key, value in optional.items() if value}
+
+
+def _spoken(raw: dict[str, Any]) -> list[str]:
+    """What an assistant's turn must hold: its words, and the names of the functions it calls."""
+    return [raw["content"].strip(), *(call["function"]["name"] for call in raw.get("tool_calls", []))]
