@@ -176,7 +176,7 @@ def test_weights_take_the_dtype_that_is_asked_for(original):
 
 
 def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(original):
-    directory = converted(original)
+    directory = converted(original, torch.float32)
     record = Conversion.model_validate_json((directory / RECORD).read_text())
     assert set(record.files) == {
         "config.json",
@@ -185,11 +185,12 @@ def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(
         "model.safetensors.index.json",
     }
     made = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
-    assert converted(original) == directory
+    assert converted(original, torch.float32) == directory
     assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == made
     (directory / "model-00002-of-00002.safetensors").write_bytes(b"torn")
-    assert converted(original) == directory
+    assert converted(original, torch.float32) == directory
     assert Conversion.model_validate_json((directory / RECORD).read_text()).files == record.files
+    assert converted(original, torch.bfloat16) != directory
     plain = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False)
     assert isinstance(plain, GlmForCausalLM)
     back = dict(original_tensors(plain.state_dict()))
@@ -197,7 +198,7 @@ def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(
 
 
 def test_a_cache_without_room_is_not_needed_unless_to_quantize(original, monkeypatch):
-    monkeypatch.setattr("components.models.load.converted", lambda directory: None)
+    monkeypatch.setattr("components.models.load.converted", lambda directory, dtype: None)
     model = load_base_model(ModelSpec(path=str(original)))
     assert torch.equal(model.lm_head.weight, formula_weights()["transformer.output_layer.weight"])
     with pytest.raises(ValueError, match="set TURNWISE_CACHE to a folder on another"):
@@ -370,7 +371,7 @@ def test_weights_that_are_not_right_are_refused_by_name(tmp_path, damage, what):
     with pytest.raises(ValueError, match=re.escape(what)):
         load_original(directory, dtype=torch.float32, attention="sdpa")
     with pytest.raises(ValueError, match=re.escape(what)):
-        converted(directory)
+        converted(directory, torch.float32)
     assert not list((tmp_path / "cache").glob("**/config.json"))
 
 
@@ -385,7 +386,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, caps
 def test_published_files_are_readable_for_everyone(original, tmp_path):
     model = load_original(original, dtype=torch.float32, attention="sdpa")
     write_original(model.state_dict(), model.config, tmp_path / "out", base=None)
-    files = [*(tmp_path / "out").glob("*.safetensors"), *converted(original).glob("*.safetensors")]
+    files = [*(tmp_path / "out").glob("*.safetensors"), *converted(original, torch.float32).glob("*.safetensors")]
     assert {file.stat().st_mode & 0o444 for file in files} == {0o444}
     with safe_open(files[0], framework="pt") as file:
         assert file.metadata() == {"format": "pt"}

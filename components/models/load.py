@@ -59,7 +59,7 @@ def load_base_model(
     """
     directory = resolve_model(model)
     if is_original(directory):
-        glm = converted(directory)
+        glm = converted(directory, DTYPES[model.dtype])
         if glm is None and quantize is None:
             return load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
         if glm is None:

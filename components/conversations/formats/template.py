@@ -87,9 +87,7 @@ class TemplateFormat:
         return self._encode(self._write(messages, tools, "prompt", ask=True), "prompt")[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(
-            self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _write(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: str, *, ask: bool = False
@@ -169,7 +167,8 @@ class TemplateFormat:
 
     def _find_stop(self) -> str:
         """The control token with which the template ends an assistant turn."""
-        said = self._text([{"role": message.role, **_content(message)} for message in PROBE], [], "a trial conversation")
+        raw = [{"role": message.role, **_content(message)} for message in PROBE]
+        said = self._text(raw, [], "a trial conversation")
         after = said[said.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
         for text in self.control.texts:
             if after.lstrip().startswith(text):

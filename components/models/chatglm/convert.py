@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 
@@ -19,7 +20,7 @@ from components.conversations.chatglm_tokenizer import MODEL_FILE
 from components.conversations.tokenizers import load_tokenizer
 from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.shards import shards_of
-from components.models.chatglm.weights import glm_weights
+from components.models.chatglm.weights import glm_weights, shapes_of
 from components.models.digest import model_digest
 from components.models.fetch import cache_folder
 
@@ -45,26 +46,27 @@ class Conversion(BaseModel):
         )
 
 
-def converted(directory: Path) -> Path | None:
+def converted(directory: Path, dtype: torch.dtype) -> Path | None:
     """The Glm directory of an original one, made now if the cache has none; None if the cache's disk has no room for it.
 
-    The weights keep their dtype. One tensor at a time is read, one shard at a time written. Raises ValueError if the
-    directory is no ChatGLM3, or not whole.
+    In the dtype that is wanted in memory: such files are mapped, any others would be copied by every worker. One shard at
+    a time is read and written. Raises ValueError if the directory is no ChatGLM3, or not whole.
     """
-    glm_config(directory)  # before gigabytes are read
-    shards = shards_of(directory)
+    size = sum(shape.numel() for shape in shapes_of(glm_config(directory)).values()) * dtype.itemsize
+    shards_of(directory)  # before gigabytes are read
     digest = model_digest(directory)
-    target = cache_folder() / "chatglm" / f"{digest.removeprefix('sha256:')[:24]}-{LAYOUT}"
+    name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{LAYOUT}"
+    target = cache_folder() / "chatglm" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target.with_suffix(".lock")):
         if (target / RECORD).is_file():
             if Conversion.model_validate_json((target / RECORD).read_text(encoding="utf-8")).is_whole(target):
                 return target
             shutil.rmtree(target)
-        if shutil.disk_usage(target.parent).free < sum(shard.stat().st_size for shard in shards) + SPARE_BYTES:
+        if shutil.disk_usage(target.parent).free < size + SPARE_BYTES:
             return None
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            convert(directory, Path(scratch) / "model", source_digest=digest)
+            convert(directory, Path(scratch) / "model", dtype, source_digest=digest)
             try:
                 (Path(scratch) / "model").rename(target)
             except OSError:  # a cache that several nodes share: another was faster
@@ -73,16 +75,17 @@ def converted(directory: Path) -> Path | None:
     return target
 
 
-def convert(directory: Path, target: Path, *, source_digest: str) -> None:
+def convert(directory: Path, target: Path, dtype: torch.dtype, *, source_digest: str) -> None:
     """Writes the Glm directory: weights, config, and the tokenizer if there is one."""
     target.mkdir(parents=True)
     config, shards = glm_config(directory), shards_of(directory)
+    config.dtype = dtype
     weight_map: dict[str, str] = {}
     size = 0
     weights = glm_weights(shards, config)
     for number, (_, of_shard) in enumerate(groupby(weights, key=lambda weight: weight[0]), start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: tensor.contiguous() for _, name, tensor in of_shard}
+        tensors = {name: tensor.read().to(dtype).contiguous() for _, name, tensor in of_shard}
         save_file(tensors, target / file, {"format": "pt"})
         (target / file).chmod(0o644)  # safetensors keeps it for its writer alone
         weight_map |= dict.fromkeys(tensors, file)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import GlmConfig
+
+from components.models.chatglm.shards import StoredTensor
 
 LAYER = re.compile(r"transformer\.encoder\.layers\.(\d+)\.(.+)")
 GLM_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -28,6 +31,7 @@ FUSED = "self_attention.query_key_value"
 SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 FREQUENCIES = "transformer.rotary_pos_emb.inv_freq"
 ROPE_BASE = 10000.0
+Stored = TypeVar("Stored", Tensor, StoredTensor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +45,11 @@ class QkvRows:
     def of(cls, config: GlmConfig) -> QkvRows:
         return cls(q=config.num_attention_heads * config.head_dim, kv=config.num_key_value_heads * config.head_dim)
 
-    def split(self, fused: Tensor) -> tuple[Tensor, ...]:
+    def split(self, fused: Stored) -> tuple[Stored, Stored, Stored]:
         """Views, not copies. Raises ValueError if the rows are not these."""
         if len(fused) != self.q + 2 * self.kv:
             raise ValueError(f"query_key_value has {len(fused)} rows, and must have {self.q} + 2 x {self.kv}")
-        return torch.split(fused, [self.q, self.kv, self.kv])
+        return fused[: self.q], fused[self.q : self.q + self.kv], fused[self.q + self.kv :]
 
 
 def glm_modules(original: str) -> tuple[str, ...]:
@@ -76,7 +80,7 @@ def original_module(glm: str) -> str:
     raise ValueError(f"{glm}: no part of a Glm model")
 
 
-def glm_tensors(key: str, tensor: Tensor, rows: QkvRows) -> Iterator[tuple[str, Tensor]]:
+def glm_tensors(key: str, tensor: Stored, rows: QkvRows) -> Iterator[tuple[str, Stored]]:
     """Glm's weights for one of the original's, as views of it. Raises ValueError for a key that a ChatGLM3 has not."""
     if key == FREQUENCIES:  # computed, not learned
         return

@@ -19,7 +19,7 @@ from components.models.chatglm.weights import glm_weights
 def load_original(
     directory: Path, *, dtype: torch.dtype, attention: str, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """In eval mode. At no time is there more in memory than the model and one tensor of its files (one shard, of .bin).
+    """In eval mode. At no time is there more in memory than the model and a few MB of its files (one shard of an old .bin).
 
     Raises ValueError if it is no ChatGLM3, or its weights are not all there in the shapes that its config says.
     """
@@ -30,7 +30,8 @@ def load_original(
     model.model.rotary_emb = GlmRotaryEmbedding(config).to(device)
     for _, name, tensor in glm_weights(shards_of(directory), config):
         module, _, leaf = name.rpartition(".")
-        copied = torch.empty_like(tensor, dtype=dtype, device=device).copy_(tensor)
+        copied = torch.empty(tensor.shape, dtype=dtype, device=device)
+        tensor.copy_into(copied)
         setattr(model.get_submodule(module), leaf, nn.Parameter(copied))
     if (directory / MODEL_FILE).is_file():
         model.generation_config = generation_config(directory)

@@ -129,7 +129,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
 def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
     for name in WEIGHTS_FILES:
         if (directory / name).is_file():
-            return dict(tensors_of(directory / name))
+            return {key: tensor.read() for key, tensor in tensors_of(directory / name)}
     raise ValueError(f"{directory}: no adapter; it has neither {' nor '.join(WEIGHTS_FILES)}")
 
 

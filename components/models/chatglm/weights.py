@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import GlmConfig, GlmForCausalLM
 
 from components.models.chatglm.keys import QkvRows, glm_tensors
-from components.models.chatglm.shards import tensors_of
+from components.models.chatglm.shards import StoredTensor, tensors_of
 
 MOST_NAMED = 5
 
 
-def glm_weights(shards: list[Path], config: GlmConfig) -> Iterator[tuple[Path, str, Tensor]]:
-    """(shard, name, tensor) in the order of the files. Whoever keeps a tensor copies it: it may be a view of the file.
+def glm_weights(shards: list[Path], config: GlmConfig) -> Iterator[tuple[Path, str, StoredTensor]]:
+    """(shard, name, tensor) in the order of the files.
 
     Raises ValueError for a weight the config has no place for, and at the end if one never came.
     """
@@ -42,7 +41,7 @@ def shapes_of(config: GlmConfig) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in GlmForCausalLM(config).named_parameters()}
 
 
-def _renamed(shard: Path, key: str, tensor: Tensor, rows: QkvRows) -> list[tuple[str, Tensor]]:
+def _renamed(shard: Path, key: str, tensor: StoredTensor, rows: QkvRows) -> list[tuple[str, StoredTensor]]:
     try:
         return list(glm_tensors(key, tensor, rows))
     except ValueError as error:
