@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from components.batches import prepare as prepare_module
 from components.batches import rendering
 from components.batches.collate import collate
 from components.batches.packing import pack_rows
 from components.batches.prepare import prepare
 from components.batches.sampler import Position, StepSampler, micro_batches
+from components.batches.split import read_and_split
 from components.batches.store import ROWS_PER_CHUNK, Entry, TokenStore, write_store
 from components.conversations.messages import Conversation
 from components.conversations.rendered import RenderedConversation
@@ -81,6 +83,11 @@ def test_a_store_may_be_empty(tmp_path):
     assert (len(store), store.lengths.tolist(), store.total_targets) == (0, [], 0)
 
 
+def test_a_conversation_is_never_scored_on_its_first_token():
+    with pytest.raises(ValueError, match="the first token cannot be a target"):
+        rendered([11, 12], [1.0, 1.0])
+
+
 # Batches
 
 
@@ -105,7 +112,7 @@ def test_a_batch_predicts_the_next_token_of_the_same_conversation_and_nothing_el
 
 
 def test_rows_are_padded_to_a_multiple_of_eight(tmp_path):
-    store = store_of(tmp_path, rendered(range(9), [1.0] * 9))
+    store = store_of(tmp_path, rendered(range(9), [0.0] + [1.0] * 8))
     assert collate(store, [(0,)], PAD).token_ids_BT.shape == (1, 16)
 
 
@@ -241,6 +248,24 @@ def test_data_is_prepared_once_and_found_again(tmp_path, tokenizer):
     assert {path: path.stat().st_mtime_ns for path in first.directory.iterdir()} == files
     assert {path.name for path in files} == {"manifest.json", "train.arrow", "eval.arrow"}
     assert first.directory == tmp_path / "storage" / "prepared" / first.digest
+
+
+def test_of_two_that_prepare_the_same_data_at_once_the_slower_takes_what_the_faster_left(
+    tmp_path, tokenizer, monkeypatch
+):
+    write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(20))
+    faster = []
+
+    def overtaken(data):
+        monkeypatch.setattr(prepare_module, "read_and_split", read_and_split)
+        faster.append(prepared(tmp_path, tokenizer))
+        return read_and_split(data)
+
+    monkeypatch.setattr(prepare_module, "read_and_split", overtaken)
+    slower = prepared(tmp_path, tokenizer)
+    assert slower.directory == faster[0].directory
+    assert contents(slower.train) == contents(faster[0].train)
+    assert [path.name for path in slower.directory.parent.iterdir()] == [slower.digest]
 
 
 def test_whatever_changes_a_token_changes_the_digest(tmp_path, tokenizer):

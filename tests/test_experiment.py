@@ -1,6 +1,7 @@
 """Experiment files: typing, overrides, the search space, and what people are told when something is wrong."""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from components.experiment.load import load_experiment
 from components.experiment.problems import ExperimentError
 from components.experiment.schema import experiment_schema
-from components.experiment.space import branches_of, sample_trials, trial_spec, trials_per_branch
+from components.experiment.space import branches_of, sample_trials, trial_spec, trials_per_branch, without_search
 
 EXPERIMENT = """
 name: toy
@@ -175,3 +176,26 @@ def test_the_schema_accepts_what_the_loader_accepts_and_refuses_a_misspelt_branc
     assert list(validator.iter_errors(tree)) == []
     tree["search"]["space"]["lora"]["optimizer"]["lerning_rate"] = 1
     assert len(list(validator.iter_errors(tree))) == 1
+
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_an_experiment_of_ours_is_valid_and_its_header_says_question_command_and_cost(file, monkeypatch):
+    monkeypatch.chdir(file.parent.parent)
+    header = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert [line.split(":")[0] for line in header[:3]] == ["# Question", "# Run", "# Cost"]
+    assert f"python workflows/tune.py experiments/{file.name}" in header[1]
+    experiment = load_experiment(file)
+    assert experiment.name == file.stem
+    assert sample_trials(experiment)
+    for named in (experiment.data.train, experiment.data.eval, experiment.registry.probes):
+        assert named is None or Path(named).exists()
+
+
+def test_one_trial_without_a_search_keeps_the_names_of_mlflow(path):
+    alone = without_search(load_experiment(path, ["trial.method.rank=4"]))
+    (trial,) = sample_trials(alone)
+    assert (alone.name, alone.mlflow_experiment, alone.registered_model) == ("toy.train", "toy", "turnwise-toy")
+    assert (trial.spec.method.kind, trial.spec.method.rank) == ("lora", 4)

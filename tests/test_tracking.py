@@ -7,13 +7,9 @@ import logging
 import math
 import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -34,8 +30,7 @@ from components.tracking.mirror import Mirror
 from components.tracking.runs import SearchRuns
 from components.tracking.store import check_tracking, open_store, tracking_uri, without_secrets
 from components.training.records import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted, fold
-
-UP_SECONDS, POLL_SECONDS = 60, 0.1
+from tests.servers import MlflowServer, until
 
 
 def experiment(name="toy", **fields):
@@ -146,54 +141,14 @@ def runs(sqlite, request):
     return make
 
 
-class Server:
-    """A real `mlflow server` on loopback, which can be killed and started again over the same data."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process = None
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        # Without it, seven more processes: they serve features of MLflow that nobody here uses.
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        until(self.is_up, UP_SECONDS)
-
-    def is_up(self):
-        with contextlib.suppress(OSError):
-            return urllib.request.urlopen(f"{self.uri}/health", timeout=5).status == 200
-
-    def kill(self):
-        """At once and with all its workers, in the middle of whatever they do."""
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
     try:
         server.start()
         yield server
     finally:
         server.kill()
-
-
-def until(holds, seconds):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"{holds} did not come true in {seconds} seconds"
-        time.sleep(POLL_SECONDS)
 
 
 def connection(uri, name, search_id="search-1"):
@@ -666,7 +621,7 @@ def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, req
 
 @pytest.mark.end_to_end
 def test_a_mirror_goes_on_trying_when_mlflow_is_away_from_the_very_start(tmp_path, caplog):
-    server = Server(tmp_path)
+    server = MlflowServer(tmp_path)
     uri = server.uri.replace("//", "//me:secret@")
     mirror = Mirror(Journal(tmp_path / "journal"), connection(uri, "late"), system_metrics=False)
     for record in ONE_TRIAL:

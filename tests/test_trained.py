@@ -17,92 +17,22 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from components.batches.prepare import prepare
 from components.conversations.formats import load_chat_format
 from components.conversations.messages import Message
-from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import (
-    BatchSpec,
-    BudgetSpec,
-    DataSpec,
-    FullMethod,
     LoraMethod,
     ModelSpec,
-    OptimizerSpec,
-    TrialSpec,
 )
 from components.models.adapters import attach_lora
 from components.models.digest import model_digest
 from components.models.load import load_base_model
 from components.models.reference import BaseReference
-from components.models.trained import load_base, load_base_of, load_trained, package
-from components.training.evaluate import evaluate
+from components.models.trained import load_base, load_base_of, load_trained
 from components.training.generate import _pieces, generate_reply, reply_to, stream_reply
-from components.training.loss import ScoredModel
-from components.training.run import TrainingData
-from components.training.session import Session
-from components.training.workers import OneWorker
-from tests.toy import START, STOP, assistant, tiny_model_directory, toy_conversations, user, write_messages_jsonl
+from tests.toy import START, STOP, assistant, user
+from tests.trials import METHODS, Trials
 
-MAX_TOKENS = 128
-METHODS = {
-    "lora": LoraMethod(rank=4, alpha=8.0),
-    "full": FullMethod(),
-    "nf4": LoraMethod(rank=4, alpha=8.0, quantize="nf4"),
-    "int8": LoraMethod(rank=4, alpha=8.0, quantize="int8"),
-}
 ASKED = [user("say ab"), assistant("ab ab"), user("say cad")]
-
-
-class Trials:
-    """A tiny base model, prepared data, and one trained checkpoint a method, made when it is first asked for."""
-
-    def __init__(self, folder):
-        torch.set_num_threads(1)
-        self.folder = folder
-        self.model = folder / "model"
-        tiny_model_directory(self.model)
-        write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(24, seed=0))
-        data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.25, max_tokens=MAX_TOKENS)
-        self.dataset = prepare(data, model_path=self.model, chat_format_name="auto", storage=folder)
-        self.chat_format = load_chat_format(load_tokenizer(self.model), "auto")
-        reference = BaseReference(
-            model=ModelSpec(path=str(self.model)), digest=model_digest(self.model), chat_format="auto"
-        )
-        training = TrainingData(dataset=self.dataset, max_tokens=MAX_TOKENS, pad_token_id=self.chat_format.pad_token_id)
-        self.session = Session(reference.model, training, OneWorker(), reference, folder / "checkpoints")
-        self._known = {}
-
-    def trained(self, name):
-        """(checkpoint, its eval loss in training)."""
-        if name not in self._known:
-            spec = TrialSpec(
-                method=METHODS[name],
-                optimizer=OptimizerSpec(learning_rate=1e-2),
-                batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=4),
-                budget=BudgetSpec(epochs=2.0, evaluations=1),
-                precision="fp32",
-            )
-            self.session.start(name, spec)
-            progress = self.session.advance()
-            self._known[name] = self.folder / "checkpoints" / name / f"step_{progress.step:06d}", progress.eval_loss
-        return self._known[name]
-
-    def packaged(self, name, directory):
-        package(self.trained(name)[0], directory)
-        return directory
-
-    def loss_of(self, loaded):
-        scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
-        pad_token_id = loaded.chat_format.pad_token_id
-        return evaluate(
-            scored,
-            self.dataset.eval,
-            OneWorker(),
-            max_tokens=MAX_TOKENS,
-            rows_per_batch=4,
-            pad_token_id=pad_token_id,
-        )[0]
 
 
 @pytest.fixture(scope="module")

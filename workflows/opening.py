@@ -13,6 +13,7 @@ from rich.console import Console
 from components.batches.prepare import PreparedDataset, prepare
 from components.cluster.context import SearchContext
 from components.conversations.formats import load_chat_format
+from components.conversations.preview import Decode, verbatim
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import ExperimentSpec, ModelSpec
 from components.models.digest import model_digest
@@ -20,7 +21,7 @@ from components.models.fetch import FETCHED
 from components.models.load import resolve_model
 from components.models.reference import BaseReference
 from components.tracking.journal import SearchManifest, searches_in
-from components.tracking.proof import Probe, load_probes
+from components.tracking.probes import Probe, load_probes
 from components.tracking.store import check_tracking, tracking_uri
 from components.training.records import Progress
 from workflows.cli import NEWEST
@@ -38,6 +39,7 @@ class OpenSearch:
     dataset: PreparedDataset
     base: BaseReference
     pad_token_id: int
+    decode: Decode
     probes: tuple[Probe, ...]
     uri: str
     resumed: bool
@@ -77,7 +79,8 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     console.print(f"base model {written.model.path}")
     directory = resolve_model(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
-    chat_format = load_chat_format(load_tokenizer(directory), experiment.chat_format)
+    tokenizer = load_tokenizer(directory)
+    chat_format = load_chat_format(tokenizer, experiment.chat_format)
     dataset = _prepared_for(manifest) if manifest is not None else _prepare(experiment, directory)
     console.print(dataset.summary())
     if manifest is None:
@@ -89,6 +92,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
         dataset=dataset,
         base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format),
         pad_token_id=chat_format.pad_token_id,
+        decode=verbatim(tokenizer),
         probes=probes,
         uri=uri,
         resumed=resume is not None,

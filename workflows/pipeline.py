@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from components.batches.previews import stored_records, totals_of
 from components.cluster.connect import NoRoomError, check_room, connected
 from components.cluster.sampling import planned_trials
 from components.cluster.search import can_resume, run_search
+from components.conversations.preview import preview_html
 from components.experiment.spec import ExperimentSpec
 from components.reports.curves import loss_curves_svg
 from components.reports.leaderboard import leaderboard, ranked
@@ -29,6 +31,7 @@ from components.training.records import TrialHistory, TrialRecord, fold
 from workflows.cli import Exit, explained, people_console, python
 from workflows.opening import OpenSearch, open_search
 
+PREVIEWED = 20  # conversations on the page that shows the mask
 STATUS: Mapping[Outcome, Exit] = {
     "champion": Exit.DONE,
     "not promoted": Exit.DONE,
@@ -101,6 +104,9 @@ def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
     dataset = search.dataset
     digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
     runs.log_data(search.experiment.name, str(search.experiment.data.train), digests, dataset.counts)
+    records = stored_records(dataset.train, PREVIEWED)
+    title = f"{search.experiment.name}: what is trained on"
+    runs.log_text(None, preview_html(records, search.decode, title, totals_of(dataset)), "mask_preview.html")
 
 
 def _run_trials(search: OpenSearch, console: Console) -> tuple[dict[str, TrialHistory], int]:

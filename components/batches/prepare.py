@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,8 +101,7 @@ def prepare(
     split = read_and_split(data)
     renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
     tally = _Tally(split)
-    scratch = directory.with_name(f".{digest}.{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
+    scratch = directory.with_name(f".{digest}.{uuid.uuid4().hex}")  # another node may have an equal process id
     scratch.mkdir(parents=True)
     try:
         digests = {}

@@ -21,23 +21,28 @@ from components.models.fetch import FETCHED, fetch
 Quantize = Literal["nf4", "int8"] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WANTED_OF_ORIGINALS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
-WANTED = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+WEIGHTS = ["*.safetensors"]
+WANTED = [*WEIGHTS, "*.json", "*.model", "*.jinja", "*.txt"]
 
 
-def resolve_model(model: ModelSpec) -> Path:
-    """The local directory of a base model, fetched if need be. Raises ValueError if there is none."""
+def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
+    """The local directory of a base model, fetched if need be. Raises ValueError if there is none.
+
+    Without `weights` a directory with a tokenizer is enough, and of a hub model only such small files are fetched.
+    """
     if model.path in FETCHED:
         return fetch(model.path)
     directory = Path(model.path).expanduser()
     if directory.is_dir():
-        if not (directory / "config.json").exists():
+        if weights and not (directory / "config.json").exists():
             raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
         return _known(model, directory.absolute())
     if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
         raise ValueError(f"model.path={model.path}: no such directory")
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern not in WEIGHTS]
     try:
-        directory = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=WANTED, etag_timeout=5))
-        if is_original(directory):
+        directory = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, etag_timeout=5))
+        if weights and is_original(directory):
             patterns = WANTED_OF_ORIGINALS if list(directory.glob("*.safetensors")) else [*WANTED_OF_ORIGINALS, "*.bin"]
             snapshot_download(model.path, revision=model.revision, allow_patterns=patterns, etag_timeout=5)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -60,13 +65,8 @@ def load_base_model(
     directory = resolve_model(model)
     if is_original(directory):
         glm = converted(directory, DTYPES[model.dtype])
-        if glm is None and quantize is None:
-            return load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
         if glm is None:
-            raise ValueError(
-                f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache"
-                " has no room for them; set TURNWISE_CACHE to a folder on another"
-            )
+            return _streamed(model, directory, device, quantize)
         directory = glm
     loaded = AutoModelForCausalLM.from_pretrained(
         str(directory),
@@ -80,6 +80,16 @@ def load_base_model(
         return cast(PreTrainedModel, loaded.to(device))
     _keep_differentiable(loaded)
     return cast(PreTrainedModel, loaded)
+
+
+def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize) -> PreTrainedModel:
+    """An original ChatGLM3 without a conversion on disk."""
+    if quantize is not None:
+        raise ValueError(
+            f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
+            " room for them; set TURNWISE_CACHE to a folder on another"
+        )
+    return load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:

@@ -33,7 +33,8 @@ def loss_curves_svg(histories: Iterable[TrialHistory], *, base_loss: float | Non
     if base_loss is not None:
         axes.axhline(base_loss, color="gray", linestyle="--", label="base model")
     axes.set(xlabel="target tokens trained on", ylabel="eval loss (nats per target)")
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     picture = io.StringIO()
     FigureCanvasSVG(figure).print_svg(picture)
     return picture.getvalue()

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
-from components.tracking.proof import Probe
+from components.tracking.probes import Probe
 from components.tracking.registry import RegistryResult
 from components.training.records import TrialHistory, TrialState
 

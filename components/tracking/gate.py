@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 RESAMPLES = 10_000
+MOST_DRAWN_AT_ONCE = 2**22  # conversations; 32 MiB of indices
 
 
 class Verdict(BaseModel):
@@ -53,8 +54,7 @@ def judge(
     )
     if not len(candidate) == len(opponent) == len(targets) > 0:
         raise ValueError(f"{len(candidate)}, {len(opponent)} and {len(targets)} conversations cannot be paired")
-    drawn = np.random.default_rng(seed).integers(len(targets), size=(RESAMPLES, len(targets)))
-    differences = (opponent - candidate)[drawn].sum(axis=1) / targets[drawn].sum(axis=1)
+    differences = _resampled(opponent - candidate, targets, np.random.default_rng(seed))
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     total = targets.sum()
     return Verdict(
@@ -67,3 +67,13 @@ def judge(
         confidence=confidence,
         beats=bool(low > 0),
     )
+
+
+def _resampled(differences: np.ndarray, targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """RESAMPLES times: as many conversations as there are, drawn with replacement, and their difference per target."""
+    at_once = max(1, MOST_DRAWN_AT_ONCE // len(targets))
+    parts = []
+    for start in range(0, RESAMPLES, at_once):
+        drawn = generator.integers(len(targets), size=(min(at_once, RESAMPLES - start), len(targets)))
+        parts.append(differences[drawn].sum(axis=1) / targets[drawn].sum(axis=1))
+    return np.concatenate(parts)

@@ -2,111 +2,169 @@
 
     python -m components.tracking.proof REQUEST.json ANSWER.json
 
-The process knows nothing but the registry's address: what works here works for whoever loads the version.
+The version is downloaded from the registry, and the process runs in its folder, on the code that lies in it: what works
+here works for whoever loads the version.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import mlflow.artifacts
 import mlflow.pyfunc
-import torch
+from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
+import components
 from components.batches.store import TokenStore
-from components.conversations.messages import Message
-from components.models.trained import LoadedModel, load_base, load_trained
+from components.models.trained import LoadedModel, load_base_of, load_trained
+from components.tracking.probes import Probe
+from components.tracking.store import MLFLOW_ERRORS, download_version, is_final, reason_of, without_secrets
 from components.training.evaluate import conversation_losses
 from components.training.generate import generate_reply
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
 
-ROWS_PER_BATCH = 4
-
-
-class Probe(BaseModel):
-    """A held-out question, and a word its answer should hold."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    messages: tuple[dict[str, str], ...]
-    expect: str | None = None
+GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 
 
 class ProofRequest(BaseModel):
+    """`model` and `incumbent` are folders of downloaded versions. `rows_per_batch`: the trial's, so that sums are alike."""
+
     model_config = ConfigDict(frozen=True)
 
-    tracking_uri: str
-    version_uri: str
-    incumbent_uri: str | None
+    model: Path
+    incumbent: Path | None
     eval_store: Path
     max_tokens: int
+    rows_per_batch: int
     probes: tuple[Probe, ...]
     max_new_tokens: int = 64
 
 
 class ProofAnswer(BaseModel):
-    """Loss sums are nats per conversation of the eval split, in order; incumbent_sums is None if not comparable."""
+    """Loss sums are nats per conversation of the eval split, in order.
+
+    `incumbent_sums` is None if there is no incumbent, or it cannot be compared; then `incumbent_problem` says why.
+    `code` is the folder of the code that ran.
+    """
 
     model_config = ConfigDict(frozen=True)
 
+    code: Path
     reply: str
     candidate_sums: tuple[float, ...]
     base_sums: tuple[float, ...]
     incumbent_sums: tuple[float, ...] | None
+    incumbent_problem: str | None
     num_targets: tuple[int, ...]
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
 
 
-def prove(request: ProofRequest, *, timeout_seconds: float = 1800.0) -> ProofAnswer:
-    """Runs the proof in a new Python. Raises RuntimeError with its last words if it fails."""
-    with tempfile.TemporaryDirectory(prefix="turnwise-proof-") as folder:
-        asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
-        asked.write_text(request.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "components.tracking.proof", str(asked), str(answered)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"{request.version_uri} was not proven within {timeout_seconds:.0f} seconds") from None
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise RuntimeError(f"{request.version_uri} does not load and talk in a fresh process: {last}")
-        return ProofAnswer.model_validate_json(answered.read_text(encoding="utf-8"))
+def prove(
+    version_uri: str,
+    incumbent_uri: str | None,
+    uri: str,
+    *,
+    eval_store: Path,
+    max_tokens: int,
+    rows_per_batch: int,
+    probes: tuple[Probe, ...],
+    timeout_seconds: float = 1800.0,
+) -> ProofAnswer:
+    """Runs the proof in a new Python. Raises RuntimeError with its last words if it fails, and what MLflow raises.
+
+    Args:
+        version_uri, incumbent_uri: models:/NAME/VERSION.
+        uri: of the registry.
+    """
+    with tempfile.TemporaryDirectory(prefix="turnwise-proof-") as name:
+        folder = Path(name)
+        model, problem = _downloaded(version_uri, uri, folder / "candidate")
+        if model is None:
+            raise RuntimeError(f"{version_uri} {problem}")
+        incumbent, problem = _downloaded(incumbent_uri, uri, folder / "incumbent") if incumbent_uri else (None, None)
+        request = ProofRequest(
+            model=model,
+            incumbent=incumbent,
+            eval_store=eval_store.absolute(),
+            max_tokens=max_tokens,
+            rows_per_batch=rows_per_batch,
+            probes=probes,
+        )
+        proof = _in_new_process(request, folder, version_uri, timeout_seconds)
+        return proof.model_copy(update={"incumbent_problem": problem}) if problem else proof
+
+
+def _downloaded(version_uri: str, uri: str, target: Path) -> tuple[Path | None, str | None]:
+    """The version's folder, or why it has none for good."""
+    try:
+        folder = download_version(version_uri, uri, target)
+    except MLFLOW_ERRORS as error:
+        if isinstance(error, MlflowException) and not is_final(error):
+            raise
+        return None, f"cannot be downloaded: {reason_of(error)}"
+    if not (folder / "code").is_dir():
+        return None, "cannot be downloaded whole: its files are gone"
+    return folder, None
+
+
+def _in_new_process(request: ProofRequest, folder: Path, version_uri: str, timeout_seconds: float) -> ProofAnswer:
+    asked, answered = folder / "request.json", folder / "answer.json"
+    asked.write_text(request.model_dump_json(), encoding="utf-8")
+    code = request.model / "code"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "components.tracking.proof", str(asked), str(answered)],
+            cwd=code,  # `-m` looks there first
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{version_uri} was not proven within {timeout_seconds:.0f} seconds") from None
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise RuntimeError(f"{version_uri} does not load and talk in a fresh process: {without_secrets(last)}")
+    proof = ProofAnswer.model_validate_json(answered.read_text(encoding="utf-8"))
+    if not proof.code.samefile(code / "components"):
+        raise RuntimeError(f"{version_uri} was not proven: the code in {proof.code} ran instead of its own")
+    return proof
 
 
 def answer(request: ProofRequest) -> ProofAnswer:
     """The proof itself, in this process."""
-    mlflow.set_tracking_uri(request.tracking_uri)
-    mlflow.set_registry_uri(request.tracking_uri)
-    torch.set_num_threads(max(1, torch.get_num_threads()))
-    served = mlflow.pyfunc.load_model(request.version_uri)
-    question = [dict(message) for message in (request.probes[0].messages if request.probes else _GREETING)]
+    served = mlflow.pyfunc.load_model(str(request.model))
+    question = [dict(turn) for turn in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
-    candidate = served.unwrap_python_model().loaded
+    candidate: LoadedModel = served.get_raw_model().loaded
     candidate_sums, num_targets = _scores(candidate, request)
     candidate_answers = _answers(candidate, request)
     with _base_of(candidate) as base:
         base_sums, _ = _scores(base, request)
         base_answers = _answers(base, request)
+    incumbent_sums, incumbent_problem = _incumbent_sums(candidate, request)
     return ProofAnswer(
+        code=Path(components.__path__[0]),
         reply=str(reply["choices"][0]["message"]["content"]),
         candidate_sums=candidate_sums,
         base_sums=base_sums,
-        incumbent_sums=_incumbent_sums(candidate, request),
+        incumbent_sums=incumbent_sums,
+        incumbent_problem=incumbent_problem,
         num_targets=num_targets,
         candidate_answers=candidate_answers,
         base_answers=base_answers,
     )
-
-
-_GREETING = ({"role": "user", "content": "Hello, who are you?"},)
 
 
 def _scores(loaded: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -116,7 +174,7 @@ def _scores(loaded: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ..
         TokenStore(request.eval_store),
         OneWorker(loaded.device),
         max_tokens=request.max_tokens,
-        rows_per_batch=ROWS_PER_BATCH,
+        rows_per_batch=request.rows_per_batch,
         pad_token_id=loaded.chat_format.pad_token_id,
     )
     in_order = sorted(losses, key=lambda loss: loss.index)
@@ -124,38 +182,33 @@ def _scores(loaded: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ..
 
 
 def _answers(loaded: LoadedModel, request: ProofRequest) -> tuple[str, ...]:
-    questions = [[Message(role=m["role"], content=m["content"]) for m in probe.messages] for probe in request.probes]  # type: ignore[arg-type]
-    return tuple(generate_reply(loaded, question, max_new_tokens=request.max_new_tokens) for question in questions)
+    return tuple(
+        generate_reply(loaded, probe.conversation(), max_new_tokens=request.max_new_tokens) for probe in request.probes
+    )
 
 
 @contextlib.contextmanager
 def _base_of(candidate: LoadedModel) -> Iterator[LoadedModel]:
-    """The base model at the candidate's precision: the candidate without its adapter, or read anew."""
-    assert candidate.reference is not None
-    if hasattr(candidate.model, "disable_adapter"):
-        with candidate.model.disable_adapter():
-            yield candidate
+    """The base model at the candidate's precision: the candidate without its adapter, or (full, quantized) read anew."""
+    adapted: Any = candidate.model
+    if not hasattr(adapted, "disable_adapter") or getattr(adapted.get_base_model(), "is_quantized", False):
+        yield load_base_of(candidate)
         return
-    base = load_base(candidate.reference.model, candidate.reference.chat_format, device=candidate.device)
-    yield LoadedModel(
-        model=base.model,
-        tokenizer=base.tokenizer,
-        chat_format=base.chat_format,
-        device=base.device,
-        attention=base.attention,
-        precision=candidate.precision,
-    )
+    with adapted.disable_adapter():
+        yield candidate
 
 
-def _incumbent_sums(candidate: LoadedModel, request: ProofRequest) -> tuple[float, ...] | None:
-    """Loss sums of the version that holds the alias; None if it counts its targets in other tokens."""
-    if request.incumbent_uri is None:
-        return None
-    folder = Path(mlflow.artifacts.download_artifacts(request.incumbent_uri)) / "artifacts" / "package"
-    incumbent = load_trained(folder)
+def _incumbent_sums(candidate: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ...] | None, str | None]:
+    """Loss sums of the version that holds the alias, or why they say nothing about the candidate's."""
+    if request.incumbent is None:
+        return None, None
+    try:
+        incumbent = load_trained(request.incumbent / "artifacts" / "package")
+    except (ValueError, OSError) as error:
+        return None, f"cannot be loaded here: {error}"
     if incumbent.chat_format.digest() != candidate.chat_format.digest():
-        return None
-    return _scores(incumbent, request)[0]
+        return None, "has another tokenizer or chat format, so losses per target cannot be compared"
+    return _scores(incumbent, request)[0], None
 
 
 if __name__ == "__main__":

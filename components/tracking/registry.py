@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import mlflow.artifacts
 import mlflow.pyfunc
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
@@ -16,16 +17,33 @@ from pydantic import BaseModel, ConfigDict
 import components
 from components.batches.prepare import PreparedDataset
 from components.experiment.spec import ExperimentSpec
+from components.models.reference import BaseReference
 from components.models.trained import package
 from components.tracking.gate import Verdict, judge
-from components.tracking.packaged_model import PACKAGE
-from components.tracking.proof import Probe, ProofAnswer, ProofRequest, prove
-from components.tracking.runs import SearchRuns
-from components.training.records import TrialHistory
+from components.tracking.packaged_model import PACKAGE, offer
+from components.tracking.probes import Probe
+from components.tracking.proof import ProofAnswer, prove
+from components.tracking.runs import SearchRuns, git_commit
+from components.tracking.store import MLFLOW_ERRORS, download_version, is_final, reason_of
+from components.training.records import Progress, TrialHistory
 
 MODEL_FOLDER = "model"
 CHALLENGER = "challenger"
-SERVED_BY = ("mlflow", "torch", "transformers", "peft", "safetensors", "pydantic", "pyarrow", "numpy", "jinja2")
+GATE_TAG = "turnwise.gate"
+SERVED_BY = (  # what a version needs where it is served, as installed here
+    "mlflow",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+    "sentencepiece",
+    "gguf",
+    "pydantic",
+    "numpy",
+    "jinja2",
+)
 MOST_DEVIATION = 0.01
 
 
@@ -51,6 +69,59 @@ class RegistryResult(BaseModel):
     candidate_loss: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """The best report of a search's best trial, on its way into the registry at `uri`."""
+
+    runs: SearchRuns
+    uri: str
+    experiment: ExperimentSpec
+    trial: TrialHistory
+    report: Progress
+    dataset: PreparedDataset
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.runs.client
+
+    @property
+    def name(self) -> str:
+        return self.experiment.registered_model
+
+    @property
+    def checkpoint(self) -> Path:
+        assert self.report.checkpoint is not None
+        return Path(self.report.checkpoint)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Tags that no other candidate has."""
+        return {
+            "turnwise.search_id": self.runs.search_id,
+            "turnwise.trial_id": self.trial.trial_id,
+            "turnwise.step": str(self.report.step),
+        }
+
+    @property
+    def lineage(self) -> dict[str, str]:
+        """Tags that say where it comes from."""
+        base = BaseReference.read(self.checkpoint)
+        commit = git_commit()
+        return {
+            **self.identity,
+            "turnwise.experiment": self.experiment.name,
+            "turnwise.branch": self.trial.started.branch,
+            "turnwise.method": self.trial.started.spec.method.kind,
+            "turnwise.data_digest": self.dataset.digest,
+            "turnwise.metric": "eval/loss",
+            "turnwise.eval_loss": f"{self.report.eval_loss:.6f}",
+            "turnwise.base_model": base.model.path,
+            "turnwise.base_digest": base.digest,
+            "turnwise.chat_format": base.chat_format,
+            **({"mlflow.source.git.commit": commit} if commit else {}),
+        }
+
+
 def register_best(
     runs: SearchRuns,
     uri: str,
@@ -61,24 +132,24 @@ def register_best(
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, proves it, and gives it the alias if it passes the gate.
 
-    The version stays, without the alias, if it does not. Raises ProofError if it cannot be proven.
+    The version stays, without the alias, if it does not. Called again, after whatever interruption, it goes on with the
+    version that is there. Raises ProofError if it cannot be proven.
     """
-    client, name = runs.client, experiment.registered_model
     assert best.best is not None
-    incumbent = _alias(client, name, experiment.registry.alias)
-    number = _new_version(client, runs, name, best, dataset)
-    proof = _proven(uri, name, number, incumbent, best, dataset, experiment, probes)
-    client.set_registered_model_alias(name, CHALLENGER, number)
+    candidate = Candidate(runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset)
+    number = _registered(candidate) or _register(candidate)
+    holder = _holder(candidate, experiment.registry.alias)
+    incumbent = None if holder == number else holder
+    proof = _proven(candidate, number, incumbent, probes)
     verdicts = _verdicts(proof, experiment.registry.confidence)
-    promoted, reason = _decision(incumbent, proof, verdicts)
-    if promoted:
-        client.set_registered_model_alias(name, experiment.registry.alias, number)
-        client.delete_registered_model_alias(name, CHALLENGER)
-    for verdict in verdicts:
-        client.set_model_version_tag(name, number, f"turnwise.against_{verdict.other}", verdict.sentence())
-    client.set_model_version_tag(name, number, "turnwise.gate", reason)
+    if holder == number:  # an earlier attempt came to this end
+        promoted = True
+        reason = candidate.client.get_model_version(candidate.name, number).tags.get(GATE_TAG, "it holds the alias")
+    else:
+        promoted, reason = _decision(incumbent, proof, verdicts)
+        _decide(candidate, number, incumbent, promoted, reason, verdicts)
     return RegistryResult(
-        name=name,
+        name=candidate.name,
         version=number,
         alias=experiment.registry.alias,
         promoted=promoted,
@@ -95,37 +166,9 @@ def register_best(
 def download(model_uri: str, uri: str) -> Path:
     """The package folder of a version, e.g. models:/NAME@champion. Raises ValueError if there is none."""
     try:
-        folder = mlflow.artifacts.download_artifacts(model_uri, tracking_uri=uri, registry_uri=uri)
-    except MlflowException as error:
-        raise ValueError(f"{model_uri}: not in the registry at {uri}: {str(error).splitlines()[0]}") from None
-    return Path(folder) / "artifacts" / PACKAGE
-
-
-def _new_version(
-    client: MlflowClient, runs: SearchRuns, name: str, best: TrialHistory, dataset: PreparedDataset
-) -> str:
-    """Packages and registers; nothing points at it yet."""
-    assert best.best is not None
-    assert best.best.checkpoint is not None
-    run_id = runs.trial_run(best.trial_id)
-    with tempfile.TemporaryDirectory(prefix="turnwise-package-") as scratch:
-        package(Path(best.best.checkpoint), Path(scratch) / PACKAGE)
-        save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
-        client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), MODEL_FOLDER)
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
-    lineage = {
-        "turnwise.search_id": runs.search_id,
-        "turnwise.trial_id": best.trial_id,
-        "turnwise.branch": best.started.branch,
-        "turnwise.data_digest": dataset.digest,
-        "turnwise.eval_loss": f"{best.best.eval_loss:.6f}",
-    }
-    return str(client.create_model_version(name, source, run_id, tags=lineage).version)
+        return download_version(model_uri, uri) / "artifacts" / PACKAGE
+    except MLFLOW_ERRORS as error:
+        raise ValueError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
 
 
 def save_packaged(package_folder: Path, target: Path) -> None:
@@ -139,39 +182,73 @@ def save_packaged(package_folder: Path, target: Path) -> None:
         input_example={"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 16, "temperature": 0.0},
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
     )
+    offer()  # in place of the model that was tried, and its weights, which MLflow would hold on to
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
-def _proven(
-    uri: str,
-    name: str,
-    number: str,
-    incumbent: str | None,
-    best: TrialHistory,
-    dataset: PreparedDataset,
-    experiment: ExperimentSpec,
-    probes: Sequence[Probe],
-) -> ProofAnswer:
-    request = ProofRequest(
-        tracking_uri=uri,
-        version_uri=f"models:/{name}/{number}",
-        incumbent_uri=None if incumbent is None else f"models:/{name}/{incumbent}",
-        eval_store=dataset.directory / "eval.arrow",
-        max_tokens=experiment.data.max_tokens,
-        probes=tuple(probes),
-    )
+def _registered(candidate: Candidate) -> str | None:
+    """The version of this candidate, if an earlier attempt came so far."""
+    for known in candidate.client.search_model_versions(f"name = '{candidate.name}'"):
+        if candidate.identity.items() <= known.tags.items():
+            return str(known.version)
+    return None
+
+
+def _register(candidate: Candidate) -> str:
+    """Packages, uploads, and registers what has arrived; nothing points at it yet."""
+    client, run_id = candidate.client, candidate.runs.trial_run(candidate.trial.trial_id)
+    # A version's files are those of its step for ever, whatever else the trial's run gets.
+    files = f"{MODEL_FOLDER}/step_{candidate.report.step:06d}"
+    with tempfile.TemporaryDirectory(prefix="turnwise-package-") as scratch:
+        package(candidate.checkpoint, Path(scratch) / PACKAGE)
+        save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
+        client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), files)
     try:
-        proof = prove(request)
+        client.create_registered_model(candidate.name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/{files}"
+    return str(client.create_model_version(candidate.name, source, run_id, tags=candidate.lineage).version)
+
+
+def _holder(candidate: Candidate, alias: str) -> str | None:
+    """The version that holds an alias. Raises if MLflow cannot say: not to know is not to have none."""
+    try:
+        return str(candidate.client.get_model_version_by_alias(candidate.name, alias).version)
+    except MlflowException as error:
+        if not is_final(error):
+            raise
+        return None
+
+
+def _proven(candidate: Candidate, number: str, incumbent: str | None, probes: Sequence[Probe]) -> ProofAnswer:
+    try:
+        proof = prove(
+            f"models:/{candidate.name}/{number}",
+            f"models:/{candidate.name}/{incumbent}" if incumbent else None,
+            candidate.uri,
+            eval_store=candidate.dataset.directory / "eval.arrow",
+            max_tokens=candidate.experiment.data.max_tokens,
+            rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
+            probes=tuple(probes),
+        )
+        _check(proof, candidate.report.eval_loss, f"models:/{candidate.name}/{number}")
     except RuntimeError as error:
+        candidate.client.set_model_version_tag(candidate.name, number, GATE_TAG, f"not proven: {error}")
         raise ProofError(str(error)) from None
-    assert best.best is not None
-    trained, loaded = best.best.eval_loss, sum(proof.candidate_sums) / sum(proof.num_targets)
-    if abs(loaded - trained) > MOST_DEVIATION * trained:
+    return proof
+
+
+def _check(proof: ProofAnswer, trained: float, version_uri: str) -> None:
+    loaded = sum(proof.candidate_sums) / sum(proof.num_targets)
+    if not abs(loaded - trained) <= MOST_DEVIATION * trained:
         raise ProofError(
-            f"models:/{name}/{number} scores {loaded:.4f} nats per target after loading, and scored {trained:.4f} in training"
+            f"{version_uri} scores {loaded:.4f} nats per target after loading, and scored {trained:.4f} in training"
         )
     if not proof.reply.strip():
-        raise ProofError(f"models:/{name}/{number} loads, but answers nothing")
-    return proof
+        raise ProofError(f"{version_uri} loads, but answers nothing")
 
 
 def _verdicts(proof: ProofAnswer, confidence: float) -> tuple[Verdict, ...]:
@@ -184,10 +261,10 @@ def _verdicts(proof: ProofAnswer, confidence: float) -> tuple[Verdict, ...]:
 
 
 def _decision(incumbent: str | None, proof: ProofAnswer, verdicts: Sequence[Verdict]) -> tuple[bool, str]:
-    if incumbent is not None and proof.incumbent_sums is None:
+    if proof.incumbent_problem is not None:
         return False, (
-            f"version {incumbent} holds the alias and has another tokenizer or chat format, so losses per target cannot be"
-            " compared; move the alias by hand, or choose another registry.name"
+            f"version {incumbent} holds the alias and {proof.incumbent_problem}; move the alias by hand, or choose another"
+            " registry.name"
         )
     for verdict in verdicts:
         if not verdict.beats:
@@ -195,8 +272,25 @@ def _decision(incumbent: str | None, proof: ProofAnswer, verdicts: Sequence[Verd
     return True, "; ".join(verdict.sentence() for verdict in verdicts)
 
 
-def _alias(client: MlflowClient, name: str, alias: str) -> str | None:
-    try:
-        return str(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        return None  # no such model yet, or nobody holds the alias
+def _decide(
+    candidate: Candidate,
+    number: str,
+    incumbent: str | None,
+    promoted: bool,
+    reason: str,
+    verdicts: Sequence[Verdict],
+) -> None:
+    """Tags first and the alias last: whoever finds the alias finds why."""
+    client, name, alias = candidate.client, candidate.name, candidate.experiment.registry.alias
+    for verdict in verdicts:
+        client.set_model_version_tag(name, number, f"turnwise.against_{verdict.other}", verdict.sentence())
+    client.set_model_version_tag(name, number, GATE_TAG, reason)
+    if not promoted:
+        if alias != CHALLENGER:
+            client.set_registered_model_alias(name, CHALLENGER, number)
+        return
+    if incumbent is not None:
+        client.set_model_version_tag(name, number, "turnwise.replaces", incumbent)
+    if _holder(candidate, CHALLENGER) == number:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_registered_model_alias(name, alias, number)

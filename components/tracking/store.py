@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import mlflow.artifacts
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -106,6 +107,26 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
         return str(made.experiment_id)
 
 
+def download_version(model_uri: str, uri: str, target: Path | None = None) -> Path:
+    """The folder of models:/NAME@ALIAS or models:/NAME/VERSION, from the registry at `uri`.
+
+    By default where it lies, if that is on this machine, else in a new temporary folder. Raises ValueError if the name has
+    another form, and what MLflow raises. (MLflow's own download would look a version up in the process's default registry.)
+    """
+    named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if named is None:
+        raise ValueError(f"{model_uri}: a registered model is models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, version = named.groups()
+    client = open_store(uri)
+    version = version or client.get_model_version_by_alias(name, alias).version
+    source = client.get_model_version_download_uri(name, version)
+    if target is not None:
+        target.mkdir(parents=True)
+    return Path(
+        mlflow.artifacts.download_artifacts(source, dst_path=None if target is None else str(target), tracking_uri=uri)
+    )
+
+
 def _check_server(uri: str) -> None:
     try:
         with urllib.request.urlopen(f"{without_secrets(uri).rstrip('/')}/health", timeout=CHECK_SECONDS):
@@ -131,5 +152,6 @@ def _quiet() -> None:
     # itself, and asks before it does what has arrived.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -124,7 +124,8 @@ def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device)
     logits_BTV = model(**inputs, use_cache=False).logits.float().view(4, 8, -1)
     model.train(was_training)
     # The sequence's tokens after its first, in each row.
-    packed, beside_another, started_otherwise, alone = (*logits_BTV[:3, 5:], logits_BTV[3, 1:4])
+    packed, beside_another, started_otherwise = logits_BTV[0, 5:], logits_BTV[1, 5:], logits_BTV[2, 5:]
+    alone = logits_BTV[3, 1:4]
     neighbors = max((packed - beside_another).abs().max(), (packed - alone).abs().max())
     return bool(neighbors <= LEAK * (packed - started_otherwise).abs().max())
 

@@ -1,0 +1,100 @@
+"""Real servers on loopback, in processes of their own, that a test can kill."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+UP_SECONDS, POLL_SECONDS = 60, 0.1
+
+
+def until(holds, seconds):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"{holds} did not come true in {seconds} seconds"
+        time.sleep(POLL_SECONDS)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A program that serves on loopback; it can be killed and started again on the same port."""
+
+    health = "/health"
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process = None
+
+    def command(self):
+        raise NotImplementedError
+
+    def environment(self):
+        return dict(os.environ)
+
+    def start(self):
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=self.folder,
+                env=self.environment(),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(self.is_up, UP_SECONDS)
+
+    def is_up(self):
+        assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self.uri}{self.health}", timeout=5).status == 200
+
+    def kill(self):
+        """At once and with all its workers, in the middle of whatever they do."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class MlflowServer(Server):
+    """`mlflow server` over a sqlite file, with its artifacts in a folder beside it."""
+
+    def command(self):
+        mlflow = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        return [*mlflow, "--workers", "1", *store, "--artifacts-destination", str(self.folder / "artifacts")]
+
+    def environment(self):
+        # Without it, seven more processes: they serve features of MLflow that nobody here uses.
+        return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+class ModelServer(Server):
+    """`mlflow models serve` of a registered model."""
+
+    health = "/ping"
+
+    def __init__(self, folder, model_uri, tracking_uri):
+        super().__init__(folder)
+        self.model_uri, self.tracking_uri = model_uri, tracking_uri
+
+    def command(self):
+        mlflow = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", self.model_uri]
+        return [*mlflow, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(self.port)]
+
+    def environment(self):
+        # It starts `uvicorn`, which stands beside this Python.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri, "OMP_NUM_THREADS": "1", "PATH": path}

@@ -1,0 +1,163 @@
+"""What people are shown, made from hand-written histories."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
+from components.reports.curves import loss_curves_svg
+from components.reports.leaderboard import leaderboard, ranked, worker_seconds
+from components.reports.live import LiveSearch
+from components.reports.page import search_page
+from components.reports.summary import SearchSummary, probes_answered, trial_summaries
+from components.tracking.probes import Probe
+from components.training.records import Progress, TrialEnded, TrialProgressed, TrialStarted, fold
+
+BUDGET = 1000
+
+
+def started(number, method, workers=1, **varied):
+    return TrialStarted(
+        trial_id=f"t{number}",
+        number=number,
+        branch=method.kind,
+        spec=TrialSpec(method=method),
+        workers=workers,
+        varied=varied,
+        time=0.0,
+    )
+
+
+def progressed(number, tokens, loss, checkpoint="somewhere"):
+    progress = Progress(
+        step=tokens // 10,
+        target_tokens=tokens,
+        epoch=0.5,
+        train_loss=loss + 0.1,
+        eval_loss=loss,
+        eval_num_targets=50,
+        tokens_per_second=100.0,
+        seconds=tokens / 100,
+        checkpoint=checkpoint,
+    )
+    return TrialProgressed(trial_id=f"t{number}", progress=progress, slot="s", time=1.0)
+
+
+def ended(number, state, reason=""):
+    return TrialEnded(trial_id=f"t{number}", state=state, reason=reason, time=2.0)
+
+
+RECORDS = [
+    started(1, LoraMethod(rank=8), **{"method.rank": 8, "optimizer.learning_rate": 0.00012345}),
+    started(2, FullMethod(), workers=2, **{"optimizer.learning_rate": 0.5}),
+    started(3, FullMethod(), workers=2),
+    progressed(1, 500, 0.9),
+    progressed(2, 500, 0.7),
+    progressed(1, 1000, 0.95),
+    ended(1, "completed"),
+    ended(2, "stopped", "the scheduler gave its place to others"),
+    ended(3, "failed", "ValueError: impossible"),
+]
+
+
+def shown(renderable):
+    console = Console(file=io.StringIO(), width=140)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_best_checkpoint_leads_and_what_has_none_comes_last():
+    histories = ranked(fold(RECORDS).values())
+    assert [history.started.number for history in histories] == [2, 1, 3]
+    assert histories[1].best.eval_loss == 0.9  # its later, worse report does not count
+
+
+def test_workers_count_in_the_time_a_trial_took():
+    assert [worker_seconds(history) for history in fold(RECORDS).values()] == [10.0, 10.0, 0.0]
+
+
+def test_the_leaderboard_says_method_hyperparameters_tokens_loss_and_state():
+    lines = shown(leaderboard(ranked(fold(RECORDS).values()), budget=BUDGET)).splitlines()
+    cells = [line.split() for line in lines[1:]]
+    assert cells[0] == ["2", "full", "learning_rate", "0.5", "500", "(50%)", "0.7000", "10", "stopped"]
+    assert cells[1] == [
+        "1",
+        "lora",
+        "rank",
+        "8",
+        "learning_rate",
+        "0.000123",
+        "1,000",
+        "(100%)",
+        "0.9000",
+        "10",
+        "completed",
+    ]
+    assert cells[2] == ["3", "full", "0", "(0%)", "-", "0", "failed"]
+
+
+def test_without_a_terminal_every_event_is_one_line():
+    console = Console(file=io.StringIO(), width=40)
+    with LiveSearch(console, planned=3, budget=BUDGET) as live:
+        for record in RECORDS:
+            live.show(record)
+    lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
+    assert lines[0] == "trial 1/3 lora started: rank 8  learning_rate 0.000123"
+    assert lines[3] == ("trial 1/3 lora 500 target tokens (50%), train loss 1.0000, eval loss 0.9000, 100 tokens/s")
+    assert lines[-1] == "trial 3/3 full failed: ValueError: impossible"
+    assert len(lines) == len(RECORDS)
+
+
+def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():
+    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
+    with LiveSearch(console, planned=3, budget=BUDGET) as live:
+        for record in RECORDS[:5]:
+            live.show(record)
+    written = console.file.getvalue()
+    assert "0 of 3 ended, 3 running, 0 waiting, best so far trial 2" in written
+    assert written.rstrip().endswith("\x1b[2K")
+
+
+def test_a_summary_is_json_without_infinities():
+    summaries = trial_summaries(fold(RECORDS).values())
+    assert [(trial.number, trial.eval_loss) for trial in summaries] == [(2, 0.7), (1, 0.9), (3, None)]
+    assert all(trial.eval_loss is None or math.isfinite(trial.eval_loss) for trial in summaries)
+
+
+def test_an_answer_counts_if_it_holds_the_expected_word_in_any_case():
+    probes = [
+        Probe(messages=({"role": "user", "content": "?"},), expect=expect) for expect in ("Linnet", "Linnet", None)
+    ]
+    assert probes_answered(["i am LINNET.", "I am a robot", "whatever"], probes) == (1, 2)
+
+
+def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing():
+    summary = SearchSummary(
+        experiment="toy <script>",
+        search_id="s",
+        outcome="finished",
+        message="It is done & well.",
+        seconds=12.0,
+        data_digest="0123456789abcdef",
+        data_reused=False,
+        folder="runs/toy/s",
+        tracking_uri="sqlite:///mlflow.db",
+        run_id="r",
+        trials=trial_summaries(fold(RECORDS).values()),
+        registry=None,
+    )
+    curves = loss_curves_svg(fold(RECORDS).values(), base_loss=3.5)
+    page = search_page(summary, curves=curves, command="python workflows/tune.py x.yaml")
+    assert "It is done &amp; well." in page
+    assert "toy &lt;script&gt;" in page
+    assert page.count('class="stopped"') == 1
+    assert "python workflows/tune.py x.yaml" in page
+    assert "<svg" in page
+    assert not [word for word in ("<script", "src=", "@import", "<link") if word in page]
+
+
+@pytest.mark.parametrize("records", [[], RECORDS[:1]], ids=["no trial", "no report"])
+def test_curves_of_nothing_are_an_empty_picture(records):
+    assert "</svg>" in loss_curves_svg(fold(records).values())
