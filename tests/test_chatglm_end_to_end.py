@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.conversations.formats import load_chat_format
-from components.experiment.load import load_experiment
 from components.models.chatglm.load import load_original
+from components.tracking.tags import tag_version
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "experiments" / "data" / "quickstart.jsonl"
@@ -71,9 +71,9 @@ def test_a_search_over_an_original_directory_ends_with_a_champion(place, champio
 @pytest.mark.end_to_end
 def test_the_champion_leaves_in_every_layout_with_equal_weights_and_says_the_same(place, champion):
     export = [ROOT / "workflows" / "export.py", "models:/chatglm3-smoke@champion", "--json", "--dtype", "fp32"]
-    glm = json.loads(ran(place, *export, "--out", "glm", "--data", QUICKSTART))
-    json.loads(ran(place, *export, "--out", "chatglm", "--layout", "chatglm"))
-    json.loads(ran(place, *export, "--out", "merged", "--layout", "merged"))
+    assert json.loads(ran(place, *export, "--out", "glm"))["layout"] == "glm"
+    ran(place, *export, "--out", "chatglm", "--layout", "chatglm")
+    ran(place, *export, "--out", "merged", "--layout", "merged")
     model = AutoModelForCausalLM.from_pretrained(place / "merged", trust_remote_code=False)
     back = load_original(place / "chatglm", dtype=torch.float32, attention="sdpa")
     other = AutoModelForCausalLM.from_pretrained(place / "glm", trust_remote_code=False)
@@ -89,13 +89,12 @@ def test_the_champion_leaves_in_every_layout_with_equal_weights_and_says_the_sam
     stop = next((i for i, token in enumerate(made) if token in chat_format.stop_token_ids), len(made))
     said = ran(place, ROOT / "workflows" / "chat.py", "models:/chatglm3-smoke@champion", "--message", QUESTION)
     assert chat_format.decode(made[:stop]).strip() == said.strip()
-    client = MlflowClient(tracking_uri=f"sqlite:///{place / 'mlflow.db'}")
-    tags = client.get_model_version_by_alias("chatglm3-smoke", "champion").tags
-    assert tags.get("turnwise.merge") == glm.get("merge", {}).get("sentence")
 
 
-@pytest.mark.parametrize("name", ["chatglm3_smoke", "chatglm3_lora_vs_full", "chatglm3_qlora_small_gpu"])
-def test_the_experiments_are_valid_and_name_themselves(name):
-    file = ROOT / "experiments" / f"{name}.yaml"
-    assert load_experiment(file).name == name.replace("_", "-")
-    assert f"python workflows/tune.py experiments/{name}.yaml" in file.read_text(encoding="utf-8")
+@pytest.mark.end_to_end
+def test_what_is_found_out_later_is_kept_on_the_version_by_alias_or_number(place, champion):
+    uri = f"sqlite:///{place / 'mlflow.db'}"
+    assert tag_version("models:/chatglm3-smoke@champion", {"turnwise.merge": "costs nothing"}, uri) == "1"
+    assert tag_version("models:/chatglm3-smoke/1", {"another": "fact"}, uri) == "1"
+    tags = MlflowClient(tracking_uri=uri).get_model_version("chatglm3-smoke", "1").tags
+    assert (tags["turnwise.merge"], tags["another"]) == ("costs nothing", "fact")

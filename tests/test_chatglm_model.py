@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from components.models.chatglm.config import glm_config
 from components.models.chatglm.convert import RECORD, Conversion, converted
 from components.models.chatglm.keys import original_tensors
 from components.models.chatglm.load import load_original
+from components.models.chatglm.weights import shapes_of
 from components.models.chatglm.write import write_original
 from components.models.load import load_base_model, resolve_model
 from components.training.loss import ScoredModel, isolates_packed_rows
@@ -151,6 +153,23 @@ def test_a_config_is_mapped_field_by_field(tmp_path):
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
 
 
+def test_at_its_real_size_the_200_published_keys_are_the_311_of_glm(tmp_path):
+    real = {
+        "padded_vocab_size": 65024,
+        "hidden_size": 4096,
+        "ffn_hidden_size": 13696,
+        "num_layers": 28,
+        "num_attention_heads": 32,
+        "kv_channels": 128,
+        "seq_length": 8192,
+    }
+    shapes = shapes_of(glm_config(formula_directory(tmp_path, **real)))
+    assert (len(shapes), sum(shape.numel() for shape in shapes.values())) == (311, 6_243_584_000)
+    weights = dict(original_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}))
+    assert len({*weights, FREQUENCIES}) == 200
+    assert weights["transformer.encoder.layers.27.self_attention.query_key_value.weight"].shape == (4608, 4096)
+
+
 def test_without_multi_query_attention_every_head_has_its_own_keys(tmp_path):
     assert glm_config(formula_directory(tmp_path, multi_query_attention=False)).num_key_value_heads == 4
 
@@ -195,6 +214,14 @@ def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(
     assert isinstance(plain, GlmForCausalLM)
     back = dict(original_tensors(plain.state_dict()))
     assert all(torch.equal(back[key], tensor) for key, tensor in formula_weights().items())
+
+
+def test_workers_that_want_it_at_once_get_one_conversion(original, tmp_path):
+    with ThreadPoolExecutor(3) as workers:
+        found = list(workers.map(lambda _: converted(original, torch.float32), range(3)))
+    assert len(set(found)) == 1
+    names = sorted(path.name for path in (tmp_path / "cache" / "chatglm").iterdir())
+    assert names == [found[0].name, f"{found[0].name}.lock"]
 
 
 def test_a_cache_without_room_is_not_needed_unless_to_quantize(original, monkeypatch):

@@ -20,7 +20,8 @@ from components.conversations.tokenizers import load_tokenizer
 from components.conversations.truncation import fit_length
 from components.models.chatglm.tiny import train_sentencepiece
 from tests.toy import assistant, letter_tokenizer, user
-from tests.toy_chatglm import DATA, REAL_TOKENIZER, needs_the_real_tokenizer
+from tests.toy_chatglm import DATA, REAL_TOKENIZER, formula_directory, needs_the_real_tokenizer
+from workflows import preview
 
 STRINGS = 20_000
 QUICKSTART = "experiments/data/quickstart.jsonl"
@@ -361,6 +362,53 @@ def test_data_of_chatglm3_base_tuning_loads_system_message_and_all(chat_format, 
         "[</s>]",
     ]
     assert tokens[:2] + tokens[6:] == shown(chat_format, chat_format.render(second))
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_history_as_chatglm3_s_own_code_keeps_it_is_read_and_rendered_token_by_token(chat_format, tmp_path, key):
+    code = "```python\ntool_call(city='北京')\n```"
+    history = [
+        {"role": "system", "content": "s", "tools": [TOOL]},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "metadata": "get_weather", "content": code},
+        {"role": "observation", "content": "b"},
+        {"role": "assistant", "metadata": "", "content": "c"},
+    ]
+    file = tmp_path / "history.jsonl"
+    file.write_text(json.dumps({key: history}) + "\n")
+    (read,) = read_conversations(str(file)).conversations
+    assert read.tools == (TOOL,)
+    call = {"type": "function", "function": {"name": "get_weather", "arguments": code}}
+    expected = Conversation(
+        messages=(
+            of_text("s", "system"),
+            user("a"),
+            Message(role="assistant", content="", tool_calls=(call,)),
+            of_text("b", "tool"),
+            assistant("c"),
+        ),
+        tools=(TOOL,),
+    )
+    assert chat_format.render(read) == chat_format.render(expected)
+    assert shown(chat_format, chat_format.render(read)).count("[<|observation|>]") == 1
+
+
+@needs_the_real_tokenizer
+def test_the_preview_needs_a_config_and_a_tokenizer_model_and_gives_the_official_ids_and_labels(
+    golden, tmp_path, capsys
+):
+    directory = formula_directory(tmp_path / "model", padded_vocab_size=65024)
+    for weights in directory.glob("*.safetensors*"):
+        weights.unlink()
+    (directory / "tokenizer.model").write_bytes(REAL_TOKENIZER.read_bytes())
+    assert {file.name for file in directory.iterdir()} == {"config.json", "tokenizer.model"}
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"messages": train["conversation"]}) + "\n" for train in golden["train"]))
+    arguments = ["--model", str(directory), "--chat-format", "chatglm3", "--data", str(data), "--json"]
+    assert preview.main(arguments) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["token_ids"] for record in shown] == [train["official"]["input_ids"] for train in golden["train"]]
+    assert [record["labels"] for record in shown] == [train["official"]["labels"] for train in golden["train"]]
 
 
 def test_other_tokenizers_are_refused_and_others_formats_stay_theirs(small):

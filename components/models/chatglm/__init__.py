@@ -3,7 +3,8 @@
 recognize.py   what a directory is, and why it is refused
 config.py      its config.json as a GlmConfig, and back
 keys.py        its weights by name: 200 of them are Glm's 311, bit by bit
-shards.py      its weight files, a tensor at a time
+shards.py      its weight files, read only where they are used
+weights.py     all of them under Glm's names, checked
 load.py        straight into a model in memory
 convert.py     into a Glm directory in the cache, once for all workers of a node
 write.py       back into the original layout
