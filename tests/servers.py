@@ -10,7 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-UP_SECONDS, POLL_SECONDS = 60, 0.1
+UP_SECONDS, POLL_SECONDS = 120, 0.1
 
 
 def until(holds, seconds):

@@ -33,6 +33,18 @@ def test_an_answer_reaches_whoever_asked():
     assert run(scenario) == Answer(number=1)
 
 
+def test_workers_that_leave_wait_for_nothing_more():
+    async def scenario(board):
+        await board.attach("slot")
+        call = asyncio.ensure_future(board.call("slot", Command(kind="exit")))
+        await asyncio.sleep(0)
+        command = await board.next("slot", None)
+        last = await asyncio.wait_for(board.next("slot", Answer(number=command.number)), timeout=5.0)
+        return await call, last.kind
+
+    assert run(scenario) == (Answer(number=1), "exit")
+
+
 def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_checkpoint():
     async def scenario(board):
         await board.attach("slot")

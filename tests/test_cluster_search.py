@@ -3,7 +3,6 @@
 import collections
 import os
 import signal
-import threading
 
 import psutil
 import pytest
@@ -145,26 +144,25 @@ def test_a_diverged_trial_fails_with_its_reason(files, cluster):
     assert "lower optimizer.learning_rate" in history.reason
 
 
-def test_a_killed_worker_costs_time_and_nothing_else(files, cluster, plain):
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
+def test_a_killed_process_of_a_slot_costs_time_and_nothing_else(files, cluster, plain, victim):
     killed = []
 
-    def kill_a_worker(record):
+    def kill_one(record):
         if isinstance(record, TrialProgressed) and not killed:
-            killed.append(record.trial_id)
-            threading.Thread(target=_kill_train_worker).start()
+            killed.append(_kill(victim))
 
-    overrides = ["trial.budget.evaluations=2"]
-    records = searched(context_of(files, "killed", *overrides), kill_a_worker)
+    records = searched(context_of(files, f"killed-{victim}"), kill_one)
     assert killed
     assert final_losses(records) == pytest.approx(final_losses(plain[1]), abs=1e-6)
 
 
-def _kill_train_worker():
-    """SIGKILL to one Ray Train worker of this test's cluster, whose processes are all children of this one."""
-    for process in psutil.Process().children(recursive=True):
-        if any("RayTrainWorker" in word for word in process.cmdline()):
-            os.kill(process.pid, signal.SIGKILL)
-            return
+def _kill(name):
+    """SIGKILL to one process of that name in this test's cluster, whose processes are all children of this one."""
+    processes = psutil.Process().children(recursive=True)
+    victim = next(process for process in processes if any(name in word for word in process.cmdline()))
+    os.kill(victim.pid, signal.SIGKILL)
+    return victim.pid
 
 
 def test_the_tpe_sampler_searches_every_branch(files, cluster):

@@ -493,7 +493,16 @@ def test_a_version_that_came_to_harm_gets_no_alias(registry, harm, reason):
 
 
 @pytest.mark.end_to_end
-def test_a_registry_that_does_not_answer_is_not_taken_for_an_empty_one(registry, monkeypatch):
+def test_a_checkpoint_without_its_base_model_makes_no_version(registry, monkeypatch, tmp_path):
+    candidate = registry.candidate("lora", "search-baseless", name="baseless")
+    monkeypatch.setenv("TURNWISE_BASE_MODEL", str(tmp_path))
+    with pytest.raises(ProofError, match=r"step_000010 cannot be packaged: the base model .* is not here"):
+        registry.register(candidate)
+    assert registry.versions("baseless") == []
+
+
+@pytest.mark.end_to_end
+def test_a_registry_that_does_not_answer_is_not_taken_for_an_empty_one(registry):
     candidate = registry.candidate("lora", "search-away")
     registry.server.kill()
     try:

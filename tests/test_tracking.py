@@ -28,7 +28,7 @@ from components.experiment.spec import (
 from components.tracking.journal import Journal, SearchManifest, searches_in
 from components.tracking.mirror import Mirror
 from components.tracking.runs import SearchRuns
-from components.tracking.store import check_tracking, open_store, tracking_uri, without_secrets
+from components.tracking.store import check_tracking, download_version, open_store, tracking_uri, without_secrets
 from components.training.records import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted, fold
 from tests.servers import MlflowServer, until
 
@@ -312,6 +312,24 @@ def test_a_deleted_experiment_says_how_to_get_it_back(runs):
         runs()
 
 
+def test_a_version_is_found_where_it_lies_or_copied_where_it_is_wanted(runs, sqlite, tmp_path):
+    made = runs()
+    made.log_text(None, "weights", "model/file.txt")
+    made.client.create_registered_model("kept")
+    source = f"{made.client.get_run(made.parent_id).info.artifact_uri}/model"
+    made.client.create_model_version("kept", source, made.parent_id)
+    made.client.set_registered_model_alias("kept", "champion", "1")
+    found = download_version("models:/kept@champion", sqlite)
+    assert found.as_uri() == source
+    copied = download_version("models:/kept/1", sqlite, tmp_path / "copy")
+    assert copied.is_relative_to(tmp_path / "copy")
+    assert (copied / "file.txt").read_text() == "weights"
+    with pytest.raises(ValueError, match=r"models:/kept: a registered model is models:/NAME@ALIAS or"):
+        download_version("models:/kept", sqlite)
+    with pytest.raises(MlflowException, match="alias challenger not found"):
+        download_version("models:/kept@challenger", sqlite)
+
+
 # The runs of a search
 
 
@@ -544,7 +562,7 @@ def test_a_server_killed_midway_and_started_again_has_everything_once(server, tm
     assert points_of(runs.client, child.info.run_id) == ITS_POINTS
     assert child.info.status == "FINISHED"
     away, back = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert away.message.startswith("MLflow is away (Connection refused); the journal ")
+    assert re.match(r"MLflow is away \(Connection (refused|reset by peer)\); the journal /", away.message)
     assert back.message.startswith("MLflow is back")
 
 
@@ -606,7 +624,7 @@ def losing_answers(server, to):
 
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("request_kind", ["runs/create", "runs/log-batch", "runs/update"])
-def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, request_kind):
+def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, caplog, request_kind):
     name = request_kind.replace("/", "-")
     with losing_answers(server, to=request_kind) as (uri, lost):
         mirror = Mirror(Journal(tmp_path), connection(uri, name), system_metrics=False)
@@ -614,6 +632,7 @@ def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, req
             mirror.append(record)
         assert mirror.close() == 0
         assert len(lost) == 1
+    assert "MLflow is away (Remote end closed connection without response)" in caplog.text
     runs = connection(server.uri, name)()
     assert len(runs.client.search_runs([runs.experiment_id])) == 2
     assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS

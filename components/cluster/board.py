@@ -92,10 +92,16 @@ class Board:
             self._give_up(state, reason)
 
     async def next(self, slot: str, answer: Answer | None) -> Command:
-        """The first worker: takes the answer to the last command, waits for the next one (at most POLL_SECONDS)."""
+        """The first worker: takes the answer to the last command, waits for the next one (at most POLL_SECONDS).
+
+        Nothing comes after an exit: that one is given back at once.
+        """
         state = self._slots[slot]
-        if answer is not None and state.command is not None and answer.number == state.command.number:
-            self._acknowledge(state, state.command, answer)
+        command = state.command
+        if answer is not None and command is not None and answer.number == command.number:
+            self._acknowledge(state, command, answer)
+            if command.kind == "exit":
+                return command
         try:
             await asyncio.wait_for(state.asked.wait(), POLL_SECONDS)
         except TimeoutError:

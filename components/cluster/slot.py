@@ -17,13 +17,11 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from components.cluster.board import Answer, Command
 from components.cluster.context import SearchContext, trial_of
-from components.cluster.placement import AdoptPlacementGroup, bundle
+from components.cluster.placement import SlotTrainer, bundle
 from components.cluster.sampling import METRIC, TIME
-from components.cluster.worker import serve_commands
 from components.training.records import Progress
 
 POINTER = "pointer.json"
@@ -77,8 +75,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def cleanup(self) -> None:
         if self.train_run is None or not self.train_run.is_alive():
             return
-        self.board.call.remote(self.slot, Command(kind="exit"))
-        self.train_run.join(EXIT_SECONDS)
+        # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
+        # It would end by itself too, seconds later, and the slots that wait for this one's place would wait for that.
+        ray.wait([self.board.call.remote(self.slot, Command(kind="exit"))], timeout=EXIT_SECONDS)
 
     def _result(self, progress: Progress | None, *, done: bool, failed: str | None = None) -> dict[str, Any]:
         """One Tune result. A trial that failed before its first report still has the numbers schedulers ask for."""
@@ -114,8 +113,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _run_train(self) -> None:
         config = {"context": self.context, "board": self.board, "slot": self.slot, "workers": self.workers}
-        trainer = TorchTrainer(
-            serve_commands,
+        trainer = SlotTrainer(
+            _serve,
             train_loop_config=config,
             scaling_config=ScalingConfig(
                 num_workers=self.workers.workers,
@@ -127,13 +126,20 @@ class Slot(tune.Trainable):  # type: ignore[misc]
                 storage_path=str(self.context.folder / "slots"),
                 # A dead worker restarts the group, for ever: the board counts a trial's strikes.
                 failure_config=FailureConfig(max_failures=-1),
-                callbacks=[AdoptPlacementGroup()],
             ),
         )
         try:
             trainer.fit()
         except BaseException as error:  # noqa: BLE001 - whatever ended the run, _ask tells it to Tune
             self.train_error = error
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """The train loop, imported where it runs: neither the slot nor Train's controller needs transformers, and each would
+    spend seconds of CPU on it before the first trial."""
+    from components.cluster.worker import serve_commands
+
+    serve_commands(config)
 
 
 def still_there(checkpoint: Path) -> Path:

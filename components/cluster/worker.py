@@ -23,8 +23,8 @@ from components.training.workers import OneWorker, TorchWorkers, Workers
 def serve_commands(config: dict[str, Any]) -> None:
     """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
     board, slot = config["board"], config["slot"]
-    workers = _workers(config["workers"])
-    session = _session(config["context"], workers)
+    workers = workers_of_this_run(config["workers"])
+    session = session_of(config["context"], workers)
     if not may_quantize(config["context"].experiment):
         session.warm_up()  # else the first trial says which base it wants: both would fill a small card
     first = workers.worker_rank == 0
@@ -40,13 +40,14 @@ def serve_commands(config: dict[str, Any]) -> None:
         answer = None if command.kind == "wait" else _obey(command, session, workers, board, slot)
 
 
-def _workers(spec: WorkersSpec) -> Workers:
+def workers_of_this_run(spec: WorkersSpec) -> Workers:
+    """The Ray Train run this process is a worker of, as the training loop wants to know it."""
     torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
     device = device_of_worker(spec.gpus_per_worker, ray.train.get_context().get_local_rank())
     return TorchWorkers(device) if ray.train.get_context().get_world_size() > 1 else OneWorker(device)
 
 
-def _session(context: SearchContext, workers: Workers) -> Session:
+def session_of(context: SearchContext, workers: Workers) -> Session:
     data = TrainingData(
         dataset=PreparedDataset.open(context.prepared),
         max_tokens=context.experiment.data.max_tokens,

@@ -201,8 +201,11 @@ def _register(candidate: Candidate) -> str:
     # A version's files are those of its step for ever, whatever else the trial's run gets.
     files = f"{MODEL_FOLDER}/step_{candidate.report.step:06d}"
     with tempfile.TemporaryDirectory(prefix="turnwise-package-") as scratch:
-        package(candidate.checkpoint, Path(scratch) / PACKAGE)
-        save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
+        try:
+            package(candidate.checkpoint, Path(scratch) / PACKAGE)
+            save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
+        except ValueError as error:
+            raise ProofError(f"{candidate.checkpoint} cannot be packaged: {error}") from None
         client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), files)
     try:
         client.create_registered_model(candidate.name)

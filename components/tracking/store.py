@@ -47,12 +47,23 @@ def without_secrets(text: str) -> str:
 
 def reason_of(error: Exception) -> str:
     """What MLflow or the network says, in a line that is fit to be shown."""
-    root: BaseException = error
-    while cause := root.__cause__ or root.__context__:
-        root = cause
-    if isinstance(root, OSError) and root.strerror:
-        return root.strerror  # `Connection refused`, said by layers of libraries in a paragraph
+    root = _root(error)
+    if isinstance(root, OSError):
+        return without_secrets(
+            root.strerror or str(root)
+        )  # `Connection refused`: layers of libraries make it a paragraph
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one, by whatever way each was wrapped into the next."""
+    seen = [error]
+    while True:
+        wrapped = (seen[-1].__cause__, seen[-1].__context__, *seen[-1].args)
+        inner = next((found for found in wrapped if isinstance(found, BaseException) and found not in seen), None)
+        if inner is None:
+            return seen[-1]
+        seen.append(inner)
 
 
 def is_final(error: Exception) -> bool:

@@ -1,0 +1,75 @@
+"""The arithmetic of experiments/benchmarks; the benchmarks themselves take minutes and are run by hand."""
+
+import pytest
+
+from components.experiment.spec import TrialSpec
+from components.training.records import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted
+from experiments.benchmarks.warm_slots import Search, check_equal, search_of, table
+
+
+def started(trial_id, number, time):
+    return TrialStarted(
+        trial_id=trial_id, number=number, branch="lora", spec=TrialSpec(), workers=1, varied={}, time=time
+    )
+
+
+def progressed(trial_id, slot, time, step_ended, *, step=1, loss=2.0):
+    """A report heard at `time`, of one step of half a second (and of those before it)."""
+    metrics = StepMetrics(
+        step=step, target_tokens=10, loss=1.0, learning_rate=0.1, grad_norm=1.0, seconds=0.5 * step, time=step_ended
+    )
+    progress = Progress(
+        step=step,
+        target_tokens=10 * step,
+        epoch=1.0,
+        train_loss=1.0,
+        eval_loss=loss,
+        eval_num_targets=5,
+        tokens_per_second=1.0,
+        seconds=0.5 * step,
+        steps=(metrics,),
+    )
+    return TrialProgressed(trial_id=trial_id, progress=progress, slot=slot, time=time)
+
+
+def ended(trial_id, time):
+    return TrialEnded(trial_id=trial_id, state="completed", time=time)
+
+
+RECORDS = [
+    started("a", 1, 100.0),
+    started("b", 2, 100.0),
+    progressed("a", "left", 112.0, 110.5),
+    progressed("b", "right", 121.0, 120.5),
+    progressed("a", "left", 114.0, 113.0, step=2, loss=1.5),
+    ended("a", 114.25),
+    started("c", 3, 114.25),
+    progressed("c", "left", 118.0, 115.0),
+    ended("b", 121.25),
+    ended("c", 118.25),
+]
+
+
+def test_a_gap_runs_from_a_trials_last_report_to_the_first_step_of_the_next_in_its_slot():
+    search = search_of(RECORDS, makespan=25.0)
+    assert search.warm == (0.5,)  # c's step began at 115.0 - 0.5; a was last heard of at 114.0
+    assert search.cold == (10.0, 20.0)
+    assert search.work == (4.0, 3.5, 1.0)
+    assert search.losses == {1: 1.5, 2: 2.0, 3: 2.0}
+
+
+def test_the_table_divides_the_makespans_and_names_the_median_ratio():
+    def search(makespan):
+        return Search(makespan=makespan, losses={1: 2.0}, work=(1.0,), cold=(9.0,), warm=(0.25, 0.75))
+
+    text = table([(search(10.0), search(30.0)), (search(10.0), search(50.0))])
+    assert "| 1 | 10.0 | 30.0 | 3.00 |" in text
+    assert "| median | | | **4.00** |" in text
+    assert "first step of the next | 4 | 0.50 | 0.75 |" in text
+
+
+def test_ways_that_end_with_other_losses_are_not_compared():
+    one = Search(makespan=1.0, losses={1: 2.0}, work=(), cold=())
+    other = Search(makespan=1.0, losses={1: 2.00001}, work=(), cold=())
+    with pytest.raises(AssertionError, match=r"trial 1 ended at 2\.0 in a slot, at 2\.00001 without"):
+        check_equal(one, other)
