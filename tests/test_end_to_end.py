@@ -122,6 +122,15 @@ def test_the_champion_talks_in_a_fresh_process_and_through_mlflow(place, searche
     assert said.stdout.strip() == searched["registry"]["candidate_answers"][0].strip()
 
 
+def test_the_champion_is_scored_against_its_base_on_other_conversations(place, searched):
+    write_messages_jsonl(place / "other.jsonl", toy_conversations(12, seed=5))
+    arguments = ("--against", "model", "--data", "other.jsonl", "--max-tokens", "128", "--json")
+    result = summary_of(ran(place, "evaluate", "models:/toy@champion", *arguments))
+    assert result["conversations"] == 12
+    assert result["verdict"]["beats"]
+    assert result["verdict"]["other_loss"] == pytest.approx(searched["registry"]["base_loss"], rel=0.05)
+
+
 def test_a_second_search_over_the_same_data_finds_it_prepared_and_an_equal_model_is_no_champion(place, searched):
     again = ran(place, "tune", "toy.yaml", "--json")
     assert "reused from before" in again.stderr

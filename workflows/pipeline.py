@@ -22,9 +22,10 @@ from components.reports.live import LiveSearch
 from components.reports.page import search_page
 from components.reports.summary import Outcome, SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
+from components.tracking.gate import RegistryResult
 from components.tracking.journal import Journal
 from components.tracking.mirror import Mirror
-from components.tracking.registry import ProofError, RegistryResult, register_best
+from components.tracking.registry import ProofError, register_best
 from components.tracking.runs import SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold

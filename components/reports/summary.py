@@ -9,8 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.tracking.gate import RegistryResult
 from components.tracking.probes import Probe
-from components.tracking.registry import RegistryResult
 from components.training.records import TrialHistory, TrialState
 
 Outcome = Literal[

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from components.reports.summary import SearchSummary, probes_answered
-from components.tracking.registry import RegistryResult
+from components.tracking.gate import RegistryResult
 
 
 def print_verdict(console: Console, summary: SearchSummary) -> None:

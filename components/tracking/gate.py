@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.tracking.probes import Probe
+
 RESAMPLES = 10_000
 MOST_DRAWN_AT_ONCE = 2**22  # conversations; 32 MiB of indices
 
@@ -31,6 +33,24 @@ class Verdict(BaseModel):
             f"{how} the {self.other} on held-out conversations: {self.candidate_loss:.4f} against {self.other_loss:.4f} nats"
             f" per target, difference {self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}] at {self.confidence:.0%}"
         )
+
+
+class RegistryResult(BaseModel):
+    """What became of a candidate. `promoted`: it holds the alias now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    alias: str
+    promoted: bool
+    reason: str
+    verdicts: tuple[Verdict, ...]
+    probes: tuple[Probe, ...]
+    base_answers: tuple[str, ...]
+    candidate_answers: tuple[str, ...]
+    base_loss: float
+    candidate_loss: float
 
 
 def judge(

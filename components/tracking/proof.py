@@ -26,10 +26,8 @@ from components.batches.store import TokenStore
 from components.models.trained import LoadedModel, load_base_of, load_trained
 from components.tracking.probes import Probe
 from components.tracking.store import MLFLOW_ERRORS, download_version, is_final, reason_of, without_secrets
-from components.training.evaluate import conversation_losses
+from components.training.evaluate import score
 from components.training.generate import generate_reply
-from components.training.loss import ScoredModel
-from components.training.workers import OneWorker
 
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 
@@ -168,17 +166,9 @@ def answer(request: ProofRequest) -> ProofAnswer:
 
 
 def _scores(loaded: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
-    losses = conversation_losses(
-        scored,
-        TokenStore(request.eval_store),
-        OneWorker(loaded.device),
-        max_tokens=request.max_tokens,
-        rows_per_batch=request.rows_per_batch,
-        pad_token_id=loaded.chat_format.pad_token_id,
-    )
-    in_order = sorted(losses, key=lambda loss: loss.index)
-    return tuple(loss.loss_sum for loss in in_order), tuple(loss.num_targets for loss in in_order)
+    store = TokenStore(request.eval_store)
+    losses = score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
+    return tuple(loss.loss_sum for loss in losses), tuple(loss.num_targets for loss in losses)
 
 
 def _answers(loaded: LoadedModel, request: ProofRequest) -> tuple[str, ...]:

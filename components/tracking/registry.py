@@ -12,14 +12,13 @@ import mlflow.pyfunc
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from pydantic import BaseModel, ConfigDict
 
 import components
 from components.batches.prepare import PreparedDataset
 from components.experiment.spec import ExperimentSpec
 from components.models.reference import BaseReference
 from components.models.trained import package
-from components.tracking.gate import Verdict, judge
+from components.tracking.gate import RegistryResult, Verdict, judge
 from components.tracking.packaged_model import PACKAGE, offer
 from components.tracking.probes import Probe
 from components.tracking.proof import ProofAnswer, prove
@@ -49,24 +48,6 @@ MOST_DEVIATION = 0.01
 
 class ProofError(RuntimeError):
     """A candidate that does not load, does not talk, or does not score what it scored in training."""
-
-
-class RegistryResult(BaseModel):
-    """What became of a candidate. `promoted`: it holds the alias now."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    version: str
-    alias: str
-    promoted: bool
-    reason: str
-    verdicts: tuple[Verdict, ...]
-    probes: tuple[Probe, ...]
-    base_answers: tuple[str, ...]
-    candidate_answers: tuple[str, ...]
-    base_loss: float
-    candidate_loss: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import torch
 
 from components.batches.collate import collate
 from components.batches.store import TokenStore
+from components.models.trained import LoadedModel
 from components.training.loss import ScoredModel
-from components.training.workers import Workers
+from components.training.workers import OneWorker, Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,20 @@ def evaluate(
         [sum(conversation.loss_sum for conversation in mine), sum(conversation.num_targets for conversation in mine)]
     )
     return loss_sum / num_targets, int(num_targets)
+
+
+def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int) -> list[ConversationLoss]:
+    """Of every conversation, in order, by a model that is not in training, at the precision it was trained in."""
+    scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
+    losses = conversation_losses(
+        scored,
+        store,
+        OneWorker(loaded.device),
+        max_tokens=max_tokens,
+        rows_per_batch=rows_per_batch,
+        pad_token_id=loaded.chat_format.pad_token_id,
+    )
+    return sorted(losses, key=lambda loss: loss.index)
 
 
 def _batches(lengths: np.ndarray, longest_first: list[int], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:

@@ -1,0 +1,113 @@
+"""Scores a registered model, a checkpoint or a base model on conversations, alone or against another one.
+
+python workflows/evaluate.py models:/quickstart-assistant@champion --data held_out.jsonl
+python workflows/evaluate.py models:/bot/7 --against models:/bot@champion --data held_out.jsonl --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.conversations.readers import read_conversations
+from workflows.cli import Exit, explained, people_console, quiet_libraries
+
+if TYPE_CHECKING:
+    from components.models.trained import LoadedModel
+    from components.tracking.gate import Verdict
+    from components.training.evaluate import ConversationLoss
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    quiet_libraries()
+    console = people_console(stderr=arguments.json)
+    with explained():
+        result = evaluated(arguments)
+    console.print(result["sentence"], highlight=False, markup=False, soft_wrap=True)
+    if arguments.json:
+        print(json.dumps(result, ensure_ascii=False))
+    return Exit.DONE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Score a model on conversations: nats per target token.")
+    parser.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a directory, a hub id")
+    parser.add_argument("--data", required=True, help="conversations: a file, a glob or hf:DATASET[:SPLIT]")
+    parser.add_argument("--format", default="auto", help="of the data")
+    parser.add_argument("--against", metavar="MODEL", help="another model with the same tokenizer and chat format")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the comparison (default: 0.95)")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="longer conversations lose their last turns")
+    parser.add_argument("--chat-format", default="auto", help="of a base model; trained ones know theirs")
+    parser.add_argument("--tracking-uri", help="of the registry; by default MLFLOW_TRACKING_URI, else mlflow.db here")
+    parser.add_argument("--json", action="store_true", help="the result as one JSON line on stdout")
+    return parser
+
+
+def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --json prints. Raises ValueError for models or data that cannot be used or compared."""
+    losses, digest = _losses(arguments.model, arguments)
+    num_targets = sum(loss.num_targets for loss in losses)
+    loss = sum(loss.loss_sum for loss in losses) / num_targets
+    result = {"model": arguments.model, "loss": loss, "num_targets": num_targets, "conversations": len(losses)}
+    if arguments.against is None:
+        counted = f"{num_targets:,} targets of {len(losses):,} conversations"
+        return {**result, "sentence": f"{arguments.model}: {loss:.4f} nats per target over {counted}"}
+    others, other_digest = _losses(arguments.against, arguments)
+    if digest != other_digest:
+        raise ValueError(
+            f"{arguments.model} and {arguments.against} have other tokenizers or chat formats, so their losses per target"
+            " cannot be compared"
+        )
+    verdict = _verdict(arguments, losses, others)
+    return {**result, "verdict": verdict.model_dump(), "sentence": f"{arguments.model} {verdict.sentence()}"}
+
+
+def _losses(name: str, arguments: argparse.Namespace) -> tuple[list[ConversationLoss], str]:
+    """The loss of every conversation, and the digest of the chat format they were rendered in."""
+    from workflows.named import load_named
+
+    loaded = load_named(name, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
+    return _scored(loaded, arguments), loaded.chat_format.digest()
+
+
+def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> list[ConversationLoss]:
+    from components.batches.store import Entry, TokenStore, write_store
+    from components.conversations.truncation import fit_length
+    from components.training.evaluate import score
+
+    conversations = read_conversations(arguments.data, format=arguments.format).conversations
+    entries = []
+    for conversation in conversations:
+        rendered = loaded.chat_format.render(conversation)
+        fitted = fit_length(rendered, arguments.max_tokens, truncate=True)
+        if fitted is None:
+            raise ValueError(
+                f"{conversation.source}: not even its first scored turn fits into --max-tokens {arguments.max_tokens}"
+            )
+        entries.append(Entry(source=conversation.source, rendered=fitted))
+    with tempfile.TemporaryDirectory(prefix="turnwise-evaluate-") as folder:
+        write_store(Path(folder) / "data.arrow", entries)
+        return score(loaded, TokenStore(Path(folder) / "data.arrow"), max_tokens=arguments.max_tokens, rows_per_batch=4)
+
+
+def _verdict(
+    arguments: argparse.Namespace, losses: Sequence[ConversationLoss], others: Sequence[ConversationLoss]
+) -> Verdict:
+    from components.tracking.gate import judge
+
+    return judge(
+        f"model {arguments.against}",
+        [loss.loss_sum for loss in losses],
+        [loss.loss_sum for loss in others],
+        [loss.num_targets for loss in losses],
+        confidence=arguments.confidence,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
