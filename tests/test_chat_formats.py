@@ -363,7 +363,10 @@ def test_a_format_that_there_is_not_is_refused():
     assert refusal(None, "template") == (
         "chat_format template: the tokenizer has no chat template; chat_format: chatml needs none"
     )
-    assert refusal(None, "alpaca") == "chat_format=alpaca: unknown; valid are auto, template, chatml"
+    assert (
+        refusal(None, "alpaca")
+        == "chat_format=alpaca: unknown; valid are auto, template, chatml, chatglm3, chatglm3_base_tuning"
+    )
 
 
 def test_chatml_stops_with_end_of_text_where_the_tokenizer_has_no_token_for_it():

@@ -292,7 +292,7 @@ def test_what_is_wrong_is_said_without_a_traceback(capsys, model, data, experime
         f"model.path={empty}: no tokenizer can be loaded"
     )
     assert refused(capsys, "--model", model, "--data", data, "--chat-format", "alpaca") == (
-        "chat_format=alpaca: unknown; valid are auto, template, chatml\n"
+        "chat_format=alpaca: unknown; valid are auto, template, chatml, chatglm3, chatglm3_base_tuning\n"
     )
     data.write_text('{"messages": [{"role": "user", "content": "hi"}]}')
     assert refused(capsys, "--model", model, "--data", data, "--json") == (

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from components.batches.prepare import PreparedDataset
 from components.cluster.board import Answer, Command, Resume
 from components.cluster.context import SearchContext
+from components.experiment.space import may_quantize
 from components.experiment.spec import TrialSpec, WorkersSpec
 from components.training.run import TrainingData
 from components.training.session import Session, device_of_worker
@@ -24,7 +25,8 @@ def serve_commands(config: dict[str, Any]) -> None:
     board, slot = config["board"], config["slot"]
     workers = workers_of_this_run(config["workers"])
     session = session_of(config["context"], workers)
-    session.warm_up()
+    if not may_quantize(config["context"].experiment):
+        session.warm_up()  # else the first trial says which base it wants: both would fill a small card
     first = workers.worker_rank == 0
     resume = _from_first(ray.get(board.attach.remote(slot)) if first else None, workers)
     _take_over(session, resume)

@@ -15,6 +15,7 @@ class ChatFormat(Protocol):
     name: str
     stop_token_ids: tuple[int, ...]
     pad_token_id: int
+    template: str  # Jinja, for those who have the tokenizer without this house
 
     def digest(self) -> str:
         """Changes when any conversation could render otherwise: tokenizer, template and format version go in."""

@@ -20,7 +20,8 @@ class LayoutError(ValueError):
 def _openai(record: Any) -> tuple[list[Raw], Any]:
     """{"messages": [{"role", "content", ...}], "tools": [...]}; content may be a list of text parts."""
     messages = [_mapping(message, number) for number, message in enumerate(_field(record, "messages", list), start=1)]
-    return [{**message, "content": _joined(message.get("content"))} for message in messages], _tools(record)
+    joined = [{**message, "content": _joined(message.get("content"))} for message in messages]
+    return [_in_our_words(message) for message in joined], _tools(record, messages)
 
 
 SHAREGPT_ROLES = {
@@ -50,12 +51,12 @@ def _sharegpt(record: Any) -> tuple[list[Raw], Any]:
         speaker = turn.get("from", turn.get("role"))
         role = SHAREGPT_ROLES.get(str(speaker).lower(), speaker)
         content = turn.get("value", turn.get("content"))
-        extras: Raw = {key: turn[key] for key in ("loss", "weight", "train") if key in turn}
+        extras: Raw = {key: turn[key] for key in ("loss", "weight", "train", "metadata") if key in turn}
         if role == "function_call":
             messages.append({"role": "assistant", "content": "", "tool_calls": [_call(content, number)], **extras})
         else:
-            messages.append({"role": role, "content": content, **extras})
-    return messages, _tools(record)
+            messages.append(_in_our_words({"role": role, "content": content, **extras}))
+    return messages, _tools(record, record["conversations"])
 
 
 def _alpaca(record: Any) -> tuple[list[Raw], Any]:
@@ -78,7 +79,8 @@ def _nested(record: Any) -> tuple[list[Raw], Any]:
     if not isinstance(record, list):
         raise LayoutError(f"must be a list of messages, not {type(record).__name__}")
     messages = [_mapping(message, number) for number, message in enumerate(record, start=1)]
-    return [{**message, "role": str(message.get("role")).lower()} for message in messages], None
+    lowered = [{**message, "role": str(message.get("role")).lower()} for message in messages]
+    return [_in_our_words(message) for message in lowered], _tools({}, messages)
 
 
 LAYOUTS: dict[str, Callable[[Any], tuple[list[Raw], Any]]] = {
@@ -131,9 +133,23 @@ def _joined(content: Any) -> Any:
     return "".join(part["text"] for part in content) if is_parts else content
 
 
-def _tools(record: Any) -> Any:
-    """Tables have no room for lists of unlike objects, so tools come as a JSON text, too."""
-    tools = record.get("tools")
+def _in_our_words(message: Raw) -> Raw:
+    """ChatGLM3's histories: an "observation" is a tool's result, "metadata" names the tool that an assistant's code calls."""
+    if message.get("role") == "observation":
+        return {**message, "role": "tool"}
+    if message.get("role") == "assistant" and message.get("metadata"):
+        call = {"name": str(message["metadata"]), "arguments": message.get("content")}
+        return {**message, "content": "", "tool_calls": [{"type": "function", "function": call}]}
+    return message
+
+
+def _tools(record: Any, messages: list[Any]) -> Any:
+    """Of the record, or (ChatGLM3) of its system message.
+
+    Tables have no room for lists of unlike objects, so tools come as a JSON text, too.
+    """
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    tools = record.get("tools") or (first.get("tools") if first.get("role") == "system" else None)
     return _parsed(tools, '"tools"') if isinstance(tools, str) and tools.strip() else tools
 
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from components.conversations.chatglm_tokenizer import is_original, load_original_tokenizer
+
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Raises ValueError if there is none, or if it would need code of its own."""
+    """ChatGLM3's is made of its tokenizer.model. Raises ValueError if there is none, or if it would need code of its own."""
+    if is_original(path):
+        return load_original_tokenizer(Path(path))
     try:
         return AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -146,6 +146,15 @@ def trials_per_branch(experiment: ExperimentSpec) -> list[tuple[Branch, int]]:
     return sorted(counts, key=width, reverse=True)
 
 
+def may_quantize(experiment: ExperimentSpec) -> bool:
+    """Whether any trial may want its base model quantized."""
+    named = ({**branch.constants, **branch.domains} for branch in branches_of(experiment).values())
+    return (
+        any("method.quantize" in paths for paths in named)
+        or getattr(experiment.trial.method, "quantize", None) is not None
+    )
+
+
 def _domain_kind(leaf: Any) -> str | None:
     if isinstance(leaf, dict) and len(leaf) == 1:
         (key,) = leaf

@@ -253,7 +253,9 @@ class ExperimentSpec(Spec):
     name: Name
     model: ModelSpec
     data: DataSpec
-    chat_format: str = Field("auto", description="`auto` is the tokenizer's chat template, else ChatML.")
+    chat_format: str = Field(
+        "auto", description="`auto` is ChatGLM3's own for its tokenizer, else the chat template, else ChatML."
+    )
     trial: TrialSpec = TrialSpec()
     search: SearchSpec
     resources: ResourcesSpec = ResourcesSpec()

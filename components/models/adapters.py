@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from components.experiment.spec import LoraMethod
+from components.models.chatglm.lora import glm_targets
 
 
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
@@ -29,7 +30,7 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules),
+        target_modules=_targets(base, method),
         use_rslora=method.rslora,
         use_dora=method.dora,
         task_type="CAUSAL_LM",
@@ -45,6 +46,13 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
         raise ValueError(
             f"method.target_modules={list(method.target_modules)}: {error}; linear layers here: {', '.join(names)}"
         ) from None
+
+
+def _targets(base: PreTrainedModel, method: LoraMethod) -> str | list[str]:
+    """Names of this family's modules; ChatGLM3's may be given in its own words (query_key_value, dense, ...)."""
+    if isinstance(method.target_modules, str):
+        return method.target_modules
+    return list(glm_targets(method.target_modules) if base.config.model_type == "glm" else method.target_modules)
 
 
 def detach_lora(model: PeftModel) -> PreTrainedModel:
@@ -68,7 +76,8 @@ def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    return dict(get_peft_model_state_dict(model))
+    # Else peft compares vocabulary sizes with whatever lies where the base was loaded from, on the hub maybe.
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def load_adapter_state(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from components.experiment.spec import ModelSpec
+from components.models.chatglm.config import generation_config, glm_config
+from components.models.chatglm.convert import converted
+from components.models.chatglm.load import load_original
+from components.models.chatglm.recognize import is_original
 from components.models.fetch import FETCHED, fetch
 
 Quantize = Literal["nf4", "int8"] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WANTED_OF_ORIGINALS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
 WEIGHTS = ["*.safetensors"]
 WANTED = [*WEIGHTS, "*.json", "*.model", "*.jinja", "*.txt"]
 
@@ -30,18 +36,22 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
     if directory.is_dir():
         if weights and not (directory / "config.json").exists():
             raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
-        return directory.absolute()
+        return _known(model, directory.absolute())
     if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
         raise ValueError(f"model.path={model.path}: no such directory")
     wanted = WANTED if weights else [pattern for pattern in WANTED if pattern not in WEIGHTS]
     try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, etag_timeout=5))
+        directory = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, etag_timeout=5))
+        if weights and is_original(directory):
+            patterns = WANTED_OF_ORIGINALS if list(directory.glob("*.safetensors")) else [*WANTED_OF_ORIGINALS, "*.bin"]
+            snapshot_download(model.path, revision=model.revision, allow_patterns=patterns, etag_timeout=5)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         known = ", ".join(FETCHED)
         raise ValueError(
             f"model.path={model.path}: neither a local directory, nor one of {known}, nor to be had from the hub ({reason})"
         ) from None
+    return _known(model, directory)
 
 
 def load_base_model(
@@ -52,8 +62,14 @@ def load_base_model(
     Args:
         quantize: nf4 or int8 keep the linear layers in 4 or 8 bits (bitsandbytes), embeddings and head as they are.
     """
+    directory = resolve_model(model)
+    if is_original(directory):
+        glm = converted(directory, DTYPES[model.dtype])
+        if glm is None:
+            return _streamed(model, directory, device, quantize)
+        directory = glm
     loaded = AutoModelForCausalLM.from_pretrained(
-        str(resolve_model(model)),
+        str(directory),
         dtype=DTYPES[model.dtype],
         attn_implementation=model.attention,
         quantization_config=_quantization(model, quantize),
@@ -66,6 +82,16 @@ def load_base_model(
     return cast(PreTrainedModel, loaded)
 
 
+def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize) -> PreTrainedModel:
+    """An original ChatGLM3 without a conversion on disk."""
+    if quantize is not None:
+        raise ValueError(
+            f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
+            " room for them; set TURNWISE_CACHE to a folder on another"
+        )
+    return load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
+
+
 def _keep_differentiable(model: PreTrainedModel) -> None:
     """In eval mode bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16, rounds their scales, and leaves them so:
 
@@ -76,6 +102,32 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def config_of(directory: Path) -> PreTrainedConfig:
+    """As transformers itself has it."""
+    return glm_config(directory) if is_original(directory) else AutoConfig.from_pretrained(str(directory))
+
+
+def save_config(directory: Path, target: Path) -> None:
+    """config.json and generation_config.json of a base model, beside other weights of its kind."""
+    if is_original(directory):
+        glm_config(directory).save_pretrained(target)
+        generation_config(directory).save_pretrained(target)
+        return
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).exists():
+            shutil.copy(directory / name, target)
+
+
+def _known(model: ModelSpec, directory: Path) -> Path:
+    """A ChatGLM directory that is another generation, or quantized, is named before anything starts."""
+    if is_original(directory):
+        try:
+            glm_config(directory)
+        except ValueError as error:
+            raise ValueError(f"model.path={error}") from None
+    return directory
 
 
 def _quantization(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | None:

@@ -26,7 +26,7 @@ from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
 from components.models.digest import model_digest
-from components.models.load import DTYPES, load_base_model, resolve_model
+from components.models.load import DTYPES, load_base_model, resolve_model, save_config
 from components.models.reference import BASE_FILE, BaseReference
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
@@ -75,7 +75,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None) -> Load
     device = device or default_device()
     reference = BaseReference.read(directory)
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
-    base = None if _needs_no_base(directory) else _same_base(reference)
+    base = None if needs_no_base(directory) else _same_base(reference)
     own_tokenizer = directory / TOKENIZER
     tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
     return LoadedModel(
@@ -89,11 +89,15 @@ def load_trained(directory: Path, *, device: torch.device | None = None) -> Load
     )
 
 
+def base_of(reference: BaseReference) -> ModelSpec:
+    """The base model something was trained on, as it lies on this machine. Raises ValueError if it is not here."""
+    return _at(_same_base(reference), reference.model)
+
+
 def load_base_of(trained: LoadedModel) -> LoadedModel:
     """The base model of something trained, found as load_trained finds it, and to be scored at the same precision."""
     assert trained.reference is not None
-    model = _at(_same_base(trained.reference), trained.reference.model)
-    base = load_base(model, trained.reference.chat_format, device=trained.device)
+    base = load_base(base_of(trained.reference), trained.reference.chat_format, device=trained.device)
     return replace(base, precision=trained.precision)
 
 
@@ -108,16 +112,14 @@ def package(checkpoint: Path, directory: Path) -> None:
         shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
         return
     shutil.copytree(checkpoint / WEIGHTS, directory / WEIGHTS)
-    for name in ("config.json", "generation_config.json"):
-        if (base / name).exists():
-            shutil.copy(base / name, directory / WEIGHTS)
+    save_config(base, directory / WEIGHTS)
 
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _needs_no_base(directory: Path) -> bool:
+def needs_no_base(directory: Path) -> bool:
     """The package of a full fine-tune has all its weights and their configuration."""
     return (directory / WEIGHTS / "config.json").exists()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.chat_format import ChatFormat
+from components.conversations.formats.chatglm3 import ChatGLM3Format, is_chatglm3
 from components.conversations.formats.chatml import chatml_of
 from components.conversations.formats.template import TemplateFormat
 
@@ -21,7 +22,17 @@ def _chatml(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     return TemplateFormat(tokenizer, name="chatml", template=chatml_of(tokenizer))
 
 
+def _chatglm3(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    return ChatGLM3Format(tokenizer, name="chatglm3", ends_turns=False)
+
+
+def _chatglm3_base_tuning(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    return ChatGLM3Format(tokenizer, name="chatglm3_base_tuning", ends_turns=True)
+
+
 def _auto(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    if is_chatglm3(tokenizer):
+        return _chatglm3(tokenizer)
     return _template(tokenizer) if tokenizer.chat_template else _chatml(tokenizer)
 
 
@@ -29,6 +40,8 @@ FORMATS: dict[str, Callable[[PreTrainedTokenizerBase], ChatFormat]] = {
     "auto": _auto,
     "template": _template,
     "chatml": _chatml,
+    "chatglm3": _chatglm3,
+    "chatglm3_base_tuning": _chatglm3_base_tuning,
 }
 
 

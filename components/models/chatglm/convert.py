@@ -1,0 +1,115 @@
+"""A Glm directory made of an original one, once, in the cache: then every worker of the node maps the same files."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
+
+from components.conversations.chatglm_tokenizer import MODEL_FILE
+from components.conversations.tokenizers import load_tokenizer
+from components.models.chatglm.config import generation_config, glm_config
+from components.models.chatglm.shards import shards_of
+from components.models.chatglm.weights import glm_weights, shapes_of
+from components.models.digest import model_digest
+from components.models.fetch import cache_folder
+
+LAYOUT = 1  # of a converted directory; a new layout is another folder
+RECORD = "converted_from.json"
+SPARE_BYTES = 256 * 2**20  # for what lies beside the weights, and for the disk's own comfort
+
+
+class Conversion(BaseModel):
+    """Where a converted directory comes from, and what is in it: by file, its SHA-256 and its bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    source_digest: str
+    files: dict[str, tuple[str, int]]
+
+    def is_whole(self, directory: Path) -> bool:
+        """Whether every file is there with its size (the digests are for those who doubt more)."""
+        return all(
+            (directory / name).is_file() and (directory / name).stat().st_size == size
+            for name, (_, size) in self.files.items()
+        )
+
+
+def converted(directory: Path, dtype: torch.dtype) -> Path | None:
+    """The Glm directory of an original one, made now if the cache has none; None if the cache's disk has no room for it.
+
+    In the dtype that is wanted in memory: such files are mapped, any others would be copied by every worker. One shard at
+    a time is read and written. Raises ValueError if the directory is no ChatGLM3, or not whole.
+    """
+    size = sum(shape.numel() for shape in shapes_of(glm_config(directory)).values()) * dtype.itemsize
+    shards_of(directory)  # before gigabytes are read
+    digest = model_digest(directory)
+    name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{LAYOUT}"
+    target = cache_folder() / "chatglm" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_suffix(".lock")):
+        if (target / RECORD).is_file():
+            if Conversion.model_validate_json((target / RECORD).read_text(encoding="utf-8")).is_whole(target):
+                return target
+            shutil.rmtree(target)
+        if shutil.disk_usage(target.parent).free < size + SPARE_BYTES:
+            return None
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            convert(directory, Path(scratch) / "model", dtype, source_digest=digest)
+            try:
+                (Path(scratch) / "model").rename(target)
+            except OSError:  # a cache that several nodes share: another was faster
+                if not (target / RECORD).is_file():
+                    raise
+    return target
+
+
+def convert(directory: Path, target: Path, dtype: torch.dtype, *, source_digest: str) -> None:
+    """Writes the Glm directory: weights, config, and the tokenizer if there is one."""
+    target.mkdir(parents=True)
+    config, shards = glm_config(directory), shards_of(directory)
+    config.dtype = dtype
+    weight_map: dict[str, str] = {}
+    size = 0
+    weights = glm_weights(shards, config)
+    for number, (_, of_shard) in enumerate(groupby(weights, key=lambda weight: weight[0]), start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: tensor.read().to(dtype).contiguous() for _, name, tensor in of_shard}
+        save_file(tensors, target / file, {"format": "pt"})
+        (target / file).chmod(0o644)  # safetensors keeps it for its writer alone
+        weight_map |= dict.fromkeys(tensors, file)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+        tensors.clear()  # before the next shard is read: two are never in memory
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    config.save_pretrained(target)
+    if (directory / MODEL_FILE).is_file():
+        load_tokenizer(directory).save_pretrained(target)
+        generation_config(directory).save_pretrained(target)
+    files = {path.name: (_sha256(path), path.stat().st_size) for path in sorted(target.iterdir())}
+    record = Conversion(source=str(directory), source_digest=source_digest, files=files)
+    (target / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process of this node at a time; the others find what it made."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

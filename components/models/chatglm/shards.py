@@ -1,0 +1,129 @@
+"""The weight files of a directory: .safetensors, else .bin without pickled objects. Nothing is read until it is used."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+KINDS = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
+CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Rows [start, stop) of a tensor in a file. Slicing it reads nothing.
+
+    `open` maps the file anew each time: what was read of a mapped file stays in memory for as long as it is mapped.
+    """
+
+    open: Callable[[], Tensor]
+    columns: torch.Size
+    dtype: torch.dtype
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self), *self.columns])
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, rows: slice) -> StoredTensor:
+        start, stop, _ = rows.indices(len(self))
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+    def read(self) -> Tensor:
+        """A view of the file."""
+        return self.open()[self.start : self.stop]
+
+    def copy_into(self, target: Tensor) -> None:
+        """Into a tensor of any dtype and device, with CHUNK_BYTES more in memory than that."""
+        row_bytes = self.columns.numel() * self.dtype.itemsize
+        step = max(1, CHUNK_BYTES // row_bytes)
+        for row in range(0, len(self), step):
+            target[row : row + step].copy_(self[row : row + step].read())
+
+
+def shards_of(directory: Path) -> list[Path]:
+    """The files that hold its weights, in order. Raises ValueError if there are none, or one of them is missing."""
+    for suffix, whole in KINDS.items():
+        index = directory / f"{whole}.index.json"
+        if index.is_file():
+            return _indexed(directory, index)
+        if (directory / whole).is_file():
+            return [directory / whole]
+        if loose := sorted(directory.glob(f"*{suffix}")):
+            raise ValueError(f"{directory}: {loose[0].name} without {whole}.index.json, so shards may be missing")
+    raise ValueError(f"{directory}: no weights; there is neither a {' nor a '.join(KINDS.values())} file")
+
+
+def tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
+    """Every tensor of one shard. Raises ValueError if the file is damaged, or would run code while it is loaded."""
+    if shard.suffix == ".bin":
+        loaded, is_mapped = _unpickled(shard)
+        for key, tensor in loaded.items():
+            open_again: Callable[[], Tensor] = (
+                partial(_open_pickled, shard, key) if is_mapped else partial(_same, tensor)
+            )
+            yield key, _stored(open_again, tensor)
+        return
+    try:
+        with safe_open(shard, framework="pt") as file:
+            keys = list(file.keys())
+        for key in keys:
+            open_again = partial(_open_safe, shard, key)
+            yield key, _stored(open_again, open_again())
+    except SafetensorError as error:
+        raise ValueError(f"{shard}: damaged ({error}); download it again") from None
+
+
+def _stored(open_again: Callable[[], Tensor], tensor: Tensor) -> StoredTensor:
+    return StoredTensor(open=open_again, columns=tensor.shape[1:], dtype=tensor.dtype, start=0, stop=len(tensor))
+
+
+def _open_safe(shard: Path, key: str) -> Tensor:
+    with safe_open(shard, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(key)
+    return tensor
+
+
+def _open_pickled(shard: Path, key: str) -> Tensor:
+    return _unpickled(shard)[0][key]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _indexed(directory: Path, index: Path) -> list[Path]:
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        raise ValueError(f"{directory}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+    return [directory / name for name in names]
+
+
+def _unpickled(shard: Path) -> tuple[dict[str, Tensor], bool]:
+    """(tensors by name, whether they lie in the file and not in memory)."""
+    is_mapped = True
+    try:
+        try:
+            loaded = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file of torch before 1.6 cannot be mapped
+            loaded, is_mapped = torch.load(shard, map_location="cpu", weights_only=True), False
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{shard}: holds more than tensors, and loading it could run code: {reason}") from None
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{shard}: damaged ({str(error).splitlines()[0]}); download it again") from None
+    if not (isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values())):
+        raise ValueError(f"{shard}: holds no dictionary of tensors")
+    return loaded, is_mapped

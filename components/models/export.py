@@ -1,0 +1,220 @@
+"""What leaves the house: a model in one directory, or an adapter, as others' tools load them.
+
+What is exported is a checkpoint, a package, a base model, or an adapter directory of peft's with its base named beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from components.conversations.chat_format import ChatFormat
+from components.conversations.formats import load_chat_format
+from components.conversations.formats.chatglm3 import is_chatglm3
+from components.conversations.tokenizers import load_tokenizer
+from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
+from components.models.adapters import load_adapter, load_adapter_state
+from components.models.chatglm.load import load_original
+from components.models.chatglm.lora import (
+    CONFIG_FILE,
+    adapter_to_glm,
+    adapter_to_original,
+    is_original_adapter,
+    read_adapter_weights,
+)
+from components.models.chatglm.recognize import is_original
+from components.models.chatglm.write import write_original
+from components.models.load import config_of, load_base_model, resolve_model
+from components.models.reference import BaseReference
+from components.models.trained import (
+    ADAPTER,
+    SPEC_FILE,
+    TOKENIZER,
+    WEIGHTS,
+    base_of,
+    is_trained,
+    load_trained,
+    needs_no_base,
+)
+
+Layout = Literal["glm", "chatglm", "merged", "adapter"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exportable:
+    """`trained` is a checkpoint or package, `adapter` a directory of peft's in Glm's (or any other family's) own names.
+
+    A full fine-tune has no adapter, a base model neither is trained nor has one. `base` is None only where a package of a
+    full fine-tune can do without. `dtype` is that of the published base.
+    """
+
+    base: ModelSpec | None
+    config: Any
+    chat_format: ChatFormat
+    tokenizer: PreTrainedTokenizerBase
+    precision: str = "fp32"
+    trained: Path | None = None
+    adapter: Path | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.config.dtype if isinstance(self.config.dtype, torch.dtype) else torch.float32
+
+    @property
+    def is_chatglm3(self) -> bool:
+        return self.config.model_type == "glm" and is_chatglm3(self.tokenizer)
+
+
+def exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Exportable:
+    """What a directory is, as something to export. An adapter in ChatGLM3's original names is turned into Glm's in `scratch`.
+
+    Raises ValueError if it is none of the four, or an adapter whose base is not named.
+    """
+    if is_trained(source):
+        return _trained(source)
+    if not (source / CONFIG_FILE).is_file():
+        return _of_base(ModelSpec(path=str(source)))
+    if base is None:
+        raise ValueError(f"{source}: an adapter alone; name the model it belongs to by --base")
+    if is_original_adapter(source):
+        adapter_to_glm(source, scratch / ADAPTER, config_of(resolve_model(base)))
+        return _of_base(base, adapter=scratch / ADAPTER)
+    return _of_base(base, adapter=source)
+
+
+def adapted(source: Exportable) -> PreTrainedModel:
+    """As it was trained: the adapter beside its base, which is quantized if it was then."""
+    if source.trained is not None:
+        return load_trained(source.trained).model
+    assert source.base is not None
+    base = load_base_model(source.base)
+    return base if source.adapter is None else _with_adapter(base, source.adapter)
+
+
+def merged(source: Exportable) -> PreTrainedModel:
+    """One model without adapters, in float32 (4 bytes a parameter of memory).
+
+    An adapter is added to the base as it was published, also where it was trained on a quantized one: what is written out
+    is not quantized either.
+    """
+    if source.adapter is None:
+        return adapted(source)
+    assert source.base is not None
+    base = load_base_model(source.base.model_copy(update={"dtype": "fp32"}))
+    return cast(PreTrainedModel, _with_adapter(base, source.adapter).merge_and_unload(safe_merge=True))
+
+
+def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, target: Path, dtype: torch.dtype) -> None:
+    """Weights, configuration, tokenizer and chat template: all that AutoModelForCausalLM and AutoTokenizer ask for.
+
+    In the chatglm layout its own files instead, as far as the base's directory has them. Raises ValueError if it is none.
+    """
+    if layout in ("glm", "chatglm") and not source.is_chatglm3:
+        raise ValueError(
+            f"--layout {layout} is for ChatGLM3, and this is a {model.config.model_type}: take --layout merged"
+        )
+    if layout == "chatglm":
+        base = None if source.base is None else resolve_model(source.base)
+        write_original(model.state_dict(), model.config, target, base=base, dtype=dtype)
+        return
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = list(source.chat_format.stop_token_ids)
+    model.generation_config.pad_token_id = source.chat_format.pad_token_id
+    model.to(dtype).save_pretrained(target)
+    for file in target.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors keeps it for its writer
+    _save_tokenizer(source, target)
+
+
+def reload_whole(directory: Path) -> PreTrainedModel:
+    """What write_whole wrote, as a stranger would load it, in float32 for comparing."""
+    if is_original(directory):
+        return load_original(directory, dtype=torch.float32, attention="sdpa")
+    loaded = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, trust_remote_code=False)
+    return cast(PreTrainedModel, loaded.eval())
+
+
+def write_adapter(source: Exportable, target: Path, *, original_names: bool = False) -> None:
+    """adapter_config.json, which names the base, and adapter_model.safetensors; the tokenizer too.
+
+    Args:
+        original_names: those of ChatGLM3's own modules, for who loads it onto the original code.
+    """
+    if source.adapter is None:
+        raise ValueError("--layout adapter: it was not trained with LoRA, so there is no adapter; take --layout merged")
+    if original_names and not source.is_chatglm3:
+        raise ValueError(f"--original-names is for ChatGLM3, and this is a {source.config.model_type}")
+    assert source.base is not None
+    target.mkdir(parents=True, exist_ok=True)
+    if original_names:
+        adapter_to_original(source.adapter, target, source.config)
+    else:
+        for file in source.adapter.iterdir():
+            shutil.copy(file, target / file.name)
+            (target / file.name).chmod(0o644)  # safetensors keeps it for its writer
+        _save_tokenizer(source, target)
+    _name_base(target / CONFIG_FILE, source.base.path)
+
+
+def _trained(source: Path) -> Exportable:
+    reference = BaseReference.read(source)
+    spec = TrialSpec.model_validate_json((source / SPEC_FILE).read_text(encoding="utf-8"))
+    try:
+        base = base_of(reference)
+    except ValueError:
+        if not needs_no_base(source):
+            raise
+        base = None
+    directory = source / WEIGHTS if base is None else resolve_model(base)
+    tokenizer = load_tokenizer(source / TOKENIZER if base is None else directory)
+    return Exportable(
+        base=base,
+        config=config_of(directory),
+        chat_format=load_chat_format(tokenizer, reference.chat_format),
+        tokenizer=tokenizer,
+        precision=spec.precision,
+        trained=source,
+        adapter=source / ADAPTER if isinstance(spec.method, LoraMethod) else None,
+    )
+
+
+def _of_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
+    directory = resolve_model(base)
+    tokenizer = load_tokenizer(directory)
+    return Exportable(
+        base=base,
+        config=config_of(directory),
+        chat_format=load_chat_format(tokenizer),
+        tokenizer=tokenizer,
+        adapter=adapter,
+    )
+
+
+def _with_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
+    adapted = load_adapter(base, directory)
+    try:
+        # Where names are missing, peft leaves those adapters out, with a warning.
+        load_adapter_state(adapted, read_adapter_weights(directory))
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from None
+    return adapted
+
+
+def _save_tokenizer(source: Exportable, target: Path) -> None:
+    """With the chat template that the model was trained in, whatever its base had."""
+    source.tokenizer.chat_template = source.chat_format.template
+    source.tokenizer.save_pretrained(target)
+
+
+def _name_base(config_file: Path, base: str) -> None:
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

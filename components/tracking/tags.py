@@ -1,0 +1,22 @@
+"""Facts that are found out about a registered version later, kept on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+
+SCHEME = "models:/"
+
+
+def tag_version(model_uri: str, tags: Mapping[str, str], uri: str) -> str:
+    """Sets tags on models:/NAME/VERSION or models:/NAME@ALIAS. Returns the version's number."""
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    name, at, alias = model_uri.removeprefix(SCHEME).partition("@")
+    if at:
+        version = str(client.get_model_version_by_alias(name, alias).version)
+    else:
+        name, _, version = name.partition("/")
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    return version
