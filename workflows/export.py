@@ -29,7 +29,7 @@ REGISTERED = "models:/"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     quiet_libraries()
     with explained(), tempfile.TemporaryDirectory(prefix="turnwise-export-") as scratch:
         result = export(arguments, Path(scratch))
@@ -65,7 +65,7 @@ def export(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Write a trained or base model as others load it.")
     parser.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a directory, a hub id")
     parser.add_argument("--out", required=True, metavar="DIR", help="where to write; must be new or empty")
