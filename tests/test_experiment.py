@@ -10,7 +10,7 @@ import yaml
 from components.experiment.load import load_experiment
 from components.experiment.problems import ExperimentError
 from components.experiment.schema import experiment_schema
-from components.experiment.space import branches_of, sample_trials, trial_spec, trials_per_branch, without_search
+from components.experiment.space import branch_order, branches_of, sample_trials, trial_spec, without_search
 
 EXPERIMENT = """
 name: toy
@@ -139,8 +139,13 @@ def test_overrides_are_typed_like_the_file(path):
 
 
 def test_branches_share_the_trials_and_wide_ones_come_first(path):
-    counts = [(branch.name, count) for branch, count in trials_per_branch(load_experiment(path))]
-    assert counts == [("full", 3), ("lora", 4)]
+    order = [branch.name for branch in branch_order(load_experiment(path))]
+    assert order == ["full"] * 3 + ["lora"] * 4
+
+
+def test_branches_that_want_the_same_workers_take_turns(path):
+    order = [trial.branch for trial in sample_trials(load_experiment(path, ["resources.full.workers=1"]))]
+    assert order == ["lora", "full"] * 3 + ["lora"]
 
 
 def test_one_seed_draws_one_list_of_trials_and_every_draw_lies_in_its_range(path):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import ray
 
 from components.cluster.placement import bundle
-from components.experiment.space import Branch, branches_of, trial_spec
-from components.experiment.spec import ExperimentSpec, TrialSpec, WorkersSpec
+from components.experiment.space import branches_of, some_trial
+from components.experiment.spec import ExperimentSpec, WorkersSpec
 
 
 class NoRoomError(RuntimeError):
@@ -51,26 +51,15 @@ def check_room(experiment: ExperimentSpec) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     problems = []
     for branch in branches_of(experiment).values():
-        workers = workers_of(experiment, branch)
+        method = some_trial(experiment, branch).method
+        workers = experiment.resources.of(method)
         if shortage := _shortage(workers, nodes):
             problems.append(
-                f"resources.{_kind(experiment, branch)} (branch {branch.name}): {workers.workers} workers with"
-                f" {_amounts(bundle(workers))} each {shortage}; lower resources.{_kind(experiment, branch)}, or add nodes"
+                f"resources.{method.kind} (branch {branch.name}): {workers.workers} workers with"
+                f" {_amounts(bundle(workers))} each {shortage}; lower resources.{method.kind}, or add nodes"
             )
     if problems:
         raise NoRoomError("\n".join(["the cluster has no room for a trial", *(f"  {problem}" for problem in problems)]))
-
-
-def workers_of(experiment: ExperimentSpec, branch: Branch) -> WorkersSpec:
-    return experiment.resources.of(_some_trial(experiment, branch).method)
-
-
-def _kind(experiment: ExperimentSpec, branch: Branch) -> str:
-    return _some_trial(experiment, branch).method.kind
-
-
-def _some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
-    return trial_spec(experiment, branch, {path: domain.extremes()[0] for path, domain in branch.domains.items()})
 
 
 def _shortage(workers: WorkersSpec, nodes: list[dict[str, float]]) -> str | None:

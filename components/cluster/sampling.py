@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
-from components.experiment.space import Branch, sample_trials, trial_spec, trials_per_branch
+from components.experiment.space import Branch, branch_order, sample_trials, trial_spec
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 
 METRIC, TIME = "eval_loss", "target_tokens"
@@ -49,11 +49,11 @@ def searcher(experiment: ExperimentSpec) -> Searcher | None:
 
 
 class DefineByRun:
-    """Optuna's view of the space. Branches take turns in blocks, widest first, so that slots are not rebuilt."""
+    """Optuna's view of the space. Branches come in the order of branch_order."""
 
     def __init__(self, experiment: ExperimentSpec) -> None:
         self.experiment = experiment
-        self.order = [branch for branch, count in trials_per_branch(experiment) for _ in range(count)]
+        self.order = branch_order(experiment)
 
     def __call__(self, trial: Any) -> dict[str, Any]:
         branch = self.order[trial.number % len(self.order)]

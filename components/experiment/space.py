@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from components.experiment.domains import DOMAINS, Domain
 from components.experiment.problems import ExperimentError, Problem, problems_of
-from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, SearchSpec, TrialSpec
+from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, SearchSpec, TrialSpec, WorkersSpec
 
 SHARED_BY_ALL_TRIALS = ("budget", "seed")
 MOST_CORNERS = 4096
@@ -119,31 +119,41 @@ def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
 
 
 def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
-    """All trials of a random or grid search, drawn at once from the experiment's seed; branches share `trials` evenly.
-
-    Wide trials come first: while they run, narrow ones fill the gaps, and at the end nothing waits for a gap of its own.
-    """
+    """All trials of a random or grid search, in branch_order, drawn at once from the experiment's seed."""
     generator = random.Random(experiment.search.seed)
+    is_grid = experiment.search.sampler == "grid"
+    points = {
+        branch.name: _grid(branch) if is_grid else _draws(branch, generator)
+        for branch in branches_of(experiment).values()
+    }
     sampled = []
-    for branch, count in trials_per_branch(experiment):
-        points = _grid(branch) if experiment.search.sampler == "grid" else _draws(branch, generator)
-        for values in itertools.islice(points, count):
+    for branch in branch_order(experiment):
+        values = next(points[branch.name], None)
+        if values is not None:  # a grid may have fewer points than the branch has trials
             spec = trial_spec(experiment, branch, values)
             sampled.append(SampledTrial(branch=branch.name, varied=values, spec=spec))
     return sampled
 
 
-def trials_per_branch(experiment: ExperimentSpec) -> list[tuple[Branch, int]]:
-    """How many trials each branch gets, widest branch first."""
+def branch_order(experiment: ExperimentSpec) -> list[Branch]:
+    """The branch of every trial. Branches share `trials` evenly; the first ones get what is left over.
+
+    Wide trials come first: while they run, narrow ones fill the gaps, and at the end nothing waits for a gap of its own.
+    Branches that want the same workers take turns, as they do in one slot: so a scheduler soon knows something of each.
+    """
     branches = list(branches_of(experiment).values())
     share, extra = divmod(experiment.search.trials, len(branches))
-    counts = [(branch, share + (position < extra)) for position, branch in enumerate(branches)]
+    groups: dict[WorkersSpec, list[tuple[int, int, Branch]]] = {}
+    for position, branch in enumerate(branches):
+        turns = groups.setdefault(experiment.resources.of(some_trial(experiment, branch).method), [])
+        turns += [(turn, position, branch) for turn in range(share + (position < extra))]
+    widest_first = sorted(groups.items(), key=lambda item: item[0].workers, reverse=True)
+    return [branch for _, turns in widest_first for _, _, branch in sorted(turns, key=lambda turn: turn[:2])]
 
-    def width(item: tuple[Branch, int]) -> int:
-        values = next(_corners(item[0]))
-        return experiment.resources.of(trial_spec(experiment, item[0], values).method).workers
 
-    return sorted(counts, key=width, reverse=True)
+def some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
+    """At one corner of the branch: its kind of method, and so its workers, are those of all its trials."""
+    return trial_spec(experiment, branch, next(_corners(branch)))
 
 
 def may_quantize(experiment: ExperimentSpec) -> bool:
