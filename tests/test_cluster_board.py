@@ -101,9 +101,59 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
         await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
         call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
         await asyncio.sleep(0)
-        await board.blame("slot", "out of memory")
+        await board.blame("slot", 2, "out of memory")
         return await call, await board.attach("slot")
 
     answer, resume = run(scenario)
     assert answer.error == "out of memory"
     assert resume.start is None
+
+
+def test_groups_that_die_before_they_can_serve_give_the_trial_up_with_their_last_complaint():
+    async def scenario(board):
+        call = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="t")))
+        await asyncio.sleep(0)
+        for _ in range(4):  # the first one, and three that replace it
+            await board.attach("slot")
+            await board.complain("slot", "FileNotFoundError: no such model")
+        return await call
+
+    assert run(scenario).error == "its workers died 3 times at the same place: FileNotFoundError: no such model"
+
+
+def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended():
+    async def scenario(board):
+        await board.attach("slot")
+        await answered(board, Command(kind="start", trial_id="first"), lambda command: Answer(number=command.number))
+        call = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="second")))
+        await asyncio.sleep(0)
+        resume = await board.attach("slot")
+        command = await board.next("slot", None)
+        waiting = asyncio.ensure_future(board.next("slot", Answer(number=command.number)))
+        answer = await call
+        waiting.cancel()
+        return resume, command, answer
+
+    resume, command, answer = run(scenario)
+    assert resume.start is None
+    assert (command.trial_id, answer.error) == ("second", None)
+
+
+def test_the_next_trial_is_not_blamed_for_what_the_one_before_did_to_a_second_worker():
+    async def scenario(board):
+        await board.attach("slot")
+        broken = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="first")))
+        await asyncio.sleep(0)
+        number = (await board.next("slot", None)).number
+        await board.blame("slot", number, "out of memory")
+        await broken
+        call = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="second")))
+        await asyncio.sleep(0)
+        await board.blame("slot", number, "out of memory")
+        command = await board.next("slot", None)
+        waiting = asyncio.ensure_future(board.next("slot", Answer(number=command.number)))
+        answer = await call
+        waiting.cancel()
+        return answer
+
+    assert run(scenario).error is None

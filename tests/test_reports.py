@@ -74,6 +74,11 @@ def test_the_best_checkpoint_leads_and_what_has_none_comes_last():
     assert histories[1].best.eval_loss == 0.9  # its later, worse report does not count
 
 
+def test_a_trial_that_failed_after_a_good_report_does_not_lead():
+    records = [*RECORDS[:6], ended(1, "completed"), ended(2, "failed", "its slot died")]
+    assert [history.started.number for history in ranked(fold(records).values())] == [1, 3, 2]
+
+
 def test_workers_count_in_the_time_a_trial_took():
     assert [worker_seconds(history) for history in fold(RECORDS).values()] == [10.0, 10.0, 0.0]
 

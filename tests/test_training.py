@@ -28,6 +28,7 @@ from components.experiment.spec import (
 from components.models.reference import BaseReference
 from components.training import loss as loss_module
 from components.training import session as session_module
+from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.run import TrainingData
@@ -276,3 +277,15 @@ def test_the_eight_bit_optimizer_says_that_it_needs_cuda():
 def test_the_learning_rate_follows_the_share_of_the_budget_spent(name, spent, factor):
     schedule = ScheduleSpec(name=name, warmup_fraction=0.1, final_fraction=0.2)
     assert learning_rate_factor(schedule, spent) == pytest.approx(factor)
+
+
+def test_optimizer_tensors_that_share_memory_are_saved_each_on_its_own(tmp_path):
+    model = nn.Linear(2, 2)
+    optimizer = make_optimizer(model, OptimizerSpec(), torch.device("cpu"))
+    table = torch.arange(4.0)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"step": torch.tensor(3.0), "qmap1": table}
+    numbers = save_optimizer(optimizer, model, tmp_path)
+    fresh = make_optimizer(model, OptimizerSpec(), torch.device("cpu"))
+    load_optimizer(fresh, model, tmp_path, numbers)
+    assert [state["qmap1"].tolist() for state in fresh.state.values()] == [[0.0, 1.0, 2.0, 3.0]] * 2

@@ -68,6 +68,11 @@ class Talk:
         print()
         self.messages.append(Message(role="assistant", content="".join(pieces)))
 
+    def take_back(self) -> None:
+        """Forgets a question that was not answered to its end."""
+        if self.messages and self.messages[-1].role == "user":
+            self.messages.pop()
+
     def _pieces(self) -> Iterator[str]:
         from components.training.generate import stream_reply
 
@@ -98,7 +103,11 @@ def _converse(talk: Talk) -> int:
                 talk.reset()
                 print("(forgotten)")
             case _:
-                talk.ask(line)
+                try:
+                    talk.ask(line)
+                except KeyboardInterrupt:
+                    talk.take_back()
+                    print("\n(stopped, and forgotten)")
 
 
 if __name__ == "__main__":

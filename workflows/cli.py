@@ -59,8 +59,11 @@ def quiet_libraries() -> None:
 
 def people_console(*, stderr: bool = False) -> Console:
     """Where there is no terminal (a job's log, a file), lines may be long: 80 columns would break tables apart."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=WIDTH_OF_LOGS)
+    # What people and models have written is shown as it is: "[/INST]" is no markup of ours.
+    console = Console(stderr=stderr, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_OF_LOGS
+    return console
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = people_console(stderr=arguments.json)
     with explained():
         result = evaluated(arguments)
-    console.print(result["sentence"], highlight=False, markup=False, soft_wrap=True)
+    console.print(result["sentence"], soft_wrap=True)
     if arguments.json:
         print(json.dumps(result, ensure_ascii=False))
     return Exit.DONE

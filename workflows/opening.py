@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 
@@ -31,10 +34,12 @@ from workflows.cli import NEWEST
 class OpenSearch:
     """A search whose model, data and tracking are at hand. `resumed`: it had been started before.
 
-    `manifest` has the experiment as it was written, `experiment` has it with a model path that holds on every node.
+    `manifest` has the experiment as it was written, `experiment` has it with a model path that holds on every node. `lock`
+    is held as long as this lives.
     """
 
     manifest: SearchManifest
+    lock: IO[str]
     experiment: ExperimentSpec
     dataset: PreparedDataset
     base: BaseReference
@@ -73,6 +78,7 @@ class OpenSearch:
 def open_search(written: ExperimentSpec, console: Console, resume: str | None = None) -> OpenSearch:
     """A new search, or the interrupted one that `resume` (an id, or NEWEST) means. Raises ValueError if it cannot be."""
     manifest = None if resume is None else _interrupted(written, resume)
+    _check_storage(written)
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
@@ -88,6 +94,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
         manifest.write(experiment.folder / manifest.search_id)
     return OpenSearch(
         manifest=manifest,
+        lock=lock_search(experiment.folder / manifest.search_id),
         experiment=experiment,
         dataset=dataset,
         base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format),
@@ -97,6 +104,30 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
         uri=uri,
         resumed=resume is not None,
     )
+
+
+def _check_storage(written: ExperimentSpec) -> None:
+    try:
+        written.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=written.folder):
+            return
+    except OSError as error:
+        raise ValueError(
+            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror}; name another folder,"
+            " e.g. --set storage.path=runs"
+        ) from None
+
+
+def lock_search(folder: Path) -> IO[str]:
+    """Two drivers of one search would undo each other. Raises ValueError if another one is at it, on this machine."""
+    lock = (folder / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ValueError(
+            f"--resume {folder.name}: that search is running; wait for it, or name another one by its id"
+        ) from None
+    return lock
 
 
 def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:

@@ -29,9 +29,10 @@ from components.tracking.registry import ProofError, register_best
 from components.tracking.runs import SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold
-from workflows.cli import Exit, explained, people_console, python
+from workflows.cli import Exit, explained, fail, people_console, python
 from workflows.opening import OpenSearch, open_search
 
+REPORT = "report.html"
 PREVIEWED = 20  # conversations on the page that shows the mask
 STATUS: Mapping[Outcome, Exit] = {
     "champion": Exit.DONE,
@@ -42,6 +43,8 @@ STATUS: Mapping[Outcome, Exit] = {
     "tracking away": Exit.TRACKING_AWAY,
     "interrupted": Exit.INTERRUPTED,
 }
+
+RESUMABLE = (Exit.NOT_PROVEN, Exit.TRACKING_AWAY, Exit.INTERRUPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,11 @@ def search_and_report(
     """
     console = people_console(stderr=as_json)
     # Ray, too, prints; under --json stdout is the summary's alone.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        summary = _search(experiment, console, command, resume, register)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            summary = _search(experiment, console, command, resume, register)
+    except KeyboardInterrupt:
+        fail(f"Interrupted. What has begun goes on with: {_again(command)}", Exit.INTERRUPTED)
     if as_json:
         print(summary.model_dump_json())
     return STATUS[summary.outcome]
@@ -89,8 +95,7 @@ def _search(
         histories, owed = _run_trials(search, console)
     ending = _ending(search, runs, histories, owed, console, command, register)
     summary = _summary(search, runs, histories, ending, seconds=time.monotonic() - began)
-    with contextlib.suppress(*MLFLOW_ERRORS):
-        _log_reports(runs, search, summary, histories, command)
+    _write_reports(search, runs, summary, histories, console, command)
     console.print(leaderboard(ranked(histories.values()), budget=search.budget))
     print_verdict(console, summary)
     _print_next_commands(console, search, summary)
@@ -141,13 +146,13 @@ def _ending(
     command: str,
     register: bool,
 ) -> Ending:
-    again = command if "--resume" in command else f"{command} --resume"
+    again = _again(command, search.search_id)
     planned = planned_trials(search.experiment)
     unfinished = planned - sum(history.state != "running" for history in histories.values())
     if unfinished > 0:
         return Ending(outcome="interrupted", message=f"Interrupted with {unfinished} trials to go. Go on with: {again}")
     best = ranked(histories.values())[0]
-    if best.best is None:
+    if best.best is None or best.state == "failed":
         reasons = "; ".join(dict.fromkeys(history.reason for history in histories.values()))
         return Ending(outcome="no trial succeeded", message=f"No trial succeeded: {reasons}")
     if owed:
@@ -207,33 +212,44 @@ def _summary(
     )
 
 
-def _log_reports(
-    runs: SearchRuns, search: OpenSearch, summary: SearchSummary, histories: Mapping[str, TrialHistory], command: str
+def _again(command: str, search_id: str = "") -> str:
+    return command if "--resume" in command else f"{command} --resume {search_id}".rstrip()
+
+
+def _write_reports(
+    search: OpenSearch,
+    runs: SearchRuns,
+    summary: SearchSummary,
+    histories: Mapping[str, TrialHistory],
+    console: Console,
+    command: str,
 ) -> None:
-    """The search's run gets the page and the numbers, and its end; a search that can go on does not end."""
+    """The page and the numbers, on disk and in the search's run. What can go on is not marked as finished."""
     base_loss = summary.registry.base_loss if summary.registry else None
     curves = loss_curves_svg(histories.values(), base_loss=base_loss)
     page = search_page(summary, curves=curves, command=command)
-    (search.folder / "report.html").write_text(page, encoding="utf-8")
-    runs.log_text(None, page, "report.html")
-    runs.log_text(None, curves, "eval_loss.svg")
-    runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
-    losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]
-    if losses:
-        runs.log_search_metrics({"eval/loss": min(losses)})
-    runs.end_search(summary.outcome)
-    if summary.outcome not in ("interrupted", "tracking away", "not proven"):
+    (search.folder / REPORT).write_text(page, encoding="utf-8")
+    if STATUS[summary.outcome] not in RESUMABLE:
         search.manifest.model_copy(update={"finished": True}).write(search.folder)
+    losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]
+    try:
+        runs.log_text(None, page, REPORT)
+        runs.log_text(None, curves, "eval_loss.svg")
+        runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
+        runs.log_search_metrics({"eval/loss": min(losses)} if losses else {})
+        runs.end_search(summary.outcome)
+    except MLFLOW_ERRORS as error:
+        console.print(f"MLflow did not take the reports ({reason_of(error)}); they are in {search.folder}")
 
 
 def _print_next_commands(console: Console, search: OpenSearch, summary: SearchSummary) -> None:
     served = search.uri.startswith(("http://", "https://"))
     where = f"MLFLOW_TRACKING_URI={without_secrets(search.uri)} " if search.experiment.tracking.uri else ""
-    lines = [f"report   {search.folder / 'report.html'}"]
+    lines = [f"report   {search.folder / REPORT}"]
     if summary.registry is not None:
         named = f"@{summary.registry.alias}" if summary.registry.promoted else f"/{summary.registry.version}"
         lines.append(f"chat     {where}{python()} workflows/chat.py models:/{summary.registry.name}{named}")
     ui = without_secrets(search.uri) if served else f"{python()} -m mlflow ui --backend-store-uri {search.uri}"
     lines.append(f"MLflow   {ui}")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

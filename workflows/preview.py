@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.html:
         with explained(OSError):
             arguments.html.write_text(_page(preview, arguments.records), encoding="utf-8")
-        console.print(f"page {arguments.html}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"page {arguments.html}", soft_wrap=True)
     return Exit.DONE
 
 
@@ -158,7 +158,7 @@ def _print(preview: Preview, console: Console, *, records: bool) -> None:
     if records:
         print_preview(console, preview.records, preview.decode)
     for line in [*preview.remarks, preview.totals.sentence()]:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _page(preview: Preview, count: int) -> str:

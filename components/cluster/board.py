@@ -50,7 +50,9 @@ class _Slot:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     resume: Resume = field(default_factory=Resume)
-    strikes: int = 0
+    has_group: bool = False
+    strikes: int = 0  # groups that died since the last acknowledged answer
+    complaint: str = ""
 
 
 class Board:
@@ -62,6 +64,8 @@ class Board:
     async def call(self, slot: str, command: Command) -> Answer:
         """Hands a command to the slot's workers and waits for what comes of it."""
         state = self._slots.setdefault(slot, _Slot())
+        if command.kind in ("start", "exit"):  # whatever the trial before may still be owed, it has ended
+            state.resume, state.strikes = Resume(), 0
         state.numbered += 1
         state.command = Command(
             kind=command.kind,
@@ -77,18 +81,27 @@ class Board:
         return state.answer
 
     async def attach(self, slot: str) -> Resume:
-        """A worker group has (re)started. A trial that takes its group down again and again is given up."""
+        """A worker group has (re)started. A trial whose groups die again and again is given up."""
         state = self._slots.setdefault(slot, _Slot())
-        if state.resume.start is not None:
+        if state.has_group:
             state.strikes += 1
-            if state.strikes > MOST_STRIKES:
-                self._give_up(state, f"its workers died {state.strikes} times at the same place")
+        state.has_group = True
+        if state.strikes > MOST_STRIKES:
+            why = f": {state.complaint}" if state.complaint else ""
+            self._give_up(state, f"its workers died {state.strikes} times at the same place{why}")
         return state.resume
 
-    async def blame(self, slot: str, reason: str) -> None:
-        """Any worker: the running trial broke this worker only, so the group is out of step and must restart."""
+    async def complain(self, slot: str, reason: str) -> None:
+        """Any worker: the group cannot serve at all, and will restart."""
+        self._slots[slot].complaint = reason
+
+    async def blame(self, slot: str, number: int, reason: str) -> None:
+        """Any worker: command `number` broke this worker only, so the group is out of step and must restart.
+
+        Several workers may say so; after the first one another trial may have the slot, and it is not to blame.
+        """
         state = self._slots[slot]
-        if state.command is not None:
+        if state.command is not None and state.command.number == number:
             self._give_up(state, reason)
 
     async def next(self, slot: str, answer: Answer | None) -> Command:
@@ -119,7 +132,7 @@ class Board:
             state.resume = Resume(start=state.resume.start, checkpoint=command.checkpoint)
         elif command.kind == "advance" and answer.progress is not None and answer.progress["checkpoint"]:
             state.resume = Resume(start=state.resume.start, checkpoint=answer.progress["checkpoint"])
-        state.strikes = 0
+        state.strikes, state.complaint = 0, ""
         self._reply(state, answer)
 
     def _give_up(self, state: _Slot, reason: str) -> None:

@@ -65,7 +65,8 @@ def check_room(experiment: ExperimentSpec) -> None:
 def _shortage(workers: WorkersSpec, nodes: list[dict[str, float]]) -> str | None:
     """Why the workers do not fit, or None. A worker never spans nodes."""
     wanted = bundle(workers)
-    places = sum(min(int(node.get(name, 0.0) // amount) for name, amount in wanted.items()) for node in nodes)
+    # A little more than a whole number, because 1.0 // 0.1 is 9.
+    places = sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()) for node in nodes)
     if places >= workers.workers:
         return None
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}

@@ -53,7 +53,8 @@ class Listener:
     def collect_ended(self, trial_id: str) -> None:
         """Keeps the weights of an ended trial's best checkpoint; it will not be resumed."""
         best = self.best(trial_id)
-        for folder in (self.context.checkpoints / trial_id).glob("step_*"):
+        trial = self.context.checkpoints / trial_id
+        for folder in [*trial.glob("step_*"), *trial.glob(".step_*")]:  # the hidden ones were never finished
             if best is None or str(folder) != best.checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)
             else:

@@ -43,7 +43,7 @@ def searcher(experiment: ExperimentSpec) -> Searcher | None:
     """Optuna's TPE, which learns within each branch from what its trials have shown."""
     if experiment.search.sampler != "tpe":
         return None
-    # Tune would otherwise stage many trials before the first result is in, all of them drawn blindly.
+    # With max_concurrent_trials Tune would stage many trials before the first result is in, all of them drawn blindly.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     return OptunaSearch(space=DefineByRun(experiment), metric=METRIC, mode="min", seed=experiment.search.seed)
 

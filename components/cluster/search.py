@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.batches.prepare import PreparedDataset
 from components.cluster.board import Board
@@ -34,7 +37,9 @@ def run_search(context: SearchContext, emit: Emit, *, histories: Mapping[str, Tr
     experiment = context.experiment
     targets_per_epoch = PreparedDataset.open(context.prepared).train.total_targets
     budget = experiment.trial.budget.in_target_tokens(targets_per_epoch)
-    board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000).remote()
+    # On the driver's own node, so that it lives as long as the driver: any other node may be a spot instance.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
     trainable = tune.with_resources(
         tune.with_parameters(Slot, context=context, board=board),
         lambda config: placement_of(experiment.resources.of(trial_of(config)[3].method)),
@@ -61,7 +66,19 @@ def run_search(context: SearchContext, emit: Emit, *, histories: Mapping[str, Tr
                 verbose=0,
             ),
         )
-    tuner.fit()
+    with _own_signals():
+        tuner.fit()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Tune takes SIGINT for its graceful stop and does not give it back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def can_resume(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
+import ray.train.torch
 import torch
 import torch.distributed as dist
 
@@ -16,20 +16,22 @@ from components.cluster.context import SearchContext
 from components.experiment.space import may_quantize
 from components.experiment.spec import TrialSpec, WorkersSpec
 from components.training.run import TrainingData
-from components.training.session import Session, device_of_worker
+from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers, Workers
 
 
 def serve_commands(config: dict[str, Any]) -> None:
     """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
     board, slot = config["board"], config["slot"]
-    workers = workers_of_this_run(config["workers"])
-    session = session_of(config["context"], workers)
-    if not may_quantize(config["context"].experiment):
-        session.warm_up()  # else the first trial says which base it wants: both would fill a small card
-    first = workers.worker_rank == 0
-    resume = _from_first(ray.get(board.attach.remote(slot)) if first else None, workers)
-    _take_over(session, resume)
+    first = ray.train.get_context().get_world_rank() == 0
+    # Before anything can fail, so that the board knows of every group that was tried.
+    resume = ray.get(board.attach.remote(slot)) if first else None
+    try:
+        workers = workers_of_this_run(config["workers"])
+        session = _ready(config["context"], workers, _from_first(resume, workers))
+    except Exception as error:
+        ray.get(board.complain.remote(slot, f"{type(error).__name__}: {error}"))
+        raise
     answer: Answer | None = None
     while True:
         command = _from_first(ray.get(board.next.remote(slot, answer)) if first else None, workers)
@@ -43,7 +45,9 @@ def serve_commands(config: dict[str, Any]) -> None:
 def workers_of_this_run(spec: WorkersSpec) -> Workers:
     """The Ray Train run this process is a worker of, as the training loop wants to know it."""
     torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
-    device = device_of_worker(spec.gpus_per_worker, ray.train.get_context().get_local_rank())
+    device = ray.train.torch.get_device() if spec.gpus_per_worker else torch.device("cpu")
+    if spec.gpus_per_worker and device.type != "cuda":
+        raise RuntimeError("gpus_per_worker is above 0, but torch sees no CUDA device here: is its build the CPU's?")
     return TorchWorkers(device) if ray.train.get_context().get_world_size() > 1 else OneWorker(device)
 
 
@@ -65,13 +69,16 @@ def _from_first(value: Any, workers: Workers) -> Any:
     return box[0]
 
 
-def _take_over(session: Session, resume: Resume) -> None:
-    """This group replaces one that died: the trial goes on from its last acknowledged checkpoint."""
-    if resume.start is None:
-        return
-    session.start(resume.start.trial_id, TrialSpec.model_validate(resume.start.spec))
-    if resume.checkpoint is not None:
-        session.load(Path(resume.checkpoint))
+def _ready(context: SearchContext, workers: Workers, resume: Resume) -> Session:
+    """A session with its base model; where this group replaces one that died, at the trial's last known checkpoint."""
+    session = session_of(context, workers)
+    if not may_quantize(context.experiment):
+        session.warm_up()  # else the first trial says which base it wants: both would fill a small card
+    if resume.start is not None:
+        session.start(resume.start.trial_id, TrialSpec.model_validate(resume.start.spec))
+        if resume.checkpoint is not None:
+            session.load(Path(resume.checkpoint))
+    return session
 
 
 def _obey(command: Command, session: Session, workers: Workers, board: Any, slot: str) -> Answer:
@@ -93,7 +100,7 @@ def _obey(command: Command, session: Session, workers: Workers, board: Any, slot
         reason = f"{type(error).__name__}: {error}"
         if workers.count == 1 and not isinstance(error, torch.OutOfMemoryError):
             return Answer(number=command.number, error=reason)
-        ray.get(board.blame.remote(slot, reason))
+        ray.get(board.blame.remote(slot, command.number, reason))
         raise
     return Answer(number=command.number, progress=progress)
 

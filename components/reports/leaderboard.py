@@ -14,8 +14,10 @@ COLORS: dict[TrialState, str] = {"running": "cyan", "completed": "green", "stopp
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
-    """Best eval loss first; trials that have none yet, or failed, come last in their order."""
-    return sorted(histories, key=lambda history: (best_loss(history), history.started.number))
+    """Best eval loss first; trials that have none yet come after them, and failed ones last."""
+    return sorted(
+        histories, key=lambda history: (history.state == "failed", best_loss(history), history.started.number)
+    )
 
 
 def best_loss(history: TrialHistory) -> float:

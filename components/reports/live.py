@@ -43,15 +43,16 @@ class LiveSearch:
     def show(self, record: TrialRecord) -> None:
         history = self.histories[record.trial_id] = after(self.histories.get(record.trial_id), record)
         if not self.console.is_terminal:
-            self.console.print(self._line(record, history), highlight=False, soft_wrap=True)
+            self.console.print(self._line(record, history), soft_wrap=True)
 
     def _renderable(self) -> RenderableType:
-        return Group(leaderboard(list(self.histories.values()), budget=self.budget), Text(self._summary(), style="dim"))
+        histories = list(self.histories.values())  # the search adds to it while this thread draws
+        return Group(Text(self._summary(histories), style="dim"), leaderboard(histories, budget=self.budget))
 
-    def _summary(self) -> str:
-        states = [history.state for history in self.histories.values()]
+    def _summary(self, histories: list[TrialHistory]) -> str:
+        states = [history.state for history in histories]
         ended = sum(state != "running" for state in states)
-        best = min(self.histories.values(), key=best_loss, default=None)
+        best = min(histories, key=best_loss, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
         waiting = self.planned - len(states)
         elapsed = time.monotonic() - self._began

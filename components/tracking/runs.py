@@ -93,9 +93,6 @@ class SearchRuns:
         """An artifact of a trial's run, or (None) of the search's."""
         self.client.log_text(self.parent_id if trial_id is None else self.trial_run(trial_id), text, file)
 
-    def log_files(self, folder: Path) -> None:
-        self.client.log_artifacts(self.parent_id, str(folder))
-
     def log_search_metrics(self, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
             self.client.log_metric(self.parent_id, key, value)

@@ -6,12 +6,23 @@ from collections.abc import Mapping
 
 from mlflow import MlflowClient
 
+from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of
+
 SCHEME = "models:/"
 
 
 def tag_version(model_uri: str, tags: Mapping[str, str], uri: str) -> str:
-    """Sets tags on models:/NAME/VERSION or models:/NAME@ALIAS. Returns the version's number."""
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    """Sets tags on models:/NAME/VERSION or models:/NAME@ALIAS. Returns the version's number.
+
+    Raises ValueError if MLflow does not take them.
+    """
+    try:
+        return _tag(open_store(uri), model_uri, tags)
+    except MLFLOW_ERRORS as error:
+        raise ValueError(f"{model_uri}: MLflow did not take the tags {dict(tags)}: {reason_of(error)}") from None
+
+
+def _tag(client: MlflowClient, model_uri: str, tags: Mapping[str, str]) -> str:
     name, at, alias = model_uri.removeprefix(SCHEME).partition("@")
     if at:
         version = str(client.get_model_version_by_alias(name, alias).version)

@@ -13,7 +13,6 @@ There is no random state in it: what is random in a step is seeded by (seed, ste
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +30,13 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 def write_atomically(directory: Path, fill: Callable[[Path], None]) -> None:
-    """`fill` writes into a fresh folder, which then becomes `directory` in one rename."""
-    scratch = directory.with_name(f".{directory.name}.{os.getpid()}")
+    """`fill` writes into a fresh folder, which then becomes `directory` in one rename. What a kill leaves is overwritten."""
+    scratch = directory.with_name(f".{directory.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     fill(scratch)
+    for file in scratch.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors lets nobody else read them, and storage is shared
     shutil.rmtree(directory, ignore_errors=True)
     scratch.rename(directory)
 
@@ -73,10 +74,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory
     """Writes the tensors; returns the plain numbers for state.json, by parameter name."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
+    written: set[int] = set()
     for name, parameter in trained_parameters(model):
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value.detach().contiguous()
+                tensor = value.detach().contiguous()
+                # The 8-bit optimizer has one small table for all parameters; safetensors wants each tensor on its own.
+                tensors[f"{name}/{key}"] = tensor.clone() if tensor.data_ptr() in written else tensor
+                written.add(tensor.data_ptr())
             else:
                 numbers.setdefault(name, {})[key] = value
     save_file(tensors, directory / OPTIMIZER_FILE)

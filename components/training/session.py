@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
@@ -82,7 +81,3 @@ def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:
     if isinstance(spec.method, LoraMethod):
         # The frozen embeddings give no gradient, and a checkpointed block without an input gradient trains nothing.
         model.enable_input_require_grads()  # type: ignore[operator]
-
-
-def device_of_worker(gpus_per_worker: float, local_rank: int) -> torch.device:
-    return torch.device("cuda", local_rank) if gpus_per_worker and torch.cuda.is_available() else torch.device("cpu")
