@@ -2,7 +2,7 @@
 
 python workflows/tune.py experiments/quickstart.yaml
 python workflows/tune.py experiments/quickstart.yaml --set search.trials=16 --set trial.budget.epochs=2
-ray job submit --working-dir . -- python workflows/tune.py experiments/quickstart.yaml
+ray job submit --working-dir . -- python workflows/tune.py x.yaml --set storage.path=/shared/runs --set tracking.uri=http://...
 """
 
 from __future__ import annotations

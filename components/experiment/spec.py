@@ -241,6 +241,9 @@ class RegistrySpec(Spec):
     name: Name | None = Field(None, description="Registered model; by default turnwise-<experiment>.")
     alias: Name = "champion"
     confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
+    proof_minutes: PositiveFloat = Field(
+        30.0, description="Longest time a candidate may take to load, talk and be scored in a fresh process."
+    )
     probes: str | None = Field(
         None,
         description="JSONL of held-out questions, asked of base and champion side by side; `expect` names a wanted word.",

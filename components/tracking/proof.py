@@ -9,6 +9,7 @@ here works for whoever loads the version.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -130,7 +131,9 @@ def _in_new_process(request: ProofRequest, folder: Path, version_uri: str, timeo
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{version_uri} was not proven within {timeout_seconds:.0f} seconds") from None
+        raise RuntimeError(
+            f"{version_uri} was not proven within {timeout_seconds:.0f} seconds; raise registry.proof_minutes"
+        ) from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise RuntimeError(f"{version_uri} does not load and talk in a fresh process: {without_secrets(last)}")
@@ -148,10 +151,11 @@ def answer(request: ProofRequest) -> ProofAnswer:
     candidate: LoadedModel = served.get_raw_model().loaded
     candidate_sums, num_targets = _scores(candidate, request)
     candidate_answers = _answers(candidate, request)
-    with _base_of(candidate) as base:
-        base_sums, _ = _scores(base, request)
-        base_answers = _answers(base, request)
-    incumbent_sums, incumbent_problem = _incumbent_sums(candidate, request)
+    base_sums, base_answers = _of_base(candidate, request)
+    digest = candidate.chat_format.digest()
+    del served, candidate  # one model after another: a card may not hold two
+    gc.collect()
+    incumbent_sums, incumbent_problem = _incumbent_sums(digest, request)
     return ProofAnswer(
         code=Path(components.__path__[0]),
         reply=str(reply["choices"][0]["message"]["content"]),
@@ -177,6 +181,12 @@ def _answers(loaded: LoadedModel, request: ProofRequest) -> tuple[str, ...]:
     )
 
 
+def _of_base(candidate: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Loss sums and answers of the base model."""
+    with _base_of(candidate) as base:
+        return _scores(base, request)[0], _answers(base, request)
+
+
 @contextlib.contextmanager
 def _base_of(candidate: LoadedModel) -> Iterator[LoadedModel]:
     """The base model at the candidate's precision: the candidate without its adapter, or (full, quantized) read anew."""
@@ -188,7 +198,7 @@ def _base_of(candidate: LoadedModel) -> Iterator[LoadedModel]:
         yield candidate
 
 
-def _incumbent_sums(candidate: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ...] | None, str | None]:
+def _incumbent_sums(digest: str, request: ProofRequest) -> tuple[tuple[float, ...] | None, str | None]:
     """Loss sums of the version that holds the alias, or why they say nothing about the candidate's."""
     if request.incumbent is None:
         return None, None
@@ -196,7 +206,7 @@ def _incumbent_sums(candidate: LoadedModel, request: ProofRequest) -> tuple[tupl
         incumbent = load_trained(request.incumbent / "artifacts" / "package")
     except (ValueError, OSError) as error:
         return None, f"cannot be loaded here: {error}"
-    if incumbent.chat_format.digest() != candidate.chat_format.digest():
+    if incumbent.chat_format.digest() != digest:
         return None, "has another tokenizer or chat format, so losses per target cannot be compared"
     return _scores(incumbent, request)[0], None
 

@@ -217,6 +217,7 @@ def _proven(candidate: Candidate, number: str, incumbent: str | None, probes: Se
             max_tokens=candidate.experiment.data.max_tokens,
             rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
             probes=tuple(probes),
+            timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
         )
         _check(proof, candidate.report.eval_loss, f"models:/{candidate.name}/{number}")
     except RuntimeError as error:
