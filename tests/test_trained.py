@@ -246,6 +246,15 @@ def test_a_streamed_answer_is_the_whole_answer_in_pieces(base, said):
     assert pieces == ["你", "好", " ", "a", "b"]
 
 
+def test_what_a_stream_returns_is_the_message_it_made(base, said):
+    speaker = said(*ids("ab", base), *base.chat_format.stop_token_ids)
+    stream = stream_reply(speaker, ASKED, max_new_tokens=20)
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            next(stream)
+    assert ended.value.value == Message(role="assistant", content="ab")
+
+
 def byte_tokenizer():
     """One byte, one token, so that a Chinese character is three."""
     vocabulary = {token: i for i, token in enumerate([STOP, START, *sorted(ByteLevel.alphabet())])}

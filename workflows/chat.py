@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from components.conversations.messages import Message
@@ -60,28 +60,32 @@ class Talk:
 
     def ask(self, question: str) -> None:
         """Prints the answer as it is made."""
+        from components.training.generate import stream_reply
+
         self.messages.append(Message(role="user", content=question))
-        pieces = []
-        for piece in self._pieces():
-            print(piece, end="", flush=True)
-            pieces.append(piece)
-        print()
-        self.messages.append(Message(role="assistant", content="".join(pieces)))
+        pieces = stream_reply(
+            self.loaded,
+            self.messages,
+            max_new_tokens=self.arguments.max_new_tokens,
+            temperature=self.arguments.temperature,
+        )
+        self.messages.append(_printed(pieces))
 
     def take_back(self) -> None:
         """Forgets a question that was not answered to its end."""
         if self.messages and self.messages[-1].role == "user":
             self.messages.pop()
 
-    def _pieces(self) -> Iterator[str]:
-        from components.training.generate import stream_reply
 
-        return stream_reply(
-            self.loaded,
-            self.messages,
-            max_new_tokens=self.arguments.max_new_tokens,
-            temperature=self.arguments.temperature,
-        )
+def _printed(pieces: Generator[str, None, Message]) -> Message:
+    """Prints the pieces; returns the message they make up."""
+    while True:
+        try:
+            print(next(pieces), end="", flush=True)
+        except StopIteration as ended:
+            print()
+            message: Message = ended.value
+            return message
 
 
 def _converse(talk: Talk) -> int:

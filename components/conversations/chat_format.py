@@ -30,5 +30,9 @@ class ChatFormat(Protocol):
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """What the assistant said, without the stop token."""
+        """What the assistant said, for people, without the stop token."""
+        ...
+
+    def message(self, token_ids: Sequence[int]) -> Message:
+        """The same as a message of the conversation, tool calls apart where the format has them."""
         ...

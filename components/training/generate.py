@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,8 +89,11 @@ def stream_reply(
     temperature: float = 0.0,
     top_p: float = 1.0,
     tools: Sequence[dict[str, Any]] = (),
-) -> Iterator[str]:
-    """The text of reply_to, piece by piece as it is made, never half a character. Who stops listening stops the model."""
+) -> Generator[str, None, Message]:
+    """The text of reply_to, piece by piece as it is made, never half a character; what it returns is the whole message.
+
+    Who stops listening stops the model.
+    """
     input_ids_1T = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
     settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
     mouth = _Mouth()
@@ -98,13 +101,13 @@ def stream_reply(
     speaking = threading.Thread(target=mouth.speak, args=(loaded.model, settings), name="generate", daemon=True)
     speaking.start()
     try:
-        yield from _pieces(mouth.tokens(), loaded)
+        return (yield from _pieces(mouth.tokens(), loaded))
     finally:
         mouth.hush.now.set()
         speaking.join()
 
 
-def _pieces(tokens: Iterator[int], loaded: LoadedModel) -> Iterator[str]:
+def _pieces(tokens: Iterator[int], loaded: LoadedModel) -> Generator[str, None, Message]:
     token_ids: list[int] = []
     shown = text = ""
     for token in tokens:
@@ -117,6 +120,7 @@ def _pieces(tokens: Iterator[int], loaded: LoadedModel) -> Iterator[str]:
             shown = text
     if text != shown:
         yield text[len(shown) :]
+    return loaded.chat_format.message(token_ids)
 
 
 class _Hush(StoppingCriteria):  # type: ignore[misc]

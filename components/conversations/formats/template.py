@@ -89,6 +89,9 @@ class TemplateFormat:
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def message(self, token_ids: Sequence[int]) -> Message:
+        return Message(role="assistant", content=self.decode(token_ids))
+
     def _write(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: str, *, ask: bool = False
     ) -> _Text:
