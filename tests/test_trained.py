@@ -249,9 +249,9 @@ def test_a_streamed_answer_is_the_whole_answer_in_pieces(base, said):
 def test_what_a_stream_returns_is_the_message_it_made(base, said):
     speaker = said(*ids("ab", base), *base.chat_format.stop_token_ids)
     stream = stream_reply(speaker, ASKED, max_new_tokens=20)
+    assert [next(stream), next(stream)] == ["a", "b"]
     with pytest.raises(StopIteration) as ended:
-        while True:
-            next(stream)
+        next(stream)
     assert ended.value.value == Message(role="assistant", content="ab")
 
 
