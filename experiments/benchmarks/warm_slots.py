@@ -320,7 +320,8 @@ def row(name: str, searches: Sequence[Search], field: str) -> str:
     return f"| {name} | {len(seconds)} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |"
 
 
-def page(arguments: argparse.Namespace, pairs: Sequence[tuple[Search, Search]]) -> str:
+def page(arguments: argparse.Namespace, pairs: Sequence[tuple[Search, Search]], load: float) -> str:
+    """load: the machine's load average before the run; well above 0, others were at work and the figures are rough."""
     model = arguments.model or "a random two-layer Llama"
     tuned = ", with reused Tune actors and health checks every 0.1 s instead of Ray's 2 s" if arguments.tuned else ""
     versions = f"ray {ray.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
@@ -330,7 +331,7 @@ def page(arguments: argparse.Namespace, pairs: Sequence[tuple[Search, Search]]) 
             f"{arguments.trials} trials (half LoRA on 1 worker, half full on 2), {arguments.epochs:g} epochs, 2 reports each,"
             f" of {model}, on a local Ray cluster of 2 CPUs; both ways in one run, alternating. The documented way runs"
             f" at most {arguments.max_concurrent_trials} trials at once{tuned}; slots are admitted by resources alone.",
-            f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), no GPU used; Python"
+            f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {load:.1f} before, no GPU used; Python"
             f" {platform.python_version()}, {versions}.",
             table(pairs),
             f"Made by `python {shlex.join(sys.argv)}`.",
@@ -355,7 +356,8 @@ def main() -> None:
     arguments = parsed()
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(arguments.timeout)
-    text = page(arguments, measured(arguments))
+    load = os.getloadavg()[0]
+    text = page(arguments, measured(arguments), load)
     print(text)
     if arguments.write:
         arguments.write.write_text(text + "\n", encoding="utf-8")
