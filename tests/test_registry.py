@@ -280,7 +280,7 @@ def proof_request(trials, incumbent):
 
 def test_an_incumbent_is_scored_on_the_candidates_conversations(trials, packaged, tmp_path):
     trials.packaged("full", tmp_path / "artifacts" / "package")
-    sums, problem = _incumbent_sums(packaged.loaded, proof_request(trials, tmp_path))
+    sums, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
     assert problem is None
     assert sum(sums) / trials.dataset.eval.total_targets == pytest.approx(trials.trained("full")[1], abs=1e-6)
 
@@ -289,10 +289,10 @@ def test_an_incumbent_that_cannot_be_compared_says_why(trials, packaged, tmp_pat
     package = trials.packaged("full", tmp_path / "artifacts" / "package")
     template = package / "tokenizer" / "chat_template.jinja"
     template.write_text(CHATML_OF_OLD)
-    _, problem = _incumbent_sums(packaged.loaded, proof_request(trials, tmp_path))
+    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
     assert problem == "has another tokenizer or chat format, so losses per target cannot be compared"
     cut_short(package)
-    _, problem = _incumbent_sums(packaged.loaded, proof_request(trials, tmp_path))
+    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
     assert problem.startswith("cannot be loaded here: ")
 
 
