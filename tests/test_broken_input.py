@@ -7,6 +7,7 @@ import pytest
 
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import tune
+from workflows.opening import lock_search
 
 EXPERIMENT = """
 name: toy
@@ -149,6 +150,19 @@ def test_nothing_to_resume(place, capsys):
     assert status == 2
     assert "no such interrupted search" in message
     assert "(interrupted: none)" in message
+
+
+def test_a_storage_that_cannot_be_written(place, capsys):
+    status, message = refused(capsys, "toy.yaml", "--set", "storage.path=toy.yaml/runs")
+    assert status == 2
+    assert message.startswith("storage.path=toy.yaml/runs: ")
+    assert "cannot be written: Not a directory; name another folder" in message
+
+
+def test_a_search_that_another_driver_is_running_cannot_be_resumed(tmp_path):
+    with lock_search(tmp_path), pytest.raises(ValueError, match=f"--resume {tmp_path.name}: that search is running"):
+        lock_search(tmp_path)
+    lock_search(tmp_path).close()
 
 
 @pytest.mark.ray
