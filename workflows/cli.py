@@ -17,6 +17,7 @@ from typing import NoReturn
 from rich.console import Console
 
 NEWEST = "newest"
+REGISTERED = "models:/"  # how MLflow names what is in its registry
 WIDTH_OF_LOGS = 140
 
 

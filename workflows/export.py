@@ -19,13 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.cli import Exit, explained, quiet_libraries
+from workflows.cli import REGISTERED, Exit, explained, quiet_libraries
 
 if TYPE_CHECKING:
     from components.models.export import Exportable, Layout
     from components.training.merge_check import MergeCheck, Scorer
-
-REGISTERED = "models:/"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,7 @@ from components.experiment.spec import ModelSpec
 from components.models.trained import LoadedModel, is_trained, load_base, load_trained
 from components.tracking.registry import download
 from components.tracking.store import check_tracking, tracking_uri
-
-REGISTERED = "models:/"
+from workflows.cli import REGISTERED
 
 
 def load_named(name: str, *, chat_format: str = "auto", tracking: str | None = None) -> LoadedModel:

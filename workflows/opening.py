@@ -13,7 +13,7 @@ from typing import IO
 
 from rich.console import Console
 
-from components.batches.prepare import PreparedDataset, prepare
+from components.batches.prepare import PreparedDataset, prepare_experiment
 from components.cluster.context import SearchContext
 from components.conversations.formats import load_chat_format
 from components.conversations.preview import Decode, verbatim
@@ -87,7 +87,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     tokenizer = load_tokenizer(directory)
     chat_format = load_chat_format(tokenizer, experiment.chat_format)
-    dataset = _prepared_for(manifest) if manifest is not None else _prepare(experiment, directory)
+    dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
     console.print(dataset.summary())
     if manifest is None:
         manifest = _new_manifest(written, dataset)
@@ -134,16 +134,6 @@ def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
     """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
     is_local = model.path not in FETCHED and Path(model.path).expanduser().is_dir()
     return model.model_copy(update={"path": str(directory)}) if is_local else model
-
-
-def _prepare(experiment: ExperimentSpec, directory: Path) -> PreparedDataset:
-    """On the storage all experiments share, so that the next one over the same data finds it."""
-    return prepare(
-        experiment.data,
-        model_path=directory,
-        chat_format_name=experiment.chat_format,
-        storage=experiment.folder.parent,
-    )
 
 
 def _prepared_for(manifest: SearchManifest) -> PreparedDataset:

@@ -99,19 +99,14 @@ def _count(text: str) -> int:
 
 def _of_experiment(experiment: ExperimentSpec, arguments: argparse.Namespace) -> Preview:
     """What a search of it will train on, prepared where the search will look for it."""
-    from components.batches.prepare import prepare
+    from components.batches.prepare import prepare_experiment
     from components.batches.previews import stored_records, totals_of
     from components.conversations.preview import verbatim
     from components.conversations.tokenizers import load_tokenizer
     from components.models.load import resolve_model
 
     directory = resolve_model(experiment.model, weights=False)
-    dataset = prepare(
-        experiment.data,
-        model_path=directory,
-        chat_format_name=experiment.chat_format,
-        storage=experiment.folder.parent,
-    )
+    dataset = prepare_experiment(experiment, directory)
     return Preview(
         title=f"{experiment.name}: what is trained on",
         records=stored_records(dataset.train, None if arguments.json else arguments.records),

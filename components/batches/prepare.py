@@ -21,7 +21,7 @@ from components.conversations.problems import MOST_SHOWN
 from components.conversations.readers import content_digest
 from components.conversations.tokenizers import load_tokenizer
 from components.conversations.truncation import fit_length
-from components.experiment.spec import DataSpec
+from components.experiment.spec import DataSpec, ExperimentSpec
 
 LAYOUT = 2  # of the files below; a new layout is a new digest
 MANIFEST = "manifest.json"
@@ -79,6 +79,16 @@ _LOSSES = {
     "duplicates": "duplicates left out",
     "leaked": "held out and therefore not trained on",
 }
+
+
+def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> PreparedDataset:
+    """On the storage all experiments share, so that the next one over the same data finds it. Raises as `prepare` does."""
+    return prepare(
+        experiment.data,
+        model_path=model_path,
+        chat_format_name=experiment.chat_format,
+        storage=experiment.folder.parent,
+    )
 
 
 def prepare(
