@@ -25,20 +25,31 @@ from torch import Tensor, nn
 from components.models.adapters import load_adapter_state, save_adapter
 from components.models.trained import ADAPTER, WEIGHTS, WEIGHTS_FILE
 from components.training.optimizer import trained_parameters
+from components.training.workers import Workers
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
-def write_atomically(directory: Path, fill: Callable[[Path], None]) -> None:
-    """`fill` writes into a fresh folder, which then becomes `directory` in one rename. What a kill leaves is overwritten."""
+def write_together(directory: Path, workers: Workers, fill: Callable[[Path], None]) -> None:
+    """Every worker calls it with the same `directory`, on storage they share, and all return once it stands.
+
+    `fill` writes this worker's own files into a fresh folder, which then becomes `directory` in one rename: it is there
+    whole or not at all. What a kill leaves is overwritten.
+    """
     scratch = directory.with_name(f".{directory.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    if workers.worker_rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    workers.barrier()
+    scratch.mkdir(exist_ok=True)  # a node that looked before may remember for seconds that there was none (NFS)
     fill(scratch)
-    for file in scratch.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors lets nobody else read them, and storage is shared
-    shutil.rmtree(directory, ignore_errors=True)
-    scratch.rename(directory)
+    workers.barrier()
+    if workers.worker_rank == 0:
+        for file in scratch.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors lets nobody else read them, and storage is shared
+        shutil.rmtree(directory, ignore_errors=True)
+        scratch.rename(directory)
+    workers.barrier()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -29,8 +29,8 @@ from components.training.checkpoint import (
     load_weights,
     save_optimizer,
     save_weights,
-    write_atomically,
     write_json,
+    write_together,
 )
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
@@ -117,10 +117,8 @@ class TrialRun:
         return self._progress(stretch, eval_loss, eval_num_targets)
 
     def save(self, directory: Path) -> None:
-        """Writes a checkpoint; the first worker writes, all return once it stands."""
-        if self.workers.worker_rank == 0:
-            write_atomically(directory, self._write)
-        self.workers.barrier()
+        """Writes a checkpoint; all workers call it, and return once it stands."""
+        write_together(directory, self.workers, self._write)
 
     def load(self, directory: Path) -> None:
         """Goes on from a checkpoint of the same TrialSpec: on CPU bit-equal to never having stopped."""
@@ -237,6 +235,9 @@ class TrialRun:
         )
 
     def _write(self, directory: Path) -> None:
+        """This worker's files of a checkpoint: all are the first worker's, for each holds the same."""
+        if self.workers.worker_rank > 0:
+            return
         (directory / SPEC_FILE).write_text(self.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self.base.write(directory)
         save_weights(self.model, directory)

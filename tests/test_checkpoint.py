@@ -1,0 +1,86 @@
+"""A checkpoint on disk: written by several workers, and there whole or not at all."""
+
+import threading
+
+import torch
+
+from components.training.checkpoint import write_together
+from components.training.workers import OneWorker
+
+
+class ThreadWorker:
+    """One of several threads that write together."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, worker_rank, together):
+        self.worker_rank, self.count, self.together = worker_rank, together.parties, together
+
+    def sum(self, values):
+        raise NotImplementedError
+
+    def barrier(self):
+        self.together.wait(timeout=30)
+
+
+def write_in_threads(directory, fill, count=2):
+    """fill(worker_rank, folder) in each of them; returns what each raised."""
+    together, errors = threading.Barrier(count), [None] * count
+
+    def work(worker_rank):
+        try:
+            worker = ThreadWorker(worker_rank, together)
+            write_together(directory, worker, lambda folder: fill(worker_rank, folder))
+        except (
+            OSError,
+            threading.BrokenBarrierError,
+        ) as error:  # a worker that fails leaves the others at the barrier, as a dead process does
+            errors[worker_rank] = error
+            together.abort()
+
+    threads = [threading.Thread(target=work, args=(worker_rank,)) for worker_rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+def write_own_file(worker_rank, folder):
+    (folder / f"worker_{worker_rank}").write_text("")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_every_worker_writes_its_own_files_into_one_folder(tmp_path):
+    assert write_in_threads(tmp_path / "deep" / "step_1", write_own_file, count=3) == [None] * 3
+    assert names(tmp_path / "deep" / "step_1") == ["worker_0", "worker_1", "worker_2"]
+    assert names(tmp_path / "deep") == ["step_1"]
+
+
+def test_a_folder_appears_only_once_every_worker_has_written(tmp_path):
+    def fail_on_second(worker_rank, folder):
+        write_own_file(worker_rank, folder)
+        if worker_rank == 1:
+            raise OSError("no space left on device")
+
+    first, second = write_in_threads(tmp_path / "step_1", fail_on_second)
+    assert isinstance(first, threading.BrokenBarrierError)
+    assert str(second) == "no space left on device"
+    assert not (tmp_path / "step_1").exists()
+
+
+def test_what_a_killed_worker_left_is_in_no_later_checkpoint(tmp_path):
+    (tmp_path / ".step_1").mkdir()
+    (tmp_path / ".step_1" / "half").write_text("")
+    write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
+    assert names(tmp_path / "step_1") == ["worker_0"]
+
+
+def test_a_checkpoint_written_again_replaces_the_one_before(tmp_path):
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "old").write_text("")
+    write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
+    assert names(tmp_path / "step_1") == ["worker_0"]
