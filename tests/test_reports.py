@@ -30,7 +30,7 @@ def started(number, method, workers=1, **varied):
     )
 
 
-def progressed(number, tokens, loss, checkpoint="somewhere"):
+def progressed(number, tokens, loss, workers=1, checkpoint="somewhere"):
     progress = Progress(
         step=tokens // 10,
         target_tokens=tokens,
@@ -40,6 +40,8 @@ def progressed(number, tokens, loss, checkpoint="somewhere"):
         eval_num_targets=50,
         tokens_per_second=100.0,
         seconds=tokens / 100,
+        workers=workers,
+        worker_seconds=workers * tokens / 100,
         checkpoint=checkpoint,
     )
     return TrialProgressed(trial_id=f"t{number}", progress=progress, slot="s", time=1.0)
@@ -54,7 +56,7 @@ RECORDS = [
     started(2, FullMethod(), workers=2, **{"optimizer.learning_rate": 0.5}),
     started(3, FullMethod(), workers=2),
     progressed(1, 500, 0.9),
-    progressed(2, 500, 0.7),
+    progressed(2, 500, 0.7, workers=2),
     progressed(1, 1000, 0.95),
     ended(1, "completed"),
     ended(2, "stopped", "the scheduler gave its place to others"),

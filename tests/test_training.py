@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from components.training import session as session_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
+from components.training.records import Interim, Progress
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers
@@ -154,6 +156,77 @@ def test_a_trial_resumed_in_a_new_session_ends_bit_equal_to_one_that_never_stopp
     left, right = weights(straight), weights(resumed)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def after(steps):
+    """An `interrupted` that says yes after so many steps."""
+    return iter([*[False] * (steps - 1), True]).__next__
+
+
+@pytest.mark.parametrize("spec", [FULL, LORA], ids=["full", "lora with dropout"])
+def test_a_trial_resumed_between_two_reports_reports_what_it_would_have(toy, tmp_path, spec):
+    whole = reports(session(toy, tmp_path / "a"), spec)
+    stopped = session(toy, tmp_path / "b")
+    stopped.start("trial", spec)
+    first, interim = stopped.advance(), stopped.advance(after(1))
+    assert interim == Interim(step=first.step + 1, checkpoint=f"{first.checkpoint}+{first.step + 1:06d}")
+    resumed = session(toy, tmp_path / "b")
+    resumed.start("trial", spec)
+    resumed.load(Path(interim.checkpoint))
+    assert curve([first, resumed.advance(), resumed.advance()]) == curve(whole)
+
+
+def test_an_interruption_costs_the_trial_that_goes_on_nothing(toy, tmp_path):
+    whole = reports(session(toy, tmp_path / "a"), FULL)
+    of = session(toy, tmp_path / "b")
+    of.start("trial", FULL)
+    of.advance(after(2))
+    of.advance(after(1))  # at the evaluation's door: all steps are done, none is done again
+    assert curve([of.advance(), of.advance(), of.advance()]) == curve(whole)
+
+
+ELASTIC = FULL.model_copy(
+    update={
+        "batch": BatchSpec(rows_per_step=2, rows_per_micro_batch=1),
+        "budget": BudgetSpec(epochs=4.0, evaluations=2),
+    }
+)
+
+
+def train_on_two_one_and_two(rank, toy, folder):
+    """Two workers until an interim checkpoint; from it one of them alone until another; from that both."""
+    torch.set_num_threads(1)
+    first = _together(rank, toy, folder, "first")
+    first.start("trial", ELASTIC)
+    interim = first.advance(after(3))
+    dist.destroy_process_group()
+    if rank == 0:
+        alone = session(toy, folder)
+        alone.start("trial", ELASTIC)
+        alone.load(Path(interim.checkpoint))
+        progress, interim = alone.advance(), alone.advance(after(3))
+        (folder / "alone.json").write_text(json.dumps([progress.model_dump(mode="json"), interim.checkpoint]))
+    last = _together(rank, toy, folder, "last")  # waits for the other
+    progress, checkpoint = json.loads((folder / "alone.json").read_text())
+    last.start("trial", ELASTIC)
+    last.load(Path(checkpoint))
+    both = [Progress.model_validate(progress), last.advance()]
+    (folder / f"worker_{rank}.json").write_text(json.dumps([curve(both), [report.workers for report in both]]))
+    dist.destroy_process_group()
+
+
+def _together(rank, toy, folder, name):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=2)
+    return session(toy, folder, TorchWorkers(torch.device("cpu")))
+
+
+def test_two_workers_then_one_then_two_have_the_loss_curve_of_a_steady_run(toy, tmp_path):
+    multiprocessing.spawn(train_on_two_one_and_two, args=(toy, tmp_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"worker_{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    losses, workers = first
+    assert workers == [1, 2]
+    assert losses == pytest.approx(curve(reports(session(toy, tmp_path / "steady"), ELASTIC)), abs=1e-5)
 
 
 def test_trials_in_one_session_are_as_if_each_had_its_own(toy, tmp_path):

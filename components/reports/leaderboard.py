@@ -46,7 +46,7 @@ def hyperparameters(varied: Mapping[str, object]) -> str:
 
 def worker_seconds(history: TrialHistory) -> float:
     """Training time times workers: GPU-seconds where a worker is a GPU."""
-    return history.reports[-1].seconds * history.started.workers if history.reports else 0.0
+    return history.reports[-1].worker_seconds if history.reports else 0.0
 
 
 def _row(history: TrialHistory, budget: int) -> list[str | Text]:

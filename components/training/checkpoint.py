@@ -2,7 +2,7 @@
 
     spec.json               the TrialSpec
     base.json               the base model: path, revision, digest; and the chat format
-    state.json              counters, data position, and the optimizer's plain numbers
+    state.json              counters, data position, what has happened since the last report, the optimizer's plain numbers
     adapter/                LoRA: adapter_config.json and adapter_model.safetensors, as peft reads them
     weights/model.safetensors   full: every weight, tied ones once
     optimizer.safetensors   the optimizer's tensors, by parameter name
@@ -28,6 +28,19 @@ from components.training.optimizer import trained_parameters
 from components.training.workers import Workers
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+def at_report(step: int) -> str:
+    """The folder's name of the checkpoint that belongs to the report at `step`."""
+    return f"step_{step:06d}"
+
+
+def between_reports(reported_step: int, step: int) -> str:
+    """The name of an interim checkpoint: at `step`, after the report at `reported_step` (0: before the first).
+
+    Sorted by name, checkpoints are in the order of training.
+    """
+    return f"{at_report(reported_step)}+{step:06d}"
 
 
 def write_together(directory: Path, workers: Workers, fill: Callable[[Path], None]) -> None:

@@ -45,10 +45,19 @@ class Progress(Record):
         description="All tokens, padding excluded, over all workers, since the report before."
     )
     seconds: float = Field(description="Training time since the trial began, evaluation and waiting excluded.")
+    workers: int = Field(1, description="How many trained it when it reported; an elastic trial's number changes.")
+    worker_seconds: float = Field(0.0, description="`seconds` of every worker: GPU-seconds where a worker is a GPU.")
     steps: tuple[StepMetrics, ...] = ()
     checkpoint: str | None = None
     done: bool = False
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
+
+
+class Interim(Record):
+    """A checkpoint between two reports: the trial was interrupted here, and can be resumed as if it had not been."""
+
+    step: int
+    checkpoint: str
 
 
 class TrialStarted(Record):

@@ -9,8 +9,10 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,18 +57,31 @@ class Counters:
     step: int = 0
     target_tokens: int = 0
     seconds: float = 0.0
+    worker_seconds: float = 0.0
     reports: int = 0
+    reported_step: int = 0  # the last report's; 0 before the first
 
 
 @dataclass(slots=True)
 class Stretch:
-    """What happened since the report before, summed over all workers."""
+    """What happened since the report before, summed over all workers. Part of a checkpoint between two reports."""
 
     steps: list[StepMetrics] = field(default_factory=list)
     loss_sum: float = 0.0
     num_targets: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        return {**asdict(self), "steps": [step.model_dump(mode="json") for step in self.steps]}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Stretch:
+        return cls(**{**plain, "steps": [StepMetrics.model_validate(step) for step in plain["steps"]]})
+
+
+def never() -> bool:
+    return False
 
 
 class Diverged(Exception):
@@ -91,7 +106,7 @@ class TrialRun:
         self.budget = spec.budget.in_target_tokens(self.train_store.total_targets)
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
-        self.counters = Counters()
+        self.counters, self.stretch = Counters(), Stretch()
         self.scored = ScoredModel(model, precision=spec.precision, attention=attention, device=workers.device)
         self.parallel = self._parallel()
         self.optimizer = make_optimizer(model, spec.optimizer, workers.device)
@@ -100,21 +115,28 @@ class TrialRun:
     def done(self) -> bool:
         return self.counters.target_tokens >= self.budget
 
-    def advance(self) -> Progress:
-        """Trains up to the next evaluation and evaluates. A trial that left the finite numbers says so and is done."""
+    def advance(self, interrupted: Callable[[], bool] = never) -> Progress | None:
+        """Trains up to the next evaluation and evaluates. A trial that left the finite numbers says so and is done.
+
+        `interrupted` is asked after every step. Where any worker's says yes, all return None after the same step; to
+        advance again goes on from there, and the report that comes is that of a stretch nobody interrupted.
+        """
         mark = self.budget * (self.counters.reports + 1) / self.spec.budget.evaluations
-        stretch = Stretch()
         self.scored.train()
         try:
             while self.counters.target_tokens < min(mark, self.budget):
-                self._step(stretch)
+                self._step()
+                if self._anybody(interrupted):
+                    return None
             eval_loss, eval_num_targets = self._evaluate()
         except Diverged as reason:
-            return self._progress(stretch, math.inf, 0, diverged=str(reason))
+            return self._progress(math.inf, 0, diverged=str(reason))
         # One step of a small data set may pass several marks; its report stands for all of them.
         passed = self.counters.target_tokens * self.spec.budget.evaluations // self.budget
         self.counters.reports = max(self.counters.reports + 1, passed)
-        return self._progress(stretch, eval_loss, eval_num_targets)
+        self.counters.reported_step = self.counters.step
+        progress, self.stretch = self._progress(eval_loss, eval_num_targets), Stretch()
+        return progress
 
     def save(self, directory: Path) -> None:
         """Writes a checkpoint; all workers call it, and return once it stands."""
@@ -126,6 +148,7 @@ class TrialRun:
         load_weights(self.model, directory)
         load_optimizer(self.optimizer, self.model, directory, state["optimizer"])
         self.counters = Counters(**state["counters"])
+        self.stretch = Stretch.of(state["stretch"])
         self.position = Position(**state["position"])
 
     def _parallel(self) -> nn.Module:
@@ -133,7 +156,11 @@ class TrialRun:
             return self.scored
         return DistributedDataParallel(self.scored, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def _step(self, stretch: Stretch) -> None:
+    def _anybody(self, interrupted: Callable[[], bool]) -> bool:
+        """A notice reaches one worker sooner than another; they must leave the loop after the same step."""
+        return self.workers.sum([float(interrupted())])[0] > 0
+
+    def _step(self) -> None:
         """One optimizer step over all workers."""
         began, step = time.perf_counter(), self.counters.step + 1
         # What is random in a step (dropout) depends on nothing before it, so a checkpoint needs no random state.
@@ -154,11 +181,12 @@ class TrialRun:
         elapsed = time.perf_counter() - began
         self.counters.step, self.counters.target_tokens = step, target_tokens
         self.counters.seconds += elapsed
-        stretch.loss_sum += loss_sum
-        stretch.num_targets += num_targets
-        stretch.num_tokens += num_tokens
-        stretch.seconds += elapsed
-        stretch.steps.append(
+        self.counters.worker_seconds += elapsed * self.workers.count
+        self.stretch.loss_sum += loss_sum
+        self.stretch.num_targets += num_targets
+        self.stretch.num_tokens += num_tokens
+        self.stretch.seconds += elapsed
+        self.stretch.steps.append(
             StepMetrics(
                 step=step,
                 target_tokens=target_tokens,
@@ -217,9 +245,8 @@ class TrialRun:
             raise Diverged(f"step {self.counters.step}: eval loss {eval_loss}; lower optimizer.learning_rate")
         return eval_loss, num_targets
 
-    def _progress(
-        self, stretch: Stretch, eval_loss: float, eval_num_targets: int, diverged: str | None = None
-    ) -> Progress:
+    def _progress(self, eval_loss: float, eval_num_targets: int, diverged: str | None = None) -> Progress:
+        stretch = self.stretch
         return Progress(
             step=self.counters.step,
             target_tokens=self.counters.target_tokens,
@@ -229,6 +256,8 @@ class TrialRun:
             eval_num_targets=eval_num_targets,
             tokens_per_second=stretch.num_tokens / stretch.seconds if stretch.seconds else 0.0,
             seconds=self.counters.seconds,
+            workers=self.workers.count,
+            worker_seconds=self.counters.worker_seconds,
             steps=tuple(stretch.steps),
             done=self.done or diverged is not None,
             diverged=diverged,
@@ -242,5 +271,10 @@ class TrialRun:
         self.base.write(directory)
         save_weights(self.model, directory)
         numbers = save_optimizer(self.optimizer, self.model, directory)
-        state = {"counters": asdict(self.counters), "position": asdict(self.position), "optimizer": numbers}
+        state = {
+            "counters": asdict(self.counters),
+            "stretch": self.stretch.plain(),
+            "position": asdict(self.position),
+            "optimizer": numbers,
+        }
         write_json(directory / "state.json", state)

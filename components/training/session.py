@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -10,9 +11,10 @@ from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.load import load_base_model
 from components.models.reference import BaseReference
 from components.models.warm import Quantize, WarmBase
+from components.training.checkpoint import at_report, between_reports
 from components.training.loss import isolates_packed_rows
-from components.training.records import Progress
-from components.training.run import TrainingData, TrialRun
+from components.training.records import Interim, Progress
+from components.training.run import TrainingData, TrialRun, never
 from components.training.workers import Workers
 
 
@@ -42,13 +44,21 @@ class Session:
         set_gradient_checkpointing(model, spec)
         self.run = TrialRun(spec, model, self.data, self.workers, self.base, attention=self.model.attention)
 
-    def advance(self) -> Progress:
-        """To the next report, with a checkpoint beside it (none if the trial diverged)."""
+    def advance(self, interrupted: Callable[[], bool] = never) -> Progress | Interim:
+        """To the next report, with a checkpoint beside it (none if the trial diverged).
+
+        If `interrupted` says so (TrialRun.advance): to an interim checkpoint; to advance again goes on from there.
+        """
         run = self.running
-        progress = run.advance()
+        progress = run.advance(interrupted)
+        folder = self.checkpoints / self.trial_id
+        if progress is None:
+            interim = folder / between_reports(run.counters.reported_step, run.counters.step)
+            run.save(interim)
+            return Interim(step=run.counters.step, checkpoint=str(interim))
         if progress.diverged is not None:
             return progress
-        directory = self.checkpoints / self.trial_id / f"step_{progress.step:06d}"
+        directory = folder / at_report(progress.step)
         run.save(directory)
         return progress.model_copy(update={"checkpoint": str(directory)})
 
