@@ -3,10 +3,13 @@
 import copy
 import http.server
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import boto3
@@ -16,6 +19,8 @@ import pytest
 import ray
 import yaml
 from moto.server import ThreadedMotoServer
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -108,6 +113,41 @@ def test_both_clusters_have_the_same_numbers():
         pod = group["template"]["spec"]
         assert pod["nodeSelector"]["node.kubernetes.io/instance-type"] == node["node_config"]["InstanceType"]
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == str(node["resources"]["GPU"])
+
+
+def uploaded(folder, target):
+    """What `ray job submit --working-dir` sends of a folder: name -> bytes."""
+    create_package(
+        str(folder),
+        target,
+        include_gitignore=True,
+        excludes=get_runtime_env_default_excludes(),
+        logger=logging.getLogger(),
+    )
+    with zipfile.ZipFile(target) as package:
+        return {info.filename: info.file_size for info in package.infolist() if not info.is_dir()}
+
+
+def test_a_job_takes_along_the_project_and_nothing_that_grows(tmp_path):
+    sent = uploaded(ROOT, tmp_path / "package.zip")
+    assert {"workflows/tune.py", "experiments/quickstart.yaml", "experiments/data/quickstart.jsonl"} <= sent.keys()
+    assert (tmp_path / "package.zip").stat().st_size < 2_000_000
+
+
+def test_a_job_takes_along_no_key_and_nothing_a_search_has_left(tmp_path):
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    for name in (
+        ".env",
+        ".env.prod",
+        "head.pem",
+        "mlflow.db",
+        "runs/x/journal.jsonl",
+        ".venv/bin/python",
+        "experiments/mine.yaml",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert uploaded(tmp_path, tmp_path.with_suffix(".zip")).keys() == {".gitignore", "experiments/mine.yaml"}
 
 
 @pytest.fixture(scope="module")
