@@ -13,7 +13,17 @@ from components.reports.live import LiveSearch
 from components.reports.page import search_page
 from components.reports.summary import SearchSummary, probes_answered, trial_summaries
 from components.tracking.probes import Probe
-from components.training.records import Progress, TrialEnded, TrialProgressed, TrialStarted, fold
+from components.training.records import (
+    Clone,
+    Extension,
+    Progress,
+    Stop,
+    TrialEnded,
+    TrialInstructed,
+    TrialProgressed,
+    TrialStarted,
+    fold,
+)
 
 BUDGET = 1000
 
@@ -115,6 +125,54 @@ def test_without_a_terminal_every_event_is_one_line():
     assert lines[3] == ("trial 1/3 lora 500 target tokens (50%), train loss 1.0000, eval loss 0.9000, 100 tokens/s")
     assert lines[-1] == "trial 3/3 full failed: ValueError: impossible"
     assert len(lines) == len(RECORDS)
+
+
+def told(number, instruction, request_id):
+    return TrialInstructed(
+        trial_id=f"t{number}", instruction=instruction, request_id=request_id, by="ann@desk", time=3.0
+    )
+
+
+CLONE = Clone(
+    trial_id="t4", number=4, branch="full", spec=TrialSpec(method=FullMethod()), varied={"seed": 1}, warm_from="a"
+)
+DIRECTED = [
+    *RECORDS[:5],
+    told(1, Extension(target_tokens=2000, from_step=51), "1"),
+    told(2, CLONE, "2"),
+    told(2, Stop(), "3"),
+    ended(2, "stopped", "stopped by ann@desk"),
+    started(4, FullMethod()).model_copy(update={"parent": "t2", "warm_from": "a"}),
+]
+
+
+def test_the_leaderboard_shows_who_was_extended_and_who_was_cloned():
+    lines = shown(leaderboard(fold(DIRECTED).values(), budget=BUDGET)).splitlines()
+    assert "500 (25% of 2,000)" in lines[1]
+    assert "500 (50%)" in lines[2]
+    assert "full (warm clone of 2)" in lines[4]
+
+
+def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials():
+    console = Console(file=io.StringIO(), width=40)
+    with LiveSearch(console, planned=3, budget=BUDGET) as live:
+        for record in DIRECTED:
+            live.show(record)
+    lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
+    assert lines[5:] == [
+        "trial 1/3 lora extended to 2,000 target tokens by ann@desk",
+        "trial 2/4 full cloned as trial 4 with its weights by ann@desk",
+        "trial 2/4 full stopped by ann@desk",
+        "trial 2/4 full stopped: stopped by ann@desk",
+        "trial 4/4 full started: warm clone of 2",
+    ]
+
+
+def test_a_record_told_twice_counts_once():
+    histories = fold([*DIRECTED, *DIRECTED[5:8]])
+    assert [len(history.instructions) for history in histories.values()] == [1, 2, 0, 0]
+    assert [clone.number for clone in histories["t2"].clones] == [4]
+    assert [history.budget(BUDGET) for history in histories.values()] == [2000, 1000, 1000, 1000]
 
 
 def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():

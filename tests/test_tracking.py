@@ -29,7 +29,18 @@ from components.tracking.journal import Journal, SearchManifest, searches_in
 from components.tracking.mirror import Mirror
 from components.tracking.runs import SearchRuns
 from components.tracking.store import check_tracking, download_version, open_store, tracking_uri, without_secrets
-from components.training.records import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted, fold
+from components.training.records import (
+    Clone,
+    Extension,
+    Progress,
+    StepMetrics,
+    Stop,
+    TrialEnded,
+    TrialInstructed,
+    TrialProgressed,
+    TrialStarted,
+    fold,
+)
 from tests.servers import MlflowServer, until
 
 
@@ -674,3 +685,29 @@ def test_the_machine_is_watched_while_a_search_runs_and_again_after_the_server_w
     until(lambda: len(samples()) > before, 30)
     assert mirror.close() == 0
     assert len({sample.step for sample in samples()}) == len(samples())
+
+
+def test_what_a_person_told_the_search_stands_on_the_runs_once(runs):
+    spec = TrialSpec(method=LoraMethod(rank=8))
+    clone = Clone(trial_id="t9", number=9, branch="lora", spec=spec, varied={}, warm_from="/c/4")
+    told = [
+        TrialInstructed(trial_id="t1", instruction=instruction, request_id=str(number), by="ann@desk", time=60.0)
+        for number, instruction in enumerate([Extension(target_tokens=3000, from_step=3), clone, Stop()])
+    ]
+    child = started("t9", number=9, spec=spec).model_copy(update={"parent": "t1", "warm_from": "/c/4"})
+    search = runs()
+    tell(search, [*ONE_TRIAL[:2], *told, child])
+    tell(runs(), [*ONE_TRIAL[:2], *told, child])  # a new driver tells all of it again
+    tags = search.client.get_run(search.trial_run("t1")).data.tags
+    assert tags["turnwise.extended_to"] == "3000"
+    assert tags["turnwise.clone.9"] == "t9"
+    assert tags["turnwise.stopped_by"] == "ann@desk"
+    assert tags["mlflow.note.content"].split("\n\n") == [
+        "1970-01-01 00:01:00 UTC: extended to 3,000 target tokens by ann@desk",
+        "1970-01-01 00:01:00 UTC: cloned as trial 9 with its weights by ann@desk",
+        "1970-01-01 00:01:00 UTC: stopped by ann@desk",
+    ]
+    of_clone = search.client.get_run(search.trial_run("t9")).data.tags
+    assert of_clone["turnwise.parent"] == "t1"
+    assert of_clone["turnwise.parent_run_id"] == search.trial_run("t1")
+    assert of_clone["turnwise.warm_from"] == "/c/4"

@@ -32,7 +32,7 @@ from components.training import session as session_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
-from components.training.records import Interim, Progress
+from components.training.records import Extension, Interim, Progress
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers
@@ -227,6 +227,68 @@ def test_two_workers_then_one_then_two_have_the_loss_curve_of_a_steady_run(toy, 
     losses, workers = first
     assert workers == [1, 2]
     assert losses == pytest.approx(curve(reports(session(toy, tmp_path / "steady"), ELASTIC)), abs=1e-5)
+
+
+def extended(of, extensions, since=1):
+    """Reports of a trial that is told of its extensions before report number `since`, counted from 0, and of all after it."""
+    progress = [of.advance(extensions=extensions if number >= since else ()) for number in range(since + 1)]
+    while not progress[-1].done:
+        progress.append(of.advance(extensions=extensions))
+    return progress
+
+
+def test_an_extended_trial_keeps_the_distance_of_its_evaluations_and_follows_the_schedule_of_its_new_budget(
+    toy, tmp_path
+):
+    plain = reports(session(toy, tmp_path / "plain"), FULL)
+    planned = plain[-1].target_tokens  # a whole number of epochs, and so of evaluations
+    of = session(toy, tmp_path / "extended")
+    of.start("trial", FULL)
+    longer = extended(of, [Extension(target_tokens=planned * 5 // 3, from_step=1)])
+    assert curve(longer[:1]) == curve(plain[:1])
+    assert [report.epoch for report in longer] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    step = longer[1].steps[0]
+    factor = learning_rate_factor(FULL.schedule, step.target_tokens / (planned * 5 // 3))
+    assert step.learning_rate == FULL.optimizer.learning_rate * factor
+
+
+def test_an_extended_trial_that_is_resumed_anywhere_ends_bit_equal(toy, tmp_path):
+    straight = session(toy, tmp_path / "straight")
+    planned = reports(straight, LORA)[-1].target_tokens
+    given = [Extension(target_tokens=planned * 4 // 3, from_step=1)]
+    straight.start("trial", LORA)
+    whole = extended(straight, given)
+    # Told of the extension from the start, as a driver that resumes is: the first stretch is still the old budget's.
+    for number in range(len(whole) - 1):
+        resumed = session(toy, tmp_path / f"resumed{number}")
+        resumed.start("trial", LORA)
+        if number:
+            resumed.load(Path(whole[number - 1].checkpoint))
+        rest = [resumed.advance(extensions=given)]
+        while not rest[-1].done:
+            rest.append(resumed.advance(extensions=given))
+        assert curve(rest) == curve(whole[number:])
+        for name, tensor in weights(straight).items():
+            assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_a_trial_extended_after_its_last_report_goes_on(toy, tmp_path):
+    of = session(toy, tmp_path)
+    planned = reports(of, FULL)[-1]
+    more = of.advance(extensions=[Extension(target_tokens=planned.target_tokens * 4 // 3, from_step=planned.step)])
+    assert more.epoch == 4.0
+    assert more.done
+
+
+def test_a_warm_trial_begins_with_the_weights_of_another_and_an_optimizer_of_its_own(toy, tmp_path):
+    of = session(toy, tmp_path)
+    parent = reports(of, LORA, "parent")[-1]
+    spec = LORA.model_copy(update={"optimizer": OptimizerSpec(learning_rate=1e-12), "seed": 5})
+    of.start("child", spec, warm_from=Path(parent.checkpoint))
+    assert not of.running.optimizer.state
+    first = of.advance()
+    assert first.eval_loss == pytest.approx(parent.eval_loss, abs=1e-6)
+    assert first.epoch == 1.0
 
 
 def test_trials_in_one_session_are_as_if_each_had_its_own(toy, tmp_path):

@@ -152,6 +152,7 @@ def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset) -> SearchMa
         experiment=written,
         created=time.time(),
         prepared=str(dataset.directory),
+        budget=written.trial.budget.in_target_tokens(dataset.train.total_targets),
     )
 
 

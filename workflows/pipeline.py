@@ -12,9 +12,9 @@ from rich.console import Console
 
 from components.batches.previews import stored_records, totals_of
 from components.cluster.connect import NoRoomError, check_room, connected
-from components.cluster.sampling import planned_trials
 from components.cluster.search import can_resume, run_search
 from components.conversations.preview import preview_html
+from components.experiment.space import planned_trials
 from components.experiment.spec import ExperimentSpec
 from components.reports.curves import loss_curves_svg
 from components.reports.leaderboard import leaderboard, ranked
@@ -147,7 +147,7 @@ def _ending(
     register: bool,
 ) -> Ending:
     again = _again(command, search.search_id)
-    planned = planned_trials(search.experiment)
+    planned = planned_trials(search.experiment) + sum(len(history.clones) for history in histories.values())
     unfinished = planned - sum(history.state != "running" for history in histories.values())
     if unfinished > 0:
         return Ending(outcome="interrupted", message=f"Interrupted with {unfinished} trials to go. Go on with: {again}")

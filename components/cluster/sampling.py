@@ -25,11 +25,6 @@ def tune_config(number: int, branch: str, varied: Mapping[str, Any], spec: Trial
     return {"number": number, "branch": branch, "varied": dict(varied), "spec": spec.model_dump(mode="json")}
 
 
-def planned_trials(experiment: ExperimentSpec) -> int:
-    """How many trials the search will have; a grid may have fewer than `search.trials`."""
-    return experiment.search.trials if experiment.search.sampler == "tpe" else len(sample_trials(experiment))
-
-
 def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
     """All trials of a random or grid search, already drawn; nothing for a searcher that draws them one by one."""
     if experiment.search.sampler == "tpe":

@@ -135,6 +135,11 @@ def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
     return sampled
 
 
+def planned_trials(experiment: ExperimentSpec) -> int:
+    """How many trials the search sets out with; a grid may have fewer than `search.trials`."""
+    return experiment.search.trials if experiment.search.sampler == "tpe" else len(sample_trials(experiment))
+
+
 def branch_order(experiment: ExperimentSpec) -> list[Branch]:
     """The branch of every trial. Branches share `trials` evenly; the first ones get what is left over.
 

@@ -26,7 +26,9 @@ def best_loss(history: TrialHistory) -> float:
 
 
 def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
-    """One line per trial, in the order given. `budget` is in target tokens."""
+    """One line per trial, in the order given. `budget`, of a trial that nobody has extended, is in target tokens."""
+    histories = list(histories)
+    numbers = {history.trial_id: history.started.number for history in histories}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
@@ -35,7 +37,7 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for history in histories:
-        table.add_row(*_row(history, budget))
+        table.add_row(*_row(history, budget, numbers))
     return table
 
 
@@ -49,17 +51,35 @@ def worker_seconds(history: TrialHistory) -> float:
     return history.reports[-1].worker_seconds if history.reports else 0.0
 
 
-def _row(history: TrialHistory, budget: int) -> list[str | Text]:
-    last = history.reports[-1] if history.reports else None
-    spent = last.target_tokens if last else 0
+def spent(history: TrialHistory) -> int:
+    """Target tokens a trial has trained on."""
+    return history.last.target_tokens if history.last else 0
+
+
+def share_spent(history: TrialHistory, budget: int) -> str:
+    """How far a trial has come in its own budget; an extended one says of how much."""
+    own = history.budget(budget)
+    return f"{min(spent(history) / own, 1):.0%}" + (f" of {own:,}" if own != budget else "")
+
+
+def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
+    """`clone of 3` or, with its parent's weights, `warm clone of 3`; nothing for a trial the search drew."""
+    if history.started.parent is None:
+        return ""
+    warm = "warm " if history.started.warm_from else ""
+    return f"{warm}clone of {numbers.get(history.started.parent, history.started.parent)}"
+
+
+def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list[str | Text]:
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
-    branch = history.started.branch
+    branch = history.started.branch if history.started.branch != name else ""
+    about = ", ".join(filter(None, [branch, origin(history, numbers)]))
     return [
         str(history.started.number),
-        name if branch == name else f"{name} ({branch})",
+        f"{name} ({about})" if about else name,
         hyperparameters(history.started.varied),
-        f"{spent:,} ({min(spent / budget, 1):.0%})",
+        f"{spent(history):,} ({share_spent(history, budget)})",
         f"{best_loss(history):.4f}" if history.best else "-",
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),

@@ -10,8 +10,16 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from components.reports.leaderboard import best_loss, hyperparameters, leaderboard
-from components.training.records import TrialEnded, TrialHistory, TrialProgressed, TrialRecord, TrialStarted, after
+from components.reports.leaderboard import best_loss, hyperparameters, leaderboard, origin, share_spent
+from components.training.records import (
+    TrialEnded,
+    TrialHistory,
+    TrialInstructed,
+    TrialProgressed,
+    TrialRecord,
+    TrialStarted,
+    after,
+)
 
 REFRESHES_PER_SECOND = 2
 
@@ -20,12 +28,24 @@ class LiveSearch:
     """Told every TrialRecord by `show`, from any thread. A context manager: the table stands while it is open."""
 
     def __init__(
-        self, console: Console, *, planned: int, budget: int, known: dict[str, TrialHistory] | None = None
+        self,
+        console: Console,
+        *,
+        planned: int,
+        budget: int,
+        known: dict[str, TrialHistory] | None = None,
+        began: float | None = None,
     ) -> None:
-        """`planned`: how many trials there will be. `budget`: of each, in target tokens. `known`: of a resumed search."""
-        self.console, self.planned, self.budget = console, planned, budget
+        """
+        Args:
+            planned: how many trials the search set out with; clones come on top.
+            budget: of each, in target tokens.
+            known: what the journal of a resumed search holds.
+            began: Unix seconds from which time is counted; by default now.
+        """
+        self.console, self._drawn, self.budget = console, planned, budget
         self.histories: dict[str, TrialHistory] = dict(known or {})
-        self._began = time.monotonic()
+        self._began = began or time.time()
         self._live = Live(
             console=console, get_renderable=self._renderable, refresh_per_second=REFRESHES_PER_SECOND, transient=True
         )
@@ -39,6 +59,15 @@ class LiveSearch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+
+    @property
+    def planned(self) -> int:
+        """How many trials there will be."""
+        return self._drawn + sum(len(history.clones) for history in list(self.histories.values()))
+
+    @property
+    def elapsed(self) -> float:
+        return max(0.0, time.time() - self._began)
 
     def show(self, record: TrialRecord) -> None:
         history = self.histories[record.trial_id] = after(self.histories.get(record.trial_id), record)
@@ -55,23 +84,26 @@ class LiveSearch:
         best = min(histories, key=best_loss, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
         waiting = self.planned - len(states)
-        elapsed = time.monotonic() - self._began
+        minutes, seconds = divmod(int(self.elapsed), 60)
         return (
             f"{ended} of {self.planned} ended, {len(states) - ended} running, {waiting} waiting{leader}"
-            f", {elapsed // 60:.0f}:{elapsed % 60:02.0f}"
+            f", {minutes}:{seconds:02}"
         )
 
     def _line(self, record: TrialRecord, history: TrialHistory) -> str:
-        elapsed = time.monotonic() - self._began
-        head = f"[{elapsed:5.0f} s] trial {history.started.number}/{self.planned} {history.started.branch}"
+        head = f"[{self.elapsed:5.0f} s] trial {history.started.number}/{self.planned} {history.started.branch}"
         match record:
             case TrialStarted():
-                return f"{head} started: {hyperparameters(record.varied)}"
+                numbers = {trial_id: known.started.number for trial_id, known in self.histories.items()}
+                about = [origin(history, numbers), hyperparameters(record.varied)]
+                return f"{head} started: {', '.join(filter(None, about))}"
             case TrialProgressed(progress=progress):
-                spent = f"{progress.target_tokens:,} target tokens ({min(progress.target_tokens / self.budget, 1):.0%})"
+                spent = f"{progress.target_tokens:,} target tokens ({share_spent(history, self.budget)})"
                 return (
                     f"{head} {spent}, train loss {progress.train_loss:.4f}, eval loss {progress.eval_loss:.4f},"
                     f" {progress.tokens_per_second:.0f} tokens/s"
                 )
             case TrialEnded(state=state, reason=reason):
                 return f"{head} {state}" + (f": {reason}" if reason else "")
+            case TrialInstructed():
+                return f"{head} {record.sentence}"

@@ -34,6 +34,8 @@ class TrialSummary(BaseModel):
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     worker_seconds: float
     checkpoint: str | None
+    parent: str | None = Field(None, description="The trial it was cloned from.")
+    instructions: tuple[str, ...] = Field((), description="What people told the search about it while it ran.")
 
     @classmethod
     def of(cls, history: TrialHistory) -> TrialSummary:
@@ -50,6 +52,8 @@ class TrialSummary(BaseModel):
             eval_loss=loss if math.isfinite(loss) else None,
             worker_seconds=worker_seconds(history),
             checkpoint=history.best.checkpoint if history.best else None,
+            parent=history.started.parent,
+            instructions=tuple(told.sentence for told in history.instructions),
         )
 
 

@@ -27,6 +27,7 @@ class SearchManifest(BaseModel):
     experiment: ExperimentSpec
     created: float
     prepared: str
+    budget: int | None = Field(None, description="Of each trial, in target tokens; searches of old do not say.")
     finished: bool = False
 
     def write(self, folder: Path) -> None:

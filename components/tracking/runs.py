@@ -11,6 +11,7 @@ import json
 import math
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,11 +25,21 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.experiment.spec import ExperimentSpec
 from components.tracking.store import experiment_id
-from components.training.records import Progress, TrialEnded, TrialProgressed, TrialRecord, TrialStarted
+from components.training.records import (
+    Clone,
+    Extension,
+    Progress,
+    TrialEnded,
+    TrialInstructed,
+    TrialProgressed,
+    TrialRecord,
+    TrialStarted,
+)
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, CHECKPOINT_TAG = "turnwise.slot", "turnwise.checkpoint"
+NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
 BEST_LOSS = "eval/best_loss"
 MOST_CHARACTERS = 500
 LIBRARIES = ("torch", "transformers", "peft", "ray", "mlflow", "bitsandbytes", "optuna")
@@ -67,6 +78,8 @@ class SearchRuns:
             self._start(record)
         elif isinstance(record, TrialProgressed):
             self._progress(record)
+        elif isinstance(record, TrialInstructed):
+            self._instruct(record)
         else:
             self._end(record)
 
@@ -133,6 +146,7 @@ class SearchRuns:
                 "turnwise.search": self.search_id,
                 "turnwise.branch": record.branch,
                 STATE_TAG: "running",
+                **self._origin(record),
             },
             run_name=f"{record.number:03d} {record.branch}",
         )
@@ -165,6 +179,23 @@ class SearchRuns:
         status = STATUS_OF_END.get(record.state, "FINISHED")
         self.client.set_terminated(run_id, status, end_time=int(record.time * 1000))
 
+    def _origin(self, record: TrialStarted) -> dict[str, str]:
+        """Tags of a trial that was cloned from another."""
+        if record.parent is None:
+            return {}
+        tags = {"turnwise.parent": record.parent, "turnwise.parent_run_id": self.trial_run(record.parent)}
+        return tags | {"turnwise.warm_from": record.warm_from} if record.warm_from else tags
+
+    def _instruct(self, record: TrialInstructed) -> None:
+        """A tag that a program reads, and a line in the run's description for people; each once."""
+        run_id = self.trial_run(record.trial_id)
+        tags = [_instruction_tag(record)]
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(record.time))} UTC: {record.sentence}"
+        note = self.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+        if line not in note.splitlines():
+            tags.append(RunTag(NOTE_TAG, f"{note}\n\n{line}".strip()))  # Markdown: else one paragraph
+        self.client.log_batch(run_id, tags=tags)
+
     def _trial(self, trial_id: str) -> _TrialRun:
         if trial_id not in self._trials:
             run = self._find_trial(trial_id)
@@ -184,6 +215,16 @@ class SearchRuns:
 
     def _find(self, condition: str) -> Run | None:
         return next(iter(self.client.search_runs([self.experiment_id], condition, max_results=1)), None)
+
+
+def _instruction_tag(record: TrialInstructed) -> RunTag:
+    match record.instruction:
+        case Extension(target_tokens=tokens):
+            return RunTag("turnwise.extended_to", str(tokens))
+        case Clone(number=number, trial_id=clone):
+            return RunTag(f"turnwise.clone.{number}", clone)
+        case _:
+            return RunTag("turnwise.stopped_by", record.by)
 
 
 def _known(run: Run) -> _TrialRun:

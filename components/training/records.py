@@ -7,7 +7,7 @@ duplicates included, into the present state of every trial.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,6 +68,8 @@ class TrialStarted(Record):
     spec: TrialSpec
     workers: int
     varied: dict[str, object] = Field(description="What the search drew: dotted path -> value.")
+    parent: str | None = Field(None, description="The trial this one was cloned from.")
+    warm_from: str | None = Field(None, description="The checkpoint of its parent whose weights it began with.")
     time: float = Field(description="Unix seconds.")
 
 
@@ -87,7 +89,64 @@ class TrialEnded(Record):
     time: float
 
 
-TrialRecord = TrialStarted | TrialProgressed | TrialEnded
+class Stop(Record):
+    """The trial shall end at its next report."""
+
+    kind: Literal["stop"] = "stop"
+
+    @property
+    def done(self) -> str:
+        return "stopped"
+
+
+class Extension(Record):
+    """A new budget, for what the trial trains from a step on.
+
+    The step makes it repeatable: a trial that goes on from a checkpoint knows whether the budget was this one already.
+    """
+
+    kind: Literal["extend"] = "extend"
+    target_tokens: int = Field(description="The whole budget from then on.")
+    from_step: int = Field(description="Stretches that begin at this step or later have it.")
+
+    @property
+    def done(self) -> str:
+        return f"extended to {self.target_tokens:,} target tokens"
+
+
+class Clone(Record):
+    """A new trial of the search, made from this one with changes."""
+
+    kind: Literal["clone"] = "clone"
+    trial_id: str
+    number: int
+    branch: str
+    spec: TrialSpec
+    varied: dict[str, object]
+    warm_from: str | None = Field(None, description="A checkpoint whose weights it begins with.")
+
+    @property
+    def done(self) -> str:
+        return f"cloned as trial {self.number}" + (" with its weights" if self.warm_from else "")
+
+
+class TrialInstructed(Record):
+    """A person told the running search what to do with a trial, and the search will."""
+
+    event: Literal["instructed"] = "instructed"
+    trial_id: str
+    instruction: Annotated[Stop | Extension | Clone, Field(discriminator="kind")]
+    request_id: str
+    by: str = Field(description="user@host")
+    time: float
+
+    @property
+    def sentence(self) -> str:
+        """E.g. `extended to 3,000 target tokens by ann@desk`."""
+        return f"{self.instruction.done} by {self.by}"
+
+
+TrialRecord = TrialStarted | TrialProgressed | TrialEnded | TrialInstructed
 
 
 class TrialHistory(Record):
@@ -95,6 +154,7 @@ class TrialHistory(Record):
 
     started: TrialStarted
     reports: tuple[Progress, ...] = ()
+    instructions: tuple[TrialInstructed, ...] = ()
     state: TrialState = "running"
     reason: str = ""
     ended_at: float | None = None
@@ -113,6 +173,28 @@ class TrialHistory(Record):
         candidates = [report for report in self.reports if report.checkpoint is not None]
         return min(candidates, key=lambda report: report.eval_loss, default=None)
 
+    @property
+    def stop(self) -> TrialInstructed | None:
+        """Who wants it to end, if anybody does."""
+        return next((told for told in self.instructions if isinstance(told.instruction, Stop)), None)
+
+    @property
+    def extensions(self) -> tuple[Extension, ...]:
+        return tuple(told.instruction for told in self.instructions if isinstance(told.instruction, Extension))
+
+    @property
+    def clones(self) -> tuple[Clone, ...]:
+        return tuple(told.instruction for told in self.instructions if isinstance(told.instruction, Clone))
+
+    def budget(self, planned: int) -> int:
+        """In target tokens, extensions included. `planned` is what every trial of the search was given."""
+        return max([planned, *(extension.target_tokens for extension in self.extensions)])
+
+
+def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:
+    """The budget, in target tokens, of a stretch that begins at a step."""
+    return max([planned, *(given.target_tokens for given in extensions if given.from_step <= step)])
+
 
 def after(known: TrialHistory | None, record: TrialRecord) -> TrialHistory:
     """A trial's state once this is known too. A trial that starts again after an end is running again."""
@@ -125,6 +207,9 @@ def after(known: TrialHistory | None, record: TrialRecord) -> TrialHistory:
     if isinstance(record, TrialProgressed):
         reports = {report.step: report for report in known.reports} | {record.progress.step: record.progress}
         return known.model_copy(update={"reports": tuple(reports[step] for step in sorted(reports))})
+    if isinstance(record, TrialInstructed):
+        told = {told.request_id: told for told in known.instructions} | {record.request_id: record}
+        return known.model_copy(update={"instructions": tuple(told.values())})
     return known.model_copy(update={"state": record.state, "reason": record.reason, "ended_at": record.time})
 
 

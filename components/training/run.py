@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from components.training.checkpoint import (
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
-from components.training.records import Progress, StepMetrics
+from components.training.records import Extension, Progress, StepMetrics, budget_at
 from components.training.workers import Workers
 
 
@@ -103,7 +103,8 @@ class TrialRun:
     ) -> None:
         self.spec, self.model, self.data, self.workers, self.base = spec, model, data, workers, base
         self.train_store, self.eval_store = data.dataset.train, data.dataset.eval
-        self.budget = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.budget = self.planned  # more, once somebody has extended the trial
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
         self.counters, self.stretch = Counters(), Stretch()
@@ -115,13 +116,17 @@ class TrialRun:
     def done(self) -> bool:
         return self.counters.target_tokens >= self.budget
 
-    def advance(self, interrupted: Callable[[], bool] = never) -> Progress | None:
+    def advance(self, interrupted: Callable[[], bool] = never, extensions: Sequence[Extension] = ()) -> Progress | None:
         """Trains up to the next evaluation and evaluates. A trial that left the finite numbers says so and is done.
 
         `interrupted` is asked after every step. Where any worker's says yes, all return None after the same step; to
         advance again goes on from there, and the report that comes is that of a stretch nobody interrupted.
+
+        `extensions` are all that the trial has been given so far. The learning rate follows the share of the budget that
+        stands where the stretch begins, so it rises with an extension; evaluations keep their distance.
         """
-        mark = self.budget * (self.counters.reports + 1) / self.spec.budget.evaluations
+        self.budget = budget_at(self.counters.reported_step, self.planned, extensions)
+        mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
         self.scored.train()
         try:
             while self.counters.target_tokens < min(mark, self.budget):
@@ -132,7 +137,7 @@ class TrialRun:
         except Diverged as reason:
             return self._progress(math.inf, 0, diverged=str(reason))
         # One step of a small data set may pass several marks; its report stands for all of them.
-        passed = self.counters.target_tokens * self.spec.budget.evaluations // self.budget
+        passed = self.counters.target_tokens * self.spec.budget.evaluations // self.planned
         self.counters.reports = max(self.counters.reports + 1, passed)
         self.counters.reported_step = self.counters.step
         progress, self.stretch = self._progress(eval_loss, eval_num_targets), Stretch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -11,9 +11,9 @@ from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.load import load_base_model
 from components.models.reference import BaseReference
 from components.models.warm import Quantize, WarmBase
-from components.training.checkpoint import at_report, between_reports
+from components.training.checkpoint import at_report, between_reports, load_weights
 from components.training.loss import isolates_packed_rows
-from components.training.records import Interim, Progress
+from components.training.records import Extension, Interim, Progress
 from components.training.run import TrainingData, TrialRun, never
 from components.training.workers import Workers
 
@@ -34,23 +34,31 @@ class Session:
         """Loads the base model; without it the first trial waits for that."""
         self.warm.load(None)
 
-    def start(self, trial_id: str, spec: TrialSpec) -> None:
-        """A clean model for a new trial; the one before leaves no trace. Raises ValueError for an impossible spec."""
+    def start(self, trial_id: str, spec: TrialSpec, warm_from: Path | None = None) -> None:
+        """A clean model for a new trial; the one before leaves no trace. Raises ValueError for an impossible spec.
+
+        `warm_from` is a checkpoint of another trial: its weights are where this one begins, and nothing else of it.
+        """
         self.run = None  # frees the old optimizer before the new one is made
         self.trial_id = trial_id
         model = self.warm.begin(spec.method, spec.seed)
         if spec.batch.packing:
             self._assert_isolation(model, spec)
         set_gradient_checkpointing(model, spec)
+        if warm_from is not None:
+            load_weights(model, warm_from)
         self.run = TrialRun(spec, model, self.data, self.workers, self.base, attention=self.model.attention)
 
-    def advance(self, interrupted: Callable[[], bool] = never) -> Progress | Interim:
+    def advance(
+        self, interrupted: Callable[[], bool] = never, extensions: Sequence[Extension] = ()
+    ) -> Progress | Interim:
         """To the next report, with a checkpoint beside it (none if the trial diverged).
 
         If `interrupted` says so (TrialRun.advance): to an interim checkpoint; to advance again goes on from there.
+        `extensions` are all that the trial has been given so far.
         """
         run = self.running
-        progress = run.advance(interrupted)
+        progress = run.advance(interrupted, extensions)
         folder = self.checkpoints / self.trial_id
         if progress is None:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)
