@@ -157,3 +157,46 @@ def test_the_next_trial_is_not_blamed_for_what_the_one_before_did_to_a_second_wo
         return answer
 
     assert run(scenario).error is None
+
+
+def test_a_search_that_ends_waits_for_trials_that_train_and_gives_nobody_anything_to_do():
+    async def scenario(board):
+        await board.attach("slot")
+        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
+        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await asyncio.sleep(0)
+        command = await board.next("slot", None)
+        stop = asyncio.ensure_future(board.stop())
+        heard = await board.stopping()
+        ended_early = stop.done()
+        left = Answer(number=command.number, leave="stop", interim="half way")
+        waiting = asyncio.ensure_future(board.next("slot", left))
+        await stop
+        waiting.cancel()
+        return heard, ended_early, await call, await board.call("slot", Command(kind="advance"))
+
+    heard, ended_early, answer, afterwards = run(scenario)
+    assert heard
+    assert not ended_early
+    assert answer.interim == "half way"
+    assert afterwards.leave == "stop"
+
+
+def test_slots_end_after_the_search_was_stopped():
+    async def scenario(board):
+        await board.attach("slot")
+        await board.stop()
+        return await answered(board, Command(kind="exit"), lambda command: Answer(number=command.number))
+
+    assert run(scenario) == Answer(number=1)
+
+
+def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
+    async def scenario(board):
+        await board.attach("slot")
+        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
+        leaving = lambda command: Answer(number=command.number, leave="move", interim="half way")  # noqa: E731
+        await answered(board, Command(kind="advance"), leaving)
+        return await board.attach("slot")
+
+    assert run(scenario).checkpoint == "half way"

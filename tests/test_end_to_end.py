@@ -173,6 +173,32 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
         assert sorted(point.step for point in points) == list(range(1, len(points) + 1))
 
 
+def test_a_search_that_is_told_to_end_writes_interim_checkpoints_and_goes_on_from_them(tmp_path, searched):
+    """SIGTERM is what `ray job stop` sends."""
+    folder = new_folder(tmp_path)
+    with (folder / "output").open("w") as output:
+        driver = subprocess.Popen(
+            command("tune", "toy.yaml"), cwd=folder, env=environment(), stderr=output, stdout=output
+        )
+        try:
+            wait_for_reports(folder, 3, driver)
+            driver.send_signal(signal.SIGTERM)
+            status = driver.wait(SECONDS)
+        finally:
+            driver.kill()
+            driver.wait()
+    said = (folder / "output").read_text()
+    (manifest,) = searches_in(folder / "runs" / "toy")
+    assert status == 143, said
+    assert f"Go on with: python workflows/tune.py toy.yaml --resume {manifest.search_id}" in said
+    assert not manifest.finished
+    interim = list((folder / "runs" / "toy" / manifest.search_id / "checkpoints").glob("*/step_*+*"))
+    assert interim
+    summary = summary_of(ran(folder, "tune", "toy.yaml", "--resume", "--json"))
+    assert outcomes(summary) == outcomes(searched)
+    assert not any(path.exists() for path in interim)
+
+
 def wait_for_reports(folder, count, driver):
     """Until so many reports of a running search are in its journal."""
     deadline = time.monotonic() + SECONDS

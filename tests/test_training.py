@@ -181,7 +181,7 @@ def test_an_interruption_costs_the_trial_that_goes_on_nothing(toy, tmp_path):
     of = session(toy, tmp_path / "b")
     of.start("trial", FULL)
     of.advance(after(2))
-    of.advance(after(1))  # at the evaluation's door: all steps are done, none is done again
+    of.advance(after(3))  # at the evaluation's door: all five steps are done, none is done again
     assert curve([of.advance(), of.advance(), of.advance()]) == curve(whole)
 
 

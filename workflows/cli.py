@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,26 @@ class Exit(IntEnum):
     NO_TRIAL_SUCCEEDED = 4
     NOT_PROVEN = 5
     TRACKING_AWAY = 6
-    INTERRUPTED = 130
+    INTERRUPTED = 130  # Ctrl-C
+    TERMINATED = 143  # SIGTERM, e.g. by `ray job stop`
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the same end as by Ctrl-C, but for the exit status."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises Terminated: what must be put in order is put in order, as after Ctrl-C."""
+
+    def terminated(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from components.tracking.registry import ProofError, register_best
 from components.tracking.runs import SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold
-from workflows.cli import Exit, explained, fail, people_console, python
+from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
 from workflows.opening import OpenSearch, open_search
 
 REPORT = "report.html"
@@ -42,9 +43,11 @@ STATUS: Mapping[Outcome, Exit] = {
     "not proven": Exit.NOT_PROVEN,
     "tracking away": Exit.TRACKING_AWAY,
     "interrupted": Exit.INTERRUPTED,
+    "terminated": Exit.TERMINATED,
 }
 
-RESUMABLE = (Exit.NOT_PROVEN, Exit.TRACKING_AWAY, Exit.INTERRUPTED)
+RESUMABLE = (Exit.NOT_PROVEN, Exit.TRACKING_AWAY, Exit.INTERRUPTED, Exit.TERMINATED)
+MLFLOW_SECONDS, MLFLOW_SECONDS_OF_A_STOP = 60.0, 5.0  # how long the end waits for what MLflow has not taken yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,15 @@ class Ending:
     outcome: Outcome
     message: str
     registry: RegistryResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How the trials went. `owed`: records that MLflow has not taken; `stopped`: the signal that ended them early."""
+
+    histories: Mapping[str, TrialHistory]
+    owed: int
+    stopped: signal.Signals | None
 
 
 def search_and_report(
@@ -70,10 +82,11 @@ def search_and_report(
     console = people_console(stderr=as_json)
     # Ray, too, prints; under --json stdout is the summary's alone.
     try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        with terminable(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             summary = _search(experiment, console, command, resume, register)
-    except KeyboardInterrupt:
-        fail(f"Interrupted. What has begun goes on with: {_again(command)}", Exit.INTERRUPTED)
+    except KeyboardInterrupt as end:
+        status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
+        fail(f"Interrupted. What has begun goes on with: {_again(command)}", status)
     if as_json:
         print(summary.model_dump_json())
     return STATUS[summary.outcome]
@@ -92,11 +105,11 @@ def _search(
             runs = _runs(search)
             _log_inputs(runs, search)
         console.print(f"Ray dashboard {dashboard}, MLflow {without_secrets(search.uri)}, search {search.search_id}")
-        histories, owed = _run_trials(search, console)
-    ending = _ending(search, runs, histories, owed, console, command, register)
-    summary = _summary(search, runs, histories, ending, seconds=time.monotonic() - began)
-    _write_reports(search, runs, summary, histories, console, command)
-    console.print(leaderboard(ranked(histories.values()), budget=search.budget))
+        course = _run_trials(search, console, command)
+    ending = _ending(search, runs, course, console, command, register)
+    summary = _summary(search, runs, course.histories, ending, seconds=time.monotonic() - began)
+    _write_reports(search, runs, summary, course.histories, console, command)
+    console.print(leaderboard(ranked(course.histories.values()), budget=search.budget))
     print_verdict(console, summary)
     _print_next_commands(console, search, summary)
     return summary
@@ -115,8 +128,7 @@ def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
     runs.log_text(None, preview_html(records, search.decode, title, totals_of(dataset)), "mask_preview.html")
 
 
-def _run_trials(search: OpenSearch, console: Console) -> tuple[dict[str, TrialHistory], int]:
-    """(what became of each trial, records that MLflow has not been told). Returns early if interrupted."""
+def _run_trials(search: OpenSearch, console: Console, command: str) -> Course:
     journal = Journal(search.folder)
     known = fold(journal.read())
     mirror = Mirror(journal, lambda: _runs(search))
@@ -126,39 +138,39 @@ def _run_trials(search: OpenSearch, console: Console) -> tuple[dict[str, TrialHi
         mirror.append(record)
         live.show(record)
 
+    def told(stopped: signal.Signals) -> None:
+        again = _again(command, search.search_id)
+        console.print(f"{stopped.name}: trials write a checkpoint and end. Go on with: {again}", soft_wrap=True)
+
     ended = {trial_id: history.last for trial_id, history in known.items() if history.state != "running"}
+    resume = search.resumed and can_resume(search.folder)
+    stopped = None
     try:
         with live:
-            run_search(
-                search.context(ended), emit, histories=known, resume=search.resumed and can_resume(search.folder)
-            )
+            stopped = run_search(search.context(ended), emit, histories=known, resume=resume, told=told)
     finally:
-        owed = mirror.close()
-    return live.histories, owed
+        owed = mirror.close(MLFLOW_SECONDS if stopped is None else MLFLOW_SECONDS_OF_A_STOP)
+    return Course(histories=live.histories, owed=owed, stopped=stopped)
 
 
 def _ending(
-    search: OpenSearch,
-    runs: SearchRuns,
-    histories: Mapping[str, TrialHistory],
-    owed: int,
-    console: Console,
-    command: str,
-    register: bool,
+    search: OpenSearch, runs: SearchRuns, course: Course, console: Console, command: str, register: bool
 ) -> Ending:
     again = _again(command, search.search_id)
-    planned = planned_trials(search.experiment) + sum(len(history.clones) for history in histories.values())
-    unfinished = planned - sum(history.state != "running" for history in histories.values())
-    if unfinished > 0:
-        return Ending(outcome="interrupted", message=f"Interrupted with {unfinished} trials to go. Go on with: {again}")
-    best = ranked(histories.values())[0]
+    states = [history.state for history in course.histories.values()]
+    planned = planned_trials(search.experiment) + sum(len(history.clones) for history in course.histories.values())
+    unfinished = planned - sum(state != "running" for state in states)
+    if course.stopped is not None or unfinished > 0:
+        message = f"Interrupted with {unfinished} trials to go. Go on with: {again}"
+        return Ending(outcome="terminated" if course.stopped == signal.SIGTERM else "interrupted", message=message)
+    best = ranked(course.histories.values())[0]
     if best.best is None or best.state == "failed":
-        reasons = "; ".join(dict.fromkeys(history.reason for history in histories.values()))
+        reasons = "; ".join(dict.fromkeys(history.reason for history in course.histories.values()))
         return Ending(outcome="no trial succeeded", message=f"No trial succeeded: {reasons}")
-    if owed:
+    if course.owed:
         return Ending(
             outcome="tracking away",
-            message=f"The search is done, but MLflow is away: {owed} records wait in {search.folder}."
+            message=f"The search is done, but MLflow is away: {course.owed} records wait in {search.folder}."
             f" When it is back: {again}",
         )
     if not register:

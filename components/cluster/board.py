@@ -13,6 +13,9 @@ from typing import Any, Literal
 POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
 MOST_STRIKES = 2
 
+# Why a trial leaves its slot between two reports: the search is to end, or a node of the slot is about to go.
+Leave = Literal["stop", "move"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
@@ -27,10 +30,15 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came of a command. `error` is the trial's own fault, the same on every worker; the slot lives on."""
+    """What came of a command. `error` is the trial's own fault, the same on every worker; the slot lives on.
+
+    With `leave` the trial stands at the interim checkpoint `interim` (None: it had not begun) and trains no further here.
+    """
 
     number: int
     progress: dict[str, Any] | None = None
+    leave: Leave | None = None
+    interim: str | None = None
     error: str | None = None
 
 
@@ -60,9 +68,22 @@ class Board:
 
     def __init__(self) -> None:
         self._slots: dict[str, _Slot] = {}
+        self._stopping = asyncio.Event()
+
+    async def stop(self) -> None:
+        """The search is to end: trials leave their slots, and commands come to nothing. Returns once no trial trains."""
+        self._stopping.set()
+        training = [state for state in self._slots.values() if state.command and state.command.kind == "advance"]
+        await asyncio.gather(*(state.answered.wait() for state in training))
+
+    async def stopping(self) -> bool:
+        """The first worker, beside its training: whether the search is to end; waits for that at most POLL_SECONDS."""
+        return await _within(POLL_SECONDS, self._stopping)
 
     async def call(self, slot: str, command: Command) -> Answer:
         """Hands a command to the slot's workers and waits for what comes of it."""
+        if self._stopping.is_set() and command.kind != "exit":
+            return Answer(number=0, leave="stop")
         state = self._slots.setdefault(slot, _Slot())
         if command.kind in ("start", "exit"):  # whatever the trial before may still be owed, it has ended
             state.resume, state.strikes = Resume(), 0
@@ -115,9 +136,7 @@ class Board:
             self._acknowledge(state, command, answer)
             if command.kind == "exit":
                 return command
-        try:
-            await asyncio.wait_for(state.asked.wait(), POLL_SECONDS)
-        except TimeoutError:
+        if not await _within(POLL_SECONDS, state.asked):
             return Command(kind="wait")
         assert state.command is not None
         return state.command
@@ -130,6 +149,8 @@ class Board:
             state.resume = Resume(start=command)
         elif command.kind == "load":
             state.resume = Resume(start=state.resume.start, checkpoint=command.checkpoint)
+        elif answer.leave is not None:
+            state.resume = Resume(start=state.resume.start, checkpoint=answer.interim)
         elif command.kind == "advance" and answer.progress is not None and answer.progress["checkpoint"]:
             state.resume = Resume(start=state.resume.start, checkpoint=answer.progress["checkpoint"])
         state.strikes, state.complaint = 0, ""
@@ -146,3 +167,11 @@ class Board:
         state.asked.clear()
         state.answer = answer
         state.answered.set()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether it happens in that time."""
+    try:
+        return await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False

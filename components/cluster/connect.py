@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import ray
@@ -27,12 +28,14 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     # Set before Ray is imported by any worker; each one is explained in the README's chapter on Ray.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that had ended reports nothing new
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is for components/cluster/stopping.py
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # what a killed driver may forget
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be told to be silent
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    before = signal.getsignal(signal.SIGTERM)
     cluster = ray.init(
         address=address,
         num_cpus=num_cpus if address == "local" else None,
@@ -40,6 +43,8 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         logging_level=logging.ERROR,
         configure_logging=True,
     )
+    if callable(before):
+        signal.signal(signal.SIGTERM, before)  # Ray has put an exit of its own there
     try:
         yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else "none"
     finally:

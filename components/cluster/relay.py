@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune import Callback
 
 from components.cluster.context import SearchContext, trial_of
-from components.training.checkpoint import OPTIMIZER_FILE
+from components.training.checkpoint import OPTIMIZER_FILE, at_report
 from components.training.records import (
     Progress,
     TrialEnded,
@@ -39,9 +39,12 @@ class Listener:
         return min(self.standing.get(trial_id, []), key=lambda report: report.eval_loss, default=None)
 
     def collect(self, trial_id: str, latest: Progress) -> None:
-        """Keeps a running trial's best checkpoint and its latest one."""
+        """Keeps a running trial's best checkpoint and its latest one; what lies before its latest report is no use."""
         if latest.checkpoint is None:
             return
+        for interim in (self.context.checkpoints / trial_id).glob("step_*+*"):
+            if interim.name < at_report(latest.step):
+                shutil.rmtree(interim, ignore_errors=True)
         reports = [report for report in self.standing.get(trial_id, []) if report.step != latest.step] + [latest]
         self.standing[trial_id] = reports
         best = self.best(trial_id)

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from components.cluster.moving import Moving, MovingAsha
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.space import Branch, branch_order, sample_trials, trial_spec
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
@@ -76,9 +77,9 @@ def scheduler(experiment: ExperimentSpec, budget: int) -> TrialScheduler:
     """Decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
     spec = experiment.search.scheduler
     if not isinstance(spec, AshaSpec):
-        return FIFOScheduler()
+        return Moving()
     first_rung = spec.first_rung_target_tokens or budget // experiment.trial.budget.evaluations
-    return ASHAScheduler(
+    return MovingAsha(
         time_attr=TIME,
         metric=METRIC,
         mode="min",

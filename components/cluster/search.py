@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
@@ -19,18 +18,29 @@ from components.cluster.placement import placement_of
 from components.cluster.relay import Emit, Relay, listen
 from components.cluster.sampling import parameter_space, scheduler, searcher
 from components.cluster.slot import Slot
+from components.cluster.stopping import CleanStop, Told
 from components.training.records import TrialHistory
 
 TUNE_FOLDER = "tune"
 
 
-def run_search(context: SearchContext, emit: Emit, *, histories: Mapping[str, TrialHistory], resume: bool) -> None:
-    """Blocks until every trial has ended. Ray must be up.
+def run_search(
+    context: SearchContext,
+    emit: Emit,
+    *,
+    histories: Mapping[str, TrialHistory],
+    resume: bool,
+    told: Told = lambda _: None,
+) -> signal.Signals | None:
+    """Blocks until every trial has ended, or a signal has ended the search (stopping.py): then returns that.
+
+    Ray must be up.
 
     Args:
         emit: told every TrialRecord, in this process, in order; it must not block for long.
         histories: what the journal knows already; empty for a new search.
         resume: go on with the search whose state lies in context.folder.
+        told: hears at once, in another thread, of a signal that ends the search.
     """
     listen(context, emit, histories)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -66,19 +76,9 @@ def run_search(context: SearchContext, emit: Emit, *, histories: Mapping[str, Tr
                 verbose=0,
             ),
         )
-    with _own_signals():
+    with CleanStop(board, told) as stop:
         tuner.fit()
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Tune takes SIGINT for its graceful stop and does not give it back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return stop.signal
 
 
 def can_resume(folder: Path) -> bool:

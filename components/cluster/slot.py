@@ -18,10 +18,11 @@ import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from components.cluster.board import Answer, Command
+from components.cluster.board import Answer, Command, Leave
 from components.cluster.context import SearchContext, trial_of
 from components.cluster.placement import SlotTrainer, bundle
 from components.cluster.sampling import METRIC, TIME
+from components.training.checkpoint import at_report
 from components.training.records import Progress
 
 POINTER = "pointer.json"
@@ -55,11 +56,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         if self.trial_id in self.context.ended:
             return self._result(self.context.ended[self.trial_id], done=True)
         answer = self._start_trial() if not self.started else None
-        if answer is None or answer.error is None:
+        if answer is None or (answer.error is None and answer.leave is None):
             answer = self._ask(Command(kind="advance"))
         if answer.error is not None:
             # Tune throws a slot away whose trial raised; a result that says so keeps it.
             return self._result(self.last, done=True, failed=answer.error)
+        if answer.leave is not None:
+            return self._result(self.last, leave=answer.leave)
         self.last = Progress.model_validate(answer.progress)
         return self._result(self.last, done=self.last.done)
 
@@ -79,23 +82,29 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         # It would end by itself too, seconds later, and the slots that wait for this one's place would wait for that.
         ray.wait([self.board.call.remote(self.slot, Command(kind="exit"))], timeout=EXIT_SECONDS)
 
-    def _result(self, progress: Progress | None, *, done: bool, failed: str | None = None) -> dict[str, Any]:
-        """One Tune result. A trial that failed before its first report still has the numbers schedulers ask for."""
+    def _result(
+        self, progress: Progress | None, *, done: bool = False, failed: str | None = None, leave: Leave | None = None
+    ) -> dict[str, Any]:
+        """One Tune result; only without `failed` and `leave` is it a report.
+
+        A trial that has none yet still has the numbers schedulers ask for.
+        """
         return {
             METRIC: progress.eval_loss if progress and not failed else math.inf,
             TIME: progress.target_tokens if progress else 0,
-            "progress": progress.model_dump(mode="json") if progress and not failed else None,
+            "progress": progress.model_dump(mode="json") if progress and not failed and not leave else None,
             "slot": self.slot,
             "failed": failed,
+            "leave": leave,
             "done": done,
         }
 
     def _start_trial(self) -> Answer:
         spec = self.spec.model_dump(mode="json")
         answer = self._ask(Command(kind="start", trial_id=self.trial_id, spec=spec))
-        if answer.error is None and self.resume_from is not None:
-            checkpoint = still_there(Path(self.resume_from))
-            answer = self._ask(Command(kind="load", checkpoint=str(checkpoint)))
+        place = resume_point(self.context.checkpoints / self.trial_id, self.resume_from)
+        if answer.error is None and answer.leave is None and place is not None:
+            answer = self._ask(Command(kind="load", checkpoint=str(place)))
         self.started = True
         return answer
 
@@ -142,6 +151,16 @@ def _serve(config: dict[str, Any]) -> None:
     serve_commands(config)
 
 
+def resume_point(trial: Path, last_report: str | None) -> Path | None:
+    """Where a trial whose last report left this checkpoint (None: it has not reported yet) goes on; None: at its start.
+
+    An interim checkpoint after that report is further on, and nothing has been reported since.
+    """
+    report = None if last_report is None else still_there(Path(last_report))
+    interim = sorted(trial.glob(f"{report.name if report else at_report(0)}+*"))
+    return interim[-1] if interim else report
+
+
 def still_there(checkpoint: Path) -> Path:
     """The checkpoint, or the trial's next one: Tune's pointer may be older than what the collector has left.
 
@@ -149,6 +168,7 @@ def still_there(checkpoint: Path) -> Path:
     Raises FileNotFoundError if the trial has none at or after it.
     """
     later = sorted(path for path in checkpoint.parent.glob("step_*") if path.name >= checkpoint.name)
-    if not later:
+    reports = [path for path in later if "+" not in path.name]
+    if not reports:
         raise FileNotFoundError(f"{checkpoint} is gone, and so is every later checkpoint of its trial")
-    return later[0]
+    return reports[0]

@@ -13,8 +13,10 @@ import torch.distributed as dist
 from components.batches.prepare import PreparedDataset
 from components.cluster.board import Answer, Command, Resume
 from components.cluster.context import SearchContext
+from components.cluster.interruptions import Interruptions
 from components.experiment.space import may_quantize
 from components.experiment.spec import TrialSpec, WorkersSpec
+from components.training.records import Interim
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers, Workers
@@ -32,6 +34,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     except Exception as error:
         ray.get(board.complain.remote(slot, f"{type(error).__name__}: {error}"))
         raise
+    interruptions = Interruptions(board, first=first)
     answer: Answer | None = None
     while True:
         command = _from_first(ray.get(board.next.remote(slot, answer)) if first else None, workers)
@@ -39,7 +42,7 @@ def serve_commands(config: dict[str, Any]) -> None:
             if first:
                 ray.get(board.next.remote(slot, Answer(number=command.number)))
             return
-        answer = None if command.kind == "wait" else _obey(command, session, workers, board, slot)
+        answer = None if command.kind == "wait" else _obey(command, session, workers, interruptions, board, slot)
 
 
 def workers_of_this_run(spec: WorkersSpec) -> Workers:
@@ -81,7 +84,9 @@ def _ready(context: SearchContext, workers: Workers, resume: Resume) -> Session:
     return session
 
 
-def _obey(command: Command, session: Session, workers: Workers, board: Any, slot: str) -> Answer:
+def _obey(
+    command: Command, session: Session, workers: Workers, interruptions: Interruptions, board: Any, slot: str
+) -> Answer:
     """Does what the command says. A trial's own fault becomes an answer; anything else ends this worker group.
 
     ValueError is ours: a spec that cannot be, the same on every worker, which therefore stay in step. Any other error may
@@ -89,7 +94,7 @@ def _obey(command: Command, session: Session, workers: Workers, board: Any, slot
     died, and that is nobody's fault here.
     """
     try:
-        progress = _do(command, session)
+        return _do(command, session, interruptions)
     except dist.DistError:
         raise
     except ValueError as error:
@@ -102,10 +107,9 @@ def _obey(command: Command, session: Session, workers: Workers, board: Any, slot
             return Answer(number=command.number, error=reason)
         ray.get(board.blame.remote(slot, command.number, reason))
         raise
-    return Answer(number=command.number, progress=progress)
 
 
-def _do(command: Command, session: Session) -> dict[str, Any] | None:
+def _do(command: Command, session: Session, interruptions: Interruptions) -> Answer:
     match command.kind:
         case "start":
             session.start(command.trial_id, TrialSpec.model_validate(command.spec))
@@ -113,8 +117,11 @@ def _do(command: Command, session: Session) -> dict[str, Any] | None:
             assert command.checkpoint is not None
             session.load(Path(command.checkpoint))
         case "advance":
-            return session.advance().model_dump(mode="json")
-    return None
+            reached = session.advance(interruptions)
+            if isinstance(reached, Interim):
+                return Answer(number=command.number, leave=interruptions.reason, interim=reached.checkpoint)
+            return Answer(number=command.number, progress=reached.model_dump(mode="json"))
+    return Answer(number=command.number)
 
 
 def _is_broken_collective(error: BaseException) -> bool:

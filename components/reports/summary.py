@@ -14,7 +14,14 @@ from components.tracking.probes import Probe
 from components.training.records import TrialHistory, TrialState
 
 Outcome = Literal[
-    "champion", "not promoted", "finished", "no trial succeeded", "not proven", "tracking away", "interrupted"
+    "champion",
+    "not promoted",
+    "finished",
+    "no trial succeeded",
+    "not proven",
+    "tracking away",
+    "interrupted",
+    "terminated",
 ]
 
 

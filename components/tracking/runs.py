@@ -48,6 +48,7 @@ STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
     "no trial succeeded": "FAILED",
     "not proven": "FAILED",
     "interrupted": "KILLED",
+    "terminated": "KILLED",
 }
 
 

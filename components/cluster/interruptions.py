@@ -1,0 +1,48 @@
+"""Why a worker's trial should leave its slot before its next report: the search is to end, or a node is about to go.
+
+Asked after every optimizer step, so it only looks at what others have put there: the search's end comes over the board to
+the first worker; the notice that a node will be taken (Ray calls it draining) is put into each worker by Ray Train's
+watcher. `ray.train.get_preemption_info` would fetch the same notice, by a call to another process at every step, to bring
+all workers to one mind; the training loop does that for every kind of interruption, by a sum it can afford.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train.v2._internal.execution.context import get_train_context
+
+from components.cluster.board import Leave
+
+
+class Interruptions:
+    """Each worker has one; only the first one's listens to the board."""
+
+    def __init__(self, board: Any, *, first: bool) -> None:
+        self._stopping = threading.Event()
+        if first:
+            threading.Thread(target=self._listen, args=(board,), name="interruptions", daemon=True).start()
+
+    def __call__(self) -> bool:
+        return self._stopping.is_set() or node_is_leaving()
+
+    @property
+    def reason(self) -> Leave:
+        """Once the workers have agreed to leave: of a search that ends, the first worker knows."""
+        return "stop" if self._stopping.is_set() else "move"
+
+    def _listen(self, board: Any) -> None:
+        # A board that has died ends its search; this thread has nothing to add.
+        with contextlib.suppress(RayError):
+            while not ray.get(board.stopping.remote()):
+                pass
+            self._stopping.set()
+
+
+def node_is_leaving() -> bool:
+    """Whether a node on which this worker group runs is to be taken away."""
+    return get_train_context().preemption_context.preemption_info is not None

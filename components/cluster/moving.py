@@ -1,0 +1,60 @@
+"""Trials that leave their slot between two reports, whatever scheduler decides about their reports.
+
+Tune itself knows two ways out of a slot: to pause, after which it hands the slot to the next trial, and to fail, which it
+counts. A slot whose node is about to go must be thrown away, and it is nobody's failure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+
+class Moving(FIFOScheduler):  # type: ignore[misc]
+    """Mixed into a scheduler: a result that is no report (slot.py) is none of its business."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._moving: set[Trial] = set()
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result["leave"] is None:
+            return str(super().on_trial_result(tune_controller, trial, result))
+        if result["leave"] == "move":
+            self._moving.add(trial)
+        return str(TrialScheduler.NOOP)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        for trial in [trial for trial in self._moving if not trial.is_saving]:
+            self._moving.remove(trial)
+            if not trial.is_finished():
+                start_anew(controller, trial, trial.placement_group_factory)
+        return super().choose_trial_to_run(tune_controller)
+
+
+class MovingAsha(Moving, ASHAScheduler):  # type: ignore[misc]
+    """ASHA, which decides about reports alone."""
+
+
+def start_anew(controller: Any, trial: Trial, placement: PlacementGroupFactory) -> None:
+    """Takes the trial out of its slot, or out of the queue for one, and queues it for a new one with this placement.
+
+    The slot ends. These are the steps of TuneController._schedule_trial_stop but the one that keeps the slot.
+    """
+    if trial in controller._staged_trials:
+        controller._unstage_trial_with_resources(trial)
+    slot = controller._trial_to_actor.pop(trial, None)
+    if slot is not None:
+        controller._actor_to_trial.pop(slot)
+        controller._actor_manager.clear_actor_task_futures(slot)
+        trial.set_ray_actor(None)
+        controller._remove_actor(slot)
+    # Tune keeps a list of those who wait for each placement, by the placement they have at that moment.
+    controller._set_trial_status(trial, Trial.PAUSED)
+    trial.update_resources(placement)
+    controller._set_trial_status(trial, Trial.PENDING)
+    controller._mark_trial_to_checkpoint(trial)
