@@ -8,8 +8,10 @@ import psutil
 import pytest
 
 from components.batches.prepare import prepare
-from components.cluster.connect import NoRoomError, check_room, connected
+from components.cluster.connect import connected
 from components.cluster.context import SearchContext
+from components.cluster.nodes import room_of_cluster
+from components.cluster.room import NoRoomError, check_room
 from components.cluster.search import run_search
 from components.experiment.load import load_experiment
 from components.models.reference import BaseReference
@@ -174,5 +176,7 @@ def test_the_tpe_sampler_searches_every_branch(files, cluster):
 
 def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic(files, cluster):
     experiment = load_experiment(files / "toy.yaml", ["resources.full.workers=64", "trial.batch.rows_per_step=64"])
-    with pytest.raises(NoRoomError, match=r"64 workers with 1 CPU each need 64 places, and 2 CPU on 1 node\(s\) are 2"):
-        check_room(experiment)
+    with pytest.raises(
+        NoRoomError, match=r"64 workers with 1 CPU each need 64 places on nodes\n.*1 x \(2 CPU\): 1 x 2 places"
+    ):
+        check_room(experiment, room_of_cluster())

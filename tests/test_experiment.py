@@ -204,3 +204,27 @@ def test_one_trial_without_a_search_keeps_the_names_of_mlflow(path):
     (trial,) = sample_trials(alone)
     assert (alone.name, alone.mlflow_experiment, alone.registered_model) == ("toy.train", "toy", "turnwise-toy")
     assert (trial.spec.method.kind, trial.spec.method.rank) == ("lora", 4)
+
+
+def test_workers_may_ask_for_labelled_nodes_and_a_label_that_cannot_be_is_refused(path):
+    labels = "resources.lora.node_labels={ray.io/market-type: spot, zone: '!in(a, b)'}"
+    assert load_experiment(path, [labels]).resources.lora.node_labels == {
+        "ray.io/market-type": "spot",
+        "zone": "!in(a, b)",
+    }
+    assert told(path, "resources.lora.node_labels={ray.io/market-type: 'spot or not'}") == [
+        'resources.lora.node_labels: "ray.io/market-type: spot or not" is no label: want letters, digits, ".", "_" and "-",'
+        " the value also as !value or in(one, another)"
+    ]
+
+
+def test_branches_take_turns_only_if_their_workers_want_the_same_nodes(path):
+    same = [
+        "resources.full.workers=1",
+        "resources.full.node_labels={kind: big}",
+        "resources.lora.node_labels={kind: big}",
+    ]
+    order = [trial.branch for trial in sample_trials(load_experiment(path, same))]
+    assert order[:4] == ["lora", "full", "lora", "full"]
+    order = [trial.branch for trial in sample_trials(load_experiment(path, same[:2]))]
+    assert order in (["lora"] * 4 + ["full"] * 3, ["full"] * 3 + ["lora"] * 4)

@@ -62,6 +62,10 @@ class OpenSearch:
         """Of every trial, in target tokens."""
         return self.experiment.trial.budget.in_target_tokens(self.dataset.train.total_targets)
 
+    def begin(self) -> None:
+        """From here on there is something to resume."""
+        self.manifest.write(self.folder)
+
     def context(self, ended: Mapping[str, Progress | None]) -> SearchContext:
         """What the cluster is told. `ended`: trials that need not run, with their last report."""
         return SearchContext(
@@ -91,7 +95,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     console.print(dataset.summary())
     if manifest is None:
         manifest = _new_manifest(written, dataset)
-        manifest.write(experiment.folder / manifest.search_id)
+        (experiment.folder / manifest.search_id).mkdir()
     return OpenSearch(
         manifest=manifest,
         lock=lock_search(experiment.folder / manifest.search_id),

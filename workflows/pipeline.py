@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from components.batches.previews import stored_records, totals_of
-from components.cluster.connect import NoRoomError, check_room, connected
+from components.cluster.connect import connected
+from components.cluster.nodes import room_of_cluster
+from components.cluster.room import NoRoomError, check_room
 from components.cluster.search import can_resume, run_search
 from components.conversations.preview import preview_html
 from components.experiment.space import planned_trials
@@ -100,7 +102,8 @@ def _search(
         search = open_search(experiment, console, resume)
     with connected() as dashboard:
         with explained(NoRoomError, status=Exit.NO_ROOM):
-            check_room(search.experiment)
+            check_room(search.experiment, room_of_cluster())
+        search.begin()
         with explained(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
             runs = _runs(search)
             _log_inputs(runs, search)

@@ -10,14 +10,6 @@ from collections.abc import Iterator
 
 import ray
 
-from components.cluster.placement import bundle
-from components.experiment.space import branches_of, some_trial
-from components.experiment.spec import ExperimentSpec, WorkersSpec
-
-
-class NoRoomError(RuntimeError):
-    """The cluster can never hold a trial of this experiment."""
-
 
 @contextlib.contextmanager
 def connected(address: str | None = None, num_cpus: int | None = None) -> Iterator[str]:
@@ -49,34 +41,3 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else "none"
     finally:
         ray.shutdown()
-
-
-def check_room(experiment: ExperimentSpec) -> None:
-    """Raises NoRoomError if some branch's trial fits on this cluster not even alone, with the arithmetic."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    problems = []
-    for branch in branches_of(experiment).values():
-        method = some_trial(experiment, branch).method
-        workers = experiment.resources.of(method)
-        if shortage := _shortage(workers, nodes):
-            problems.append(
-                f"resources.{method.kind} (branch {branch.name}): {workers.workers} workers with"
-                f" {_amounts(bundle(workers))} each {shortage}; lower resources.{method.kind}, or add nodes"
-            )
-    if problems:
-        raise NoRoomError("\n".join(["the cluster has no room for a trial", *(f"  {problem}" for problem in problems)]))
-
-
-def _shortage(workers: WorkersSpec, nodes: list[dict[str, float]]) -> str | None:
-    """Why the workers do not fit, or None. A worker never spans nodes."""
-    wanted = bundle(workers)
-    # A little more than a whole number, because 1.0 // 0.1 is 9.
-    places = sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()) for node in nodes)
-    if places >= workers.workers:
-        return None
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
-    return f"need {workers.workers} places, and {_amounts(total)} on {len(nodes)} node(s) are {places}"
-
-
-def _amounts(resources: dict[str, float]) -> str:
-    return " + ".join(f"{amount:g} {name}" for name, amount in resources.items())

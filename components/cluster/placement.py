@@ -15,36 +15,56 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.tune import PlacementGroupFactory
 
+from components.cluster.room import bundle
 from components.experiment.spec import WorkersSpec
 
 
-def bundle(workers: WorkersSpec) -> dict[str, float]:
-    """What one worker reserves."""
-    resources = {"CPU": workers.cpus_per_worker}
-    return resources | {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else resources
-
-
 def placement_of(workers: WorkersSpec) -> PlacementGroupFactory:
-    """An empty head (the slot itself costs nothing), then bundle i for worker i."""
-    return PlacementGroupFactory([{}] + [bundle(workers)] * workers.workers, strategy="PACK")
+    """An empty head (the slot itself costs nothing), then bundle i for worker i.
+
+    Ray puts what has an empty head onto the node of the first worker.
+    """
+    return PlacementGroupFactory(
+        [{}] + [bundle(workers)] * workers.workers,
+        strategy=workers.placement.upper(),
+        bundle_label_selector=[workers.node_labels] * workers.workers,
+    )
 
 
 class SlotTrainer(TorchTrainer):  # type: ignore[misc]
     """A Train run whose workers live in the placement group it was started in.
 
-    It goes without two actors that other runs start before their workers: the one that removes the group of a dead
-    controller (Tune does that), and the one that hands out Ray Data (the workers read prepared data themselves). Each
-    is a process: a second or two, where cores are few.
+    It goes without three actors that other runs start before their workers: the one that removes the group of a dead
+    controller (Tune does that), the one that hands out Ray Data (the workers read prepared data themselves), and the one
+    that asks the autoscaler for nodes (the placement group does). Each is a process: a second or two, where cores are few.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         useless = (PlacementGroupCleanerCallback, DatasetsCallback)
         callbacks = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, useless)]
         return [*callbacks, _AdoptPlacementGroup()]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        return super()._initialize_and_run_controller(**settings | {"scaling_policy": _AsPlaced(self.scaling_config)})
+
+
+class _AsPlaced(FixedScalingPolicy):  # type: ignore[misc]
+    """Asks for no nodes.
+
+    The actor that others ask is detached and stands on the node of whoever asked first: that node would never be idle
+    again. And what it asks for holds nodes that fit, whether or not the trial is on them.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Makes no such actor."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """The placement group stands already."""
 
 
 class _AdoptPlacementGroup(ControllerCallback):  # type: ignore[misc]

@@ -5,7 +5,7 @@ Every Tune config is {"trial": {number, branch, varied, spec}}, whichever sample
 
 from __future__ import annotations
 
-import os
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +15,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from components.cluster.moving import Moving, MovingAsha
+from components.cluster.room import Room
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
-from components.experiment.space import Branch, branch_order, sample_trials, trial_spec
-from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
+from components.experiment.space import Branch, branch_order, sample_trials, some_trial, trial_spec
+from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec, WorkersSpec
 
 METRIC, TIME = "eval_loss", "target_tokens"
 
@@ -39,9 +40,32 @@ def searcher(experiment: ExperimentSpec) -> Searcher | None:
     """Optuna's TPE, which learns within each branch from what its trials have shown."""
     if experiment.search.sampler != "tpe":
         return None
-    # With max_concurrent_trials Tune would stage many trials before the first result is in, all of them drawn blindly.
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")
     return OptunaSearch(space=DefineByRun(experiment), metric=METRIC, mode="min", seed=experiment.search.seed)
+
+
+def pending_trials(experiment: ExperimentSpec, room: Room) -> int:
+    """How many trials shall wait for a place at any time. What waits is what the autoscaler sees, so it starts nodes for it.
+
+    Random and grid: so many that, in the planned order, every shape waits as often as the cluster at its largest could hold
+    it, or all of its trials do. Fewer would leave node types asleep while wide trials, which come first, stand in the
+    queue before narrow ones; more would start no further node.
+
+    TPE: a quarter of what the cluster at its largest holds at once, at least one. Every trial that waits was suggested
+    before it had to be, without the results that come in meanwhile. So the cluster is full after four rounds of node
+    starts, and a suggestion misses the results of at most a quarter more trials than run beside it anyway.
+    """
+    shapes = [experiment.resources.of(some_trial(experiment, branch).method) for branch in branch_order(experiment)]
+    most = experiment.search.max_concurrent_trials or len(shapes)
+    at_once = {shape: max(1, min(room.trials_at_once(shape), most)) for shape in set(shapes)}
+    if experiment.search.sampler == "tpe":
+        return max(1, max(at_once.values()) // 4)
+    wanted = {shape: min(count, at_once[shape]) for shape, count in collections.Counter(shapes).items()}
+    waiting: collections.Counter[WorkersSpec] = collections.Counter()
+    for shape in shapes:
+        waiting[shape] += 1
+        if all(waiting[known] >= count for known, count in wanted.items()):
+            break
+    return waiting.total()
 
 
 class DefineByRun:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ray
@@ -14,14 +16,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from components.batches.prepare import PreparedDataset
 from components.cluster.board import Board
 from components.cluster.context import SearchContext, trial_of
+from components.cluster.nodes import room_of_cluster
 from components.cluster.placement import placement_of
 from components.cluster.relay import Emit, Relay, listen
-from components.cluster.sampling import parameter_space, scheduler, searcher
+from components.cluster.sampling import parameter_space, pending_trials, scheduler, searcher
 from components.cluster.slot import Slot
 from components.cluster.stopping import CleanStop, Told
 from components.training.records import TrialHistory
 
 TUNE_FOLDER = "tune"
+PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
 
 
 def run_search(
@@ -76,9 +80,22 @@ def run_search(
                 verbose=0,
             ),
         )
-    with CleanStop(board, told) as stop:
+    with CleanStop(board, told) as stop, _pending(pending_trials(experiment, room_of_cluster())):
         tuner.fit()
     return stop.signal
+
+
+@contextlib.contextmanager
+def _pending(trials: int) -> Iterator[None]:
+    """How many trials Tune lets wait, unless the user has said it; Tune takes it from the environment only."""
+    said = os.environ.get(PENDING)
+    os.environ[PENDING] = said or str(trials)
+    try:
+        yield
+    finally:
+        os.environ.pop(PENDING)
+        if said:
+            os.environ[PENDING] = said
 
 
 def can_resume(folder: Path) -> bool:

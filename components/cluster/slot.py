@@ -20,7 +20,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from components.cluster.board import Answer, Command, Leave
 from components.cluster.context import SearchContext, trial_of
-from components.cluster.placement import SlotTrainer, bundle
+from components.cluster.placement import SlotTrainer
+from components.cluster.room import bundle
 from components.cluster.sampling import METRIC, TIME
 from components.training.checkpoint import at_report
 from components.training.records import Progress

@@ -7,6 +7,7 @@ with equal weights.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,12 +19,16 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as in Kubernetes, so in Ray
+_LABEL_KEY = re.compile(rf"([A-Za-z0-9.-]+/)?{_LABEL}")
+_LABEL_SELECTOR = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))")
 
 
 class Spec(BaseModel):
@@ -173,6 +178,30 @@ class WorkersSpec(Spec):
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = 0.0
+    placement: Literal["pack", "strict_pack", "spread"] = Field(
+        "pack",
+        description="`pack` takes as few nodes as it can; `strict_pack` waits for one node that holds all workers, which"
+        " sharded training wants where nodes are joined slowly; `spread` takes as many nodes as it can.",
+    )
+    node_labels: dict[str, str] = Field(
+        {},
+        description="Labels that the nodes of these workers must have: a value, `!value`, or `in(one, another)`;"
+        " e.g. `{ray.io/market-type: spot}`.",
+    )
+
+    @field_validator("node_labels")
+    @classmethod
+    def _as_ray_reads_them(cls, node_labels: dict[str, str]) -> dict[str, str]:
+        for key, value in node_labels.items():
+            if not _LABEL_KEY.fullmatch(key) or not _LABEL_SELECTOR.fullmatch(value):
+                raise ValueError(
+                    f'"{key}: {value}" is no label: want letters, digits, ".", "_" and "-", the value also as !value or'
+                    " in(one, another)"
+                )
+        return node_labels
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # a dict has no hash of its own
 
 
 class ResourcesSpec(Spec):

@@ -40,7 +40,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from components.batches.prepare import prepare
 from components.cluster.connect import connected
 from components.cluster.context import SearchContext, trial_of
-from components.cluster.placement import bundle
+from components.cluster.room import bundle
 from components.cluster.sampling import parameter_space
 from components.cluster.search import run_search
 from components.conversations.formats import load_chat_format
