@@ -12,80 +12,26 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from components.batches.prepare import prepare
-from components.conversations.formats import load_chat_format
-from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import (
     BatchSpec,
     BudgetSpec,
-    DataSpec,
-    FullMethod,
     LoraMethod,
-    ModelSpec,
     OptimizerSpec,
     ScheduleSpec,
-    TrialSpec,
 )
-from components.models.reference import BaseReference
 from components.training import loss as loss_module
-from components.training import session as session_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.records import Extension, Interim, Progress
-from components.training.run import TrainingData
-from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers
-from tests.toy import letter_tokenizer, tiny_model_directory, toy_conversations, write_messages_jsonl
-
-FULL = TrialSpec(
-    method=FullMethod(),
-    optimizer=OptimizerSpec(learning_rate=1e-2),
-    batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=4),
-    budget=BudgetSpec(epochs=3.0, evaluations=3),
-    precision="fp32",
-)
-LORA = FULL.model_copy(update={"method": LoraMethod(rank=4, alpha=8.0, dropout=0.1)})
-MAX_TOKENS = 128
+from tests.sessions import FULL, LORA, curve, prepared_toy, reports, session, weights
+from tests.toy import letter_tokenizer
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """(model directory, prepared data directory, pad token id): a tiny real model and a few prepared conversations."""
-    folder = tmp_path_factory.mktemp("toy")
-    model = folder / "model"
-    tiny_model_directory(model)
-    write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(24, seed=0))
-    data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.25, max_tokens=MAX_TOKENS)
-    dataset = prepare(data, model_path=model, chat_format_name="auto", storage=folder)
-    chat_format = load_chat_format(load_tokenizer(model), "auto")
-    return model, dataset.directory, chat_format.pad_token_id
-
-
-def session(toy, checkpoints, workers=None):
-    from components.batches.prepare import PreparedDataset
-
-    model, prepared, pad_token_id = toy
-    torch.set_num_threads(1)
-    data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
-    base = BaseReference(model=ModelSpec(path=str(model)), digest="sha256:toy", chat_format="auto")
-    return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, checkpoints)
-
-
-def reports(of, spec, trial_id="trial"):
-    of.start(trial_id, spec)
-    progress = [of.advance()]
-    while not progress[-1].done:
-        progress.append(of.advance())
-    return progress
-
-
-def curve(progress):
-    return [step.loss for report in progress for step in report.steps] + [report.eval_loss for report in progress]
-
-
-def weights(of):
-    return {name: parameter.detach().clone() for name, parameter in of.running.model.named_parameters()}
+    return prepared_toy(tmp_path_factory.mktemp("toy"))
 
 
 def test_losses_of_chunks_are_those_of_whole_logits_and_so_are_their_gradients(monkeypatch):
@@ -360,7 +306,7 @@ def test_isolation_is_tried_once_for_each_loaded_base(toy, tmp_path, monkeypatch
         tried.append(arguments)
         return isolates_packed_rows(*arguments)
 
-    monkeypatch.setattr(session_module, "isolates_packed_rows", counted)
+    monkeypatch.setattr(loss_module, "isolates_packed_rows", counted)
     of = session(toy, tmp_path)
     for spec in (FULL, LORA, FULL, LORA):
         of.start("trial", spec)
@@ -420,7 +366,7 @@ def test_optimizer_tensors_that_share_memory_are_saved_each_on_its_own(tmp_path)
     table = torch.arange(4.0)
     for parameter in model.parameters():
         optimizer.state[parameter] = {"step": torch.tensor(3.0), "qmap1": table}
-    numbers = save_optimizer(optimizer, model, tmp_path)
+    numbers = save_optimizer(optimizer, model, tmp_path, OneWorker())
     fresh = make_optimizer(model, OptimizerSpec(), torch.device("cpu"))
     load_optimizer(fresh, model, tmp_path, numbers)
     assert [state["qmap1"].tolist() for state in fresh.state.values()] == [[0.0, 1.0, 2.0, 3.0]] * 2

@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune import Callback
 
 from components.cluster.context import SearchContext, trial_of
-from components.training.checkpoint import OPTIMIZER_FILE, at_report
+from components.training.checkpoint import at_report, optimizer_files
 from components.training.records import (
     Progress,
     TrialEnded,
@@ -61,7 +61,8 @@ class Listener:
             if best is None or str(folder) != best.checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
-                (folder / OPTIMIZER_FILE).unlink(missing_ok=True)
+                for file in optimizer_files(folder):
+                    file.unlink(missing_ok=True)
 
 
 # Tune pickles its callbacks into the experiment's state; what listens in this process must stay out of that.

@@ -28,6 +28,7 @@ from components.models.adapters import load_adapter, load_adapter_state
 from components.models.digest import model_digest
 from components.models.load import DTYPES, load_base_model, resolve_model, save_config
 from components.models.reference import BASE_FILE, BaseReference
+from components.models.tensor_files import StoredTensors, write_model
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
 WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
@@ -102,7 +103,10 @@ def load_base_of(trained: LoadedModel) -> LoadedModel:
 
 
 def package(checkpoint: Path, directory: Path) -> None:
-    """A checkpoint's files without its optimizer, and all that it needs beside its base model (none, if full)."""
+    """A checkpoint's files without its optimizer, and all that it needs beside its base model (none, if full).
+
+    What several workers wrote is put together, a few weights in memory at a time: a package loads by from_pretrained.
+    """
     directory.mkdir(parents=True)
     for name in (BASE_FILE, SPEC_FILE):
         shutil.copy(checkpoint / name, directory)
@@ -111,8 +115,18 @@ def package(checkpoint: Path, directory: Path) -> None:
     if (checkpoint / ADAPTER).is_dir():
         shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
         return
-    shutil.copytree(checkpoint / WEIGHTS, directory / WEIGHTS)
+    (directory / WEIGHTS).mkdir()
+    if (checkpoint / WEIGHTS / WEIGHTS_FILE).is_file():
+        shutil.copy(checkpoint / WEIGHTS / WEIGHTS_FILE, directory / WEIGHTS)
+    else:
+        stored = weights_of(checkpoint)
+        write_model(((name, stored.whole(name)) for name in stored.names), directory / WEIGHTS)
     save_config(base, directory / WEIGHTS)
+
+
+def weights_of(checkpoint: Path) -> StoredTensors:
+    """Of a full fine-tune, whether one worker wrote them or several. Raises ValueError if they are not whole."""
+    return StoredTensors(sorted((checkpoint / WEIGHTS).glob("*.safetensors")))
 
 
 def default_device() -> torch.device:
@@ -163,12 +177,12 @@ def _whole(directory: Path, named: ModelSpec, device: torch.device) -> PreTraine
 
 def _with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """A checkpoint of a full fine-tune: each weight of its base model, replaced."""
-    tensors = load_file(directory / WEIGHTS / WEIGHTS_FILE)
+    stored = weights_of(directory)
     parameters: dict[str, nn.Parameter] = dict(base.named_parameters())
-    _check_names(directory, sorted(tensors.keys() ^ parameters.keys()))
+    _check_names(directory, sorted(parameters.keys() ^ set(stored.names)))
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(stored.whole(name))
     return base
 
 

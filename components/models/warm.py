@@ -59,14 +59,19 @@ class WarmBase:
             self._bases[self._adapted_quantize] = detach_lora(self._adapted)
             self._adapted = None
         for base in self._bases.values():
-            base.zero_grad(set_to_none=True)
-            if base.is_activation_checkpointing:
-                base.activation_checkpointing_disable()
-            if getattr(base, "_require_grads_hook", None) is not None:
-                base.disable_input_require_grads()
+            forget_training(base)
         if self._dirty:
             assert self._clean is not None
             with torch.no_grad():
                 for name, parameter in self._bases[None].named_parameters():
                     parameter.copy_(self._clean[name])
             self._dirty = False
+
+
+def forget_training(base: PreTrainedModel) -> None:
+    """Takes off what a trial did to a model beside changing its weights."""
+    base.zero_grad(set_to_none=True)
+    if base.is_activation_checkpointing:
+        base.activation_checkpointing_disable()
+    if getattr(base, "_require_grads_hook", None) is not None:
+        base.disable_input_require_grads()

@@ -4,9 +4,11 @@
     base.json               the base model: path, revision, digest; and the chat format
     state.json              counters, data position, what has happened since the last report, the optimizer's plain numbers
     adapter/                LoRA: adapter_config.json and adapter_model.safetensors, as peft reads them
-    weights/model.safetensors   full: every weight, tied ones once
+    weights/                full: model.safetensors with every weight, tied ones once
     optimizer.safetensors   the optimizer's tensors, by parameter name
 
+Of a sharded model each worker writes its own rows of weights and optimizer state, in files that say which
+(components/models/tensor_files.py): model_00001_of_00002_001.safetensors and so on. Any number of workers reads either.
 There is no random state in it: what is random in a step is seeded by (seed, step, worker).
 """
 
@@ -14,20 +16,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from components.models.adapters import load_adapter_state, save_adapter
-from components.models.trained import ADAPTER, WEIGHTS, WEIGHTS_FILE
+from components.models.tensor_files import StoredTensors, write_rows
+from components.models.trained import ADAPTER, WEIGHTS, weights_of
 from components.training.optimizer import trained_parameters
+from components.training.sharding import own_rows
 from components.training.workers import Workers
 
-OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER = "optimizer"
 
 
 def at_report(step: int) -> str:
@@ -59,7 +64,7 @@ def write_together(directory: Path, workers: Workers, fill: Callable[[Path], Non
     workers.barrier()
     if workers.worker_rank == 0:
         for file in scratch.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors lets nobody else read them, and storage is shared
+            file.chmod(0o644)  # peft lets nobody else read them, and storage is shared
         shutil.rmtree(directory, ignore_errors=True)
         scratch.rename(directory)
     workers.barrier()
@@ -69,14 +74,14 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_weights(model: nn.Module, directory: Path) -> None:
-    """adapter/ of a model with adapters, weights/ of any other."""
+def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
+    """This worker's part of adapter/, if the model has adapters, else of weights/."""
     if hasattr(model, "peft_config"):
-        save_adapter(model, directory / ADAPTER)
+        if workers.worker_rank == 0:
+            save_adapter(model, directory / ADAPTER)
         return
-    (directory / WEIGHTS).mkdir()
-    tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    save_file(tensors, directory / WEIGHTS / WEIGHTS_FILE, metadata={"format": "pt"})
+    (directory / WEIGHTS).mkdir(exist_ok=True)
+    _write_own(model.named_parameters(), directory / WEIGHTS, "model", workers)
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
@@ -84,45 +89,72 @@ def load_weights(model: nn.Module, directory: Path) -> None:
     if hasattr(model, "peft_config"):
         load_adapter_state(model, load_file(directory / ADAPTER / "adapter_model.safetensors"))
         return
-    tensors = load_file(directory / WEIGHTS / WEIGHTS_FILE)
+    stored = weights_of(directory)
     parameters = dict(model.named_parameters())
-    if tensors.keys() != parameters.keys():
-        odd = sorted(tensors.keys() ^ parameters.keys())[:5]
-        raise ValueError(f"{directory}: weights of another model; only one side has {', '.join(odd)}")
+    if odd := sorted(parameters.keys() ^ set(stored.names)):
+        raise ValueError(f"{directory}: weights of another model; only one side has {', '.join(odd[:5])}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            own = own_rows(parameter)
+            own.tensor.copy_(stored.rows(name, own.first, own.last))
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path) -> dict[str, dict[str, Any]]:
-    """Writes the tensors; returns the plain numbers for state.json, by parameter name."""
+def save_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path, workers: Workers
+) -> dict[str, dict[str, Any]]:
+    """Writes this worker's part of the tensors; returns the plain numbers for state.json, by parameter name."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
     written: set[int] = set()
     for name, parameter in trained_parameters(model):
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                tensor = value.detach().contiguous()
                 # The 8-bit optimizer has one small table for all parameters; safetensors wants each tensor on its own.
-                tensors[f"{name}/{key}"] = tensor.clone() if tensor.data_ptr() in written else tensor
-                written.add(tensor.data_ptr())
+                tensors[f"{name}/{key}"] = value.clone() if value.data_ptr() in written else value
+                written.add(value.data_ptr())
             else:
                 numbers.setdefault(name, {})[key] = value
-    save_file(tensors, directory / OPTIMIZER_FILE)
+    _write_own(tensors.items(), directory, OPTIMIZER, workers)
     return numbers
 
 
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path, numbers: dict[str, dict[str, Any]]
 ) -> None:
-    tensors = load_file(directory / OPTIMIZER_FILE)
-    by_parameter: dict[str, dict[str, Any]] = {name: dict(plain) for name, plain in numbers.items()}
-    for path, tensor in tensors.items():
+    stored = StoredTensors(optimizer_files(directory))
+    keys: dict[str, list[str]] = {}
+    for path in stored.names:
         name, _, key = path.rpartition("/")
-        by_parameter.setdefault(name, {})[key] = tensor
+        keys.setdefault(name, []).append(key)
     for name, parameter in trained_parameters(model):
-        state = by_parameter.get(name, {})
-        # A step counter stays where the optimizer made it (fused AdamW wants it beside the parameter).
-        optimizer.state[parameter] = {
-            key: value.to(parameter.device) if isinstance(value, Tensor) else value for key, value in state.items()
-        }
+        state = {key: _state_of(parameter, stored, f"{name}/{key}") for key in keys.get(name, [])}
+        optimizer.state[parameter] = {**numbers.get(name, {}), **state}
+
+
+def optimizer_files(directory: Path) -> list[Path]:
+    """Of a checkpoint; whoever will not resume it can do without them."""
+    return sorted(directory.glob(f"{OPTIMIZER}*.safetensors"))
+
+
+def _write_own(named: Iterable[tuple[str, Tensor]], directory: Path, stem: str, workers: Workers) -> None:
+    """Of what is sharded every worker writes its rows; all else is the same on all, and the first one writes it."""
+    first = workers.worker_rank == 0
+    rows = ((name, own_rows(tensor)) for name, tensor in named if first or isinstance(tensor, DTensor))
+    if workers.parallel == "fsdp":
+        some = ((name, own) for name, own in rows if own.first < own.last)
+        write_rows(some, directory, stem, writer=workers.worker_rank, writers=workers.count)
+    elif first:
+        write_rows(rows, directory, stem)
+
+
+def _state_of(parameter: Tensor, stored: StoredTensors, path: str) -> Tensor:
+    """An optimizer's tensor of a parameter, on its device: sharded like it, if it is as large as it, else whole."""
+    if stored.shape(path) != list(parameter.shape):
+        return stored.whole(path).to(parameter.device)
+    own = own_rows(parameter)
+    rows = stored.rows(path, own.first, own.last)
+    if not isinstance(parameter, DTensor):
+        return rows.to(parameter.device)
+    state = torch.zeros_like(parameter, dtype=rows.dtype, requires_grad=False)
+    own_rows(state).tensor.copy_(rows)
+    return state

@@ -33,12 +33,18 @@ def conversation_losses(
     length as fit into rows_per_batch x max_tokens tokens, padding included.
     """
     by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
-    mine = by_length[workers.worker_rank :: workers.count]
+    most_tokens = rows_per_batch * max_tokens
+    shares = [
+        list(_batches(store.lengths, by_length[rank :: workers.count], most_tokens)) for rank in range(workers.count)
+    ]
+    mine = shares[workers.worker_rank]
+    # Where a model is sharded, no worker can compute alone: who has fewer batches goes along with empty ones.
+    mine += [[]] * (max(map(len, shares)) - len(mine))
     was_training = scored.training
     scored.eval()
     losses = []
     with torch.no_grad():
-        for rows in _batches(store.lengths, mine, rows_per_batch * max_tokens):
+        for rows in mine:
             losses.extend(_batch_losses(scored, store, rows, workers, pad_token_id))
     scored.train(was_training)
     return losses
@@ -84,6 +90,8 @@ def _batch_losses(
 ) -> list[ConversationLoss]:
     batch = collate(store, rows, pad_token_id).to(workers.device)
     losses_N, (rows_N, columns_N) = scored.losses(batch)
+    if not rows:
+        return []
     weighted_N = (losses_N * batch.weights_BT[rows_N, columns_N]).double().tolist()
     segments_N = batch.segment_ids_BT[rows_N, columns_N].tolist()
     sums: dict[int, tuple[float, int]] = {index: (0.0, 0) for row in rows for index in row}

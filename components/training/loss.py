@@ -46,8 +46,9 @@ def _chunk_losses(head: nn.Module, hidden_nH: Tensor, labels_n: Tensor) -> Tenso
 class ScoredModel(nn.Module):
     """A causal LM (with or without adapters) that answers with losses instead of logits.
 
-    A module of its own, so that DistributedDataParallel can wrap all of it. Where a model does more to its logits than
-    its head says (soft caps, scales), the probe in __init__ sees it and the whole logits are used instead.
+    A module of its own, so that DistributedDataParallel can wrap all of it, and FSDP be told what its forward passes are:
+    forward, losses and isolates_packed_rows, and nothing else may use the weights of a sharded model. Where a model does
+    more to its logits than its head says (soft caps, scales), a probe sees it and the whole logits are used instead.
     """
 
     def __init__(self, model: nn.Module, *, precision: str, attention: str, device: torch.device) -> None:
@@ -60,11 +61,12 @@ class ScoredModel(nn.Module):
         base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
         # Kept out of the module tree: they are parts of `model` already, and must not be registered twice.
         self._parts = (base.get_decoder(), base.get_output_embeddings())
-        self.head_is_all = self._head_is_all(device)
+        self.device = device
+        self.head_is_all: bool | None = None  # found out in the first pass, in which a sharded model is together
 
     def forward(self, batch: Batch) -> Tensor:
         """Weighted loss summed over the batch's targets, in nats; a scalar that always carries a gradient."""
-        losses_N, (rows_N, columns_N) = self.losses(batch)
+        losses_N, (rows_N, columns_N) = self._losses(batch)
         return (losses_N * batch.weights_BT[rows_N, columns_N]).sum()
 
     def losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -72,6 +74,14 @@ class ScoredModel(nn.Module):
 
         A batch without a target answers with one position of weight 0: every worker must take part in the backward pass.
         """
+        return self._losses(batch)
+
+    def isolates_packed_rows(self) -> bool:
+        return isolates_packed_rows(self.model, self.attention, self.device)
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if self.head_is_all is None:
+            self.head_is_all = self._head_is_all()
         rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
         labels_N = batch.labels_BT[rows_N, columns_N]
         if len(rows_N) == 0:
@@ -89,12 +99,12 @@ class ScoredModel(nn.Module):
             return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
 
     @torch.no_grad()
-    def _head_is_all(self, device: torch.device) -> bool:
+    def _head_is_all(self) -> bool:
         """Whether head(decoder(x)) is what the model itself answers, tried on a few tokens."""
         decoder, head = self._parts
         if decoder is None or head is None or decoder is self.model:
             return False
-        token_ids_BT = torch.arange(4, device=device)[None]
+        token_ids_BT = torch.arange(4, device=self.device)[None]
         was_training = self.model.training
         self.model.eval()
         logits_BTV = self.model(input_ids=token_ids_BT, use_cache=False).logits

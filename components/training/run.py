@@ -5,7 +5,6 @@ It knows Workers, not Ray. Whoever drives it calls `advance()` again and again, 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -15,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
 
 from components.batches.batch import Batch
 from components.batches.collate import collate
@@ -37,6 +33,7 @@ from components.training.checkpoint import (
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from components.training.parallel import shared
 from components.training.records import Extension, Progress, StepMetrics, budget_at
 from components.training.workers import Workers
 
@@ -94,23 +91,21 @@ class TrialRun:
     def __init__(
         self,
         spec: TrialSpec,
-        model: nn.Module,
+        scored: ScoredModel,
         data: TrainingData,
         workers: Workers,
         base: BaseReference,
-        *,
-        attention: str,
     ) -> None:
-        self.spec, self.model, self.data, self.workers, self.base = spec, model, data, workers, base
+        self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
         self.train_store, self.eval_store = data.dataset.train, data.dataset.eval
         self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
         self.budget = self.planned  # more, once somebody has extended the trial
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
         self.counters, self.stretch = Counters(), Stretch()
-        self.scored = ScoredModel(model, precision=spec.precision, attention=attention, device=workers.device)
-        self.parallel = self._parallel()
-        self.optimizer = make_optimizer(model, spec.optimizer, workers.device)
+        self.model = scored.model
+        self.shared = shared(scored, workers)
+        self.optimizer = make_optimizer(self.model, spec.optimizer, workers.device)
 
     @property
     def done(self) -> bool:
@@ -153,13 +148,9 @@ class TrialRun:
         load_weights(self.model, directory)
         load_optimizer(self.optimizer, self.model, directory, state["optimizer"])
         self.counters = Counters(**state["counters"])
-        self.stretch = Stretch.of(state["stretch"])
+        # Earlier versions wrote checkpoints at reports only, where nothing has happened since.
+        self.stretch = Stretch.of(state["stretch"]) if "stretch" in state else Stretch()
         self.position = Position(**state["position"])
-
-    def _parallel(self) -> nn.Module:
-        if self.workers.count == 1:
-            return self.scored
-        return DistributedDataParallel(self.scored, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _anybody(self, interrupted: Callable[[], bool]) -> bool:
         """A notice reaches one worker sooner than another; they must leave the loop after the same step."""
@@ -173,7 +164,7 @@ class TrialRun:
         batches = self._next_batches()
         num_targets, num_tokens = self._sizes(batches)
         (loss_sum,) = self.workers.sum([self._backward(batches, num_targets)])
-        grad_norm = float(clip_grad_norm_(self.model.parameters(), self.spec.optimizer.max_grad_norm))
+        grad_norm = self.shared.clip_gradients(self.spec.optimizer.max_grad_norm)
         loss = loss_sum / num_targets
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}; lower optimizer.learning_rate")
@@ -223,19 +214,10 @@ class TrialRun:
 
     def _backward(self, batches: list[Batch], num_targets: int) -> float:
         """Accumulates the gradient of (loss summed over all workers / num_targets). Returns this worker's loss sum."""
-        loss_sum = 0.0
-        for number, batch in enumerate(batches, start=1):
-            with self._no_sync() if number < len(batches) else contextlib.nullcontext():
-                loss = self.parallel(batch)
-                # DDP averages gradients over workers; x count turns that mean back into a sum.
-                (loss * self.workers.count / num_targets).backward()
-            loss_sum += float(loss.detach())
-        return loss_sum
-
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.parallel, DistributedDataParallel):
-            return self.parallel.no_sync()
-        return contextlib.nullcontext()
+        return sum(
+            self.shared.backward(batch, 1 / num_targets, is_last=number == len(batches))
+            for number, batch in enumerate(batches, start=1)
+        )
 
     def _evaluate(self) -> tuple[float, int]:
         eval_loss, num_targets = evaluate(
@@ -269,13 +251,13 @@ class TrialRun:
         )
 
     def _write(self, directory: Path) -> None:
-        """This worker's files of a checkpoint: all are the first worker's, for each holds the same."""
+        """This worker's files of a checkpoint."""
+        save_weights(self.model, directory, self.workers)
+        numbers = save_optimizer(self.optimizer, self.model, directory, self.workers)
         if self.workers.worker_rank > 0:
             return
         (directory / SPEC_FILE).write_text(self.spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
         self.base.write(directory)
-        save_weights(self.model, directory)
-        numbers = save_optimizer(self.optimizer, self.model, directory)
         state = {
             "counters": asdict(self.counters),
             "stretch": self.stretch.plain(),

@@ -12,9 +12,10 @@ from components.models.load import load_base_model
 from components.models.reference import BaseReference
 from components.models.warm import Quantize, WarmBase
 from components.training.checkpoint import at_report, between_reports, load_weights
-from components.training.loss import isolates_packed_rows
+from components.training.loss import ScoredModel
 from components.training.records import Extension, Interim, Progress
 from components.training.run import TrainingData, TrialRun, never
+from components.training.sharding import ShardedBase
 from components.training.workers import Workers
 
 
@@ -26,13 +27,15 @@ class Session:
     ) -> None:
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = WarmBase(lambda quantize: load_base_model(model, device=workers.device, quantize=quantize))
+        self.sharded = ShardedBase(lambda: load_base_model(model), workers, attention=model.attention)
         self.run: TrialRun | None = None
         self.trial_id = ""
         self._isolates: dict[Quantize, bool] = {}
 
     def warm_up(self) -> None:
         """Loads the base model; without it the first trial waits for that."""
-        self.warm.load(None)
+        if self.workers.parallel == "ddp":
+            self.warm.load(None)
 
     def start(self, trial_id: str, spec: TrialSpec, warm_from: Path | None = None) -> None:
         """A clean model for a new trial; the one before leaves no trace. Raises ValueError for an impossible spec.
@@ -41,13 +44,13 @@ class Session:
         """
         self.run = None  # frees the old optimizer before the new one is made
         self.trial_id = trial_id
-        model = self.warm.begin(spec.method, spec.seed)
+        scored = self._clean_model(spec)
         if spec.batch.packing:
-            self._assert_isolation(model, spec)
-        set_gradient_checkpointing(model, spec)
+            self._assert_isolation(scored, spec)
+        set_gradient_checkpointing(scored.model, spec)
         if warm_from is not None:
-            load_weights(model, warm_from)
-        self.run = TrialRun(spec, model, self.data, self.workers, self.base, attention=self.model.attention)
+            load_weights(scored.model, warm_from)
+        self.run = TrialRun(spec, scored, self.data, self.workers, self.base)
 
     def advance(
         self, interrupted: Callable[[], bool] = never, extensions: Sequence[Extension] = ()
@@ -73,11 +76,18 @@ class Session:
     def load(self, directory: Path) -> None:
         self.running.load(directory)
 
-    def _assert_isolation(self, model: nn.Module, spec: TrialSpec) -> None:
+    def _clean_model(self, spec: TrialSpec) -> ScoredModel:
+        if self.workers.parallel == "fsdp":
+            return self.sharded.begin(spec.precision)
+        model = self.warm.begin(spec.method, spec.seed)
+        attention, device = self.model.attention, self.workers.device
+        return ScoredModel(model, precision=spec.precision, attention=attention, device=device)
+
+    def _assert_isolation(self, scored: ScoredModel, spec: TrialSpec) -> None:
         """Tried once for each loaded base: conversations that share a row must not see each other."""
         quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
         if quantize not in self._isolates:
-            self._isolates[quantize] = isolates_packed_rows(model, self.model.attention, self.workers.device)
+            self._isolates[quantize] = scored.isolates_packed_rows()
         if not self._isolates[quantize]:
             raise ValueError(
                 f"model.path={self.model.path}: with model.attention={self.model.attention} it lets packed conversations see"

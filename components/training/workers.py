@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.distributed as dist
 
+Parallel = Literal["ddp", "fsdp"]
+
 
 class Workers(Protocol):
-    """`count` processes train one trial together; this is the one called `worker_rank`."""
+    """`count` processes train one trial together; this is the one called `worker_rank`.
+
+    Under `ddp` each has the whole model, under `fsdp` a share of it; with `cpu_offload` that share waits in CPU memory.
+    """
 
     worker_rank: int
     count: int
     device: torch.device
+    parallel: Parallel
+    cpu_offload: bool
 
     def sum(self, values: list[float]) -> list[float]:
         """Each value added up over all workers, in float64; every worker gets the same answer."""
@@ -28,6 +35,8 @@ class OneWorker:
     """A process on its own."""
 
     worker_rank, count = 0, 1
+    parallel: Parallel = "ddp"
+    cpu_offload = False
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
@@ -42,8 +51,9 @@ class OneWorker:
 class TorchWorkers:
     """The default process group: gloo on CPU, NCCL on GPUs. Somebody else (Ray Train, a test) has initialised it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, parallel: Parallel = "ddp", cpu_offload: bool = False) -> None:
         self.worker_rank, self.count, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.parallel, self.cpu_offload = parallel, cpu_offload
 
     def sum(self, values: list[float]) -> list[float]:
         totals = torch.tensor(values, dtype=torch.float64, device=self.device)

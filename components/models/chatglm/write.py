@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GlmConfig
 
 from components.models.chatglm.config import original_config
 from components.models.chatglm.keys import FREQUENCIES, frequencies, original_tensors
 from components.models.chatglm.recognize import is_original, read_config
+from components.models.tensor_files import write_model
 
 COPIED = ("*.py", "tokenizer.model", "tokenizer_config.json", "*LICENSE*")
 SHARD_BYTES = 2 * 10**9  # the published checkpoints have shards of this size
@@ -39,7 +39,7 @@ def write_original(
     """
     target.mkdir(parents=True, exist_ok=True)
     original = base if base is not None and is_original(base) else None
-    _write_shards(_tensors(weights, config, dtype), target, shard_bytes)
+    write_model(_tensors(weights, config, dtype), target, most_bytes=shard_bytes)
     written = original_config(config, read_config(original) if original else {})
     if dtype is not None:
         written["torch_dtype"] = str(dtype).removeprefix("torch.")
@@ -53,37 +53,6 @@ def _tensors(
     for key, tensor in original_tensors(weights):
         yield key, tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
     yield FREQUENCIES, frequencies(config)
-
-
-def _write_shards(tensors: Iterator[tuple[str, Tensor]], target: Path, shard_bytes: int) -> None:
-    """One shard at a time in memory; their names say how many there are, so they get them at the end."""
-    shards: list[list[str]] = []
-    size = 0
-    for number, shard in enumerate(_grouped(tensors, shard_bytes)):
-        save_file(shard, target / f"part-{number}.safetensors", {"format": "pt"})
-        shards.append(list(shard))
-        size += sum(tensor.nbytes for tensor in shard.values())
-    weight_map: dict[str, str] = {}
-    for number, keys in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (target / f"part-{number}.safetensors").rename(target / file).chmod(
-            0o644
-        )  # safetensors keeps it for its writer
-        weight_map |= dict.fromkeys(keys, file)
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _grouped(tensors: Iterator[tuple[str, Tensor]], most_bytes: int) -> Iterator[dict[str, Tensor]]:
-    group: dict[str, Tensor] = {}
-    size = 0
-    for key, tensor in tensors:
-        if group and size + tensor.nbytes > most_bytes:
-            yield group
-            group, size = {}, 0
-        group[key] = tensor
-        size += tensor.nbytes
-    yield group
 
 
 def _copy(base: Path, target: Path) -> list[str]:

@@ -1,0 +1,147 @@
+"""Tensors on disk, in safetensors files that anybody can open.
+
+Whoever trains a share of a model writes a share of it: some rows of each tensor. Such a file says in its metadata which
+rows they are, {"rows": {name: [first row, rows of the whole tensor]}}; a file without that holds whole tensors. Any
+number of readers can take the rows they want out of the files that any number of writers left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+BYTES_AT_ONCE = 2 * 10**9  # of a file, and so of what lies in memory while it is written
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows from `first` on of a tensor that has `total` of them. A number (no dimension) counts as one row."""
+
+    tensor: Tensor
+    first: int
+    total: int
+
+    @classmethod
+    def all(cls, tensor: Tensor) -> Rows:
+        length = len(tensor) if tensor.dim() else 1
+        return cls(tensor, 0, length)
+
+    @property
+    def last(self) -> int:
+        """The one behind the last."""
+        return self.first + (len(self.tensor) if self.tensor.dim() else 1)
+
+
+def write_rows(
+    named: Iterable[tuple[str, Rows]], directory: Path, stem: str, *, writer: int = 0, writers: int = 1
+) -> None:
+    """STEM.safetensors, or of several writers each its own: STEM_00001_of_00002_001.safetensors and so on."""
+    if writers == 1:
+        _save(dict(named), directory / f"{stem}.safetensors")
+        return
+    for part, group in enumerate(_grouped(named, BYTES_AT_ONCE), start=1):
+        _save(group, directory / f"{stem}_{writer + 1:05d}_of_{writers:05d}_{part:03d}.safetensors")
+
+
+class StoredTensors:
+    """What write_rows left in some files, whoever wrote it. Nothing stays in memory, or mapped, of what is read."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Raises ValueError if rows are missing, and SafetensorError if a file is damaged."""
+        self._places: dict[str, list[tuple[int, int, Path]]] = {}
+        self._shapes: dict[str, list[int]] = {}
+        self._totals: dict[str, int] = {}
+        for file in files:
+            self._look_into(file)
+        for name, places in self._places.items():
+            places.sort()
+            if [first for first, _, _ in places] + [self._totals[name]] != [0] + [last for _, last, _ in places]:
+                raise ValueError(
+                    f"{files[0].parent}: rows of {name} are missing; a file of another worker is not there"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
+
+    def shape(self, name: str) -> list[int]:
+        return [self._totals[name], *self._shapes[name][1:]] if self._shapes[name] else []
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Rows [first, last)."""
+        parts = [
+            _read(file, name, max(first, start) - start, min(last, stop) - start)
+            for start, stop, file in self._places[name]
+            if start < last and first < stop
+        ]
+        if not parts:
+            _, _, file = self._places[name][0]
+            return _read(file, name, 0, 0)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def whole(self, name: str) -> Tensor:
+        return self.rows(name, 0, self._totals[name])
+
+    def _look_into(self, file: Path) -> None:
+        with safe_open(file, framework="pt") as opened:
+            rows = json.loads((opened.metadata() or {}).get("rows", "{}"))
+            names = opened.keys()
+            for name in names:
+                shape = opened.get_slice(name).get_shape()
+                length = shape[0] if shape else 1
+                first, total = rows.get(name, [0, length])
+                self._places.setdefault(name, []).append((first, first + length, file))
+                self._shapes[name], self._totals[name] = shape, total
+
+
+def write_model(tensors: Iterable[tuple[str, Tensor]], directory: Path, *, most_bytes: int = BYTES_AT_ONCE) -> None:
+    """Whole tensors in files with an index, as AutoModelForCausalLM loads them. One file's worth is in memory at a time."""
+    files: list[list[str]] = []
+    total_bytes = 0
+    for number, group in enumerate(_grouped(((name, Rows.all(tensor)) for name, tensor in tensors), most_bytes)):
+        _save(group, directory / f"part-{number}.safetensors")
+        files.append(list(group))
+        total_bytes += sum(rows.tensor.nbytes for rows in group.values())
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(files):  # how many there are is part of their names
+        file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        (directory / f"part-{number}.safetensors").rename(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _grouped(named: Iterable[tuple[str, Rows]], most_bytes: int) -> Iterator[dict[str, Rows]]:
+    group: dict[str, Rows] = {}
+    size = 0
+    for name, rows in named:
+        if group and size + rows.tensor.nbytes > most_bytes:
+            yield group
+            group, size = {}, 0
+        group[name] = rows
+        size += rows.tensor.nbytes
+    yield group
+
+
+def _save(group: dict[str, Rows], file: Path) -> None:
+    tensors = {name: rows.tensor.detach().cpu().contiguous() for name, rows in group.items()}
+    parts = {
+        name: [rows.first, rows.total] for name, rows in group.items() if (rows.first, rows.last) != (0, rows.total)
+    }
+    save_file(tensors, file, {"format": "pt"} | ({"rows": json.dumps(parts)} if parts else {}))
+    file.chmod(0o644)  # safetensors keeps it for its writer
+
+
+def _read(file: Path, name: str, first: int, last: int) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        stored = opened.get_slice(name)
+        tensor: Tensor = stored[first:last] if stored.get_shape() else opened.get_tensor(name)
+    return tensor
