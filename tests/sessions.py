@@ -18,6 +18,7 @@ from components.experiment.spec import (
     TrialSpec,
 )
 from components.models.reference import BaseReference
+from components.storage.folder import folder_at
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker
@@ -40,7 +41,7 @@ def prepared_toy(folder: Path):
     tiny_model_directory(model)
     write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(24, seed=0))
     data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.25, max_tokens=MAX_TOKENS)
-    dataset = prepare(data, model_path=model, chat_format_name="auto", storage=folder)
+    dataset = prepare(data, model_path=model, chat_format_name="auto", storage=folder_at(folder))
     chat_format = load_chat_format(load_tokenizer(model), "auto")
     return model, dataset.directory, chat_format.pad_token_id
 
@@ -50,7 +51,7 @@ def session(toy, checkpoints, workers=None):
     torch.set_num_threads(1)
     data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
     base = BaseReference(model=ModelSpec(path=str(model)), digest="sha256:toy", chat_format="auto")
-    return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, checkpoints)
+    return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, folder_at(checkpoints))
 
 
 def reports(of, spec, trial_id="trial"):

@@ -21,6 +21,7 @@ from components.batches.store import ROWS_PER_CHUNK, Entry, TokenStore, write_st
 from components.conversations.messages import Conversation
 from components.conversations.rendered import RenderedConversation
 from components.experiment.spec import BatchSpec, DataSpec
+from components.storage.folder import folder_at
 from components.training.evaluate import conversation_losses
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
@@ -228,7 +229,7 @@ def prepared(folder, tokenizer, *, chat_format="auto", processes=1, **data):
         DataSpec(**{"train": str(folder / "train.jsonl"), "max_tokens": 128, **data}),
         model_path=tokenizer,
         chat_format_name=chat_format,
-        storage=folder / "storage",
+        storage=folder_at(folder / "storage"),
         processes=processes,
     )
 
@@ -241,13 +242,13 @@ def contents(store):
 def test_data_is_prepared_once_and_found_again(tmp_path, tokenizer):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(20))
     first = prepared(tmp_path, tokenizer)
-    files = {path: path.stat().st_mtime_ns for path in first.directory.iterdir()}
+    files = {path: path.stat().st_mtime_ns for path in first.directory.local().iterdir()}
     second = prepared(tmp_path, tokenizer)
     assert (first.reused, second.reused) == (False, True)
     assert (first.directory, first.counts, first.train_digest) == (second.directory, second.counts, second.train_digest)
-    assert {path: path.stat().st_mtime_ns for path in first.directory.iterdir()} == files
+    assert {path: path.stat().st_mtime_ns for path in first.directory.local().iterdir()} == files
     assert {path.name for path in files} == {"manifest.json", "train.arrow", "eval.arrow"}
-    assert first.directory == tmp_path / "storage" / "prepared" / first.digest
+    assert first.directory == folder_at(tmp_path / "storage" / "prepared" / first.digest)
 
 
 def test_of_two_that_prepare_the_same_data_at_once_the_slower_takes_what_the_faster_left(
@@ -265,7 +266,7 @@ def test_of_two_that_prepare_the_same_data_at_once_the_slower_takes_what_the_fas
     slower = prepared(tmp_path, tokenizer)
     assert slower.directory == faster[0].directory
     assert contents(slower.train) == contents(faster[0].train)
-    assert [path.name for path in slower.directory.parent.iterdir()] == [slower.digest]
+    assert slower.directory.parent.names() == [slower.digest]
 
 
 def test_whatever_changes_a_token_changes_the_digest(tmp_path, tokenizer):

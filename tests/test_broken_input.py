@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from components.storage.folder import folder_at
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import tune
 from workflows.opening import lock_search
@@ -160,9 +161,12 @@ def test_a_storage_that_cannot_be_written(place, capsys):
 
 
 def test_a_search_that_another_driver_is_running_cannot_be_resumed(tmp_path):
-    with lock_search(tmp_path), pytest.raises(ValueError, match=f"--resume {tmp_path.name}: that search is running"):
-        lock_search(tmp_path)
-    lock_search(tmp_path).close()
+    with (
+        lock_search(folder_at(tmp_path)),
+        pytest.raises(ValueError, match=f"--resume {tmp_path.name}: that search is running"),
+    ):
+        lock_search(folder_at(tmp_path))
+    lock_search(folder_at(tmp_path)).close()
 
 
 @pytest.mark.ray

@@ -30,6 +30,7 @@ from components.models.digest import model_digest
 from components.models.export import adapted, exportable, merged
 from components.models.reference import BaseReference
 from components.models.trained import load_trained, package
+from components.storage.folder import folder_at
 from components.training.generate import generate_reply
 from components.training.run import TrainingData
 from components.training.session import Session
@@ -75,17 +76,17 @@ def packages(tiny, tmp_path_factory):
     """A package of each method, by its name, and the reports of their training."""
     folder = tmp_path_factory.mktemp("trained")
     data = DataSpec(train=QUICKSTART, eval_fraction=0.2, max_tokens=MAX_TOKENS)
-    prepared = prepare(data, model_path=tiny, chat_format_name="auto", storage=folder, processes=1)
+    prepared = prepare(data, model_path=tiny, chat_format_name="auto", storage=folder_at(folder), processes=1)
     pad = load_chat_format(load_tokenizer(tiny)).pad_token_id
     training = TrainingData(dataset=PreparedDataset.open(prepared.directory), max_tokens=MAX_TOKENS, pad_token_id=pad)
     model = ModelSpec(path=str(tiny))
     base = BaseReference(model=model, digest=model_digest(tiny), chat_format="auto")
-    session = Session(model, training, OneWorker(), base, folder / "checkpoints")
+    session = Session(model, training, OneWorker(), base, folder_at(folder / "checkpoints"))
     made = {}
     for name, spec in METHODS.items():
         session.start(name, spec)
         progress = session.advance()
-        package(session.checkpoints / name / f"step_{progress.step:06d}", folder / name)
+        package(folder_at(progress.checkpoint).local(), folder / name)
         made[name] = (folder / name, progress)
     return made
 
@@ -110,7 +111,7 @@ def test_a_package_scores_after_loading_what_it_scored_in_training(packages, met
     loaded = load_trained(directory)
     scored = ScoredModel(loaded.model, precision="fp32", attention="sdpa", device=loaded.device)
     prepared = next((directory.parent / "prepared").iterdir())
-    store = PreparedDataset.open(prepared).eval
+    store = PreparedDataset.open(folder_at(prepared)).eval
     loss, _ = evaluate(scored, store, OneWorker(), max_tokens=MAX_TOKENS, rows_per_batch=4, pad_token_id=0)
     assert loss == pytest.approx(progress.eval_loss, abs=1e-5)
     assert loaded.chat_format.name == "chatglm3"

@@ -3,12 +3,13 @@
 import pytest
 
 from components.cluster.slot import resume_point
+from components.storage.folder import folder_at
 
 
 def folder_with(tmp_path, *names):
     for name in names:
         (tmp_path / name).mkdir()
-    return tmp_path
+    return folder_at(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -109,14 +109,14 @@ def test_unequal_trials_share_one_search_and_all_end(plain):
 
 def test_a_slot_serves_trial_after_trial(plain):
     context, _ = plain
-    slots = list((context.folder / "slots").glob("slot-*"))
+    slots = list((context.folder / "slots").path.glob("slot-*"))
     assert len(slots) < 6
 
 
 def test_an_ended_trial_keeps_the_weights_of_its_best_checkpoint_only(plain):
     context, records = plain
     for trial_id, history in fold(records).items():
-        (folder,) = (context.checkpoints / trial_id).glob("step_*")
+        (folder,) = (context.checkpoints / trial_id).path.glob("step_*")
         assert str(folder) == history.best.checkpoint
         assert not (folder / "optimizer.safetensors").exists()
 

@@ -12,6 +12,7 @@ import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
+from components.storage.folder import folder_at
 from components.tracking.journal import Journal, searches_in
 from components.training.records import fold
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
@@ -103,7 +104,7 @@ def test_every_trial_is_a_child_run_of_the_search_with_all_its_metrics(place, se
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{searched['run_id']}'")
     losses = {run.data.tags["turnwise.trial_id"]: run.data.metrics["eval/loss"] for run in children}
     assert losses.keys() == {trial["trial_id"] for trial in searched["trials"]}
-    histories = fold(Journal(Path(searched["folder"])).read())
+    histories = fold(Journal(folder_at(searched["folder"])).read())
     assert losses == {trial_id: history.reports[-1].eval_loss for trial_id, history in histories.items()}
     for run in children:
         steps = client.get_metric_history(run.info.run_id, "train/step_loss")
@@ -160,7 +161,7 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    (manifest,) = searches_in(folder / "runs" / "toy")
+    (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     assert not manifest.finished
     summary = summary_of(ran(folder, "tune", "toy.yaml", "--resume", "--json"))
     assert summary["search_id"] == manifest.search_id

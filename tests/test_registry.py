@@ -271,7 +271,7 @@ def proof_request(trials, incumbent):
     return ProofRequest(
         model=trials.folder,
         incumbent=incumbent,
-        eval_store=trials.dataset.directory / "eval.arrow",
+        eval_store=trials.dataset.eval.path,
         max_tokens=MAX_TOKENS,
         rows_per_batch=4,
         probes=(),

@@ -11,6 +11,7 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
 from components.experiment.spec import BatchSpec, OptimizerSpec
+from components.storage.folder import folder_at
 from components.training.workers import TorchWorkers
 from tests.sessions import FULL, curve, prepared_toy, reports, session
 
@@ -49,7 +50,7 @@ def one_report(of, spec, trial_id, resume_from=None):
     """The trial's next report and its checkpoint's folder."""
     of.start(trial_id, spec)
     if resume_from is not None:
-        of.load(resume_from)
+        of.load(folder_at(resume_from))
     report = of.advance()
     return report, Path(report.checkpoint)
 
@@ -122,4 +123,4 @@ def test_a_checkpoint_without_one_workers_rows_is_refused(toy, tmp_path, two):
     of = session(toy, tmp_path)
     of.start("trial", FULL)
     with pytest.raises(ValueError, match=r"weights: rows of .* are missing; a file of another worker is not there"):
-        of.load(tmp_path / "step")
+        of.load(folder_at(tmp_path / "step"))

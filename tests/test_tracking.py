@@ -25,7 +25,8 @@ from components.experiment.spec import (
     TrackingSpec,
     TrialSpec,
 )
-from components.tracking.journal import Journal, SearchManifest, searches_in
+from components.storage.folder import folder_at
+from components.tracking.journal import JOURNAL, Journal, SearchManifest, searches_in
 from components.tracking.mirror import Mirror
 from components.tracking.runs import SearchRuns
 from components.tracking.store import check_tracking, download_version, open_store, tracking_uri, without_secrets
@@ -171,51 +172,51 @@ def connection(uri, name, search_id="search-1"):
 
 def test_what_was_written_is_read_back_numbers_that_are_not_finite_included(tmp_path):
     records = [*ONE_TRIAL, progressed("t1", last=5, eval_loss=math.inf, loss=math.nan, at=130.0)]
-    journal = Journal(tmp_path)
+    journal = Journal(folder_at(tmp_path))
     for record in records:
         journal.append(record)
-    read = Journal(tmp_path).read()
+    read = Journal(folder_at(tmp_path)).read()
     assert [str(record) for record in read] == [str(record) for record in records]  # nan is not equal to itself
     assert read[:4] == ONE_TRIAL
 
 
 def test_a_journal_that_does_not_exist_yet_is_empty(tmp_path):
-    assert Journal(tmp_path / "new").read() == []
+    assert Journal(folder_at(tmp_path / "new")).read() == []
 
 
 def test_each_record_is_forced_to_disk_before_append_returns(tmp_path, monkeypatch):
-    journal, forced, fsync = Journal(tmp_path), [], os.fsync
+    journal, forced, fsync = Journal(folder_at(tmp_path)), [], os.fsync
 
     def spy(descriptor):
         fsync(descriptor)
-        forced.append((os.fstat(descriptor).st_ino, journal.path.read_bytes().count(b"\n")))
+        forced.append((os.fstat(descriptor).st_ino, (tmp_path / JOURNAL).read_bytes().count(b"\n")))
 
     monkeypatch.setattr(os, "fsync", spy)
     for record in ONE_TRIAL:
         journal.append(record)
-    inode = journal.path.stat().st_ino
+    inode = (tmp_path / JOURNAL).stat().st_ino
     assert [lines for file, lines in forced if file == inode] == [1, 2, 3, 4]
     assert forced[0] == (tmp_path.stat().st_ino, 0)  # and the new file's name, before all
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"event":"ended","trial_id":"t1"', ended().model_dump_json().encode()])
 def test_a_line_torn_by_a_kill_is_left_out_and_the_next_record_is_not_glued_to_it(tmp_path, torn):
-    journal = Journal(tmp_path)
+    journal = Journal(folder_at(tmp_path))
     journal.append(ONE_TRIAL[0])
     journal.close()
-    with journal.path.open("ab") as file:
+    with (tmp_path / JOURNAL).open("ab") as file:
         file.write(torn)
-    resumed = Journal(tmp_path)
+    resumed = Journal(folder_at(tmp_path))
     assert resumed.read() == ONE_TRIAL[:1]
     resumed.append(ONE_TRIAL[1])
     assert resumed.read() == ONE_TRIAL[:2]
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path):
-    journal = Journal(tmp_path)
+    journal = Journal(folder_at(tmp_path))
     journal.append(ONE_TRIAL[0])
     journal.close()
-    with journal.path.open("a") as file:
+    with (tmp_path / JOURNAL).open("a") as file:
         file.write('{"event":"exploded"}\n')
     with pytest.raises(ValueError, match=r"journal\.jsonl, line 2: no record of this version"):
         journal.read()
@@ -252,10 +253,10 @@ def test_searches_are_found_oldest_first(tmp_path):
         for name, created in (("young", 2.0), ("old", 1.0))
     ]
     for manifest in manifests:
-        manifest.write(tmp_path / manifest.search_id)
+        manifest.write(folder_at(tmp_path) / manifest.search_id)
     (tmp_path / "no-search").mkdir()
-    assert searches_in(tmp_path) == manifests[::-1]
-    assert searches_in(tmp_path / "nowhere") == []
+    assert searches_in(folder_at(tmp_path)) == manifests[::-1]
+    assert searches_in(folder_at(tmp_path / "nowhere")) == []
 
 
 # The store
@@ -515,14 +516,14 @@ def test_the_search_keeps_the_commit_and_the_versions_it_ran_with(runs):
 
 
 def test_a_mirror_delivers_what_it_is_told_and_what_the_journal_held_before(runs, tmp_path):
-    journal = Journal(tmp_path)
+    journal = Journal(folder_at(tmp_path))
     journal.append(ONE_TRIAL[0])
     journal.close()
-    mirror = Mirror(Journal(tmp_path), runs, system_metrics=False)
+    mirror = Mirror(Journal(folder_at(tmp_path)), runs, system_metrics=False)
     for record in ONE_TRIAL[1:]:
         mirror.append(record)
     assert mirror.close() == 0
-    assert Journal(tmp_path).read() == ONE_TRIAL
+    assert Journal(folder_at(tmp_path)).read() == ONE_TRIAL
     made = runs()
     assert points_of(made.client, made.trial_run("t1")) == ITS_POINTS
 
@@ -531,7 +532,7 @@ def test_a_record_that_mlflow_will_never_take_is_skipped_counted_and_said_once(r
     made = runs()
     tell(made, [started("t1"), started("t2", number=2)])
     made.client.delete_run(made.trial_run("t1"))
-    mirror = Mirror(Journal(tmp_path), lambda: made, system_metrics=False)
+    mirror = Mirror(Journal(folder_at(tmp_path)), lambda: made, system_metrics=False)
     for record in [*ONE_TRIAL[1:], progressed("t2", last=1, eval_loss=1.0, at=110.0)]:
         mirror.append(record)
     assert mirror.close() == 0
@@ -547,16 +548,16 @@ def test_a_mirror_that_broke_owes_everything_it_did_not_deliver(tmp_path):
     def broken():
         raise RuntimeError("a fault of ours")
 
-    mirror = Mirror(Journal(tmp_path), broken, system_metrics=False)
+    mirror = Mirror(Journal(folder_at(tmp_path)), broken, system_metrics=False)
     for record in ONE_TRIAL:
         mirror.append(record)
     assert mirror.close() == 4
-    assert Journal(tmp_path).read() == ONE_TRIAL
+    assert Journal(folder_at(tmp_path)).read() == ONE_TRIAL
 
 
 @pytest.mark.end_to_end
 def test_a_server_killed_midway_and_started_again_has_everything_once(server, tmp_path, caplog):
-    mirror = Mirror(Journal(tmp_path), connection(server.uri, "killed"), system_metrics=False)
+    mirror = Mirror(Journal(folder_at(tmp_path)), connection(server.uri, "killed"), system_metrics=False)
     for record in ONE_TRIAL[:2]:
         mirror.append(record)
     until(lambda: mirror._settled == 2, 30)
@@ -582,14 +583,14 @@ def test_what_a_driver_still_owed_is_delivered_by_the_next_one(server, tmp_path)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}"
-        mirror = Mirror(Journal(tmp_path), connection(nobody, "owed"))
+        mirror = Mirror(Journal(folder_at(tmp_path)), connection(nobody, "owed"))
         for record in ONE_TRIAL[:3]:
             mirror.append(record)
         assert mirror.close(patience_seconds=0.5) == 3
-    resumed = Mirror(Journal(tmp_path), connection(server.uri, "owed"), system_metrics=False)
+    resumed = Mirror(Journal(folder_at(tmp_path)), connection(server.uri, "owed"), system_metrics=False)
     resumed.append(ONE_TRIAL[3])
     assert resumed.close() == 0
-    again = Mirror(Journal(tmp_path), connection(server.uri, "owed"), system_metrics=False)
+    again = Mirror(Journal(folder_at(tmp_path)), connection(server.uri, "owed"), system_metrics=False)
     assert again.close() == 0
     runs = connection(server.uri, "owed")()
     assert len(runs.client.search_runs([runs.experiment_id])) == 2
@@ -638,7 +639,7 @@ def losing_answers(server, to):
 def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, caplog, request_kind):
     name = request_kind.replace("/", "-")
     with losing_answers(server, to=request_kind) as (uri, lost):
-        mirror = Mirror(Journal(tmp_path), connection(uri, name), system_metrics=False)
+        mirror = Mirror(Journal(folder_at(tmp_path)), connection(uri, name), system_metrics=False)
         for record in ONE_TRIAL:
             mirror.append(record)
         assert mirror.close() == 0
@@ -653,7 +654,7 @@ def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, cap
 def test_a_mirror_goes_on_trying_when_mlflow_is_away_from_the_very_start(tmp_path, caplog):
     server = MlflowServer(tmp_path)
     uri = server.uri.replace("//", "//me:secret@")
-    mirror = Mirror(Journal(tmp_path / "journal"), connection(uri, "late"), system_metrics=False)
+    mirror = Mirror(Journal(folder_at(tmp_path / "journal")), connection(uri, "late"), system_metrics=False)
     for record in ONE_TRIAL:
         mirror.append(record)
     try:
@@ -674,7 +675,7 @@ def test_the_machine_is_watched_while_a_search_runs_and_again_after_the_server_w
     def samples():
         return runs.client.get_metric_history(runs.parent_id, "system/cpu_utilization_percentage")
 
-    mirror = Mirror(Journal(tmp_path), connection(server.uri, "watched"))
+    mirror = Mirror(Journal(folder_at(tmp_path)), connection(server.uri, "watched"))
     mirror.append(started())
     until(samples, 30)
     server.kill()

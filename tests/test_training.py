@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from components.experiment.spec import (
     OptimizerSpec,
     ScheduleSpec,
 )
+from components.storage.folder import folder_at
 from components.training import loss as loss_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
@@ -95,7 +95,7 @@ def test_a_trial_resumed_in_a_new_session_ends_bit_equal_to_one_that_never_stopp
     first = stopped.advance()
     resumed = session(toy, tmp_path / "b")
     resumed.start("trial", spec)
-    resumed.load(tmp_path / "b" / "trial" / f"step_{first.step:06d}")
+    resumed.load(folder_at(tmp_path / "b" / "trial" / f"step_{first.step:06d}"))
     rest = [resumed.advance(), resumed.advance()]
     assert rest[-1].done
     assert curve([first, *rest]) == curve(whole)
@@ -118,7 +118,7 @@ def test_a_trial_resumed_between_two_reports_reports_what_it_would_have(toy, tmp
     assert interim == Interim(step=first.step + 1, checkpoint=f"{first.checkpoint}+{first.step + 1:06d}")
     resumed = session(toy, tmp_path / "b")
     resumed.start("trial", spec)
-    resumed.load(Path(interim.checkpoint))
+    resumed.load(folder_at(interim.checkpoint))
     assert curve([first, resumed.advance(), resumed.advance()]) == curve(whole)
 
 
@@ -149,13 +149,13 @@ def train_on_two_one_and_two(rank, toy, folder):
     if rank == 0:
         alone = session(toy, folder)
         alone.start("trial", ELASTIC)
-        alone.load(Path(interim.checkpoint))
+        alone.load(folder_at(interim.checkpoint))
         progress, interim = alone.advance(), alone.advance(after(3))
         (folder / "alone.json").write_text(json.dumps([progress.model_dump(mode="json"), interim.checkpoint]))
     last = _together(rank, toy, folder, "last")  # waits for the other
     progress, checkpoint = json.loads((folder / "alone.json").read_text())
     last.start("trial", ELASTIC)
-    last.load(Path(checkpoint))
+    last.load(folder_at(checkpoint))
     both = [Progress.model_validate(progress), last.advance()]
     (folder / f"worker_{rank}.json").write_text(json.dumps([curve(both), [report.workers for report in both]]))
     dist.destroy_process_group()
@@ -209,7 +209,7 @@ def test_an_extended_trial_that_is_resumed_anywhere_ends_bit_equal(toy, tmp_path
         resumed = session(toy, tmp_path / f"resumed{number}")
         resumed.start("trial", LORA)
         if number:
-            resumed.load(Path(whole[number - 1].checkpoint))
+            resumed.load(folder_at(whole[number - 1].checkpoint))
         rest = [resumed.advance(extensions=given)]
         while not rest[-1].done:
             rest.append(resumed.advance(extensions=given))
@@ -230,7 +230,7 @@ def test_a_warm_trial_begins_with_the_weights_of_another_and_an_optimizer_of_its
     of = session(toy, tmp_path)
     parent = reports(of, LORA, "parent")[-1]
     spec = LORA.model_copy(update={"optimizer": OptimizerSpec(learning_rate=1e-12), "seed": 5})
-    of.start("child", spec, warm_from=Path(parent.checkpoint))
+    of.start("child", spec, warm_from=folder_at(parent.checkpoint))
     assert not of.running.optimizer.state
     first = of.advance()
     assert first.eval_loss == pytest.approx(parent.eval_loss, abs=1e-6)

@@ -20,6 +20,7 @@ from components.experiment.spec import (
 from components.models.digest import model_digest
 from components.models.reference import BaseReference
 from components.models.trained import package
+from components.storage.folder import folder_at
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.records import TrialEnded, TrialProgressed, TrialStarted
@@ -48,13 +49,13 @@ class Trials:
         tiny_model_directory(self.model)
         write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(24, seed=0))
         data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.25, max_tokens=MAX_TOKENS)
-        self.dataset = prepare(data, model_path=self.model, chat_format_name="auto", storage=folder)
+        self.dataset = prepare(data, model_path=self.model, chat_format_name="auto", storage=folder_at(folder))
         self.chat_format = load_chat_format(load_tokenizer(self.model), "auto")
         reference = BaseReference(
             model=ModelSpec(path=str(self.model)), digest=model_digest(self.model), chat_format="auto"
         )
         training = TrainingData(dataset=self.dataset, max_tokens=MAX_TOKENS, pad_token_id=self.chat_format.pad_token_id)
-        self.session = Session(reference.model, training, OneWorker(), reference, folder / "checkpoints")
+        self.session = Session(reference.model, training, OneWorker(), reference, folder_at(folder / "checkpoints"))
         self._records = {}
 
     def records(self, name, trial_id=None):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 
@@ -23,6 +20,8 @@ from components.models.digest import model_digest
 from components.models.fetch import FETCHED
 from components.models.load import resolve_model
 from components.models.reference import BaseReference
+from components.storage.folder import Folder, folder_at
+from components.storage.locks import Held
 from components.tracking.journal import SearchManifest, searches_in
 from components.tracking.probes import Probe, load_probes
 from components.tracking.store import check_tracking, tracking_uri
@@ -39,7 +38,7 @@ class OpenSearch:
     """
 
     manifest: SearchManifest
-    lock: IO[str]
+    lock: Held
     experiment: ExperimentSpec
     dataset: PreparedDataset
     base: BaseReference
@@ -54,7 +53,7 @@ class OpenSearch:
         return self.manifest.search_id
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Folder:
         return self.experiment.folder / self.search_id
 
     @property
@@ -95,7 +94,6 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     console.print(dataset.summary())
     if manifest is None:
         manifest = _new_manifest(written, dataset)
-        (experiment.folder / manifest.search_id).mkdir()
     return OpenSearch(
         manifest=manifest,
         lock=lock_search(experiment.folder / manifest.search_id),
@@ -112,26 +110,22 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
 
 def _check_storage(written: ExperimentSpec) -> None:
     try:
-        written.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=written.folder):
-            return
+        written.folder.probe()
     except OSError as error:
         raise ValueError(
-            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror}; name another folder,"
-            " e.g. --set storage.path=runs"
+            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error}; name"
+            " another folder, e.g. --set storage.path=runs"
         ) from None
 
 
-def lock_search(folder: Path) -> IO[str]:
-    """Two drivers of one search would undo each other. Raises ValueError if another one is at it, on this machine."""
-    lock = (folder / "lock").open("w", encoding="utf-8")
+def lock_search(folder: Folder) -> Held:
+    """Two drivers of one search would undo each other. Raises ValueError if another one is at it."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        return folder.lock("lock")
+    except BlockingIOError:
         raise ValueError(
             f"--resume {folder.name}: that search is running; wait for it, or name another one by its id"
         ) from None
-    return lock
 
 
 def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
@@ -142,8 +136,8 @@ def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
 
 def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     """What the search began with, whatever has become of the files it was made of."""
-    directory = Path(manifest.prepared)
-    if not directory.is_dir():
+    directory = folder_at(manifest.prepared)
+    if not directory.is_whole():
         raise ValueError(
             f"--resume {manifest.search_id}: its prepared data {directory} is gone; start anew without --resume"
         )

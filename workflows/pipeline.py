@@ -243,7 +243,7 @@ def _write_reports(
     base_loss = summary.registry.base_loss if summary.registry else None
     curves = loss_curves_svg(histories.values(), base_loss=base_loss)
     page = search_page(summary, curves=curves, command=command)
-    (search.folder / REPORT).write_text(page, encoding="utf-8")
+    search.folder.write_text(REPORT, page)
     if STATUS[summary.outcome] not in RESUMABLE:
         search.manifest.model_copy(update={"finished": True}).write(search.folder)
     losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]

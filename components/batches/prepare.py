@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +20,7 @@ from components.conversations.readers import content_digest
 from components.conversations.tokenizers import load_tokenizer
 from components.conversations.truncation import fit_length
 from components.experiment.spec import DataSpec, ExperimentSpec
+from components.storage.folder import Folder
 
 LAYOUT = 2  # of the files below; a new layout is a new digest
 MANIFEST = "manifest.json"
@@ -36,7 +35,7 @@ class PreparedDataset:
     to another, or held out and therefore not trained on. `left_out` says of the dropped ones which they are, and why.
     """
 
-    directory: Path
+    directory: Folder
     digest: str
     train_digest: str
     eval_digest: str
@@ -45,18 +44,18 @@ class PreparedDataset:
     left_out: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, directory: Path, *, reused: bool = True) -> PreparedDataset:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    def open(cls, directory: Folder, *, reused: bool = True) -> PreparedDataset:
+        manifest = json.loads(directory.read_text(MANIFEST))
         left_out = tuple(manifest.pop("left_out", ()))
         return cls(directory=directory, reused=reused, left_out=left_out, **manifest)
 
     @cached_property
     def train(self) -> TokenStore:
-        return TokenStore(self.directory / "train.arrow")
+        return TokenStore(self.directory.local() / "train.arrow")
 
     @cached_property
     def eval(self) -> TokenStore:
-        return TokenStore(self.directory / "eval.arrow")
+        return TokenStore(self.directory.local() / "eval.arrow")
 
     def summary(self) -> str:
         """One line for people."""
@@ -92,7 +91,7 @@ def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> Prepared
 
 
 def prepare(
-    data: DataSpec, *, model_path: Path, chat_format_name: str, storage: Path, processes: int | None = None
+    data: DataSpec, *, model_path: Path, chat_format_name: str, storage: Folder, processes: int | None = None
 ) -> PreparedDataset:
     """Reads, splits, renders and stores; or finds that all this has been done before with the same content.
 
@@ -106,26 +105,23 @@ def prepare(
     chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
     digest = _digest(data, chat_format)
     directory = storage / "prepared" / digest
-    if (directory / MANIFEST).exists():
+    if directory.is_whole():
         return PreparedDataset.open(directory)
     split = read_and_split(data)
     renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
-    tally = _Tally(split)
-    scratch = directory.with_name(f".{digest}.{uuid.uuid4().hex}")  # another node may have an equal process id
-    scratch.mkdir(parents=True)
-    try:
-        digests = {}
-        for name, conversations in {"train": split.train, "eval": split.eval}.items():
-            file = scratch / f"{name}.arrow"
-            write_store(file, _entries(conversations, renderer, data, tally))
-            tally.count_store(name, TokenStore(file))
-            digests[f"{name}_digest"] = _file_digest(file)
-        manifest = {"digest": digest, **digests, "counts": tally.counts, "left_out": tally.left_out[:MOST_NAMED]}
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _move_into_place(scratch, directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    directory.fill(lambda scratch: _write(scratch, digest, split, renderer, data))
     return PreparedDataset.open(directory, reused=False)
+
+
+def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec) -> None:
+    tally, digests = _Tally(split), {}
+    for name, conversations in {"train": split.train, "eval": split.eval}.items():
+        file = scratch / f"{name}.arrow"
+        write_store(file, _entries(conversations, renderer, data, tally))
+        tally.count_store(name, TokenStore(file))
+        digests[f"{name}_digest"] = _file_digest(file)
+    manifest = {"digest": digest, **digests, "counts": tally.counts, "left_out": tally.left_out[:MOST_NAMED]}
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _digest(data: DataSpec, chat_format: ChatFormat) -> str:
@@ -196,12 +192,3 @@ def _entries(
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _move_into_place(scratch: Path, directory: Path) -> None:
-    """Another process may have been faster; its content is the same."""
-    try:
-        scratch.rename(directory)
-    except OSError:
-        if not (directory / MANIFEST).exists():
-            raise

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.reference import BaseReference
+from components.storage.folder import Folder
 from components.training.records import Progress
 
 
@@ -21,14 +21,14 @@ class SearchContext:
 
     experiment: ExperimentSpec
     search_id: str
-    folder: Path
-    prepared: Path
+    folder: Folder
+    prepared: Folder
     pad_token_id: int
     base: BaseReference
     ended: dict[str, Progress | None] = field(default_factory=dict)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Folder:
         return self.folder / "checkpoints"
 
 

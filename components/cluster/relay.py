@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
 from components.cluster.context import SearchContext, trial_of
-from components.training.checkpoint import at_report, optimizer_files
+from components.storage.folder import folder_at
+from components.training.checkpoint import OPTIMIZER_FILES, at_report
 from components.training.records import (
     Progress,
     TrialEnded,
@@ -31,7 +30,9 @@ class Listener:
     def __init__(self, context: SearchContext, emit: Emit, histories: Mapping[str, TrialHistory]) -> None:
         self.context, self.emit = context, emit
         self.standing = {
-            trial_id: [report for report in history.reports if report.checkpoint and Path(report.checkpoint).exists()]
+            trial_id: [
+                report for report in history.reports if report.checkpoint and folder_at(report.checkpoint).is_whole()
+            ]
             for trial_id, history in histories.items()
         }
 
@@ -42,27 +43,27 @@ class Listener:
         """Keeps a running trial's best checkpoint and its latest one; what lies before its latest report is no use."""
         if latest.checkpoint is None:
             return
-        for interim in (self.context.checkpoints / trial_id).glob("step_*+*"):
-            if interim.name < at_report(latest.step):
-                shutil.rmtree(interim, ignore_errors=True)
+        trial = self.context.checkpoints / trial_id
+        for name in trial.names():
+            if "+" in name and name < at_report(latest.step):
+                (trial / name).remove()
         reports = [report for report in self.standing.get(trial_id, []) if report.step != latest.step] + [latest]
         self.standing[trial_id] = reports
         best = self.best(trial_id)
         for report in reports:
             if report is not best and report is not latest:
-                shutil.rmtree(str(report.checkpoint), ignore_errors=True)
+                folder_at(str(report.checkpoint)).remove()
         self.standing[trial_id] = [report for report in reports if report is best or report is latest]
 
     def collect_ended(self, trial_id: str) -> None:
         """Keeps the weights of an ended trial's best checkpoint; it will not be resumed."""
         best = self.best(trial_id)
         trial = self.context.checkpoints / trial_id
-        for folder in [*trial.glob("step_*"), *trial.glob(".step_*")]:  # the hidden ones were never finished
+        for folder in [trial / name for name in trial.names()]:  # those that were never finished are among them
             if best is None or str(folder) != best.checkpoint:
-                shutil.rmtree(folder, ignore_errors=True)
+                folder.remove()
             else:
-                for file in optimizer_files(folder):
-                    file.unlink(missing_ok=True)
+                folder.discard(OPTIMIZER_FILES)
 
 
 # Tune pickles its callbacks into the experiment's state; what listens in this process must stay out of that.

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import ray
 from ray import tune
@@ -22,6 +21,7 @@ from components.cluster.relay import Emit, Relay, listen
 from components.cluster.sampling import parameter_space, pending_trials, scheduler, searcher
 from components.cluster.slot import Slot
 from components.cluster.stopping import CleanStop, Told
+from components.storage.folder import Folder
 from components.training.records import TrialHistory
 
 TUNE_FOLDER = "tune"
@@ -98,6 +98,6 @@ def _pending(trials: int) -> Iterator[None]:
             os.environ[PENDING] = said
 
 
-def can_resume(folder: Path) -> bool:
+def can_resume(folder: Folder) -> bool:
     """Whether a search in this folder has come far enough to leave a state."""
     return bool(tune.Tuner.can_restore(str(folder / TUNE_FOLDER)))

@@ -23,6 +23,7 @@ from components.cluster.context import SearchContext, trial_of
 from components.cluster.placement import SlotTrainer
 from components.cluster.room import bundle
 from components.cluster.sampling import METRIC, TIME
+from components.storage.folder import Folder, folder_at
 from components.training.checkpoint import at_report
 from components.training.records import Progress
 
@@ -152,24 +153,25 @@ def _serve(config: dict[str, Any]) -> None:
     serve_commands(config)
 
 
-def resume_point(trial: Path, last_report: str | None) -> Path | None:
+def resume_point(trial: Folder, last_report: str | None) -> Folder | None:
     """Where a trial whose last report left this checkpoint (None: it has not reported yet) goes on; None: at its start.
 
     An interim checkpoint after that report is further on, and nothing has been reported since.
     """
-    report = None if last_report is None else still_there(Path(last_report))
-    interim = sorted(trial.glob(f"{report.name if report else at_report(0)}+*"))
-    return interim[-1] if interim else report
+    report = None if last_report is None else still_there(folder_at(last_report))
+    after = f"{report.name if report else at_report(0)}+"
+    interim = [name for name in trial.names() if name.startswith(after)]
+    return trial / interim[-1] if interim else report
 
 
-def still_there(checkpoint: Path) -> Path:
+def still_there(checkpoint: Folder) -> Folder:
     """The checkpoint, or the trial's next one: Tune's pointer may be older than what the collector has left.
 
     Every checkpoint between the two was reported and journaled before the collector took it, so nothing is skipped.
     Raises FileNotFoundError if the trial has none at or after it.
     """
-    later = sorted(path for path in checkpoint.parent.glob("step_*") if path.name >= checkpoint.name)
-    reports = [path for path in later if "+" not in path.name]
+    names = [name for name in checkpoint.parent.names() if name.startswith("step_") and name >= checkpoint.name]
+    reports = [name for name in names if "+" not in name]
     if not reports:
         raise FileNotFoundError(f"{checkpoint} is gone, and so is every later checkpoint of its trial")
-    return reports[0]
+    return checkpoint.parent / reports[0]

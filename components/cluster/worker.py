@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +15,7 @@ from components.cluster.context import SearchContext
 from components.cluster.interruptions import Interruptions
 from components.experiment.space import may_quantize
 from components.experiment.spec import TrialSpec, WorkersSpec
+from components.storage.folder import folder_at
 from components.training.records import Interim
 from components.training.run import TrainingData
 from components.training.session import Session
@@ -80,7 +80,7 @@ def _ready(context: SearchContext, workers: Workers, resume: Resume) -> Session:
     if resume.start is not None:
         session.start(resume.start.trial_id, TrialSpec.model_validate(resume.start.spec))
         if resume.checkpoint is not None:
-            session.load(Path(resume.checkpoint))
+            session.load(folder_at(resume.checkpoint))
     return session
 
 
@@ -115,7 +115,7 @@ def _do(command: Command, session: Session, interruptions: Interruptions) -> Ans
             session.start(command.trial_id, TrialSpec.model_validate(command.spec))
         case "load":
             assert command.checkpoint is not None
-            session.load(Path(command.checkpoint))
+            session.load(folder_at(command.checkpoint))
         case "advance":
             reached = session.advance(interruptions)
             if isinstance(reached, Interim):

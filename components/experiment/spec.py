@@ -8,7 +8,6 @@ with equal weights.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -22,6 +21,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from components.storage.address import checked
+from components.storage.folder import Folder, folder_at
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -253,8 +255,18 @@ class SearchSpec(Spec):
 
 class StorageSpec(Spec):
     path: str = Field(
-        "runs", description="Prepared data, journal and checkpoints; on a cluster a folder all nodes see."
+        "runs",
+        description="Prepared data, journal and checkpoints: a folder (on a cluster one that all nodes see),"
+        " s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
     )
+
+    @model_validator(mode="after")
+    def _is_a_place(self) -> Self:
+        try:
+            checked(self.path)
+        except ValueError as error:
+            raise ValueError(f"path: {error}") from None
+        return self
 
 
 class TrackingSpec(Spec):
@@ -304,6 +316,6 @@ class ExperimentSpec(Spec):
         return self.tracking.experiment or self.name
 
     @property
-    def folder(self) -> Path:
-        """Absolute, because Ray workers run elsewhere."""
-        return Path(self.storage.path).expanduser().absolute() / self.name
+    def folder(self) -> Folder:
+        """The same from everywhere: a path is absolute, because Ray workers run elsewhere."""
+        return folder_at(self.storage.path) / self.name

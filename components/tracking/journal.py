@@ -5,13 +5,12 @@ A search folder holds search.json (what was asked), journal.jsonl (what happened
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from components.experiment.spec import ExperimentSpec
+from components.storage.folder import Folder
 from components.training.records import TrialRecord
 
 MANIFEST, JOURNAL = "search.json", "journal.jsonl"
@@ -30,45 +29,31 @@ class SearchManifest(BaseModel):
     budget: int | None = Field(None, description="Of each trial, in target tokens; searches of old do not say.")
     finished: bool = False
 
-    def write(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{MANIFEST}"
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=1) + "\n")
-            _to_disk(file)
-        scratch.replace(folder / MANIFEST)
+    def write(self, folder: Folder) -> None:
+        folder.write_text(MANIFEST, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
-    def read(cls, folder: Path) -> SearchManifest:
-        return cls.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    def read(cls, folder: Folder) -> SearchManifest:
+        return cls.model_validate_json(folder.read_text(MANIFEST))
 
 
 class Journal:
-    """Append-only. A line that a kill has torn is the last one, and is left out."""
+    """Append-only. `place` is where it stands, for people."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / JOURNAL
-        self._file: IO[str] | None = None
+    def __init__(self, folder: Folder) -> None:
+        self._lines = folder.log(JOURNAL)
+        self.place = self._lines.place
 
     def append(self, record: TrialRecord) -> None:
         """Returns once the record would survive this process and the machine."""
-        if self._file is None:
-            self._file = self._open()
-        self._file.write(record.model_dump_json() + "\n")
-        _to_disk(self._file)
+        self._lines.append(record.model_dump_json())
 
     def read(self) -> list[TrialRecord]:
         """Every whole line. Raises ValueError for one that is no record: only the last one can be torn."""
-        if not self.path.exists():
-            return []
-        *lines, _torn = self.path.read_bytes().split(b"\n")
-        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+        return [self._record(number, line) for number, line in enumerate(self._lines.read(), start=1)]
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lines.close()
 
     def _record(self, number: int, line: bytes) -> TrialRecord:
         try:
@@ -76,29 +61,13 @@ class Journal:
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]["msg"]
             raise ValueError(
-                f"{self.path}, line {number}: no record of this version of Turnwise ({problem}); move the file away to start"
+                f"{self.place}, line {number}: no record of this version of Turnwise ({problem}); move the file away to start"
                 " anew"
             ) from None
 
-    def _open(self) -> IO[str]:
-        """A torn last line is cut off, or the next record would be glued to it."""
-        if self.path.exists():
-            content = self.path.read_bytes()
-            os.truncate(self.path, content.rfind(b"\n") + 1)
-        file = self.path.open("a", encoding="utf-8")
-        # A new file is in its folder for good only when the folder is on disk too.
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-        return file
 
-
-def searches_in(folder: Path) -> list[SearchManifest]:
+def searches_in(folder: Folder) -> list[SearchManifest]:
     """All searches of an experiment's folder, oldest first."""
-    manifests = [SearchManifest.read(path.parent) for path in folder.glob(f"*/{MANIFEST}")]
+    searches = [folder / name for name in folder.names()]
+    manifests = [SearchManifest.read(search) for search in searches if search.has(MANIFEST)]
     return sorted(manifests, key=lambda manifest: manifest.created)
-
-
-def _to_disk(file: IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

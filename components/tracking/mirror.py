@@ -50,7 +50,7 @@ class Mirror:
         self._give_up.set()
         self.journal.close()
         if self.refused:
-            log.warning("MLflow refused %d records of %s for good", self.refused, self.journal.path)
+            log.warning("MLflow refused %d records of %s for good", self.refused, self.journal.place)
         return self._told - self._settled
 
     def _tell(self, record: TrialRecord) -> None:
@@ -90,7 +90,9 @@ class Mirror:
         """The next try connects anew: only MLflow knows what of this one has arrived."""
         self._runs = None
         if not self._away:
-            log.warning("MLflow is away (%s); the journal %s keeps what it misses", reason_of(error), self.journal.path)
+            log.warning(
+                "MLflow is away (%s); the journal %s keeps what it misses", reason_of(error), self.journal.place
+            )
         self._away = True
 
     def _find(self) -> None:

@@ -18,6 +18,7 @@ from components.batches.prepare import PreparedDataset
 from components.experiment.spec import ExperimentSpec
 from components.models.reference import BaseReference
 from components.models.trained import package
+from components.storage.folder import folder_at
 from components.tracking.gate import RegistryResult, Verdict, judge
 from components.tracking.packaged_model import PACKAGE, offer
 from components.tracking.probes import Probe
@@ -71,8 +72,9 @@ class Candidate:
 
     @property
     def checkpoint(self) -> Path:
+        """On this machine."""
         assert self.report.checkpoint is not None
-        return Path(self.report.checkpoint)
+        return folder_at(self.report.checkpoint).local()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -213,7 +215,7 @@ def _proven(candidate: Candidate, number: str, incumbent: str | None, probes: Se
             f"models:/{candidate.name}/{number}",
             f"models:/{candidate.name}/{incumbent}" if incumbent else None,
             candidate.uri,
-            eval_store=candidate.dataset.directory / "eval.arrow",
+            eval_store=candidate.dataset.eval.path,
             max_tokens=candidate.experiment.data.max_tokens,
             rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
             probes=tuple(probes),

@@ -28,11 +28,17 @@ from torch.distributed.tensor import DTensor
 from components.models.adapters import load_adapter_state, save_adapter
 from components.models.tensor_files import StoredTensors, write_rows
 from components.models.trained import ADAPTER, WEIGHTS, weights_of
+from components.storage.cache import new_scratch
+from components.storage.folder import Folder
+from components.storage.local import LocalFolder
+from components.storage.remote import RemoteFolder
+from components.storage.uploads import Uploads
 from components.training.optimizer import trained_parameters
 from components.training.sharding import own_rows
 from components.training.workers import Workers
 
 OPTIMIZER = "optimizer"
+OPTIMIZER_FILES = f"{OPTIMIZER}*.safetensors"  # whoever will not resume a checkpoint can do without them
 
 
 def at_report(step: int) -> str:
@@ -46,6 +52,18 @@ def between_reports(reported_step: int, step: int) -> str:
     Sorted by name, checkpoints are in the order of training.
     """
     return f"{at_report(reported_step)}+{step:06d}"
+
+
+def write_checkpoint(directory: Folder, workers: Workers, fill: Callable[[Path], None], uploads: Uploads) -> None:
+    """Every worker calls it; `fill` writes this worker's own files. The folder appears whole or not at all.
+
+    On a mounted storage it stands when this returns. Otherwise it is on its way, and the one before it has arrived.
+    """
+    if isinstance(directory, RemoteFolder):
+        _send_together(directory, workers, fill, uploads)
+    else:
+        assert isinstance(directory, LocalFolder)
+        write_together(directory.path, workers, fill)
 
 
 def write_together(directory: Path, workers: Workers, fill: Callable[[Path], None]) -> None:
@@ -68,6 +86,24 @@ def write_together(directory: Path, workers: Workers, fill: Callable[[Path], Non
         shutil.rmtree(directory, ignore_errors=True)
         scratch.rename(directory)
     workers.barrier()
+
+
+def _send_together(directory: RemoteFolder, workers: Workers, fill: Callable[[Path], None], uploads: Uploads) -> None:
+    uploads.wait()
+    workers.barrier()  # now the one before has arrived from all of them
+    if workers.worker_rank == 0:
+        directory.remove()  # what an earlier attempt at this step has left
+    workers.barrier()
+    scratch = new_scratch()
+    fill(scratch)
+
+    def send() -> None:
+        try:
+            directory.upload(scratch, part=workers.worker_rank, of=workers.count)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    uploads.begin(send)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -121,7 +157,7 @@ def save_optimizer(
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, directory: Path, numbers: dict[str, dict[str, Any]]
 ) -> None:
-    stored = StoredTensors(optimizer_files(directory))
+    stored = StoredTensors(sorted(directory.glob(OPTIMIZER_FILES)))
     keys: dict[str, list[str]] = {}
     for path in stored.names:
         name, _, key = path.rpartition("/")
@@ -129,11 +165,6 @@ def load_optimizer(
     for name, parameter in trained_parameters(model):
         state = {key: _state_of(parameter, stored, f"{name}/{key}") for key in keys.get(name, [])}
         optimizer.state[parameter] = {**numbers.get(name, {}), **state}
-
-
-def optimizer_files(directory: Path) -> list[Path]:
-    """Of a checkpoint; whoever will not resume it can do without them."""
-    return sorted(directory.glob(f"{OPTIMIZER}*.safetensors"))
 
 
 def _write_own(named: Iterable[tuple[str, Tensor]], directory: Path, stem: str, workers: Workers) -> None:

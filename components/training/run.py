@@ -22,13 +22,15 @@ from components.batches.sampler import Position, StepSampler, micro_batches
 from components.experiment.spec import TrialSpec
 from components.models.reference import BaseReference
 from components.models.trained import SPEC_FILE
+from components.storage.folder import Folder
+from components.storage.uploads import Uploads
 from components.training.checkpoint import (
     load_optimizer,
     load_weights,
     save_optimizer,
     save_weights,
+    write_checkpoint,
     write_json,
-    write_together,
 )
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
@@ -138,9 +140,9 @@ class TrialRun:
         progress, self.stretch = self._progress(eval_loss, eval_num_targets), Stretch()
         return progress
 
-    def save(self, directory: Path) -> None:
-        """Writes a checkpoint; all workers call it, and return once it stands."""
-        write_together(directory, self.workers, self._write)
+    def save(self, directory: Folder, uploads: Uploads) -> None:
+        """Writes a checkpoint; all workers call it. See write_checkpoint for when it stands."""
+        write_checkpoint(directory, self.workers, self._write, uploads)
 
     def load(self, directory: Path) -> None:
         """Goes on from a checkpoint of the same TrialSpec: on CPU bit-equal to never having stopped."""

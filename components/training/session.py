@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from torch import nn
 
@@ -11,6 +10,8 @@ from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.load import load_base_model
 from components.models.reference import BaseReference
 from components.models.warm import Quantize, WarmBase
+from components.storage.folder import Folder
+from components.storage.uploads import Uploads
 from components.training.checkpoint import at_report, between_reports, load_weights
 from components.training.loss import ScoredModel
 from components.training.records import Extension, Interim, Progress
@@ -23,12 +24,13 @@ class Session:
     """Holds the base model and at most one running trial. Each worker of a slot has one."""
 
     def __init__(
-        self, model: ModelSpec, data: TrainingData, workers: Workers, base: BaseReference, checkpoints: Path
+        self, model: ModelSpec, data: TrainingData, workers: Workers, base: BaseReference, checkpoints: Folder
     ) -> None:
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = WarmBase(lambda quantize: load_base_model(model, device=workers.device, quantize=quantize))
         self.sharded = ShardedBase(lambda: load_base_model(model), workers, attention=model.attention)
         self.run: TrialRun | None = None
+        self.uploads = Uploads()
         self.trial_id = ""
         self._isolates: dict[Quantize, bool] = {}
 
@@ -37,7 +39,7 @@ class Session:
         if self.workers.parallel == "ddp":
             self.warm.load(None)
 
-    def start(self, trial_id: str, spec: TrialSpec, warm_from: Path | None = None) -> None:
+    def start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None) -> None:
         """A clean model for a new trial; the one before leaves no trace. Raises ValueError for an impossible spec.
 
         `warm_from` is a checkpoint of another trial: its weights are where this one begins, and nothing else of it.
@@ -49,7 +51,7 @@ class Session:
             self._assert_isolation(scored, spec)
         set_gradient_checkpointing(scored.model, spec)
         if warm_from is not None:
-            load_weights(scored.model, warm_from)
+            load_weights(scored.model, warm_from.local())
         self.run = TrialRun(spec, scored, self.data, self.workers, self.base)
 
     def advance(
@@ -65,16 +67,19 @@ class Session:
         folder = self.checkpoints / self.trial_id
         if progress is None:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)
-            run.save(interim)
+            run.save(interim, self.uploads)
             return Interim(step=run.counters.step, checkpoint=str(interim))
         if progress.diverged is not None:
             return progress
         directory = folder / at_report(progress.step)
-        run.save(directory)
+        run.save(directory, self.uploads)
         return progress.model_copy(update={"checkpoint": str(directory)})
 
-    def load(self, directory: Path) -> None:
-        self.running.load(directory)
+    def load(self, checkpoint: Folder) -> None:
+        """Goes on from a checkpoint of the running trial; all workers call it."""
+        self.running.load(checkpoint.local())
+        self.workers.barrier()
+        checkpoint.forget_local()
 
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":

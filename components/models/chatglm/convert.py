@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +19,7 @@ from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.shards import shards_of
 from components.models.chatglm.weights import glm_weights, shapes_of
 from components.models.digest import model_digest
-from components.models.fetch import cache_folder
+from components.storage.cache import cache_folder, locked
 
 LAYOUT = 1  # of a converted directory; a new layout is another folder
 RECORD = "converted_from.json"
@@ -58,7 +55,7 @@ def converted(directory: Path, dtype: torch.dtype) -> Path | None:
     name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{LAYOUT}"
     target = cache_folder() / "chatglm" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock")):
         if (target / RECORD).is_file():
             if Conversion.model_validate_json((target / RECORD).read_text(encoding="utf-8")).is_whole(target):
                 return target
@@ -100,14 +97,6 @@ def convert(directory: Path, target: Path, dtype: torch.dtype, *, source_digest:
     files = {path.name: (_sha256(path), path.stat().st_size) for path in sorted(target.iterdir())}
     record = Conversion(source=str(directory), source_digest=source_digest, files=files)
     (target / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of this node at a time; the others find what it made."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _sha256(path: Path) -> str:

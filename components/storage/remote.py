@@ -1,0 +1,187 @@
+"""Storage behind a network: S3 and whatever speaks its language, and Google's. There are no folders and no renames there.
+
+A folder is whole when all its parts have said so: each process that wrote files of it writes, last of all, the digests of
+its own as digests.K-of-N.json. So nobody waits for anybody, and what a kill leaves is no whole folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs
+from pydantic import BaseModel, ConfigDict
+
+from components.storage.cache import copy_of, made_once, move_into_place, new_scratch
+from components.storage.folder import Folder
+from components.storage.lines import LineLog
+from components.storage.locks import Held
+from components.storage.patience import StorageError, patiently, reason_of
+from components.storage.transfer import FileDigest, fetch, send
+
+PART = re.compile(r"digests\.(\d+)-of-(\d+)\.json")
+
+
+class Part(BaseModel):
+    """What one process wrote into a folder, by file name relative to it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: dict[str, FileDigest]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFolder(Folder):
+    """scheme://bucket/prefix, with what pyarrow.fs understands behind a question mark (region, endpoint_override)."""
+
+    @property
+    def store(self) -> pyarrow.fs.FileSystem:
+        parts = urlsplit(self.uri)
+        return _client(f"{parts.scheme}://{parts.netloc}?{parts.query}".rstrip("?"))
+
+    @property
+    def path(self) -> str:
+        """As the store calls it: bucket/prefix."""
+        parts = urlsplit(self.uri)
+        return f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
+
+    def __truediv__(self, name: str) -> RemoteFolder:
+        parts = urlsplit(self.uri)
+        return RemoteFolder(parts._replace(path=f"{parts.path}/{name}").geturl())
+
+    @property
+    def parent(self) -> RemoteFolder:
+        parts = urlsplit(self.uri)
+        return RemoteFolder(parts._replace(path=parts.path.rpartition("/")[0]).geturl())
+
+    def names(self) -> list[str]:
+        chosen = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in patiently(lambda: self.store.get_file_info(chosen), self.uri))
+
+    def has(self, name: str) -> bool:
+        return bool(patiently(lambda: self.store.get_file_info(f"{self.path}/{name}").is_file, self.uri))
+
+    def read_text(self, name: str) -> str:
+        return patiently(lambda: self._read(name), self.uri).decode()
+
+    def write_text(self, name: str, text: str) -> None:
+        patiently(lambda: self._write(name, text.encode()), self.uri)
+
+    def delete(self, name: str) -> None:
+        """A file; one that is not there is no matter."""
+        try:
+            patiently(lambda: self.store.delete_file(f"{self.path}/{name}"), self.uri)
+        except FileNotFoundError:
+            return
+
+    def log(self, name: str) -> LineLog:
+        raise NotImplementedError
+
+    def lock(self, name: str) -> Held:
+        raise NotImplementedError
+
+    def probe(self) -> None:
+        name = f".probe-{uuid.uuid4().hex}"
+        try:
+            self._write(name, b"?")
+            self._read(name)
+            self.store.delete_file(f"{self.path}/{name}")
+        except OSError as error:
+            raise StorageError(reason_of(error)) from None
+
+    def fill(self, write: Callable[[Path], None]) -> None:
+        scratch = new_scratch()
+        try:
+            write(scratch)
+            self.upload(scratch)
+            move_into_place(scratch, self._copy())  # who made it will want it
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def upload(self, source: Path, *, part: int = 0, of: int = 1) -> None:
+        """This process's share of a folder that `of` processes fill. The folder is whole once all have come to their end."""
+        digests = {}
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            name = file.relative_to(source).as_posix()
+            digests[name] = patiently(
+                lambda file=file, name=name: send(file, self.store, f"{self.path}/{name}"),  # type: ignore[misc]
+                f"{self.uri}/{name}",
+            )
+        self.write_text(f"digests.{part}-of-{of}.json", Part(files=digests).model_dump_json(indent=1) + "\n")
+
+    def is_whole(self) -> bool:
+        return bool(self._parts())
+
+    def local(self) -> Path:
+        return made_once(self._copy(), self._download)
+
+    def forget_local(self) -> None:
+        shutil.rmtree(self._copy(), ignore_errors=True)
+
+    def discard(self, pattern: str) -> None:
+        for part in self._parts():
+            files = Part.model_validate_json(self.read_text(part)).files
+            unwanted = [
+                name for name in files if PurePosixPath(name).match(pattern) and pattern.count("/") == name.count("/")
+            ]
+            if unwanted:
+                kept = {name: digest for name, digest in files.items() if name not in unwanted}
+                self.write_text(part, Part(files=kept).model_dump_json(indent=1) + "\n")
+            for name in unwanted:
+                self.delete(name)
+
+    def remove(self) -> None:
+        for name in self.names():
+            if PART.fullmatch(name):
+                self.delete(name)
+        try:
+            patiently(lambda: self.store.delete_dir(self.path), self.uri)
+        except FileNotFoundError:
+            return
+
+    def _read(self, name: str) -> bytes:
+        with self.store.open_input_stream(f"{self.path}/{name}") as stream:
+            return bytes(stream.read())
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self.store.open_output_stream(f"{self.path}/{name}") as stream:
+            stream.write(content)
+
+    def _parts(self) -> list[str]:
+        """The names of all parts' digests; none if one is missing, for then nothing holds."""
+        found: dict[int, list[str]] = {}
+        for name in self.names():
+            if match := PART.fullmatch(name):
+                found.setdefault(int(match[2]), []).append(name)
+        return next((names for count, names in sorted(found.items()) if len(names) == count), [])
+
+    def _copy(self) -> Path:
+        """Where the copy lies on this node, under what it is a copy of. Raises FileNotFoundError if this is not whole."""
+        parts = self._parts()
+        if not parts:
+            raise FileNotFoundError(f"{self.uri} is not there, or not whole")
+        content = "\n".join([self.uri, *(self.read_text(part) for part in parts)])
+        return copy_of(hashlib.sha256(content.encode()).hexdigest()[:32])
+
+    def _download(self, target: Path) -> None:
+        for part in self._parts():
+            for name, digest in Part.model_validate_json(self.read_text(part)).files.items():
+                patiently(
+                    lambda name=name, digest=digest: fetch(  # type: ignore[misc]
+                        self.store, f"{self.path}/{name}", target / name, digest, self.uri
+                    ),
+                    self.uri,
+                )
+
+
+@functools.cache
+def _client(root: str) -> pyarrow.fs.FileSystem:
+    """One for each bucket and process."""
+    return pyarrow.fs.FileSystem.from_uri(root)[0]
