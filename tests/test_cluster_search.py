@@ -6,14 +6,17 @@ import signal
 
 import psutil
 import pytest
+import ray
 
 from components.batches.prepare import prepare
 from components.cluster.connect import connected
 from components.cluster.context import SearchContext
+from components.cluster.elsewhere import on_a_worker
 from components.cluster.nodes import room_of_cluster
 from components.cluster.room import NoRoomError, check_room
 from components.cluster.search import run_search
 from components.experiment.load import load_experiment
+from components.experiment.spec import WorkersSpec
 from components.models.reference import BaseReference
 from components.training.records import TrialProgressed, fold
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
@@ -180,3 +183,11 @@ def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic(files, cluste
         NoRoomError, match=r"64 workers with 1 CPU each need 64 places on nodes\n.*1 x \(2 CPU\): 1 x 2 places"
     ):
         check_room(experiment, room_of_cluster())
+
+
+def test_work_is_done_in_another_process_with_the_resources_of_a_worker(cluster):
+    workers = WorkersSpec(cpus_per_worker=2.0)
+    assert on_a_worker(workers, os.getpid) != os.getpid()
+    assert on_a_worker(workers, lambda: ray.get_runtime_context().get_assigned_resources()) == {"CPU": 2.0}
+    with pytest.raises(ValueError, match="invalid literal"):
+        on_a_worker(workers, lambda: int("x"))

@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 
 from components.batches.previews import stored_records, totals_of
 from components.cluster.connect import connected
+from components.cluster.elsewhere import on_a_worker
 from components.cluster.nodes import room_of_cluster
 from components.cluster.room import NoRoomError, check_room
 from components.cluster.search import can_resume, run_search
@@ -28,7 +30,7 @@ from components.reports.verdict import print_verdict
 from components.tracking.gate import RegistryResult
 from components.tracking.journal import Journal
 from components.tracking.mirror import Mirror
-from components.tracking.registry import ProofError, register_best
+from components.tracking.registry import Place, ProofError, here, register_best
 from components.tracking.runs import SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold
@@ -109,7 +111,7 @@ def _search(
             _log_inputs(runs, search)
         console.print(f"Ray dashboard {dashboard}, MLflow {without_secrets(search.uri)}, search {search.search_id}")
         course = _run_trials(search, console, command)
-    ending = _ending(search, runs, course, console, command, register)
+        ending = _ending(search, runs, course, console, command, register)
     summary = _summary(search, runs, course.histories, ending, seconds=time.monotonic() - began)
     _write_reports(search, runs, summary, course.histories, console, command)
     console.print(leaderboard(ranked(course.histories.values()), budget=search.budget))
@@ -185,7 +187,9 @@ def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, consol
     name = search.experiment.registered_model
     console.print(f"trial {best.started.number} is the best: packaging it, and proving it in a fresh process ...")
     try:
-        registry = register_best(runs, search.uri, search.experiment, best, search.dataset, search.probes)
+        registry = register_best(
+            runs, search.uri, search.experiment, best, search.dataset, search.probes, _place_of_proof(search, best)
+        )
     except ProofError as error:
         return Ending(
             outcome="not proven",
@@ -206,6 +210,12 @@ def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, consol
         f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}"
     )
     return Ending(outcome="champion", message=message, registry=registry)
+
+
+def _place_of_proof(search: OpenSearch, best: TrialHistory) -> Place:
+    """A driver may run on a small machine without a GPU: what was trained on one is proven on one."""
+    workers = search.experiment.resources.of(best.started.spec.method)
+    return partial(on_a_worker, workers) if workers.gpus_per_worker else here
 
 
 def _summary(

@@ -23,8 +23,10 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
 import components
+from components.batches.prepare import PreparedDataset
 from components.batches.store import TokenStore
 from components.models.trained import LoadedModel, load_base_of, load_trained
+from components.storage.folder import Folder
 from components.tracking.probes import Probe
 from components.tracking.store import MLFLOW_ERRORS, download_version, is_final, reason_of, without_secrets
 from components.training.evaluate import score
@@ -72,7 +74,7 @@ def prove(
     incumbent_uri: str | None,
     uri: str,
     *,
-    eval_store: Path,
+    prepared: Folder,
     max_tokens: int,
     rows_per_batch: int,
     probes: tuple[Probe, ...],
@@ -83,6 +85,7 @@ def prove(
     Args:
         version_uri, incumbent_uri: models:/NAME/VERSION.
         uri: of the registry.
+        prepared: where the data of the search lies; its eval split is scored.
     """
     with tempfile.TemporaryDirectory(prefix="turnwise-proof-") as name:
         folder = Path(name)
@@ -93,7 +96,7 @@ def prove(
         request = ProofRequest(
             model=model,
             incumbent=incumbent,
-            eval_store=eval_store.absolute(),
+            eval_store=PreparedDataset.open(prepared).eval.path,
             max_tokens=max_tokens,
             rows_per_batch=rows_per_batch,
             probes=probes,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,6 +46,14 @@ SERVED_BY = (  # what a version needs where it is served, as installed here
     "jinja2",
 )
 MOST_DEVIATION = 0.01
+
+
+# Does the work on a machine that is fit for it, and gives back what comes of it.
+Place = Callable[[Callable[[], ProofAnswer]], ProofAnswer]
+
+
+def here(work: Callable[[], ProofAnswer]) -> ProofAnswer:
+    return work()
 
 
 class ProofError(RuntimeError):
@@ -112,18 +121,22 @@ def register_best(
     best: TrialHistory,
     dataset: PreparedDataset,
     probes: Sequence[Probe],
+    place: Place = here,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, proves it, and gives it the alias if it passes the gate.
 
     The version stays, without the alias, if it does not. Called again, after whatever interruption, it goes on with the
     version that is there. Raises ProofError if it cannot be proven.
+
+    Args:
+        place: where it is proven; the machine must reach the registry, the data and the base model.
     """
     assert best.best is not None
     candidate = Candidate(runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset)
     number = _registered(candidate) or _register(candidate)
     holder = _holder(candidate, experiment.registry.alias)
     incumbent = None if holder == number else holder
-    proof = _proven(candidate, number, incumbent, probes)
+    proof = _proven(candidate, number, incumbent, probes, place)
     verdicts = _verdicts(proof, experiment.registry.confidence)
     if holder == number:  # an earlier attempt came to this end
         promoted = True
@@ -209,17 +222,22 @@ def _holder(candidate: Candidate, alias: str) -> str | None:
         return None
 
 
-def _proven(candidate: Candidate, number: str, incumbent: str | None, probes: Sequence[Probe]) -> ProofAnswer:
+def _proven(
+    candidate: Candidate, number: str, incumbent: str | None, probes: Sequence[Probe], place: Place
+) -> ProofAnswer:
     try:
-        proof = prove(
-            f"models:/{candidate.name}/{number}",
-            f"models:/{candidate.name}/{incumbent}" if incumbent else None,
-            candidate.uri,
-            eval_store=candidate.dataset.eval.path,
-            max_tokens=candidate.experiment.data.max_tokens,
-            rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
-            probes=tuple(probes),
-            timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
+        proof = place(
+            partial(
+                prove,
+                f"models:/{candidate.name}/{number}",
+                f"models:/{candidate.name}/{incumbent}" if incumbent else None,
+                candidate.uri,
+                prepared=candidate.dataset.directory,
+                max_tokens=candidate.experiment.data.max_tokens,
+                rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
+                probes=tuple(probes),
+                timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
+            )
         )
         _check(proof, candidate.report.eval_loss, f"models:/{candidate.name}/{number}")
     except RuntimeError as error:
