@@ -153,6 +153,18 @@ def test_nothing_to_resume(place, capsys):
     assert "(interrupted: none)" in message
 
 
+def test_a_job_whose_storage_would_go_with_it(place, capsys, monkeypatch):
+    unpacked = place / "working_dir_files" / "_ray_pkg_1"
+    unpacked.mkdir(parents=True)
+    (place / "toy.yaml").rename(unpacked / "toy.yaml")
+    monkeypatch.chdir(unpacked)
+    status, message = refused(capsys, "toy.yaml")
+    assert status == 2
+    assert message.startswith(
+        f"storage.path=runs: {unpacked}/runs/toy is where this job was unpacked, and goes with it"
+    )
+
+
 def test_a_storage_that_cannot_be_written(place, capsys):
     status, message = refused(capsys, "toy.yaml", "--set", "storage.path=toy.yaml/runs")
     assert status == 2

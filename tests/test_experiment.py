@@ -47,6 +47,14 @@ def test_numbers_like_1e_4_are_numbers_though_yaml_says_text(path):
     assert learning_rate.extremes() == [0.0001, 0.002]
 
 
+def test_searches_are_kept_where_the_machine_says_unless_the_experiment_does(path, monkeypatch):
+    monkeypatch.setenv("TURNWISE_STORAGE", "s3://bucket/runs")
+    assert load_experiment(path).folder.uri == "s3://bucket/runs/toy"
+    assert load_experiment(path, ["storage.path=/shared"]).folder.uri == "/shared/toy"
+    monkeypatch.delenv("TURNWISE_STORAGE")
+    assert load_experiment(path).storage.path == "runs"
+
+
 def test_a_misspelt_key_is_answered_with_the_nearest_valid_one(path):
     assert told(path, "search.smapler=grid") == [
         'search.smapler: unknown key "smapler"; did you mean "sampler"? '

@@ -15,7 +15,7 @@ from components.cluster.context import SearchContext
 from components.conversations.formats import load_chat_format
 from components.conversations.preview import Decode, verbatim
 from components.conversations.tokenizers import load_tokenizer
-from components.experiment.spec import ExperimentSpec, ModelSpec
+from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models.digest import model_digest
 from components.models.fetch import FETCHED
 from components.models.load import resolve_model
@@ -27,6 +27,8 @@ from components.tracking.probes import Probe, load_probes
 from components.tracking.store import check_tracking, tracking_uri
 from components.training.records import Progress
 from workflows.cli import NEWEST
+
+JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,11 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
 
 
 def _check_storage(written: ExperimentSpec) -> None:
+    if JOBS in Path(written.folder.uri).parts:
+        raise ValueError(
+            f"storage.path={written.storage.path}: {written.folder} is where this job was unpacked, and goes with it; name a"
+            f" folder that all nodes see or a bucket, e.g. --set storage.path=s3://BUCKET/runs, or set {STORAGE} on the head"
+        )
     try:
         written.folder.probe()
     except OSError as error:

@@ -7,6 +7,7 @@ with equal weights.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,7 @@ from components.storage.folder import Folder, folder_at
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+STORAGE = "TURNWISE_STORAGE"  # set on a cluster's head, it is where every job keeps its searches
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as in Kubernetes, so in Ray
 _LABEL_KEY = re.compile(rf"([A-Za-z0-9.-]+/)?{_LABEL}")
@@ -255,9 +257,9 @@ class SearchSpec(Spec):
 
 class StorageSpec(Spec):
     path: str = Field(
-        "runs",
+        default_factory=lambda: os.environ.get(STORAGE, "runs"),
         description="Prepared data, journal and checkpoints: a folder (on a cluster one that all nodes see),"
-        " s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.",
+        f" s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. By default {STORAGE} of the environment, else `runs`.",
     )
 
     @model_validator(mode="after")
@@ -303,7 +305,7 @@ class ExperimentSpec(Spec):
     trial: TrialSpec = TrialSpec()
     search: SearchSpec
     resources: ResourcesSpec = ResourcesSpec()
-    storage: StorageSpec = StorageSpec()
+    storage: StorageSpec = Field(default_factory=StorageSpec)
     tracking: TrackingSpec = TrackingSpec()
     registry: RegistrySpec = RegistrySpec()
 
