@@ -17,6 +17,7 @@ from components.experiment.spec import (
     OptimizerSpec,
     TrialSpec,
 )
+from components.models.digest import model_digest
 from components.models.reference import BaseReference
 from components.storage.folder import folder_at
 from components.training.run import TrainingData
@@ -50,7 +51,7 @@ def session(toy, checkpoints, workers=None):
     model, prepared, pad_token_id = toy
     torch.set_num_threads(1)
     data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
-    base = BaseReference(model=ModelSpec(path=str(model)), digest="sha256:toy", chat_format="auto")
+    base = BaseReference(model=ModelSpec(path=str(model)), digest=model_digest(model), chat_format="auto")
     return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, folder_at(checkpoints))
 
 

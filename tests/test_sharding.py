@@ -9,11 +9,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from components.batches.prepare import PreparedDataset
 from components.experiment.spec import BatchSpec, OptimizerSpec
+from components.models.trained import load_trained, package
 from components.storage.folder import folder_at
+from components.training.evaluate import score
 from components.training.workers import TorchWorkers
-from tests.sessions import FULL, curve, prepared_toy, reports, session
+from tests.sessions import FULL, MAX_TOKENS, curve, prepared_toy, reports, session
+from tests.toy import tiny_model_directory
 
 SMALL_BATCHES = FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=1)})
 CASES = {
@@ -29,7 +34,14 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
+    """Its model has tied embeddings; beside it lies one that has not."""
+    toy = prepared_toy(tmp_path_factory.mktemp("toy"))
+    tiny_model_directory(with_own_head(toy)[0], tied=False)
+    return toy
+
+
+def with_own_head(toy):
+    return toy[0].with_name("untied"), *toy[1:]
 
 
 def in_two_workers(work, *arguments, folder):
@@ -59,8 +71,11 @@ def train_all(workers, folder, toy):
     """Every case; and of one more trial the first report."""
     of = session(toy, folder, workers)
     curves = {name: curve(reports(of, spec, name)) for name, spec in CASES.items()}
-    _, checkpoint = one_report(of, FULL, "stopped")
-    return {"curves": curves, "checkpoint": str(checkpoint)}
+    curves["head of its own"] = curve(reports(session(with_own_head(toy), folder, workers), FULL, "untied"))
+    offloading = TorchWorkers(torch.device("cpu"), parallel="fsdp", cpu_offload=True)
+    curves["offloaded"] = curve(reports(session(toy, folder, offloading), FULL, "offloaded"))
+    report, checkpoint = one_report(of, FULL, "stopped")
+    return {"curves": curves, "checkpoint": str(checkpoint), "eval_loss": report.eval_loss}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +93,12 @@ def test_two_workers_that_share_out_every_weight_have_the_loss_curve_of_one_proc
     assert two["curves"][name] == pytest.approx(curve(reports(session(toy, tmp_path), CASES[name])), abs=near)
 
 
+def test_a_head_of_its_own_and_shares_that_wait_in_cpu_memory_change_nothing(toy, tmp_path, two):
+    untied = curve(reports(session(with_own_head(toy), tmp_path), FULL))
+    assert two["curves"]["head of its own"] == pytest.approx(untied, abs=1e-5)
+    assert two["curves"]["offloaded"] == two["curves"]["after all others"]
+
+
 def test_each_worker_writes_its_own_rows_of_a_checkpoint(two):
     folder = Path(two["checkpoint"])
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
@@ -91,6 +112,31 @@ def test_each_worker_writes_its_own_rows_of_a_checkpoint(two):
     }
     parts = [load_file(path) for path in sorted((folder / "weights").iterdir())]
     assert [len(part["model.norm.weight"]) for part in parts] == [16, 16]  # of a hidden size of 32
+
+
+def eval_loss_of(directory, store):
+    """Of what one process loads from a checkpoint or package."""
+    losses = score(load_trained(directory), store, max_tokens=MAX_TOKENS, rows_per_batch=4)
+    return sum(loss.loss_sum for loss in losses) / sum(loss.num_targets for loss in losses)
+
+
+def test_what_two_workers_trained_is_packaged_as_one_model_that_loads_plainly(toy, tmp_path, two):
+    checkpoint, package_folder = Path(two["checkpoint"]), tmp_path / "package"
+    package(checkpoint, package_folder)
+    names = sorted(path.name for path in (package_folder / "weights").iterdir())
+    assert names == [
+        "config.json",
+        "generation_config.json",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    ]
+    plain = AutoModelForCausalLM.from_pretrained(package_folder / "weights").state_dict()
+    parts = [load_file(path) for path in sorted((checkpoint / "weights").iterdir())]
+    assert parts[0].keys() == parts[1].keys() == plain.keys() - {"lm_head.weight"}  # tied to the embeddings
+    assert all(torch.equal(torch.cat([parts[0][name], parts[1][name]]), plain[name]) for name in parts[0])
+    store = PreparedDataset.open(toy[1]).eval
+    for directory in (checkpoint, package_folder):
+        assert eval_loss_of(directory, store) == pytest.approx(two["eval_loss"], abs=1e-5)
 
 
 def go_on(workers, folder, toy, checkpoints):

@@ -41,7 +41,7 @@ def save_letter_tokenizer(directory: Path, chat_template: str | None = None) -> 
     letter_tokenizer(chat_template).save_pretrained(directory)
 
 
-def tiny_model_directory(directory: Path, chat_template: str | None = None) -> None:
+def tiny_model_directory(directory: Path, chat_template: str | None = None, *, tied: bool = True) -> None:
     """A random two-layer Llama and the letter tokenizer, loadable by AutoModelForCausalLM and AutoTokenizer."""
     tokenizer = letter_tokenizer(chat_template)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def tiny_model_directory(directory: Path, chat_template: str | None = None) -> N
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
