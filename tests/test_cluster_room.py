@@ -1,9 +1,12 @@
 """What fits a cluster, worked out by hand; what a cluster may become is asked of a real one in test_cluster_autoscaling."""
 
+import pickle
+
 import pytest
 import yaml
 
 from components.cluster.nodes import room_of_config, room_of_nodes
+from components.cluster.placement import SlotPlacement
 from components.cluster.room import NodeType, NoRoomError, Room, check_room, selects
 from components.cluster.sampling import pending_trials
 from components.experiment.load import load_experiment
@@ -129,3 +132,11 @@ def test_tpe_lets_a_quarter_of_the_cluster_wait(path):
     tpe = ["search.sampler=tpe", "resources.lora.node_labels={}"]
     assert pending_trials(load_experiment(path, tpe), ROOM) == 20 // 4  # 48 would fit, but there are 20
     assert pending_trials(load_experiment(path, ["search.sampler=tpe"]), ROOM) == 6 // 4
+
+
+def test_a_slot_is_handed_on_only_to_trials_that_share_their_model_the_same_way():
+    """Tune compares placements; bundles alone would hand a sharded model's slot to LoRA trials of as many workers."""
+    sharded, copied = SlotPlacement(workers(2, parallel="fsdp")), SlotPlacement(workers(2))
+    assert sharded.bundles == copied.bundles
+    assert sharded != copied
+    assert {sharded: "a slot"}.get(pickle.loads(pickle.dumps(SlotPlacement(workers(2, parallel="fsdp"))))) == "a slot"

@@ -151,6 +151,18 @@ def test_one_configuration_trains_without_a_search(place):
     assert (Path(trial["checkpoint"]) / "adapter" / "adapter_model.safetensors").exists()
 
 
+def test_a_full_fine_tune_shared_out_over_two_workers_becomes_a_version_that_loads_and_talks(place):
+    sets = ["trial.method={kind: full}", "trial.optimizer.learning_rate=5e-3", "registry.name=sharded"]
+    sets.append("resources.full={workers: 2, parallel: fsdp}")
+    arguments = [argument for one in sets for argument in ("--set", one)]
+    summary = summary_of(ran(place, "train", "toy.yaml", *arguments, "--register", "--json"))
+    assert summary["outcome"] == "champion"
+    (trial,) = summary["trials"]
+    assert len(list((Path(trial["checkpoint"]) / "weights").glob("model_0000?_of_00002_001.safetensors"))) == 2
+    assert summary["registry"]["candidate_loss"] == pytest.approx(trial["eval_loss"], abs=1e-5)
+    assert ran(place, "chat", "models:/sharded@champion", "--message", "say ab").stdout.strip()
+
+
 def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses(tmp_path, searched):
     folder = new_folder(tmp_path)
     driver = subprocess.Popen(

@@ -97,6 +97,41 @@ def test_a_batch_that_leaves_workers_idle_is_refused(path):
     )
 
 
+@pytest.mark.parametrize(
+    ("override", "told_so"),
+    [
+        (
+            "resources.lora={workers: 2, parallel: fsdp}",
+            "resources: lora.parallel=fsdp: only full fine-tuning is sharded; leave it ddp, and where the base model is too"
+            " large for a GPU, set method.quantize: nf4",
+        ),
+        (
+            "resources.full={workers: 2, cpu_offload: true}",
+            "resources.full: cpu_offload: true goes with parallel: fsdp; set that, or leave cpu_offload out",
+        ),
+        (
+            "resources.full={gpus_per_worker: 4}",
+            "resources.full: gpus_per_worker=4: a worker uses one GPU; set gpus_per_worker: 1 and more workers",
+        ),
+        (
+            "resources.full={workers: 2, gpus_per_worker: 0.5}",
+            "resources.full: gpus_per_worker=0.5 with workers=2: workers of one trial cannot share a GPU; set"
+            " gpus_per_worker: 1, or workers: 1",
+        ),
+    ],
+)
+def test_workers_that_cannot_share_a_trial_so_are_refused(path, override, told_so):
+    assert told(path, override) == [told_so]
+
+
+def test_the_8_bit_optimizer_is_refused_where_weights_are_shared_out(path):
+    (problem,) = told(path, "resources.full.parallel=fsdp", "trial.optimizer.name=paged_adamw_8bit")
+    assert problem == (
+        "search.space.full: optimizer.name=paged_adamw_8bit cannot keep its state for shares of a weight, as parallel: fsdp"
+        " has them; use adamw, and where memory is short more workers or cpu_offload: true"
+    )
+
+
 def test_the_budget_is_shared_by_all_trials(path):
     (problem,) = told(path, "search.space.lora.budget.epochs=3")
     assert problem.startswith("search.space.lora.budget.epochs: is shared by all trials")

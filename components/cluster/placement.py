@@ -24,16 +24,25 @@ from components.cluster.room import bundle
 from components.experiment.spec import WorkersSpec
 
 
-def placement_of(workers: WorkersSpec) -> PlacementGroupFactory:
+class SlotPlacement(PlacementGroupFactory):  # type: ignore[misc]
     """An empty head (the slot itself costs nothing), then bundle i for worker i.
 
-    Ray puts what has an empty head onto the node of the first worker.
+    Ray puts what has an empty head onto the node of the first worker. Tune hands a slot on to trials whose placement is
+    equal: of one WorkersSpec, then, for a slot that shards its model has no whole one for others.
     """
-    return PlacementGroupFactory(
-        [{}] + [bundle(workers)] * workers.workers,
-        strategy=workers.placement.upper(),
-        bundle_label_selector=[workers.node_labels] * workers.workers,
-    )
+
+    def __init__(self, workers: WorkersSpec) -> None:
+        super().__init__(
+            [{}] + [bundle(workers)] * workers.workers,
+            strategy=workers.placement.upper(),
+            bundle_label_selector=[workers.node_labels] * workers.workers,
+        )
+        self.workers = workers
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlotPlacement) and self.workers == other.workers
+
+    __hash__ = PlacementGroupFactory.__hash__
 
 
 class SlotTrainer(TorchTrainer):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from components.batches.prepare import PreparedDataset
 from components.cluster.board import Board
 from components.cluster.context import SearchContext, trial_of
 from components.cluster.nodes import room_of_cluster
-from components.cluster.placement import placement_of
+from components.cluster.placement import SlotPlacement
 from components.cluster.relay import Emit, Relay, listen
 from components.cluster.sampling import parameter_space, pending_trials, scheduler, searcher
 from components.cluster.slot import Slot
@@ -56,7 +56,7 @@ def run_search(
     board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
     trainable = tune.with_resources(
         tune.with_parameters(Slot, context=context, board=board),
-        lambda config: placement_of(experiment.resources.of(trial_of(config)[3].method)),
+        lambda config: SlotPlacement(experiment.resources.of(trial_of(config)[3].method)),
     )
     if resume:
         tuner = tune.Tuner.restore(str(context.folder / TUNE_FOLDER), trainable, resume_unfinished=True)

@@ -51,7 +51,11 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     device = ray.train.torch.get_device() if spec.gpus_per_worker else torch.device("cpu")
     if spec.gpus_per_worker and device.type != "cuda":
         raise RuntimeError("gpus_per_worker is above 0, but torch sees no CUDA device here: is its build the CPU's?")
-    return TorchWorkers(device) if ray.train.get_context().get_world_size() > 1 else OneWorker(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # FSDP and NCCL go by the current one
+    if ray.train.get_context().get_world_size() == 1 and spec.parallel == "ddp":
+        return OneWorker(device)
+    return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
 def session_of(context: SearchContext, workers: Workers) -> Session:

@@ -208,7 +208,7 @@ def _problems_at(experiment: ExperimentSpec, branch: Branch, values: Mapping[str
         yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
         return
     try:
-        spec.batch.check_workers(experiment.resources.of(spec.method).workers)
+        experiment.resources.of(spec.method).check_trial(spec)
     except ValueError as error:
         yield Problem(place=f"search.space.{branch.name}", text=str(error))
 

@@ -181,7 +181,17 @@ class WorkersSpec(Spec):
 
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: NonNegativeFloat = 0.0
+    gpus_per_worker: NonNegativeFloat = Field(
+        0.0, description="1 at most; less than 1 lets trials of one worker share a GPU."
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="`ddp`: each worker has the whole model. `fsdp`: each has its share of weights, gradients and optimizer"
+        " state, and gets layer after layer together while it computes; for full fine-tuning of what no GPU holds.",
+    )
+    cpu_offload: bool = Field(
+        False, description="fsdp: the shares wait in CPU memory, where the optimizer runs too; slower, and smaller."
+    )
     placement: Literal["pack", "strict_pack", "spread"] = Field(
         "pack",
         description="`pack` takes as few nodes as it can; `strict_pack` waits for one node that holds all workers, which"
@@ -204,6 +214,34 @@ class WorkersSpec(Spec):
                 )
         return node_labels
 
+    @model_validator(mode="after")
+    def _one_gpu_a_worker(self) -> Self:
+        if self.gpus_per_worker > 1:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g}: a worker uses one GPU; set gpus_per_worker: 1 and more workers"
+            )
+        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+            raise ValueError(
+                f"gpus_per_worker={self.gpus_per_worker:g} with workers={self.workers}: workers of one trial cannot share"
+                " a GPU; set gpus_per_worker: 1, or workers: 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_what_is_sharded(self) -> Self:
+        if self.cpu_offload and self.parallel != "fsdp":
+            raise ValueError("cpu_offload: true goes with parallel: fsdp; set that, or leave cpu_offload out")
+        return self
+
+    def check_trial(self, trial: TrialSpec) -> None:
+        """Raises ValueError if these workers cannot train it."""
+        trial.batch.check_workers(self.workers)
+        if self.parallel == "fsdp" and trial.optimizer.name == "paged_adamw_8bit":
+            raise ValueError(
+                "optimizer.name=paged_adamw_8bit cannot keep its state for shares of a weight, as parallel: fsdp has them;"
+                " use adamw, and where memory is short more workers or cpu_offload: true"
+            )
+
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # a dict has no hash of its own
 
@@ -213,6 +251,15 @@ class ResourcesSpec(Spec):
 
     lora: WorkersSpec = WorkersSpec()
     full: WorkersSpec = WorkersSpec()
+
+    @model_validator(mode="after")
+    def _shard_full_only(self) -> Self:
+        if self.lora.parallel == "fsdp":
+            raise ValueError(
+                "lora.parallel=fsdp: only full fine-tuning is sharded; leave it ddp, and where the base model is too large"
+                " for a GPU, set method.quantize: nf4"
+            )
+        return self
 
     def of(self, method: LoraMethod | FullMethod) -> WorkersSpec:
         return self.lora if isinstance(method, LoraMethod) else self.full
