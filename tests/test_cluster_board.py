@@ -3,10 +3,11 @@
 import asyncio
 
 from components.cluster.board import Answer, Board, Command
+from components.training.records import Extension
 
 
-def progress(checkpoint):
-    return {"checkpoint": checkpoint}
+def progress(checkpoint, step=1, target_tokens=10, done=False):
+    return {"checkpoint": checkpoint, "step": step, "target_tokens": target_tokens, "done": done, "diverged": None}
 
 
 async def answered(board, asked, answer_of):
@@ -200,3 +201,60 @@ def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
         return await board.attach("slot")
 
     assert run(scenario).checkpoint == "half way"
+
+
+def reports(step, target_tokens, done=False):
+    """What a first worker answers that has trained up to here."""
+    reached = progress("somewhere", step, target_tokens, done)
+    return lambda command: Answer(number=command.number, progress=reached)
+
+
+async def started(board):
+    await board.attach("slot")
+    start = Command(kind="start", trial_id="t", spec={})
+    await answered(board, start, lambda command: Answer(number=command.number))
+
+
+def test_an_extension_begins_with_the_next_report_and_goes_with_every_command_from_then_on():
+    async def scenario(board):
+        await started(board)
+        await answered(board, Command(kind="advance"), reports(3, 30))
+        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await asyncio.sleep(0)
+        under_way = await board.next("slot", None)
+        from_step = await board.extend("t", 200, reported_step=0)  # the caller may know less than the board
+        waiting = asyncio.ensure_future(board.next("slot", reports(6, 60)(under_way)))
+        await call
+        waiting.cancel()
+        commands = []
+        await answered(
+            board, Command(kind="advance"), lambda command: commands.append(command) or reports(9, 90)(command)
+        )
+        return from_step, under_way.extensions, commands[0].extensions
+
+    given = (Extension(target_tokens=200, from_step=4),)
+    assert run(scenario) == (4, (), given)
+
+
+def test_a_trial_extended_while_it_trains_its_last_stretch_is_not_done():
+    async def scenario(board):
+        await started(board)
+        await board.extend("t", 200, reported_step=0)
+        longer = await answered(board, Command(kind="advance"), reports(10, 100, done=True))
+        whole = await answered(board, Command(kind="advance"), reports(20, 200, done=True))
+        return longer.progress["done"], whole.progress["done"], await board.extend("t", 300, reported_step=10)
+
+    assert run(scenario) == (False, True, None)
+
+
+def test_a_board_made_anew_knows_what_its_trials_had_been_given():
+    async def scenario():
+        board = Board({"t": (Extension(target_tokens=200, from_step=4),)})
+        await started(board)
+        commands = []
+        await answered(
+            board, Command(kind="advance"), lambda command: commands.append(command) or reports(9, 90)(command)
+        )
+        return commands[0].extensions
+
+    assert asyncio.run(scenario()) == (Extension(target_tokens=200, from_step=4),)

@@ -10,12 +10,20 @@ import yaml
 from components.experiment.load import load_experiment
 from components.experiment.space import check_search
 from components.experiment.spec import ExperimentSpec
-from workflows import chat, evaluate, export, preview, train, tune
+from workflows import chat, control, evaluate, export, preview, train, tune
 from workflows.cli import Exit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = {"chat": chat, "evaluate": evaluate, "export": export, "preview": preview, "train": train, "tune": tune}
+PROGRAMS = {
+    "chat": chat,
+    "control": control,
+    "evaluate": evaluate,
+    "export": export,
+    "preview": preview,
+    "train": train,
+    "tune": tune,
+}
 
 
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)

@@ -31,6 +31,7 @@ class Exit(IntEnum):
     NO_TRIAL_SUCCEEDED = 4
     NOT_PROVEN = 5
     TRACKING_AWAY = 6
+    NO_REPLY = 7
     INTERRUPTED = 130  # Ctrl-C
     TERMINATED = 143  # SIGTERM, e.g. by `ray job stop`
 

@@ -27,6 +27,7 @@ from components.reports.live import LiveSearch
 from components.reports.page import search_page
 from components.reports.summary import Outcome, SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
+from components.tracking.driver import DriverDesk
 from components.tracking.gate import RegistryResult
 from components.tracking.journal import Journal
 from components.tracking.mirror import Mirror
@@ -99,9 +100,16 @@ def search_and_report(
 def _search(
     experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool
 ) -> SearchSummary:
-    began = time.monotonic()
     with explained():
         search = open_search(experiment, console, resume)
+    with DriverDesk(search.folder) as desk:
+        summary = _searched(search, desk, console, command, register)
+        desk.close(summary.outcome)
+    return summary
+
+
+def _searched(search: OpenSearch, desk: DriverDesk, console: Console, command: str, register: bool) -> SearchSummary:
+    began = time.monotonic()
     with connected() as dashboard:
         with explained(NoRoomError, status=Exit.NO_ROOM):
             check_room(search.experiment, room_of_cluster())
@@ -110,7 +118,8 @@ def _search(
             runs = _runs(search)
             _log_inputs(runs, search)
         console.print(f"Ray dashboard {dashboard}, MLflow {without_secrets(search.uri)}, search {search.search_id}")
-        course = _run_trials(search, console, command)
+        desk.show({"Ray dashboard": dashboard, "MLflow": without_secrets(search.uri)})
+        course = _run_trials(search, console, command, desk)
         ending = _ending(search, runs, course, console, command, register)
     summary = _summary(search, runs, course.histories, ending, seconds=time.monotonic() - began)
     _write_reports(search, runs, summary, course.histories, console, command)
@@ -133,7 +142,7 @@ def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
     runs.log_text(None, preview_html(records, search.decode, title, totals_of(dataset)), "mask_preview.html")
 
 
-def _run_trials(search: OpenSearch, console: Console, command: str) -> Course:
+def _run_trials(search: OpenSearch, console: Console, command: str, desk: DriverDesk) -> Course:
     journal = Journal(search.folder)
     known = fold(journal.read())
     mirror = Mirror(journal, lambda: _runs(search))
@@ -152,7 +161,7 @@ def _run_trials(search: OpenSearch, console: Console, command: str) -> Course:
     stopped = None
     try:
         with live:
-            stopped = run_search(search.context(ended), emit, histories=known, resume=resume, told=told)
+            stopped = run_search(search.context(ended), emit, histories=known, resume=resume, told=told, desk=desk)
     finally:
         owed = mirror.close(MLFLOW_SECONDS if stopped is None else MLFLOW_SECONDS_OF_A_STOP)
     return Course(histories=live.histories, owed=owed, stopped=stopped)

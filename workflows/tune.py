@@ -13,13 +13,17 @@ from collections.abc import Sequence
 
 from components.experiment.load import load_experiment
 from components.experiment.schema import experiment_schema
-from workflows.cli import add_experiment_arguments, command_line, explained, quiet_libraries
+from workflows.cli import NEWEST, add_experiment_arguments, command_line, explained, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     with explained():
         experiment = load_experiment(arguments.experiment, arguments.set)
+    if arguments.watch is not None:
+        from workflows.watch import watch
+
+        return watch(experiment, arguments.watch, as_json=arguments.json)
     # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
     quiet_libraries()
     from workflows.pipeline import search_and_report
@@ -32,6 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Search an experiment and register the winner.")
     add_experiment_arguments(parser)
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        const=NEWEST,
+        metavar="SEARCH_ID",
+        help="look at a search that runs anywhere, by default the newest; with --json its state, once",
+    )
     parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON Schema of experiment files")
     return parser
 

@@ -7,8 +7,11 @@ actor in production, but plain asyncio: tests drive it without Ray.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from components.training.records import Extension, budget_at
 
 POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
 MOST_STRIKES = 2
@@ -25,7 +28,9 @@ class Command:
     number: int = 0
     trial_id: str = ""
     spec: dict[str, Any] | None = None
+    warm_from: str | None = None
     checkpoint: str | None = None
+    extensions: tuple[Extension, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +63,25 @@ class _Slot:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     resume: Resume = field(default_factory=Resume)
+    reported_step: int = 0  # the trial's last acknowledged report
+    spent: bool = False  # the trial has reported the end of its budget
     has_group: bool = False
     strikes: int = 0  # groups that died since the last acknowledged answer
     complaint: str = ""
 
+    @property
+    def trial_id(self) -> str:
+        """Whose trial runs here; none before its start is acknowledged."""
+        return self.resume.start.trial_id if self.resume.start is not None else ""
+
 
 class Board:
-    """One per search."""
+    """One per search. `extensions`: what its trials had been given before this board was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, extensions: Mapping[str, tuple[Extension, ...]] | None = None) -> None:
         self._slots: dict[str, _Slot] = {}
         self._stopping = asyncio.Event()
+        self._extensions = dict(extensions or {})
 
     async def stop(self) -> None:
         """The search is to end: trials leave their slots, and commands come to nothing. Returns once no trial trains."""
@@ -87,19 +100,30 @@ class Board:
         state = self._slots.setdefault(slot, _Slot())
         if command.kind in ("start", "exit"):  # whatever the trial before may still be owed, it has ended
             state.resume, state.strikes = Resume(), 0
+            state.reported_step, state.spent = 0, False
         state.numbered += 1
-        state.command = Command(
-            kind=command.kind,
-            number=state.numbered,
-            trial_id=command.trial_id,
-            spec=command.spec,
-            checkpoint=command.checkpoint,
-        )
+        extensions = self._extensions.get(state.trial_id, ()) if command.kind == "advance" else ()
+        state.command = replace(command, number=state.numbered, extensions=extensions)
         state.answered.clear()
         state.asked.set()
         await state.answered.wait()
         assert state.answer is not None
         return state.answer
+
+    async def extend(self, trial_id: str, target_tokens: int, reported_step: int) -> int | None:
+        """A longer budget for what the trial trains after its next report. None: it has spent all it had, and ends.
+
+        `reported_step` is that of its last report as the caller knows it. Returns the first step at which the new budget
+        may begin. What the trial trains now keeps the budget it began with: a worker group that takes over, or a driver
+        that resumes the search, trains it again in the same way.
+        """
+        slots = [state for state in self._slots.values() if state.trial_id == trial_id]  # it may have moved
+        if any(state.spent for state in slots):
+            return None
+        from_step = max([reported_step, *(state.reported_step for state in slots)]) + 1
+        given = self._extensions.get(trial_id, ())
+        self._extensions[trial_id] = (*given, Extension(target_tokens=target_tokens, from_step=from_step))
+        return from_step
 
     async def attach(self, slot: str) -> Resume:
         """A worker group has (re)started. A trial whose groups die again and again is given up."""
@@ -133,13 +157,21 @@ class Board:
         state = self._slots[slot]
         command = state.command
         if answer is not None and command is not None and answer.number == command.number:
-            self._acknowledge(state, command, answer)
+            self._acknowledge(state, command, self._with_its_budget(state, answer))
             if command.kind == "exit":
                 return command
         if not await _within(POLL_SECONDS, state.asked):
             return Command(kind="wait")
         assert state.command is not None
         return state.command
+
+    def _with_its_budget(self, state: _Slot, answer: Answer) -> Answer:
+        """A trial that was extended during its last stretch is not done, though its workers think so."""
+        progress = answer.progress
+        if progress is None or not progress["done"] or progress["diverged"]:
+            return answer
+        budget = budget_at(progress["step"], 0, self._extensions.get(state.trial_id, ()))
+        return replace(answer, progress={**progress, "done": progress["target_tokens"] >= budget})
 
     def _acknowledge(self, state: _Slot, command: Command, answer: Answer) -> None:
         """The answer and the state it stands for become known in one go."""
@@ -153,6 +185,7 @@ class Board:
             state.resume = Resume(start=state.resume.start, checkpoint=answer.interim)
         elif command.kind == "advance" and answer.progress is not None and answer.progress["checkpoint"]:
             state.resume = Resume(start=state.resume.start, checkpoint=answer.progress["checkpoint"])
+            state.reported_step, state.spent = answer.progress["step"], answer.progress["done"]
         state.strikes, state.complaint = 0, ""
         self._reply(state, answer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,33 @@ class SearchContext:
         return self.folder / "checkpoints"
 
 
+def tune_config(
+    number: int,
+    branch: str,
+    varied: Mapping[str, Any],
+    spec: TrialSpec,
+    *,
+    parent: str | None = None,
+    warm_from: str | None = None,
+) -> dict[str, Any]:
+    """What Tune knows of a trial, in its config under "trial"."""
+    plain = spec.model_dump(mode="json")
+    return {
+        "number": number,
+        "branch": branch,
+        "varied": dict(varied),
+        "spec": plain,
+        "parent": parent,
+        "warm_from": warm_from,
+    }
+
+
 def trial_of(config: dict[str, Any]) -> tuple[int, str, dict[str, Any], TrialSpec]:
-    """(number, branch, what the search varied, the whole spec) of a Tune config made by components/cluster/sampling.py."""
+    """(number, branch, what the search varied, the whole spec) of a Tune config."""
     trial = config["trial"]
     return trial["number"], trial["branch"], trial["varied"], TrialSpec.model_validate(trial["spec"])
+
+
+def origin_of(config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(parent's trial id, the checkpoint whose weights it begins with) of a clone's Tune config; (None, None) of others."""
+    return config["trial"]["parent"], config["trial"]["warm_from"]

@@ -10,10 +10,12 @@ from typing import Any
 
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from components.cluster.asked import ClonesFirst
 
 
-class Moving(FIFOScheduler):  # type: ignore[misc]
+class Moving(ClonesFirst):
     """Mixed into a scheduler: a result that is no report (slot.py) is none of its business."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from components.cluster.context import SearchContext, trial_of
+from components.cluster.context import SearchContext, origin_of, trial_of
+from components.cluster.directing import director_of
 from components.storage.folder import folder_at
 from components.training.checkpoint import OPTIMIZER_FILES, at_report
 from components.training.records import (
@@ -50,17 +51,19 @@ class Listener:
         reports = [report for report in self.standing.get(trial_id, []) if report.step != latest.step] + [latest]
         self.standing[trial_id] = reports
         best = self.best(trial_id)
+        pinned = director_of(self.context.search_id).pinned
         for report in reports:
-            if report is not best and report is not latest:
+            if report is not best and report is not latest and report.checkpoint not in pinned:
                 folder_at(str(report.checkpoint)).remove()
         self.standing[trial_id] = [report for report in reports if report is best or report is latest]
 
     def collect_ended(self, trial_id: str) -> None:
-        """Keeps the weights of an ended trial's best checkpoint; it will not be resumed."""
+        """Keeps the weights of an ended trial's best checkpoint, and what clones need; it will not be resumed."""
         best = self.best(trial_id)
+        kept = director_of(self.context.search_id).pinned | ({best.checkpoint} if best else set())
         trial = self.context.checkpoints / trial_id
         for folder in [trial / name for name in trial.names()]:  # those that were never finished are among them
-            if best is None or str(folder) != best.checkpoint:
+            if str(folder) not in kept:
                 folder.remove()
             else:
                 folder.discard(OPTIMIZER_FILES)
@@ -84,11 +87,15 @@ class Relay(Callback):  # type: ignore[misc]
     def listener(self) -> Listener:
         return _listeners[self.search_id]
 
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        director_of(self.search_id).serve(trial.trial_id for trial in trials)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         context = self.listener.context
         if trial.trial_id in context.ended:
             return
         number, branch, varied, spec = trial_of(trial.config)
+        parent, warm_from = origin_of(trial.config)
         workers = context.experiment.resources.of(spec.method).workers
         self.listener.emit(
             TrialStarted(
@@ -98,6 +105,8 @@ class Relay(Callback):  # type: ignore[misc]
                 spec=spec,
                 workers=workers,
                 varied=varied,
+                parent=parent,
+                warm_from=warm_from,
                 time=time.time(),
             )
         )
@@ -124,7 +133,8 @@ class Relay(Callback):  # type: ignore[misc]
         elif progress and progress["done"]:
             self._end(trial, "completed", "")
         else:
-            self._end(trial, "stopped", "the scheduler gave its place to others")
+            told = director_of(self.search_id).stop_of(trial.trial_id)
+            self._end(trial, "stopped", told.sentence if told else "the scheduler gave its place to others")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()

@@ -1,30 +1,28 @@
 """From the experiment's sampler to what Tune asks: a parameter space or a searcher, and the scheduler.
 
-Every Tune config is {"trial": {number, branch, varied, spec}}, whichever sampler made it.
+Every Tune config is {"trial": context.tune_config(...)}, whichever sampler made it.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import SearchAlgorithm
 from ray.tune.search.optuna import OptunaSearch
 
+from components.cluster.asked import Drawn, Suggested
+from components.cluster.context import tune_config
+from components.cluster.directing import MOST_TIMES_THE_BUDGET
 from components.cluster.moving import Moving, MovingAsha
 from components.cluster.room import Room
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.space import Branch, branch_order, sample_trials, some_trial, trial_spec
-from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec, WorkersSpec
+from components.experiment.spec import AshaSpec, ExperimentSpec, WorkersSpec
 
 METRIC, TIME = "eval_loss", "target_tokens"
-
-
-def tune_config(number: int, branch: str, varied: Mapping[str, Any], spec: TrialSpec) -> dict[str, Any]:
-    return {"number": number, "branch": branch, "varied": dict(varied), "spec": spec.model_dump(mode="json")}
 
 
 def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
@@ -36,11 +34,13 @@ def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
     return {"trial": tune.grid_search(configs)}
 
 
-def searcher(experiment: ExperimentSpec) -> Searcher | None:
-    """Optuna's TPE, which learns within each branch from what its trials have shown."""
+def search_algorithm(experiment: ExperimentSpec, search_id: str) -> SearchAlgorithm:
+    """Optuna's TPE, which learns within each branch from what its trials have shown; else all that was drawn, in order."""
+    most = experiment.search.max_concurrent_trials
     if experiment.search.sampler != "tpe":
-        return None
-    return OptunaSearch(space=DefineByRun(experiment), metric=METRIC, mode="min", seed=experiment.search.seed)
+        return Drawn(search_id, most)
+    optuna = OptunaSearch(space=DefineByRun(experiment), metric=METRIC, mode="min", seed=experiment.search.seed)
+    return Suggested(search_id, optuna, most)
 
 
 def pending_trials(experiment: ExperimentSpec, room: Room) -> int:
@@ -109,5 +109,5 @@ def scheduler(experiment: ExperimentSpec, budget: int) -> TrialScheduler:
         mode="min",
         grace_period=max(1, first_rung),
         reduction_factor=spec.reduction_factor,
-        max_t=10 * budget,  # a trial ends itself; this must only never be reached
+        max_t=MOST_TIMES_THE_BUDGET * budget,  # a trial ends itself; this must only never be reached
     )

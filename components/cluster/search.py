@@ -15,14 +15,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from components.batches.prepare import PreparedDataset
 from components.cluster.board import Board
 from components.cluster.context import SearchContext, trial_of
+from components.cluster.directing import Director, StopsWhenTold, direct
 from components.cluster.nodes import room_of_cluster
 from components.cluster.placement import SlotPlacement
 from components.cluster.relay import Emit, Relay, listen
-from components.cluster.sampling import parameter_space, pending_trials, scheduler, searcher
+from components.cluster.sampling import parameter_space, pending_trials, scheduler, search_algorithm
 from components.cluster.slot import Slot
 from components.cluster.stopping import CleanStop, Told
 from components.storage.folder import Folder
 from components.training.records import TrialHistory
+from components.training.requests import Desk
 
 TUNE_FOLDER = "tune"
 PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
@@ -35,6 +37,7 @@ def run_search(
     histories: Mapping[str, TrialHistory],
     resume: bool,
     told: Told = lambda _: None,
+    desk: Desk | None = None,
 ) -> signal.Signals | None:
     """Blocks until every trial has ended, or a signal has ended the search (stopping.py): then returns that.
 
@@ -45,15 +48,22 @@ def run_search(
         histories: what the journal knows already; empty for a new search.
         resume: go on with the search whose state lies in context.folder.
         told: hears at once, in another thread, of a signal that ends the search.
+        desk: where people ask something of the search while it runs.
     """
-    listen(context, emit, histories)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     experiment = context.experiment
     targets_per_epoch = PreparedDataset.open(context.prepared).train.total_targets
     budget = experiment.trial.budget.in_target_tokens(targets_per_epoch)
     # On the driver's own node, so that it lives as long as the driver: any other node may be a spot instance.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(Board).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here).remote()
+    board = (
+        ray.remote(Board)
+        .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
+        .remote({trial_id: history.extensions for trial_id, history in histories.items()})
+    )
+    director = Director(context, board, emit, histories, desk, budget)
+    direct(director)
+    listen(context, director.emit, histories)
     trainable = tune.with_resources(
         tune.with_parameters(Slot, context=context, board=board),
         lambda config: SlotPlacement(experiment.resources.of(trial_of(config)[3].method)),
@@ -66,9 +76,8 @@ def run_search(
             param_space=parameter_space(experiment),
             tune_config=tune.TuneConfig(
                 scheduler=scheduler(experiment, budget),
-                search_alg=searcher(experiment),
+                search_alg=search_algorithm(experiment, context.search_id),
                 num_samples=experiment.search.trials if experiment.search.sampler == "tpe" else 1,
-                max_concurrent_trials=experiment.search.max_concurrent_trials,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -77,6 +86,7 @@ def run_search(
                 failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
                 callbacks=[Relay(context.search_id)],
+                stop=StopsWhenTold(context.search_id),
                 verbose=0,
             ),
         )

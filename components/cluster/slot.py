@@ -19,7 +19,7 @@ from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from components.cluster.board import Answer, Command, Leave
-from components.cluster.context import SearchContext, trial_of
+from components.cluster.context import SearchContext, origin_of, trial_of
 from components.cluster.placement import SlotTrainer
 from components.cluster.room import bundle
 from components.cluster.sampling import METRIC, TIME
@@ -49,6 +49,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _new_trial(self, config: dict[str, Any]) -> None:
         _, _, _, self.spec = trial_of(config)
+        _, self.warm_from = origin_of(config)
         self.workers = self.context.experiment.resources.of(self.spec.method)
         self.started = False
         self.resume_from: str | None = None
@@ -103,7 +104,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _start_trial(self) -> Answer:
         spec = self.spec.model_dump(mode="json")
-        answer = self._ask(Command(kind="start", trial_id=self.trial_id, spec=spec))
+        answer = self._ask(Command(kind="start", trial_id=self.trial_id, spec=spec, warm_from=self.warm_from))
         place = resume_point(self.context.checkpoints / self.trial_id, self.resume_from)
         if answer.error is None and answer.leave is None and place is not None:
             answer = self._ask(Command(kind="load", checkpoint=str(place)))

@@ -82,7 +82,7 @@ def _ready(context: SearchContext, workers: Workers, resume: Resume) -> Session:
     if not may_quantize(context.experiment):
         session.warm_up()  # else the first trial says which base it wants: both would fill a small card
     if resume.start is not None:
-        session.start(resume.start.trial_id, TrialSpec.model_validate(resume.start.spec))
+        _start(session, resume.start)
         if resume.checkpoint is not None:
             session.load(folder_at(resume.checkpoint))
     return session
@@ -116,16 +116,21 @@ def _obey(
 def _do(command: Command, session: Session, interruptions: Interruptions) -> Answer:
     match command.kind:
         case "start":
-            session.start(command.trial_id, TrialSpec.model_validate(command.spec))
+            _start(session, command)
         case "load":
             assert command.checkpoint is not None
             session.load(folder_at(command.checkpoint))
         case "advance":
-            reached = session.advance(interruptions)
+            reached = session.advance(interruptions, command.extensions)
             if isinstance(reached, Interim):
                 return Answer(number=command.number, leave=interruptions.reason, interim=reached.checkpoint)
             return Answer(number=command.number, progress=reached.model_dump(mode="json"))
     return Answer(number=command.number)
+
+
+def _start(session: Session, command: Command) -> None:
+    warm_from = None if command.warm_from is None else folder_at(command.warm_from)
+    session.start(command.trial_id, TrialSpec.model_validate(command.spec), warm_from)
 
 
 def _is_broken_collective(error: BaseException) -> bool:

@@ -19,7 +19,15 @@ from pydantic import ValidationError
 
 from components.experiment.domains import DOMAINS, Domain
 from components.experiment.problems import ExperimentError, Problem, problems_of
-from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, SearchSpec, TrialSpec, WorkersSpec
+from components.experiment.spec import (
+    ExperimentSpec,
+    FullMethod,
+    LoraMethod,
+    NoSchedulerSpec,
+    SearchSpec,
+    TrialSpec,
+    WorkersSpec,
+)
 
 SHARED_BY_ALL_TRIALS = ("budget", "seed")
 MOST_CORNERS = 4096
@@ -74,12 +82,42 @@ def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, 
     if kind != tree["method"]["kind"]:
         tree["method"] = {"kind": kind}  # a rank under `trial:` means nothing to a full fine-tune
     for path, value in {**branch.constants, **values}.items():
-        *parents, leaf = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
+        _put(tree, path, value)
     return TrialSpec.model_validate(tree)
+
+
+def changed_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any]) -> TrialSpec:
+    """A trial's configuration with some values changed, each by its dotted path, under the rules of the space.
+
+    Raises ExperimentError with all problems.
+    """
+    tree, problems = spec.model_dump(), []
+    kind = changes.get("method.kind", spec.method.kind)
+    if kind != spec.method.kind:
+        tree["method"] = {"kind": kind}
+    for path, value in changes.items():
+        if path.split(".")[0] in SHARED_BY_ALL_TRIALS:
+            problems.append(
+                Problem(place=path, text="is shared by all trials of a search, so that they can be compared")
+            )
+        elif not _put(tree, path, value):
+            problems.append(Problem(place=path, text="there is no such value in a trial"))
+    try:
+        changed = TrialSpec.model_validate(tree)
+    except ValidationError as error:
+        raise ExperimentError([*problems, *problems_of(error, TrialSpec)]) from None
+    problems += _idle_workers(experiment, changed, "")
+    if problems:
+        raise ExperimentError(problems)
+    return changed
+
+
+def weights_fit(trained: LoraMethod | FullMethod, method: LoraMethod | FullMethod) -> bool:
+    """Whether what the first method has trained is of the shape the second one trains."""
+    if isinstance(trained, LoraMethod) and isinstance(method, LoraMethod):
+        shape = ("rank", "target_modules", "dora")
+        return all(getattr(trained, name) == getattr(method, name) for name in shape)
+    return trained.kind == method.kind
 
 
 def check_search(experiment: ExperimentSpec) -> None:
@@ -207,10 +245,34 @@ def _problems_at(experiment: ExperimentSpec, branch: Branch, values: Mapping[str
     except ValidationError as error:
         yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
         return
+    yield from _idle_workers(experiment, spec, f"search.space.{branch.name}")
+
+
+def _idle_workers(experiment: ExperimentSpec, spec: TrialSpec, place: str) -> Iterator[Problem]:
     try:
         experiment.resources.of(spec.method).check_trial(spec)
     except ValueError as error:
-        yield Problem(place=f"search.space.{branch.name}", text=str(error))
+        yield Problem(place=place, text=str(error))
+
+
+def value_at(spec: TrialSpec, path: str) -> Any:
+    """What stands at a dotted path."""
+    node: Any = spec.model_dump(mode="json")
+    for key in path.split("."):
+        node = node[key]
+    return node
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> bool:
+    """Sets what a dotted path names. False if something on the way to it has no keys."""
+    *parents, leaf = path.split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            return False
+    node[leaf] = value
+    return True
 
 
 def _draws(branch: Branch, generator: random.Random) -> Iterator[dict[str, Any]]:

@@ -48,9 +48,10 @@ class Journal:
         """Returns once the record would survive this process and the machine."""
         self._lines.append(record.model_dump_json())
 
-    def read(self) -> list[TrialRecord]:
-        """Every whole line. Raises ValueError for one that is no record: only the last one can be torn."""
-        return [self._record(number, line) for number, line in enumerate(self._lines.read(), start=1)]
+    def read(self, after: int = 0) -> list[TrialRecord]:
+        """Every whole line but the first `after`. Raises ValueError for one that is no record: only the last can be torn."""
+        lines = self._lines.read()[after:]
+        return [self._record(number, line) for number, line in enumerate(lines, start=after + 1)]
 
     def close(self) -> None:
         self._lines.close()

@@ -1,0 +1,147 @@
+"""Tells a running search what to do with one of its trials, from anywhere that reaches its storage.
+
+python workflows/control.py experiments/quickstart.yaml stop 3
+python workflows/control.py experiments/quickstart.yaml extend 3 --by 50%
+python workflows/control.py experiments/quickstart.yaml clone 3 --set optimizer.learning_rate=1e-4 --warm
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from components.experiment.load import load_experiment
+from components.experiment.spec import ExperimentSpec
+from components.storage.folder import Folder
+from components.tracking.driver import DriverSign
+from components.tracking.journal import SearchManifest
+from components.tracking.mailbox import Mailbox
+from components.training.requests import CloneTrial, ExtendTrial, Reply, StopTrial
+from workflows.cli import NEWEST, Exit, explained, fail
+from workflows.searches import find_search
+
+PATIENCE_SECONDS = 60.0
+POLL_SECONDS = 0.5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    with explained():
+        wish = _wish(arguments)
+        experiment = load_experiment(arguments.experiment, arguments.set)
+        manifest = find_search(experiment, arguments.search, unfinished=True)
+    reply = _ask(experiment, manifest, wish, arguments.patience)
+    if arguments.json:
+        print(reply.model_dump_json())
+    if not reply.accepted:
+        fail(f"refused: {reply.message}", Exit.BAD_INPUT)
+    if not arguments.json:
+        print(reply.message)
+    return Exit.DONE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Tell a running search what to do with one of its trials.")
+    parser.add_argument("experiment", help="the YAML file the search was started with")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=VALUE", help="as it was given to tune.py (repeatable)"
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    stop, extend, clone = (
+        verbs.add_parser(name, help=help, description=help)
+        for name, help in (
+            ("stop", "The trial ends at its next report; its best checkpoint takes part in the verdict."),
+            ("extend", "The trial may train longer; from its next report on, on the longer schedule."),
+            ("clone", "A new trial like it, with changes, runs before those that wait."),
+        )
+    )
+    for verb in (stop, extend, clone):
+        verb.add_argument("trial", help="its number on the leaderboard, or its id")
+        verb.add_argument("--search", default=NEWEST, metavar="SEARCH_ID", help="by default the newest unfinished one")
+        verb.add_argument(
+            "--patience", type=float, default=PATIENCE_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
+        )
+        verb.add_argument("--json", action="store_true", help="the reply as one JSON line on stdout")
+    longer = extend.add_mutually_exclusive_group(required=True)
+    longer.add_argument("--by", metavar="SHARE", help="of its present budget, e.g. 50%%")
+    longer.add_argument("--target-tokens", type=int, metavar="N", help="its whole new budget")
+    clone.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="a.b=VALUE",
+        help="a value of the trial (repeatable)",
+    )
+    clone.add_argument("--warm", action="store_true", help="begin with the weights of its best checkpoint")
+    return parser
+
+
+def _wish(arguments: argparse.Namespace) -> StopTrial | ExtendTrial | CloneTrial:
+    """Raises ValueError for what cannot be meant."""
+    if arguments.verb == "stop":
+        return StopTrial(trial=arguments.trial)
+    if arguments.verb == "extend":
+        share = None if arguments.by is None else _share(arguments.by)
+        if arguments.target_tokens is not None and arguments.target_tokens < 1:
+            raise ValueError(f"--target-tokens {arguments.target_tokens}: give the whole new budget, above 0")
+        return ExtendTrial(trial=arguments.trial, share=share, target_tokens=arguments.target_tokens)
+    return CloneTrial(trial=arguments.trial, changes=dict(map(_change, arguments.changes)), warm=arguments.warm)
+
+
+def _share(text: str) -> float:
+    """50% is 0.5, and so is 0.5."""
+    number, percent = text.removesuffix("%"), text.endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = 0.0
+    if share <= 0:
+        raise ValueError(f"--by {text}: write it as a share of the present budget, e.g. 50%")
+    return share
+
+
+def _change(text: str) -> tuple[str, Any]:
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ValueError(f"--set {text}: write it as key.subkey=value, e.g. optimizer.learning_rate=1e-4")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return path, value
+
+
+def _ask(
+    experiment: ExperimentSpec, manifest: SearchManifest, wish: StopTrial | ExtendTrial | CloneTrial, patience: float
+) -> Reply:
+    """Waits for the driver's reply. Exits if there is none."""
+    folder = experiment.folder / manifest.search_id
+    mailbox = Mailbox(folder)
+    request = mailbox.ask(wish)
+    deadline = time.monotonic() + patience
+    while (reply := mailbox.reply_to(request.request_id)) is None:
+        if SearchManifest.read(folder).finished:
+            return Reply(accepted=False, message=f"search {manifest.search_id} has ended meanwhile")
+        if time.monotonic() > deadline:
+            fail(
+                f"no reply within {patience:g} seconds: {_driver(folder)}. The request stands in {mailbox.folder}, and is"
+                f" answered when the search goes on: workflows/tune.py EXPERIMENT --resume {manifest.search_id}",
+                Exit.NO_REPLY,
+            )
+        time.sleep(POLL_SECONDS)
+    return reply
+
+
+def _driver(folder: Folder) -> str:
+    sign = DriverSign.read(folder)
+    if sign is None or sign.outcome is not None:
+        return "no driver is at this search"
+    return f"the last driver of this search was process {sign.pid} on {sign.host}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
