@@ -123,7 +123,7 @@ def cluster(folder: Path, node_types: Mapping[str, dict[str, Any]], *, idle_seco
     ports = dict(zip(PORTS, free_ports(len(PORTS) + 2), strict=False))
     address = f"127.0.0.1:{ports['port']}"
     config = folder / "autoscaler.json"
-    config.write_text(json.dumps(autoscaling(node_types, address, idle_seconds)))
+    config.write_text(json.dumps(autoscaling(node_types, session, address, idle_seconds)))
     token = uuid.uuid4().hex
     with (folder / "head.log").open("ab") as log:
         keeper = subprocess.Popen(
@@ -150,7 +150,9 @@ def cluster(folder: Path, node_types: Mapping[str, dict[str, Any]], *, idle_seco
         keeper.wait(ENDED_SECONDS)
 
 
-def autoscaling(node_types: Mapping[str, dict[str, Any]], address: str, idle_seconds: float) -> dict[str, Any]:
+def autoscaling(
+    node_types: Mapping[str, dict[str, Any]], session: Path, address: str, idle_seconds: float
+) -> dict[str, Any]:
     """The cluster's configuration, as `ray up` would write it."""
     return {
         "cluster_name": "simulated",
@@ -158,9 +160,10 @@ def autoscaling(node_types: Mapping[str, dict[str, Any]], address: str, idle_sec
         "upscaling_speed": 100,
         "idle_timeout_minutes": idle_seconds / 60,
         "provider": {
-            # By its module and not by its name, fake_multinode: the wheel lacks the example.yaml that the name reads.
+            # Not by its name, fake_multinode: that one needs an example.yaml, which Ray's wheel lacks.
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "node_provider.SimulatedNodes",
+            "folder": str(session),
             "gcs_address": address,
             "head_node_id": HEAD_NODE_ID,
             "launch_multiple": True,
@@ -170,7 +173,7 @@ def autoscaling(node_types: Mapping[str, dict[str, Any]], address: str, idle_sec
         "auth": {},
         "available_node_types": {
             HEAD: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            **node_types,
+            **{name: _labelled(name, kind) for name, kind in node_types.items()},
         },
         "head_node_type": HEAD,
         **{key: [] for key in ("initialization_commands", "setup_commands", "cluster_synced_files")},
@@ -178,6 +181,11 @@ def autoscaling(node_types: Mapping[str, dict[str, Any]], address: str, idle_sec
         **{key: [] for key in ("head_start_ray_commands", "worker_start_ray_commands")},
         "file_mounts": {},
     }
+
+
+def _labelled(name: str, kind: dict[str, Any]) -> dict[str, Any]:
+    """With the label that Ray takes from a node's environment, which simulated nodes share with their autoscaler."""
+    return kind | {"labels": {"ray.io/node-group": name, **kind["labels"]}}
 
 
 # All that would otherwise stand at a fixed number, the same for every cluster of the machine.
@@ -216,8 +224,14 @@ def head_environment(token: str) -> dict[str, str]:
     autoscaler_port, dashboard_port = free_ports(2)
     return without_ray(os.environ) | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is this one
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(KEEPER.parent), os.environ.get("PYTHONPATH")])
+        ),  # node_provider
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        # A killed node is known to be dead after 3 seconds and not after 15; one that is only slow has 30.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID,

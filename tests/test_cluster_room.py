@@ -1,17 +1,19 @@
 """What fits a cluster, worked out by hand; what a cluster may become is asked of a real one in test_cluster_autoscaling."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 import yaml
 
-from components.cluster.nodes import room_of_config, room_of_nodes
+from components.cluster.nodes import kubernetes_config, room_of_config, room_of_nodes
 from components.cluster.placement import SlotPlacement
 from components.cluster.room import NodeType, NoRoomError, Room, check_room, selects
 from components.cluster.sampling import pending_trials
 from components.experiment.load import load_experiment
 from components.experiment.spec import WorkersSpec
 
+ROOT = Path(__file__).parent.parent
 CONFIG = yaml.safe_load("""
 head_node_type: head
 max_workers: 6
@@ -92,6 +94,23 @@ def test_nodes_that_are_up_are_counted_together_if_they_are_alike():
     room = room_of_nodes([node(1, CPU=4.0), node(2, CPU=4.0), node(3, CPU=2.0), node(4, alive=False, CPU=9.0)])
     assert not room.grows
     assert sorted((kind.resources["CPU"], kind.most) for kind in room.types) == [(2.0, 1), (4.0, 2)]
+
+
+@pytest.mark.parametrize("file", ["ray_cluster.yaml", "experiments/cluster/raycluster.yaml"])
+def test_the_cluster_files_hold_8_lora_trials_and_2_full_ones(file):
+    config = yaml.safe_load((ROOT / file).read_text())
+    if "spec" in config:
+        config["metadata"]["namespace"] = "default"  # Kubernetes fills it in
+        config = kubernetes_config(config)
+    room = room_of_config(config)
+    lora = WorkersSpec(gpus_per_worker=1, node_labels={"turnwise/method": "lora"})
+    full = WorkersSpec(workers=8, gpus_per_worker=1, placement="strict_pack", node_labels={"turnwise/method": "full"})
+    assert (room.trials_at_once(lora), room.trials_at_once(full)) == (8, 2)
+    assert room.places(WorkersSpec(cpus_per_worker=0.5, node_labels={"turnwise/method": "!in(lora, full)"})) == 0
+
+
+def test_a_cluster_of_kubernetes_without_an_autoscaler_is_the_nodes_it_has():
+    assert kubernetes_config({"spec": {}}) is None
 
 
 def test_tenths_of_a_core_add_up():

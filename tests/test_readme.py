@@ -10,7 +10,7 @@ import yaml
 from components.experiment.load import load_experiment
 from components.experiment.space import check_search
 from components.experiment.spec import ExperimentSpec
-from workflows import chat, control, evaluate, export, preview, train, tune
+from workflows import chat, control, evaluate, export, preview, timeline, train, tune
 from workflows.cli import Exit
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +21,7 @@ PROGRAMS = {
     "evaluate": evaluate,
     "export": export,
     "preview": preview,
+    "timeline": timeline,
     "train": train,
     "tune": tune,
 }

@@ -88,12 +88,17 @@ def people_console(*, stderr: bool = False) -> Console:
     return console
 
 
-def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """EXPERIMENT, --set, --resume, --json."""
+def add_experiment_file(parser: argparse.ArgumentParser) -> None:
+    """EXPERIMENT, --set."""
     parser.add_argument("experiment", help="a YAML file, e.g. experiments/quickstart.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=VALUE", help="override a value of the file (repeatable)"
     )
+
+
+def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    """EXPERIMENT, --set, --resume, --json."""
+    add_experiment_file(parser)
     parser.add_argument(
         "--resume",
         nargs="?",

@@ -74,7 +74,8 @@ def _on_head(function: Any) -> Any:
 def _autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
     """What the autoscaler of this cluster goes by, None if it has none. Runs on the head."""
     if KUBERNETES_NAMESPACE.exists() and "RAY_CLUSTER_NAME" in os.environ:
-        return _kubernetes_config(os.environ["RAY_CLUSTER_NAME"], KUBERNETES_NAMESPACE.read_text(encoding="utf-8"))
+        namespace = KUBERNETES_NAMESPACE.read_text(encoding="utf-8")
+        return kubernetes_config(_ray_cluster(os.environ["RAY_CLUSTER_NAME"], namespace))
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--") and "=" in word)
@@ -87,17 +88,23 @@ def _autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
     return None
 
 
-def _kubernetes_config(cluster: str, namespace: str) -> dict[str, Any] | None:
-    """From the RayCluster, which the head may read if KubeRay has given it an autoscaler."""
+def _ray_cluster(name: str, namespace: str) -> dict[str, Any]:
+    """The RayCluster, which the head may read if KubeRay has given it an autoscaler; else one that says nothing."""
     import requests
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
     from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 
     try:
-        cluster_resource = KubernetesHttpApiClient(namespace).get(f"rayclusters/{cluster}")
+        resource: dict[str, Any] = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
     except requests.HTTPError:
+        return {"spec": {}}
+    return resource
+
+
+def kubernetes_config(ray_cluster: dict[str, Any]) -> dict[str, Any] | None:
+    """What KubeRay's autoscaler makes of a RayCluster; None if it has none."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    if not ray_cluster["spec"].get("enableInTreeAutoscaling"):
         return None
-    if not cluster_resource["spec"].get("enableInTreeAutoscaling"):
-        return None
-    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(cluster_resource)
+    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(ray_cluster)
     return config

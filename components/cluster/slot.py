@@ -23,6 +23,7 @@ from components.cluster.context import SearchContext, origin_of, trial_of
 from components.cluster.placement import SlotTrainer
 from components.cluster.room import bundle
 from components.cluster.sampling import METRIC, TIME
+from components.cluster.timeline import SLOT
 from components.storage.folder import Folder, folder_at
 from components.training.checkpoint import at_report
 from components.training.records import Progress
@@ -46,6 +47,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._new_trial(new_config)
         return True
+
+    def __repr__(self) -> str:
+        return f"{SLOT}{self.slot}"  # Ray's state shows it: so a slot's node can be told
 
     def _new_trial(self, config: dict[str, Any]) -> None:
         _, _, _, self.spec = trial_of(config)
