@@ -34,14 +34,15 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Its model has tied embeddings; beside it lies one that has not."""
+    """Its model has tied embeddings; beside it lies one that has not, and was published in bf16."""
     toy = prepared_toy(tmp_path_factory.mktemp("toy"))
-    tiny_model_directory(with_own_head(toy)[0], tied=False)
+    tiny_model_directory(other_model(toy)[0], tied=False)
+    AutoModelForCausalLM.from_pretrained(other_model(toy)[0], dtype=torch.bfloat16).save_pretrained(other_model(toy)[0])
     return toy
 
 
-def with_own_head(toy):
-    return toy[0].with_name("untied"), *toy[1:]
+def other_model(toy):
+    return toy[0].with_name("other"), *toy[1:]
 
 
 def in_two_workers(work, *arguments, folder):
@@ -71,7 +72,7 @@ def train_all(workers, folder, toy):
     """Every case; and of one more trial the first report."""
     of = session(toy, folder, workers)
     curves = {name: curve(reports(of, spec, name)) for name, spec in CASES.items()}
-    curves["head of its own"] = curve(reports(session(with_own_head(toy), folder, workers), FULL, "untied"))
+    curves["another model"] = curve(reports(session(other_model(toy), folder, workers), FULL, "other"))
     offloading = TorchWorkers(torch.device("cpu"), parallel="fsdp", cpu_offload=True)
     curves["offloaded"] = curve(reports(session(toy, folder, offloading), FULL, "offloaded"))
     report, checkpoint = one_report(of, FULL, "stopped")
@@ -93,9 +94,9 @@ def test_two_workers_that_share_out_every_weight_have_the_loss_curve_of_one_proc
     assert two["curves"][name] == pytest.approx(curve(reports(session(toy, tmp_path), CASES[name])), abs=near)
 
 
-def test_a_head_of_its_own_and_shares_that_wait_in_cpu_memory_change_nothing(toy, tmp_path, two):
-    untied = curve(reports(session(with_own_head(toy), tmp_path), FULL))
-    assert two["curves"]["head of its own"] == pytest.approx(untied, abs=1e-5)
+def test_a_head_of_its_own_a_file_in_bf16_and_shares_in_cpu_memory_change_nothing(toy, tmp_path, two):
+    other = curve(reports(session(other_model(toy), tmp_path), FULL))
+    assert two["curves"]["another model"] == pytest.approx(other, abs=1e-5)
     assert two["curves"]["offloaded"] == two["curves"]["after all others"]
 
 

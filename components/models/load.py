@@ -55,12 +55,13 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
 
 
 def load_base_model(
-    model: ModelSpec, *, device: torch.device | str = "cpu", quantize: Quantize = None
+    model: ModelSpec, *, device: torch.device | str = "cpu", quantize: Quantize = None, as_stored: bool = False
 ) -> PreTrainedModel:
-    """The model on a device. Its weights stay in the file, mapped, as long as nobody changes them.
+    """The model on a device. Its weights stay in the file, mapped, as long as nobody changes them, dtype included.
 
     Args:
         quantize: nf4 or int8 keep the linear layers in 4 or 8 bits (bitsandbytes), embeddings and head as they are.
+        as_stored: leaves the weights in the file's dtype, and so in the file, whatever model.dtype says.
     """
     directory = resolve_model(model)
     if is_original(directory):
@@ -70,7 +71,7 @@ def load_base_model(
         directory = glm
     loaded = AutoModelForCausalLM.from_pretrained(
         str(directory),
-        dtype=DTYPES[model.dtype],
+        dtype="auto" if as_stored else DTYPES[model.dtype],
         attn_implementation=model.attention,
         quantization_config=_quantization(model, quantize),
         device_map={"": device} if quantize else None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
-from components.models.load import load_base_model
+from components.models.load import DTYPES, load_base_model
 from components.models.reference import BaseReference
 from components.models.warm import Quantize, WarmBase
 from components.storage.folder import Folder
@@ -28,7 +28,12 @@ class Session:
     ) -> None:
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = WarmBase(lambda quantize: load_base_model(model, device=workers.device, quantize=quantize))
-        self.sharded = ShardedBase(lambda: load_base_model(model), workers, attention=model.attention)
+        self.sharded = ShardedBase(
+            lambda: load_base_model(model, as_stored=True),
+            workers,
+            dtype=DTYPES[model.dtype],
+            attention=model.attention,
+        )
         self.run: TrialRun | None = None
         self.uploads = Uploads()
         self.trial_id = ""

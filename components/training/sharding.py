@@ -33,9 +33,14 @@ class ShardedBase:
     Between trials every worker keeps its own share of the clean weights, in CPU memory.
     """
 
-    def __init__(self, load: Callable[[], PreTrainedModel], workers: Workers, *, attention: str) -> None:
-        """`load` gives the whole model on the CPU: mapped from its file, it is shared by the workers of a machine."""
-        self._load, self.workers, self.attention = load, workers, attention
+    def __init__(
+        self, load: Callable[[], PreTrainedModel], workers: Workers, *, dtype: torch.dtype, attention: str
+    ) -> None:
+        """`load` gives the whole model on the CPU: mapped from its file, it is shared by the workers of a machine.
+
+        `dtype` is that of the shares. Only a layer at a time is turned into it: all of a model would no longer be mapped.
+        """
+        self._load, self.workers, self.dtype, self.attention = load, workers, dtype, attention
         self._scored: ScoredModel | None = None
         self._precision: Precision = "fp32"
         self._clean: dict[str, Tensor] = {}
@@ -57,12 +62,12 @@ class ShardedBase:
         base.config.use_cache = False
         base.requires_grad_(True)
         scored = ScoredModel(base, precision=precision, attention=self.attention, device=self.workers.device)
-        shard(scored, self.workers, precision)
+        shard(scored, self.workers, self.dtype, precision)
         self._clean = {name: local(weight).detach().cpu().clone() for name, weight in base.named_parameters()}
         return scored
 
 
-def shard(scored: ScoredModel, workers: Workers, precision: Precision) -> None:
+def shard(scored: ScoredModel, workers: Workers, dtype: torch.dtype, precision: Precision) -> None:
     """Leaves every worker its rows of each weight. Decoder layers come together one at a time, while they compute.
 
     One layer after the other moves to the device and is cut there, so no worker ever has all of the model on it.
@@ -77,6 +82,9 @@ def shard(scored: ScoredModel, workers: Workers, precision: Precision) -> None:
     )
     offload = CPUOffloadPolicy(pin_memory=workers.device.type == "cuda") if workers.cpu_offload else OffloadPolicy()
     for module in [*_layers(cast(PreTrainedModel, scored.model)), scored]:
+        for weight in module.parameters():
+            if not isinstance(weight, DTensor):  # of the root's those of its layers are cut already
+                weight.data = weight.data.to(dtype)
         # The root too: then outside of a pass a parameter is its share, whoever looks at it.
         fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=True)
     for method in ("losses", "isolates_packed_rows"):
