@@ -69,12 +69,16 @@ class Server:
 
 
 class MlflowServer(Server):
-    """`mlflow server` over a sqlite file, with its artifacts in a folder beside it."""
+    """`mlflow server` over a sqlite file, with its artifacts in a folder beside it or where they are told to go."""
+
+    def __init__(self, folder, artifacts=None):
+        super().__init__(folder)
+        self.artifacts = artifacts or str(folder / "artifacts")
 
     def command(self):
         mlflow = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
-        return [*mlflow, "--workers", "1", *store, "--artifacts-destination", str(self.folder / "artifacts")]
+        return [*mlflow, "--workers", "1", *store, "--artifacts-destination", self.artifacts]
 
     def environment(self):
         # Without it, seven more processes: they serve features of MLflow that nobody here uses.
@@ -98,3 +102,31 @@ class ModelServer(Server):
         # It starts `uvicorn`, which stands beside this Python.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri, "OMP_NUM_THREADS": "1", "PATH": path}
+
+
+class S3Server(Server):
+    """An S3 server in memory, with one bucket, whose name is no other server's. Unless it is `strict`, all are welcome."""
+
+    health = "/moto-api/data.json"
+
+    def __init__(self, folder, *, strict=False):
+        super().__init__(folder)
+        self.strict = strict
+
+    @property
+    def bucket(self):
+        return f"bucket-{self.port}"
+
+    def command(self):
+        return [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(self.port)]
+
+    def environment(self):
+        return os.environ | ({"INITIAL_NO_AUTH_ACTION_COUNT": "1"} if self.strict else {})  # one: its bucket is made
+
+    def start(self):
+        super().start()
+        urllib.request.urlopen(urllib.request.Request(f"{self.uri}/{self.bucket}", method="PUT"), timeout=5).close()
+
+    def client_environment(self):
+        """What a program needs to find it."""
+        return {"AWS_ENDPOINT_URL": self.uri, "AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything"}

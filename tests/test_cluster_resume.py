@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.cluster.slot import resume_point
+from components.cluster.resuming import resume_point
 from components.storage.folder import folder_at
 
 

@@ -84,10 +84,14 @@ def _directory(arguments: argparse.Namespace) -> Path:
     from components.models.load import resolve_model
     from components.tracking.registry import download
     from components.tracking.store import check_tracking
+    from workflows.named import trained_at
 
     if arguments.model.startswith(REGISTERED):
         check_tracking(_tracking(arguments))
         return download(arguments.model, _tracking(arguments))
+    trained = trained_at(arguments.model)
+    if trained is not None:
+        return trained
     directory = Path(arguments.model).expanduser()
     return directory.absolute() if directory.is_dir() else resolve_model(ModelSpec(path=arguments.model))
 

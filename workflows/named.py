@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.experiment.spec import ModelSpec
+from components.models.reference import BASE_FILE
 from components.models.trained import LoadedModel, is_trained, load_base, load_trained
+from components.storage.folder import folder_at
 from components.tracking.registry import download
 from components.tracking.store import check_tracking, tracking_uri
 from workflows.cli import REGISTERED
@@ -23,7 +25,19 @@ def load_named(name: str, *, chat_format: str = "auto", tracking: str | None = N
         uri = tracking or tracking_uri()
         check_tracking(uri)
         return load_trained(download(name, uri))
-    directory = Path(name).expanduser()
-    if is_trained(directory):
+    directory = trained_at(name)
+    if directory is not None:
         return load_trained(directory)
     return load_base(ModelSpec(path=name), chat_format)
+
+
+def trained_at(name: str) -> Path | None:
+    """The folder, on this machine, of a checkpoint or package that a path or URI names; None if it names neither."""
+    try:
+        folder = folder_at(name)
+        if folder.lags and not folder.has(BASE_FILE):
+            return None
+        directory = folder.local()
+    except OSError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return directory if is_trained(directory) else None

@@ -82,8 +82,8 @@ class OpenSearch:
 
 def open_search(written: ExperimentSpec, console: Console, resume: str | None = None) -> OpenSearch:
     """A new search, or the interrupted one that `resume` (an id, or NEWEST) means. Raises ValueError if it cannot be."""
-    manifest = None if resume is None else _interrupted(written, resume)
     _check_storage(written)
+    manifest = None if resume is None else _interrupted(written, resume)
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
@@ -119,9 +119,14 @@ def _check_storage(written: ExperimentSpec) -> None:
     try:
         written.folder.probe()
     except OSError as error:
+        way_out = (
+            "make the bucket, or give this machine the right to read, write and delete there (AWS_ENDPOINT_URL names another"
+            " server than Amazon's)"
+            if written.folder.lags
+            else "name another folder, e.g. --set storage.path=runs"
+        )
         raise ValueError(
-            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error}; name"
-            " another folder, e.g. --set storage.path=runs"
+            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error}; {way_out}"
         ) from None
 
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,7 @@ from components.reports.live import LiveSearch
 from components.reports.page import search_page
 from components.reports.summary import Outcome, SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
+from components.storage.folder import folder_at
 from components.tracking.driver import DriverDesk
 from components.tracking.gate import RegistryResult
 from components.tracking.journal import Journal
@@ -177,7 +178,7 @@ def _ending(
     if course.stopped is not None or unfinished > 0:
         message = f"Interrupted with {unfinished} trials to go. Go on with: {again}"
         return Ending(outcome="terminated" if course.stopped == signal.SIGTERM else "interrupted", message=message)
-    best = ranked(course.histories.values())[0]
+    best = ranked(_with_what_stands(course.histories.values(), console))[0]
     if best.best is None or best.state == "failed":
         reasons = "; ".join(dict.fromkeys(history.reason for history in course.histories.values()))
         return Ending(outcome="no trial succeeded", message=f"No trial succeeded: {reasons}")
@@ -190,6 +191,23 @@ def _ending(
     if not register:
         return Ending(outcome="finished", message=f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}")
     return _registered(search, runs, best, console, again)
+
+
+def _with_what_stands(histories: Iterable[TrialHistory], console: Console) -> list[TrialHistory]:
+    """A kill may have come before a trial's last checkpoint had arrived on a remote storage: its report has none then."""
+    standing = []
+    for history in histories:
+        while history.best is not None and not folder_at(str(history.best.checkpoint)).is_whole():
+            console.print(
+                f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
+            )
+            reports = (
+                report.model_copy(update={"checkpoint": None}) if report is history.best else report
+                for report in history.reports
+            )
+            history = history.model_copy(update={"reports": tuple(reports)})
+        standing.append(history)
+    return standing
 
 
 def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, console: Console, again: str) -> Ending:

@@ -51,11 +51,11 @@ class Seen:
     def __init__(self, experiment: ExperimentSpec, manifest: SearchManifest) -> None:
         self.folder, self.manifest = experiment.folder / manifest.search_id, manifest
         self.planned, self.budget = planned_trials(manifest.experiment), _budget(manifest)
-        self._records = 0
+        self._journal, self._records = Journal(self.folder), 0
         self._beat, self._heard = 0.0, time.monotonic()
 
     def new_records(self) -> list[TrialRecord]:
-        found = Journal(self.folder).read(after=self._records)
+        found = self._journal.read(after=self._records)
         self._records += len(found)
         return found
 

@@ -53,6 +53,7 @@ class Resume:
 
     start: Command | None = None
     checkpoint: str | None = None
+    extensions: tuple[Extension, ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class Board:
             state.resume, state.strikes = Resume(), 0
             state.reported_step, state.spent = 0, False
         state.numbered += 1
-        extensions = self._extensions.get(state.trial_id, ()) if command.kind == "advance" else ()
+        extensions = self._extensions.get(state.trial_id, ()) if command.kind in ("advance", "load") else ()
         state.command = replace(command, number=state.numbered, extensions=extensions)
         state.answered.clear()
         state.asked.set()
@@ -134,7 +135,7 @@ class Board:
         if state.strikes > MOST_STRIKES:
             why = f": {state.complaint}" if state.complaint else ""
             self._give_up(state, f"its workers died {state.strikes} times at the same place{why}")
-        return state.resume
+        return replace(state.resume, extensions=self._extensions.get(state.trial_id, ()))
 
     async def complain(self, slot: str, reason: str) -> None:
         """Any worker: the group cannot serve at all, and will restart."""

@@ -21,6 +21,7 @@ from components.cluster.room import NoRoomError, check_room
 from components.experiment.problems import ExperimentError
 from components.experiment.space import changed_trial, planned_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
+from components.storage.folder import folder_at
 from components.training.records import (
     Clone,
     Extension,
@@ -189,6 +190,8 @@ class Director:
             raise Refused(f"{name} has no checkpoint yet; clone it without --warm, or after its first report")
         if not weights_fit(history.started.spec.method, spec.method):
             raise Refused(f"{name} has weights of another shape than the clone's method; clone it without --warm")
+        if not folder_at(history.best.checkpoint).is_whole():
+            raise Refused(f"{name} has a checkpoint that is still on its way to the storage; ask again in a minute")
         return history.best.checkpoint
 
     def _promise(self, told: TrialInstructed) -> str:

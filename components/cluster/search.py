@@ -63,7 +63,7 @@ def run_search(
     )
     director = Director(context, board, emit, histories, desk, budget)
     direct(director)
-    listen(context, director.emit, histories)
+    listener = listen(context, director.emit, histories)
     trainable = tune.with_resources(
         tune.with_parameters(Slot, context=context, board=board),
         lambda config: SlotPlacement(experiment.resources.of(trial_of(config)[3].method)),
@@ -84,7 +84,8 @@ def run_search(
                 name=TUNE_FOLDER,
                 storage_path=str(context.folder),
                 failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
+                # All of them: they are pointers, and the state that a killed driver left may know only an old one.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
                 callbacks=[Relay(context.search_id)],
                 stop=StopsWhenTold(context.search_id),
                 verbose=0,
@@ -92,6 +93,7 @@ def run_search(
         )
     with CleanStop(board, told) as stop, _pending(pending_trials(experiment, room_of_cluster())):
         tuner.fit()
+    listener.collect_late()
     return stop.signal
 
 

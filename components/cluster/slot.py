@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from components.cluster.board import Answer, Command, Leave
 from components.cluster.context import SearchContext, origin_of, trial_of
 from components.cluster.placement import SlotTrainer
+from components.cluster.resuming import resume_point
 from components.cluster.room import bundle
 from components.cluster.sampling import METRIC, TIME
 from components.cluster.timeline import SLOT
-from components.storage.folder import Folder, folder_at
-from components.training.checkpoint import at_report
 from components.training.records import Progress
 
 POINTER = "pointer.json"
-EXIT_SECONDS = 5.0
+EXIT_SECONDS, LAST_UPLOAD_SECONDS = 5.0, 540.0  # Tune ends what has not ended after 600
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
@@ -87,7 +87,11 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             return
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would end by itself too, seconds later, and the slots that wait for this one's place would wait for that.
-        ray.wait([self.board.call.remote(self.slot, Command(kind="exit"))], timeout=EXIT_SECONDS)
+        left = self.board.call.remote(self.slot, Command(kind="exit"))
+        patience = LAST_UPLOAD_SECONDS if self.context.folder.lags else EXIT_SECONDS
+        deadline = time.monotonic() + patience
+        while not ray.wait([left], timeout=1.0)[0] and self.train_run.is_alive() and time.monotonic() < deadline:
+            pass
 
     def _result(
         self, progress: Progress | None, *, done: bool = False, failed: str | None = None, leave: Leave | None = None
@@ -156,27 +160,3 @@ def _serve(config: dict[str, Any]) -> None:
     from components.cluster.worker import serve_commands
 
     serve_commands(config)
-
-
-def resume_point(trial: Folder, last_report: str | None) -> Folder | None:
-    """Where a trial whose last report left this checkpoint (None: it has not reported yet) goes on; None: at its start.
-
-    An interim checkpoint after that report is further on, and nothing has been reported since.
-    """
-    report = None if last_report is None else still_there(folder_at(last_report))
-    after = f"{report.name if report else at_report(0)}+"
-    interim = [name for name in trial.names() if name.startswith(after)]
-    return trial / interim[-1] if interim else report
-
-
-def still_there(checkpoint: Folder) -> Folder:
-    """The checkpoint, or the trial's next one: Tune's pointer may be older than what the collector has left.
-
-    Every checkpoint between the two was reported and journaled before the collector took it, so nothing is skipped.
-    Raises FileNotFoundError if the trial has none at or after it.
-    """
-    names = [name for name in checkpoint.parent.names() if name.startswith("step_") and name >= checkpoint.name]
-    reports = [name for name in names if "+" not in name]
-    if not reports:
-        raise FileNotFoundError(f"{checkpoint} is gone, and so is every later checkpoint of its trial")
-    return checkpoint.parent / reports[0]

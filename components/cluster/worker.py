@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -13,10 +14,12 @@ from components.batches.prepare import PreparedDataset
 from components.cluster.board import Answer, Command, Resume
 from components.cluster.context import SearchContext
 from components.cluster.interruptions import Interruptions
+from components.cluster.resuming import furthest_whole
 from components.experiment.space import may_quantize
 from components.experiment.spec import TrialSpec, WorkersSpec
 from components.storage.folder import folder_at
-from components.training.records import Interim
+from components.training.checkpoint import reported_step
+from components.training.records import Extension, Interim
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker, TorchWorkers, Workers
@@ -39,6 +42,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     while True:
         command = _from_first(ray.get(board.next.remote(slot, answer)) if first else None, workers)
         if command.kind == "exit":
+            session.settle()
             if first:
                 ray.get(board.next.remote(slot, Answer(number=command.number)))
             return
@@ -84,8 +88,17 @@ def _ready(context: SearchContext, workers: Workers, resume: Resume) -> Session:
     if resume.start is not None:
         _start(session, resume.start)
         if resume.checkpoint is not None:
-            session.load(folder_at(resume.checkpoint))
+            _go_on(session, resume.checkpoint, workers, resume.extensions)
     return session
+
+
+def _go_on(session: Session, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
+    """From a checkpoint, or, where that has not arrived, from one before it and again up to its report."""
+    wanted = folder_at(checkpoint)
+    place = _from_first(furthest_whole(wanted) if workers.worker_rank == 0 else None, workers)
+    if place is not None:
+        session.load(place)
+    session.catch_up(reported_step(wanted.name), extensions)
 
 
 def _obey(
@@ -98,7 +111,7 @@ def _obey(
     died, and that is nobody's fault here.
     """
     try:
-        return _do(command, session, interruptions)
+        return _do(command, session, workers, interruptions)
     except dist.DistError:
         raise
     except ValueError as error:
@@ -113,13 +126,13 @@ def _obey(
         raise
 
 
-def _do(command: Command, session: Session, interruptions: Interruptions) -> Answer:
+def _do(command: Command, session: Session, workers: Workers, interruptions: Interruptions) -> Answer:
     match command.kind:
         case "start":
             _start(session, command)
         case "load":
             assert command.checkpoint is not None
-            session.load(folder_at(command.checkpoint))
+            _go_on(session, command.checkpoint, workers, command.extensions)
         case "advance":
             reached = session.advance(interruptions, command.extensions)
             if isinstance(reached, Interim):

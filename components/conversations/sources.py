@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import json
@@ -9,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from components.conversations.problems import ConversationError, Problem
+from components.storage.address import is_remote
+from components.storage.folder import folder_at
 
 HUB_PREFIX = "hf:"
 KINDS = ".jsonl, .json or .parquet"
@@ -33,10 +37,7 @@ def files_of(source: str | Sequence[str]) -> list[str]:
     found: list[str] = []
     problems = []
     for name in [source] if isinstance(source, str) else source:
-        matches = [name]
-        if not name.startswith(HUB_PREFIX) and not Path(name).is_file():
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        matches = [match for match in matches if match.startswith(HUB_PREFIX) or Path(match).is_file()]
+        matches = _matches(name)
         if not matches:
             text = "no such file; a path is relative to where you run this, and a dataset of the hub is hf:NAME[:SPLIT]"
             problems.append(Problem(file=name, place="", text=text))
@@ -44,6 +45,22 @@ def files_of(source: str | Sequence[str]) -> list[str]:
     if problems:
         raise ConversationError(problems, {})
     return found
+
+
+def _matches(name: str) -> list[str]:
+    """What a name stands for: itself, or the files of a pattern. In a bucket only the last part may be one."""
+    if name.startswith(HUB_PREFIX):
+        return [name]
+    if is_remote(name):
+        try:
+            folder, pattern = folder_at(name).parent, folder_at(name).name
+            return [str(folder / file) for file in folder.names() if fnmatch.fnmatchcase(file, pattern)]
+        except OSError as error:
+            raise ConversationError([Problem(file=name, place="", text=f"cannot be read: {error}")], {}) from None
+    if Path(name).is_file():
+        return [name]
+    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return [match for match in found if Path(match).is_file()]
 
 
 def content_digest(source: str | Sequence[str]) -> str:
@@ -62,7 +79,7 @@ def read_records(file: str) -> tuple[list[Record], list[Problem]]:
     """All records of one file, and the lines that are none. Raises ConversationError if nothing of it can be read."""
     if file.startswith(HUB_PREFIX):
         return _numbered(file, _hub_rows(file)), []
-    suffix = Path(file).suffix.lower()
+    suffix = Path(urlsplit(file).path if is_remote(file) else file).suffix.lower()
     if suffix == ".parquet":
         return _numbered(file, _parquet_rows(file)), []
     if suffix not in (".jsonl", ".json"):
@@ -76,9 +93,12 @@ def read_records(file: str) -> tuple[list[Record], list[Problem]]:
 
 def _bytes_of(file: str) -> bytes:
     try:
+        if is_remote(file):
+            return folder_at(file).parent.read_bytes(folder_at(file).name)
         return Path(file).read_bytes()
     except OSError as error:
-        raise ConversationError([Problem(file=file, place="", text=f"cannot be read: {error.strerror}")], {}) from None
+        reason = error.strerror or str(error)
+        raise ConversationError([Problem(file=file, place="", text=f"cannot be read: {reason}")], {}) from None
 
 
 def _json_lines(file: str, text: str) -> tuple[list[Record], list[Problem]]:
@@ -113,8 +133,9 @@ def _json_records(file: str, text: str) -> list[Record]:
 
 
 def _parquet_rows(file: str) -> list[Any]:
+    source = pa.BufferReader(_bytes_of(file)) if is_remote(file) else file
     try:
-        rows: list[Any] = pyarrow.parquet.read_table(file).to_pylist()
+        rows: list[Any] = pyarrow.parquet.read_table(source).to_pylist()
     except pa.ArrowInvalid as error:
         raise ConversationError([Problem(file=file, place="", text=f"not Parquet: {error}")], {}) from None
     return [{key: value for key, value in row.items() if value is not None} for row in rows]

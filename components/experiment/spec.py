@@ -41,6 +41,16 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _check_places(**fields: str | tuple[str, ...] | None) -> None:
+    """Raises ValueError for what can be no place. (A field's own validator would have pydantic show the value: a secret.)"""
+    for field, value in fields.items():
+        for place in (value,) if isinstance(value, str) else value or ():
+            try:
+                checked(place)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+
+
 def _with_tag(values: Any, field: str, tag: str, default: str) -> Any:
     """`values` with the tag of a tagged union filled in, so that `--set trial.method.rank=8` needs no `kind: lora`."""
     if isinstance(values, dict) and isinstance(values.get(field), dict) and tag not in values[field]:
@@ -52,7 +62,7 @@ class ModelSpec(Spec):
     """The base model every trial starts from."""
 
     path: str = Field(
-        description="A local directory, a Hugging Face hub id, or `smollm2-135m-instruct` (fetched once)."
+        description="A directory, a Hugging Face hub id, `smollm2-135m-instruct` (fetched once), or an s3:// or gs:// URI."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["fp32", "bf16"] = Field(
@@ -60,11 +70,16 @@ class ModelSpec(Spec):
     )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
 
+    @model_validator(mode="after")
+    def _is_a_place(self) -> Self:
+        _check_places(path=self.path)
+        return self
+
 
 class DataSpec(Spec):
     """Conversations in, and the rules for those that do not fit."""
 
-    train: str | tuple[str, ...] = Field(description="File, list of files, glob, or `hf:DATASET[:SPLIT]`.")
+    train: str | tuple[str, ...] = Field(description="File or URI, list of them, glob, or `hf:DATASET[:SPLIT]`.")
     eval: str | tuple[str, ...] | None = Field(
         None, description="Held-out conversations; without it `eval_fraction` is split off."
     )
@@ -76,6 +91,11 @@ class DataSpec(Spec):
     too_long: Literal["truncate", "drop", "fail"] = Field(
         "truncate", description="`truncate` cuts at the end of an assistant turn, so that its stop token stays."
     )
+
+    @model_validator(mode="after")
+    def _are_places(self) -> Self:
+        _check_places(train=self.train, eval=self.eval)
+        return self
 
 
 class LoraMethod(Spec):
@@ -311,10 +331,7 @@ class StorageSpec(Spec):
 
     @model_validator(mode="after")
     def _is_a_place(self) -> Self:
-        try:
-            checked(self.path)
-        except ValueError as error:
-            raise ValueError(f"path: {error}") from None
+        _check_places(path=self.path)
         return self
 
 

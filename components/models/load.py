@@ -17,6 +17,8 @@ from components.models.chatglm.convert import converted
 from components.models.chatglm.load import load_original
 from components.models.chatglm.recognize import is_original
 from components.models.fetch import FETCHED, fetch
+from components.storage.address import is_remote
+from components.storage.folder import folder_at
 
 Quantize = Literal["nf4", "int8"] | None
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,7 +34,7 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
     """
     if model.path in FETCHED:
         return fetch(model.path)
-    directory = Path(model.path).expanduser()
+    directory = _brought(model.path, weights) if is_remote(model.path) else Path(model.path).expanduser()
     if directory.is_dir():
         if weights and not (directory / "config.json").exists():
             raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
@@ -52,6 +54,16 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
             f"model.path={model.path}: neither a local directory, nor one of {known}, nor to be had from the hub ({reason})"
         ) from None
     return _known(model, directory)
+
+
+def _brought(uri: str, weights: bool) -> Path:
+    """The node's copy of a model directory in a bucket."""
+    wanted = [*WANTED, *WANTED_OF_ORIGINALS, "*.bin"]
+    try:
+        patterns = wanted if weights else [pattern for pattern in wanted if pattern not in (*WEIGHTS, "*.bin")]
+        return folder_at(uri).copied(patterns)
+    except OSError as error:
+        raise ValueError(f"model.path={uri}: no such model, or it cannot be read: {error}") from None
 
 
 def load_base_model(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import unquote, urlsplit
 
 from components.storage.address import checked, is_remote
@@ -26,6 +26,7 @@ class Folder(ABC):
     """
 
     uri: str
+    lags: ClassVar[bool] = False  # whether a checkpoint may have a name here before it is whole
 
     def __str__(self) -> str:
         return self.uri
@@ -51,6 +52,9 @@ class Folder(ABC):
 
     @abstractmethod
     def read_text(self, name: str) -> str: ...
+
+    @abstractmethod
+    def read_bytes(self, name: str) -> bytes: ...
 
     @abstractmethod
     def write_text(self, name: str, text: str) -> None: ...
@@ -80,6 +84,14 @@ class Folder(ABC):
     @abstractmethod
     def local(self) -> Path:
         """The whole folder on this machine, checked by its digests where it had to travel, and then only once per node."""
+
+    @abstractmethod
+    def copied(self, patterns: Sequence[str]) -> Path:
+        """The files of these patterns on this machine, of a folder that somebody else has put there without digests.
+
+        Brought once per node and state: what has other names, sizes or times there is brought anew. Raises
+        FileNotFoundError if there are none.
+        """
 
     @abstractmethod
     def forget_local(self) -> None:

@@ -1,10 +1,19 @@
-"""Append-only lines: one file on a disk."""
+"""Append-only lines: in one file on a disk, or, where nothing can be appended to, an object each."""
 
 from __future__ import annotations
 
 import os
+import re
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from components.storage.folder import Folder
+
+LINE = re.compile(r"(\d{8})-[0-9a-f]+\.json")
+READERS = 16  # at a time: each object costs a round trip
 
 
 class LineLog(Protocol):
@@ -56,6 +65,41 @@ class LineFile:
         file = self.path.open("a", encoding="utf-8")
         folder_to_disk(self.path.parent)  # a new file is in its folder for good only when the folder is on disk too
         return file
+
+
+class LineObjects:
+    """A folder with an object for each line, numbered in their order. What has been read is not fetched again.
+
+    A writer's objects have its own mark in their names: two writers, which should not be, overwrite nothing.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder, self.place = folder, folder.uri
+        self._lines: dict[str, bytes] = {}
+        self._mark = uuid.uuid4().hex[:8]
+        self._number: int | None = None
+
+    def append(self, line: str) -> None:
+        if self._number is None:
+            self._number = max((int(name[:8]) for name in self._names()), default=0)
+        self._number += 1
+        name = f"{self._number:08d}-{self._mark}.json"
+        self.folder.write_text(name, line + "\n")
+        self._lines[name] = line.encode()
+
+    def read(self) -> list[bytes]:
+        names = self._names()
+        new = [name for name in names if name not in self._lines]
+        with ThreadPoolExecutor(READERS) as readers:
+            texts = readers.map(self.folder.read_text, new)
+            self._lines |= {name: text.rstrip("\n").encode() for name, text in zip(new, texts, strict=True)}
+        return [self._lines[name] for name in names]
+
+    def close(self) -> None:
+        return
+
+    def _names(self) -> list[str]:
+        return [name for name in self.folder.names() if LINE.fullmatch(name)]
 
 
 def to_disk(file: IO[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class LocalFolder(Folder):
     def read_text(self, name: str) -> str:
         return (self.path / name).read_text(encoding="utf-8")
 
+    def read_bytes(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
     def write_text(self, name: str, text: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         scratch = self.path / f".{name}"
@@ -75,6 +78,9 @@ class LocalFolder(Folder):
         return self.path.is_dir()
 
     def local(self) -> Path:
+        return self.path
+
+    def copied(self, patterns: Sequence[str]) -> Path:
         return self.path
 
     def forget_local(self) -> None:

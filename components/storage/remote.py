@@ -6,14 +6,17 @@ its own as digests.K-of-N.json. So nobody waits for anybody, and what a kill lea
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
+import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs
@@ -21,10 +24,10 @@ from pydantic import BaseModel, ConfigDict
 
 from components.storage.cache import copy_of, made_once, move_into_place, new_scratch
 from components.storage.folder import Folder
-from components.storage.lines import LineLog
-from components.storage.locks import Held
+from components.storage.lease import Lease
+from components.storage.lines import LineObjects
 from components.storage.patience import StorageError, patiently, reason_of
-from components.storage.transfer import FileDigest, fetch, send
+from components.storage.transfer import FileDigest, bring, fetch, send
 
 PART = re.compile(r"digests\.(\d+)-of-(\d+)\.json")
 
@@ -40,6 +43,8 @@ class Part(BaseModel):
 @dataclass(frozen=True, slots=True)
 class RemoteFolder(Folder):
     """scheme://bucket/prefix, with what pyarrow.fs understands behind a question mark (region, endpoint_override)."""
+
+    lags: ClassVar[bool] = True
 
     @property
     def store(self) -> pyarrow.fs.FileSystem:
@@ -69,7 +74,10 @@ class RemoteFolder(Folder):
         return bool(patiently(lambda: self.store.get_file_info(f"{self.path}/{name}").is_file, self.uri))
 
     def read_text(self, name: str) -> str:
-        return patiently(lambda: self._read(name), self.uri).decode()
+        return self.read_bytes(name).decode()
+
+    def read_bytes(self, name: str) -> bytes:
+        return patiently(lambda: self._read(name), self.uri)
 
     def write_text(self, name: str, text: str) -> None:
         patiently(lambda: self._write(name, text.encode()), self.uri)
@@ -81,11 +89,11 @@ class RemoteFolder(Folder):
         except FileNotFoundError:
             return
 
-    def log(self, name: str) -> LineLog:
-        raise NotImplementedError
+    def log(self, name: str) -> LineObjects:
+        return LineObjects(self / name)
 
-    def lock(self, name: str) -> Held:
-        raise NotImplementedError
+    def lock(self, name: str) -> Lease:
+        return Lease.taken(self, name)
 
     def probe(self) -> None:
         name = f".probe-{uuid.uuid4().hex}"
@@ -121,6 +129,19 @@ class RemoteFolder(Folder):
 
     def local(self) -> Path:
         return made_once(self._copy(), self._download)
+
+    def copied(self, patterns: Sequence[str]) -> Path:
+        chosen = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        found = patiently(lambda: self.store.get_file_info(chosen), self.uri)
+        files = sorted(
+            (info.base_name, info.size, info.mtime_ns)
+            for info in found
+            if info.is_file and any(fnmatch.fnmatch(info.base_name, pattern) for pattern in patterns)
+        )
+        if not files:
+            raise FileNotFoundError(f"{self.uri} holds no {', '.join(patterns)}")
+        key = hashlib.sha256(json.dumps([self.uri, files]).encode()).hexdigest()[:32]
+        return made_once(copy_of(key), lambda target: self._bring({name: size for name, size, _ in files}, target))
 
     def forget_local(self) -> None:
         shutil.rmtree(self._copy(), ignore_errors=True)
@@ -169,6 +190,13 @@ class RemoteFolder(Folder):
             raise FileNotFoundError(f"{self.uri} is not there, or not whole")
         content = "\n".join([self.uri, *(self.read_text(part) for part in parts)])
         return copy_of(hashlib.sha256(content.encode()).hexdigest()[:32])
+
+    def _bring(self, sizes: dict[str, int], target: Path) -> None:
+        for name, size in sizes.items():
+            patiently(
+                lambda name=name, size=size: bring(self.store, f"{self.path}/{name}", target / name, size),  # type: ignore[misc]
+                self.uri,
+            )
 
     def _download(self, target: Path) -> None:
         for part in self._parts():

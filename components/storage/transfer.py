@@ -45,6 +45,14 @@ def fetch(store: pyarrow.fs.FileSystem, path: str, target: Path, expected: FileD
         )
 
 
+def bring(store: pyarrow.fs.FileSystem, path: str, target: Path, size: int) -> None:
+    """A file of which only the size is known. Raises OSError if not all of it comes."""
+    with store.open_input_stream(path) as source, target.open("wb") as file:
+        found = _copied(source, file.write)
+    if found.bytes != size:
+        raise OSError(f"{found.bytes} of {size} bytes of {path} have come")
+
+
 def _copied(source: IO[bytes] | Any, write: Callable[[bytes], object]) -> FileDigest:
     hashed, size = hashlib.sha256(), 0
     for chunk in _chunks(source):

@@ -54,6 +54,11 @@ def between_reports(reported_step: int, step: int) -> str:
     return f"{at_report(reported_step)}+{step:06d}"
 
 
+def reported_step(name: str) -> int:
+    """Of the report a checkpoint belongs to or comes after, by its name."""
+    return int(name.removeprefix("step_").partition("+")[0])
+
+
 def write_checkpoint(directory: Folder, workers: Workers, fill: Callable[[Path], None], uploads: Uploads) -> None:
     """Every worker calls it; `fill` writes this worker's own files. The folder appears whole or not at all.
 

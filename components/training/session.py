@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -18,6 +19,8 @@ from components.training.records import Extension, Interim, Progress
 from components.training.run import TrainingData, TrialRun, never
 from components.training.sharding import ShardedBase
 from components.training.workers import Workers
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -50,6 +53,7 @@ class Session:
         `warm_from` is a checkpoint of another trial: its weights are where this one begins, and nothing else of it.
         """
         self.run = None  # frees the old optimizer before the new one is made
+        self.settle()
         self.trial_id = trial_id
         scored = self._clean_model(spec)
         if spec.batch.packing:
@@ -73,11 +77,14 @@ class Session:
         if progress is None:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)
             run.save(interim, self.uploads)
+            self._arrived()
             return Interim(step=run.counters.step, checkpoint=str(interim))
         if progress.diverged is not None:
             return progress
         directory = folder / at_report(progress.step)
         run.save(directory, self.uploads)
+        if progress.done:
+            self._arrived()
         return progress.model_copy(update={"checkpoint": str(directory)})
 
     def load(self, checkpoint: Folder) -> None:
@@ -85,6 +92,29 @@ class Session:
         self.running.load(checkpoint.local())
         self.workers.barrier()
         checkpoint.forget_local()
+
+    def catch_up(self, step: int, extensions: Sequence[Extension] = ()) -> None:
+        """Trains again up to the report at `step`, which was told before its checkpoint had arrived.
+
+        The same as before comes of it, so nobody is told again; this time the checkpoint arrives.
+        """
+        while self.running.counters.reported_step < step:
+            self.advance(extensions=extensions)
+
+    def settle(self) -> None:
+        """Until nothing is on its way to the storage. What could not be sent is said in the log, and lost.
+
+        Its trial has ended, and whoever looks for the checkpoint finds none; the next trial is not to blame.
+        """
+        try:
+            self.uploads.wait()
+        except OSError as error:
+            log.error("trial %s: its last checkpoint is lost: %s", self.trial_id, error)
+
+    def _arrived(self) -> None:
+        """From all workers: who leaves now leaves nothing behind."""
+        self.uploads.wait()
+        self.workers.barrier()
 
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":
