@@ -128,9 +128,8 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
     assert model.generation_config is not None
     model.generation_config.eos_token_id = list(source.chat_format.stop_token_ids)
     model.generation_config.pad_token_id = source.chat_format.pad_token_id
-    model.to(dtype).save_pretrained(
-        target, max_shard_size="5GB"
-    )  # of a model on a GPU each is copied before it is written
+    # Of a model on a GPU each file is copied into CPU memory before it is written.
+    model.to(dtype).save_pretrained(target, max_shard_size="5GB")
     for file in target.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors keeps it for its writer
     _save_tokenizer(source, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Literal, cast
 
@@ -49,6 +50,7 @@ class ShardedBase:
         """A clean model in training mode, to be computed with at this precision."""
         if self._scored is None or self._precision != precision:
             self._scored = None  # FSDP fixes the precision for good, and two models would not fit
+            gc.collect()  # it refers to itself, by its hooks
             self._scored, self._precision = self._sharded(precision), precision
         else:
             forget_training(cast(PreTrainedModel, self._scored.model))
