@@ -7,7 +7,7 @@ export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-west-2}
 account=$(python -c 'import boto3; print(boto3.client("sts").get_caller_identity()["Account"])') || return 1
 export TURNWISE_STORAGE=${TURNWISE_STORAGE:-s3://turnwise-$account-$AWS_DEFAULT_REGION/runs}
 export RAY_AUTH_MODE=token
-export RAY_JOB_STOP_WAIT_TIME_S=120   # `ray job stop` lets running trials write a checkpoint; by default it kills after 3 s
+export RAY_JOB_STOP_WAIT_TIME_S=180   # `ray job stop` lets running trials write a checkpoint; by default it kills after 3 s
 
 if [ -z "${MLFLOW_TRACKING_URI:-}" ]; then
   # By the machine's own address: the winner is proven on a GPU machine, which reads it from here. The security group lets
