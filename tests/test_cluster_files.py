@@ -33,6 +33,10 @@ from ray.autoscaler.tags import (
 )
 from ray.scripts.scripts import drain_node
 
+from components.cluster.nodes import room_of_config
+from components.cluster.room import check_room
+from components.experiment.load import load_experiment
+
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "experiments" / "cluster"
 REGION = "us-west-2"
@@ -65,6 +69,15 @@ def test_the_head_trains_nothing_and_the_workers_come_with_the_trials():
         "lora": {"turnwise/method": "lora"},
         "full": {"turnwise/method": "full"},
     }
+
+
+def test_it_has_room_for_the_chatglm3_search_with_each_method_on_its_own_machines():
+    labels = [f"resources.{method}.node_labels={{turnwise/method: {method}}}" for method in ("lora", "full")]
+    experiment = load_experiment(ROOT / "experiments" / "chatglm3_lora_vs_full.yaml", labels)
+    room = room_of_config(launched())
+    check_room(experiment, room)
+    assert room.trials_at_once(experiment.resources.lora) == 8
+    assert room.trials_at_once(experiment.resources.full) == 2
 
 
 def test_the_images_and_the_packages_are_the_versions_that_are_tested_here():
