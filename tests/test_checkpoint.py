@@ -1,5 +1,6 @@
 """A checkpoint on disk: written by several workers, and there whole or not at all."""
 
+import os
 import threading
 
 import torch
@@ -84,3 +85,17 @@ def test_a_checkpoint_written_again_replaces_the_one_before(tmp_path):
     (tmp_path / "step_1" / "old").write_text("")
     write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
     assert names(tmp_path / "step_1") == ["worker_0"]
+
+
+def test_every_file_is_on_disk_before_the_folder_appears_and_then_its_name(tmp_path, monkeypatch):
+    forced, fsync = [], os.fsync
+
+    def force(descriptor):
+        forced.append((os.fstat(descriptor).st_ino, (tmp_path / "step_1").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", force)
+    write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
+    written = tmp_path / "step_1" / "worker_0"
+    assert (written.stat().st_ino, False) in forced
+    assert forced[-1] == (tmp_path.stat().st_ino, True)

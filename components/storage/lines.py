@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
+from components.storage.disk import path_to_disk, to_disk
+
 if TYPE_CHECKING:
     from components.storage.folder import Folder
 
@@ -63,7 +65,7 @@ class LineFile:
             content = self.path.read_bytes()
             os.truncate(self.path, content.rfind(b"\n") + 1)
         file = self.path.open("a", encoding="utf-8")
-        folder_to_disk(self.path.parent)  # a new file is in its folder for good only when the folder is on disk too
+        path_to_disk(self.path.parent)
         return file
 
 
@@ -100,14 +102,3 @@ class LineObjects:
 
     def _names(self) -> list[str]:
         return [name for name in self.folder.names() if LINE.fullmatch(name)]
-
-
-def to_disk(file: IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def folder_to_disk(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    os.fsync(opened)
-    os.close(opened)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from components.storage.disk import path_to_disk, to_disk, tree_to_disk
 from components.storage.folder import Folder
-from components.storage.lines import LineFile, to_disk
+from components.storage.lines import LineFile
 from components.storage.locks import Held, file_lock
 
 
@@ -70,7 +71,9 @@ class LocalFolder(Folder):
         scratch.mkdir(parents=True)
         try:
             write(scratch)
+            tree_to_disk(scratch)
             self._move_here(scratch)
+            path_to_disk(self.path.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

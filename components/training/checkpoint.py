@@ -29,6 +29,7 @@ from components.models.adapters import load_adapter_state, save_adapter
 from components.models.tensor_files import StoredTensors, write_rows
 from components.models.trained import ADAPTER, WEIGHTS, weights_of
 from components.storage.cache import new_scratch
+from components.storage.disk import path_to_disk, tree_to_disk
 from components.storage.folder import Folder
 from components.storage.local import LocalFolder
 from components.storage.remote import RemoteFolder
@@ -88,8 +89,10 @@ def write_together(directory: Path, workers: Workers, fill: Callable[[Path], Non
     if workers.worker_rank == 0:
         for file in scratch.rglob("*.safetensors"):
             file.chmod(0o644)  # peft lets nobody else read them, and storage is shared
+        tree_to_disk(scratch)  # what other nodes wrote is on a share, whose files are there once they are closed
         shutil.rmtree(directory, ignore_errors=True)
         scratch.rename(directory)
+        path_to_disk(directory.parent)
     workers.barrier()
 
 
