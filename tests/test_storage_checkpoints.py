@@ -3,18 +3,25 @@
 import threading
 
 import pytest
+import torch
 
+from components.cluster.context import SearchContext
+from components.cluster.directing import Director, direct
+from components.cluster.relay import listen
 from components.cluster.resuming import furthest_whole, resume_point
 from components.cluster.worker import _go_on
+from components.experiment.load import load_experiment
+from components.models.reference import BaseReference
 from components.storage.folder import folder_at
 from components.storage.remote import RemoteFolder
 from components.storage.uploads import Uploads
 from components.training.checkpoint import write_checkpoint
-from components.training.records import Interim
+from components.training.records import Interim, Progress
 from components.training.workers import OneWorker
 from tests.servers import S3Server
 from tests.sessions import FULL, curve, prepared_toy, reports, session
 from tests.test_checkpoint import ThreadWorker, write_own_file
+from workflows.named import load_named
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +128,44 @@ def test_several_workers_send_their_own_files_and_the_checkpoint_is_whole_with_t
         upload.wait()
     assert folder.names() == ["digests.0-of-2.json", "digests.1-of-2.json", "worker_0", "worker_1"]
     assert sorted(path.name for path in folder.local().iterdir()) == ["worker_0", "worker_1"]
+
+
+def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
+    experiment = load_experiment("experiments/quickstart.yaml", [f"storage.path={bucket}"])
+    context = SearchContext(
+        experiment=experiment,
+        search_id=bucket.name,
+        folder=bucket,
+        prepared=bucket / "prepared",
+        pad_token_id=0,
+        base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
+    )
+    direct(Director(context, None, print, {}, None, budget=100))
+    listener = listen(context, print, {})
+    trial, standing = context.checkpoints / "trial", []
+    for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
+        checkpoint = trial / f"step_{step:06d}"
+        checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
+        listener.collect("trial", progress(step, eval_loss, str(checkpoint)))
+        standing.append([name[-1] for name in trial.names()])
+    # The best, the last that has surely arrived, and the one that may be on its way.
+    assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
+    listener.collect_ended("trial")
+    assert trial.names() == ["step_000002"]
+
+
+def progress(step, eval_loss, checkpoint):
+    numbers = {"target_tokens": step, "epoch": 1.0, "train_loss": 1.0, "eval_num_targets": 1, "tokens_per_second": 1.0}
+    return Progress(step=step, eval_loss=eval_loss, checkpoint=checkpoint, seconds=1.0, **numbers)
+
+
+def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, bucket):
+    of = session(toy, bucket)
+    of.start("trial", FULL)
+    checkpoint = of.advance().checkpoint
+    of.settle()
+    trained = {name: weight.detach().clone() for name, weight in of.running.model.named_parameters()}
+    loaded = dict(load_named(checkpoint).model.named_parameters())
+    assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
+    with pytest.raises(ValueError, match="no such model"):
+        load_named(str(bucket / "nothing"))
