@@ -12,9 +12,11 @@ from components.storage.folder import folder_at
 from components.tracking.journal import Journal
 from components.training.records import TrialProgressed, fold
 from tests.servers import MlflowServer, S3Server
-from tests.test_end_to_end import SECONDS, command, environment, new_folder, outcomes, summary_of
+from tests.test_end_to_end import command, environment, new_folder, outcomes, summary_of
 
 pytestmark = pytest.mark.end_to_end
+
+SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,10 @@ class Machine:
 
     def ran(self, *arguments):
         process = self.started(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        stdout, stderr = process.communicate(timeout=SECONDS)
+        try:
+            stdout, stderr = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
