@@ -57,6 +57,14 @@ def files_in(directory):
     }
 
 
+def test_a_uri_may_end_with_a_slash_and_say_more_about_its_server(server, tmp_path):
+    host = server.uri.removeprefix("http://")
+    folder = folder_at(f"s3://{server.bucket}/{tmp_path.name}/?scheme=http&endpoint_override={host}")
+    (folder / "deep").write_text("a", "1")
+    assert folder_at(f"s3://{server.bucket}/{tmp_path.name}/deep").read_text("a") == "1"
+    assert ((folder / "deep").parent, (folder / "deep").name) == (folder, "deep")
+
+
 def test_a_small_file_is_read_back_and_replaced(folder):
     assert (folder.names(), folder.has("a.json")) == ([], False)
     with pytest.raises(FileNotFoundError):

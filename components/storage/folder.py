@@ -112,7 +112,8 @@ def folder_at(place: str | Path) -> Folder:
     if is_remote(uri):
         from components.storage.remote import RemoteFolder  # pyarrow's clients, for those who need them
 
-        return RemoteFolder(uri.rstrip("/"))
+        parts = urlsplit(uri)
+        return RemoteFolder(parts._replace(path=parts.path.rstrip("/")).geturl())
     from components.storage.local import LocalFolder
 
     path = unquote(urlsplit(uri).path) if uri.startswith("file:") else uri

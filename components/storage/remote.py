@@ -49,7 +49,9 @@ class RemoteFolder(Folder):
     @property
     def store(self) -> pyarrow.fs.FileSystem:
         parts = urlsplit(self.uri)
-        return _client(f"{parts.scheme}://{parts.netloc}?{parts.query}".rstrip("?"))
+        # Without it, a file of a few bytes takes three requests.
+        options = [parts.query, "allow_delayed_open=true" if parts.scheme == "s3" else ""]
+        return _client(f"{parts.scheme}://{parts.netloc}?{'&'.join(filter(None, options))}".rstrip("?"))
 
     @property
     def path(self) -> str:
