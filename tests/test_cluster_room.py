@@ -155,7 +155,9 @@ def test_tpe_lets_a_quarter_of_the_cluster_wait(path):
 
 def test_a_slot_is_handed_on_only_to_trials_that_share_their_model_the_same_way():
     """Tune compares placements; bundles alone would hand a sharded model's slot to LoRA trials of as many workers."""
-    sharded, copied = SlotPlacement(workers(2, parallel="fsdp")), SlotPlacement(workers(2))
+    sharded, copied = SlotPlacement(workers(2, parallel="fsdp"), 2), SlotPlacement(workers(2), 2)
     assert sharded.bundles == copied.bundles
     assert sharded != copied
-    assert {sharded: "a slot"}.get(pickle.loads(pickle.dumps(SlotPlacement(workers(2, parallel="fsdp"))))) == "a slot"
+    assert {sharded: "a slot"}.get(
+        pickle.loads(pickle.dumps(SlotPlacement(workers(2, parallel="fsdp"), 2)))
+    ) == "a slot"

@@ -10,7 +10,14 @@ import yaml
 from components.experiment.load import load_experiment
 from components.experiment.problems import ExperimentError
 from components.experiment.schema import experiment_schema
-from components.experiment.space import branch_order, branches_of, sample_trials, trial_spec, without_search
+from components.experiment.space import (
+    branch_order,
+    branches_of,
+    check_search,
+    sample_trials,
+    trial_spec,
+    without_search,
+)
 
 EXPERIMENT = """
 name: toy
@@ -271,3 +278,15 @@ def test_branches_take_turns_only_if_their_workers_want_the_same_nodes(path):
     assert order[:4] == ["lora", "full", "lora", "full"]
     order = [trial.branch for trial in sample_trials(load_experiment(path, same[:2]))]
     assert order in (["lora"] * 4 + ["full"] * 3, ["full"] * 3 + ["lora"] * 4)
+
+
+def test_a_range_of_workers_is_min_and_max(path):
+    workers = load_experiment(path, ["resources.full.workers=[1, 2]"]).resources.full
+    assert (workers.fewest, workers.most, workers.elastic) == (1, 2, True)
+    with pytest.raises(ExperimentError, match=r"resources.full: workers \[2, 1\] must be \[min, max\]"):
+        load_experiment(path, ["resources.full.workers=[2, 1]"])
+
+
+def test_every_worker_an_elastic_trial_may_have_needs_a_row(path):
+    with pytest.raises(ExperimentError, match="give each of the 64 workers a row"):
+        check_search(load_experiment(path, ["resources.full.workers=[1, 64]"]))

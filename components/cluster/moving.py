@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.asked import ClonesFirst
 
@@ -20,26 +20,27 @@ class Moving(ClonesFirst):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._moving: set[Trial] = set()
+        self._moving: dict[Trial, PlacementGroupFactory] = {}  # with the placement each shall have
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result["leave"] is None:
             return str(super().on_trial_result(tune_controller, trial, result))
         if result["leave"] == "move":
-            self._moving.add(trial)
+            return self._leave(trial, trial.placement_group_factory)
         return str(TrialScheduler.NOOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         controller = getattr(tune_controller, "_tune_controller", tune_controller)
         for trial in [trial for trial in self._moving if not trial.is_saving]:
-            self._moving.remove(trial)
+            placement = self._moving.pop(trial)
             if not trial.is_finished():
-                start_anew(controller, trial, trial.placement_group_factory)
+                start_anew(controller, trial, placement)
         return super().choose_trial_to_run(tune_controller)
 
-
-class MovingAsha(Moving, ASHAScheduler):  # type: ignore[misc]
-    """ASHA, which decides about reports alone."""
+    def _leave(self, trial: Trial, placement: PlacementGroupFactory) -> str:
+        """The decision about a result after which the trial goes on elsewhere, once Tune has its checkpoint."""
+        self._moving[trial] = placement
+        return str(TrialScheduler.NOOP)
 
 
 def start_anew(controller: Any, trial: Trial, placement: PlacementGroupFactory) -> None:

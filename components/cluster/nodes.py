@@ -14,9 +14,11 @@ from typing import Any
 import psutil
 import ray
 import yaml
+from ray._private.state import available_resources_per_node, state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.cluster.room import NodeType, Room
+from components.cluster.room import NodeType, Places, Room, places_on
+from components.experiment.spec import WorkersSpec
 
 KUBERNETES_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 HEAD_RESOURCE = "node:__internal_head__"
@@ -53,6 +55,23 @@ def room_of_nodes(nodes: list[dict[str, Any]]) -> Room:
         for (resources, labels), count in counted.items()
     )
     return Room(types=types, most_workers=sum(counted.values()), grows=False)
+
+
+def places_for(workers: WorkersSpec, room: Room) -> Places:
+    """As the cluster's head knows it: seconds may pass before it knows of a node that went. `room` is room_of_cluster()."""
+    leaving, free = state.get_draining_nodes(), available_resources_per_node()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    up = [_places_on(node, node["Resources"], workers) for node in nodes]
+    free_now = [_places_on(node, free.get(node["NodeID"], {}), workers) for node in nodes]
+    if workers.placement == "strict_pack":  # all of them on one node
+        best = max((places_on(kind, workers) for kind in room.types), default=0)
+        now = max(free_now, default=0)
+        return Places(free=now, to_come=max(0, best - now) if room.grows and room.places(workers) > sum(up) else 0)
+    return Places(free=sum(free_now), to_come=max(0, room.places(workers) - sum(up)) if room.grows else 0)
+
+
+def _places_on(node: dict[str, Any], resources: dict[str, float], workers: WorkersSpec) -> int:
+    return places_on(NodeType(name="", most=1, resources=resources, labels=node["Labels"]), workers)
 
 
 def _told(properties: dict[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -25,22 +25,22 @@ from components.experiment.spec import WorkersSpec
 
 
 class SlotPlacement(PlacementGroupFactory):  # type: ignore[misc]
-    """An empty head (the slot itself costs nothing), then bundle i for worker i.
+    """Of a trial with `count` workers: an empty head (the slot itself costs nothing), then bundle i for worker i.
 
     Ray puts what has an empty head onto the node of the first worker. Tune hands a slot on to trials whose placement is
-    equal: of one WorkersSpec, then, for a slot that shards its model has no whole one for others.
+    equal: of one WorkersSpec and as many workers, then, for a slot that shards its model has no whole one for others.
     """
 
-    def __init__(self, workers: WorkersSpec) -> None:
+    def __init__(self, workers: WorkersSpec, count: int) -> None:
         super().__init__(
-            [{}] + [bundle(workers)] * workers.workers,
+            [{}] + [bundle(workers)] * count,
             strategy=workers.placement.upper(),
-            bundle_label_selector=[workers.node_labels] * workers.workers,
+            bundle_label_selector=[workers.node_labels] * count,
         )
-        self.workers = workers
+        self.workers, self.count = workers, count
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SlotPlacement) and self.workers == other.workers
+        return isinstance(other, SlotPlacement) and (self.workers, self.count) == (other.workers, other.count)
 
     __hash__ = PlacementGroupFactory.__hash__
 

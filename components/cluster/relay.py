@@ -115,14 +115,13 @@ class Relay(Callback):  # type: ignore[misc]
             return
         number, branch, varied, spec = trial_of(trial.config)
         parent, warm_from = origin_of(trial.config)
-        workers = context.experiment.resources.of(spec.method).workers
         self.listener.emit(
             TrialStarted(
                 trial_id=trial.trial_id,
                 number=number,
                 branch=branch,
                 spec=spec,
-                workers=workers,
+                workers=trial.placement_group_factory.count,
                 varied=varied,
                 parent=parent,
                 warm_from=warm_from,

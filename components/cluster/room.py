@@ -44,8 +44,8 @@ class Room:
     def trials_at_once(self, workers: WorkersSpec) -> int:
         """How many trials with these workers the cluster can hold at once, if it holds nothing else."""
         if workers.placement == "strict_pack":
-            return self._count(lambda kind: places_on(kind, workers) // workers.workers)
-        return self.places(workers) // workers.workers
+            return self._count(lambda kind: places_on(kind, workers) // workers.fewest)
+        return self.places(workers) // workers.fewest
 
     def _count(self, on_one: Callable[[NodeType], int]) -> int:
         """Over as many nodes as there can be, the best ones first."""
@@ -54,6 +54,14 @@ class Room:
         for count, most in sorted(workers, reverse=True):
             total, left = total + count * min(most, left), left - min(most, left)
         return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """For workers of one kind: free ones on nodes that are up, and those of nodes that an autoscaler could start."""
+
+    free: int
+    to_come: int = 0
 
 
 def check_room(experiment: ExperimentSpec, room: Room) -> None:
@@ -76,7 +84,7 @@ def check_room(experiment: ExperimentSpec, room: Room) -> None:
 def _wanted(workers: WorkersSpec) -> str:
     labels = f" labelled {_labels(workers.node_labels)}" if workers.node_labels else ""
     where = f"on one node{labels} (strict_pack)" if workers.placement == "strict_pack" else f"on nodes{labels}"
-    return f"{workers.workers} workers with {_amounts(bundle(workers))} each need {workers.workers} places {where}"
+    return f"{workers.fewest} workers with {_amounts(bundle(workers))} each need {workers.fewest} places {where}"
 
 
 def _offered(kind: NodeType, workers: WorkersSpec) -> str:

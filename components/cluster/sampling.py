@@ -16,7 +16,7 @@ from ray.tune.search.optuna import OptunaSearch
 from components.cluster.asked import Drawn, Suggested
 from components.cluster.context import tune_config
 from components.cluster.directing import MOST_TIMES_THE_BUDGET
-from components.cluster.moving import Moving, MovingAsha
+from components.cluster.elastic import Elastic, ElasticAsha
 from components.cluster.room import Room
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.space import Branch, branch_order, sample_trials, some_trial, trial_spec
@@ -101,9 +101,10 @@ def scheduler(experiment: ExperimentSpec, budget: int) -> TrialScheduler:
     """Decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
     spec = experiment.search.scheduler
     if not isinstance(spec, AshaSpec):
-        return Moving()
+        return Elastic(experiment=experiment)
     first_rung = spec.first_rung_target_tokens or budget // experiment.trial.budget.evaluations
-    return MovingAsha(
+    return ElasticAsha(
+        experiment=experiment,
         time_attr=TIME,
         metric=METRIC,
         mode="min",

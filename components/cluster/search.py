@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import ray
 from ray import tune
@@ -64,10 +65,12 @@ def run_search(
     director = Director(context, board, emit, histories, desk, budget)
     direct(director)
     listener = listen(context, director.emit, histories)
-    trainable = tune.with_resources(
-        tune.with_parameters(Slot, context=context, board=board),
-        lambda config: SlotPlacement(experiment.resources.of(trial_of(config)[3].method)),
-    )
+
+    def placement(config: dict[str, Any]) -> SlotPlacement:
+        workers = experiment.resources.of(trial_of(config)[3].method)
+        return SlotPlacement(workers, workers.fewest)  # the scheduler gives elastic trials more (elastic.py)
+
+    trainable = tune.with_resources(tune.with_parameters(Slot, context=context, board=board), placement)
     if resume:
         tuner = tune.Tuner.restore(str(context.folder / TUNE_FOLDER), trainable, resume_unfinished=True)
     else:

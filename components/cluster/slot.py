@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.util import get_current_placement_group, placement_group_table
 
 from components.cluster.board import Answer, Command, Leave
 from components.cluster.context import SearchContext, origin_of, trial_of
@@ -30,6 +31,7 @@ from components.training.records import Progress
 
 POINTER = "pointer.json"
 EXIT_SECONDS, LAST_UPLOAD_SECONDS = 5.0, 540.0  # Tune ends what has not ended after 600
+HOMELESS_SECONDS = 10.0  # what another node may take to stand in for one that is gone
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
@@ -42,6 +44,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             None  # started by the first step: Tune also makes slots it never steps
         )
         self.train_error: BaseException | None = None
+        self.homeless = False
         self._new_trial(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -83,7 +86,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self.started, self.last = False, None
 
     def cleanup(self) -> None:
-        if self.train_run is None or not self.train_run.is_alive():
+        if self.train_run is None or not self.train_run.is_alive() or self.homeless:
             return
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would end by itself too, seconds later, and the slots that wait for this one's place would wait for that.
@@ -120,14 +123,23 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         return answer
 
     def _ask(self, command: Command) -> Answer:
-        """Raises RuntimeError if the slot's Train run has ended: Tune restarts the trial in another slot."""
+        """Raises RuntimeError if the slot's Train run has ended: Tune restarts the trial in another slot.
+
+        A node that is gone takes its part of the placement with it. Ray looks for another place for that part, for ever:
+        then it is better to leave, for a place of the whole trial elsewhere, or, if it is elastic, for less.
+        """
         if self.train_run is None:
             self.train_run = threading.Thread(target=self._run_train, name=f"slot-{self.slot}", daemon=True)
             self.train_run.start()
-        answer = self.board.call.remote(self.slot, command)
+        answer, placed = self.board.call.remote(self.slot, command), time.monotonic()
         while not ray.wait([answer], timeout=1.0)[0]:
             if not self.train_run.is_alive():
                 raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_error}")
+            if is_placed():
+                placed = time.monotonic()
+            elif time.monotonic() - placed > HOMELESS_SECONDS:
+                self.homeless = True
+                return Answer(number=0, leave="move")
         result: Answer = ray.get(answer)
         return result
 
@@ -137,7 +149,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             _serve,
             train_loop_config=config,
             scaling_config=ScalingConfig(
-                num_workers=self.workers.workers,
+                num_workers=self.trial_resources.count,
                 use_gpu=self.workers.gpus_per_worker > 0,
                 resources_per_worker=bundle(self.workers),
             ),
@@ -152,6 +164,11 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             trainer.fit()
         except BaseException as error:  # noqa: BLE001 - whatever ended the run, _ask tells it to Tune
             self.train_error = error
+
+
+def is_placed() -> bool:
+    """Whether all nodes of the placement this process is in are up, as far as the cluster's head knows."""
+    return bool(placement_group_table(get_current_placement_group())["state"] == "CREATED")
 
 
 def _serve(config: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def branch_order(experiment: ExperimentSpec) -> list[Branch]:
     for position, branch in enumerate(branches):
         turns = groups.setdefault(experiment.resources.of(some_trial(experiment, branch).method), [])
         turns += [(turn, position, branch) for turn in range(share + (position < extra))]
-    widest_first = sorted(groups.items(), key=lambda item: item[0].workers, reverse=True)
+    widest_first = sorted(groups.items(), key=lambda item: item[0].most, reverse=True)
     return [branch for _, turns in widest_first for _, _, branch in sorted(turns, key=lambda turn: turn[:2])]
 
 

@@ -199,7 +199,10 @@ class TrialSpec(Spec):
 class WorkersSpec(Spec):
     """What one trial of a method occupies while it runs."""
 
-    workers: PositiveInt = 1
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1,
+        description="How many train a trial together; [min, max]: as many as there is room for, changing as it changes.",
+    )
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: NonNegativeFloat = Field(
         0.0, description="1 at most; less than 1 lets trials of one worker share a GPU."
@@ -240,7 +243,7 @@ class WorkersSpec(Spec):
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g}: a worker uses one GPU; set gpus_per_worker: 1 and more workers"
             )
-        if 0 < self.gpus_per_worker < 1 and self.workers > 1:
+        if 0 < self.gpus_per_worker < 1 and self.most > 1:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g} with workers={self.workers}: workers of one trial cannot share"
                 " a GPU; set gpus_per_worker: 1, or workers: 1"
@@ -255,7 +258,7 @@ class WorkersSpec(Spec):
 
     def check_trial(self, trial: TrialSpec) -> None:
         """Raises ValueError if these workers cannot train it."""
-        trial.batch.check_workers(self.workers)
+        trial.batch.check_workers(self.most)
         if self.parallel == "fsdp" and trial.optimizer.name == "paged_adamw_8bit":
             raise ValueError(
                 "optimizer.name=paged_adamw_8bit cannot keep its state for shares of a weight, as parallel: fsdp has them;"
@@ -264,6 +267,24 @@ class WorkersSpec(Spec):
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())  # a dict has no hash of its own
+
+    @model_validator(mode="after")
+    def _min_before_max(self) -> Self:
+        if self.fewest > self.most:
+            raise ValueError(f"workers [{self.fewest}, {self.most}] must be [min, max]")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most(self) -> int:
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def elastic(self) -> bool:
+        return self.fewest < self.most
 
 
 class ResourcesSpec(Spec):
