@@ -140,9 +140,18 @@ ELASTIC = FULL.model_copy(
 
 
 def train_on_two_one_and_two(rank, toy, folder):
-    """Two workers until an interim checkpoint; from it one of them alone until another; from that both."""
+    """Each way of sharing the work out: what _two_one_and_two has of it."""
     torch.set_num_threads(1)
-    first = _together(rank, toy, folder, "first")
+    results = {}
+    for parallel in ("ddp", "fsdp"):
+        (folder / parallel).mkdir(exist_ok=True)
+        results[parallel] = _two_one_and_two(rank, toy, folder / parallel, parallel)
+    (folder / f"worker_{rank}.json").write_text(json.dumps(results))
+
+
+def _two_one_and_two(rank, toy, folder, parallel):
+    """Two workers until an interim checkpoint; from it one of them alone until another; from that both."""
+    first = _together(rank, toy, folder / "first", parallel)
     first.start("trial", ELASTIC)
     interim = first.advance(after(3))
     dist.destroy_process_group()
@@ -152,27 +161,28 @@ def train_on_two_one_and_two(rank, toy, folder):
         alone.load(folder_at(interim.checkpoint))
         progress, interim = alone.advance(), alone.advance(after(3))
         (folder / "alone.json").write_text(json.dumps([progress.model_dump(mode="json"), interim.checkpoint]))
-    last = _together(rank, toy, folder, "last")  # waits for the other
+    last = _together(rank, toy, folder / "last", parallel)  # waits for the other
     progress, checkpoint = json.loads((folder / "alone.json").read_text())
     last.start("trial", ELASTIC)
     last.load(folder_at(checkpoint))
     both = [Progress.model_validate(progress), last.advance()]
-    (folder / f"worker_{rank}.json").write_text(json.dumps([curve(both), [report.workers for report in both]]))
     dist.destroy_process_group()
+    return {"curve": curve(both), "workers": [report.workers for report in both]}
 
 
-def _together(rank, toy, folder, name):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=2)
-    return session(toy, folder, TorchWorkers(torch.device("cpu")))
+def _together(rank, toy, rendezvous, parallel):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    return session(toy, rendezvous.parent, TorchWorkers(torch.device("cpu"), parallel=parallel))
 
 
 def test_two_workers_then_one_then_two_have_the_loss_curve_of_a_steady_run(toy, tmp_path):
     multiprocessing.spawn(train_on_two_one_and_two, args=(toy, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"worker_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    losses, workers = first
-    assert workers == [1, 2]
-    assert losses == pytest.approx(curve(reports(session(toy, tmp_path / "steady"), ELASTIC)), abs=1e-5)
+    steady = curve(reports(session(toy, tmp_path / "steady"), ELASTIC))
+    for parallel in ("ddp", "fsdp"):
+        assert first[parallel]["workers"] == [1, 2]
+        assert first[parallel]["curve"] == pytest.approx(steady, abs=1e-5)
 
 
 def extended(of, extensions, since=1):
