@@ -172,7 +172,7 @@ def test_while_the_server_is_away_we_wait_and_then_say_so(server, bucket, monkey
     with monkeypatch.context() as patch:
         patch.setattr(patience, "PATIENCE_SECONDS", 0.0)
         with pytest.raises(
-            StorageError, match=r"the storage has been away for 0 seconds \(NETWORK_CONNECTION.*--resume"
+            StorageError, match=r"the storage has been away for 0 seconds \(NETWORK_CONNECTION.*go on with --resume"
         ):
             bucket.write_text("a", "1")
     back = threading.Timer(1.0, server.start)

@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from components.storage.patience import StorageError
+
 NEWEST = "newest"
 REGISTERED = "models:/"  # how MLflow names what is in its registry
 WIDTH_OF_LOGS = 140
@@ -32,6 +34,7 @@ class Exit(IntEnum):
     NOT_PROVEN = 5
     TRACKING_AWAY = 6
     NO_REPLY = 7
+    STORAGE_AWAY = 8
     INTERRUPTED = 130  # Ctrl-C
     TERMINATED = 143  # SIGTERM, e.g. by `ray job stop`
 
@@ -56,8 +59,8 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(*kinds: type[Exception], status: Exit = Exit.BAD_INPUT) -> Iterator[None]:
-    """Inside, an error of these kinds (by default ValueError: bad input) ends the program with its message alone."""
-    expected = kinds or (ValueError,)
+    """Inside, an error of these kinds (by default bad input, and storage that refuses) ends the program with its message."""
+    expected = kinds or (ValueError, StorageError)
     try:
         yield
     except expected as error:

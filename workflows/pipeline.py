@@ -28,6 +28,7 @@ from components.reports.page import search_page
 from components.reports.summary import Outcome, SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
 from components.storage.folder import folder_at
+from components.storage.patience import StorageError
 from components.tracking.driver import DriverDesk
 from components.tracking.gate import RegistryResult
 from components.tracking.journal import Journal
@@ -93,6 +94,8 @@ def search_and_report(
     except KeyboardInterrupt as end:
         status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
         fail(f"Interrupted. What has begun goes on with: {_again(command)}", status)
+    except StorageError as error:
+        fail(f"{error}: {_again(command)}", Exit.STORAGE_AWAY)
     if as_json:
         print(summary.model_dump_json())
     return STATUS[summary.outcome]
@@ -221,6 +224,10 @@ def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, consol
         return Ending(
             outcome="not proven",
             message=f"The best trial was not registered: {error}. Once that is mended, try again: {again}",
+        )
+    except StorageError as error:
+        return Ending(
+            outcome="not proven", message=f"The best trial was not registered: {error}. Then try again: {again}"
         )
     except MLFLOW_ERRORS as error:
         return Ending(

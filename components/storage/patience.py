@@ -43,7 +43,7 @@ def patiently(do: Callable[[], T], place: str) -> T:
             if time.monotonic() + pause > gives_up:
                 waited = f"the storage has been away for {PATIENCE_SECONDS:.0f} seconds"
                 raise StorageError(
-                    f"{place}: {waited} ({reason_of(error)}); when it is back, --resume goes on"
+                    f"{place}: {waited} ({reason_of(error)}); when it is back, go on with --resume"
                 ) from None
         time.sleep(pause)
     raise AssertionError("pauses never end")
