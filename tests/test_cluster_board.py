@@ -167,8 +167,10 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_gives_nobody_anythin
         call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
         await asyncio.sleep(0)
         command = await board.next("slot", None)
+        listening = asyncio.ensure_future(board.stopping("slot"))
+        await asyncio.sleep(0)
         stop = asyncio.ensure_future(board.stop())
-        heard = await board.stopping()
+        heard = await listening
         ended_early = stop.done()
         left = Answer(number=command.number, leave="stop", interim="half way")
         waiting = asyncio.ensure_future(board.next("slot", left))
@@ -258,3 +260,15 @@ def test_a_board_made_anew_knows_what_its_trials_had_been_given():
         return commands[0].extensions
 
     assert asyncio.run(scenario()) == (Extension(target_tokens=200, from_step=4),)
+
+
+def test_a_search_that_ends_does_not_wait_for_a_slot_that_died_with_its_node():
+    async def scenario(board):
+        await board.attach("slot")
+        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await asyncio.sleep(0)
+        await board.next("slot", None)
+        await asyncio.wait_for(board.stop(), timeout=5.0)
+        call.cancel()
+
+    run(scenario)

@@ -7,6 +7,8 @@ actor in production, but plain asyncio: tests drive it without Ray.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from typing import Any, Literal
 from components.training.records import Extension, budget_at
 
 POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
+LISTEN_SECONDS = 5.0  # how often a group that trains is heard of
 MOST_STRIKES = 2
 
 # Why a trial leaves its slot between two reports: the search is to end, or a node of the slot is about to go.
@@ -69,6 +72,7 @@ class _Slot:
     has_group: bool = False
     strikes: int = 0  # groups that died since the last acknowledged answer
     complaint: str = ""
+    heard: float = -math.inf  # when its workers last said that they live
 
     @property
     def trial_id(self) -> str:
@@ -85,14 +89,20 @@ class Board:
         self._extensions = dict(extensions or {})
 
     async def stop(self) -> None:
-        """The search is to end: trials leave their slots, and commands come to nothing. Returns once no trial trains."""
+        """The search is to end: trials leave their slots, and commands come to nothing. Returns once no trial trains.
+
+        A slot whose node died never answers: those of which nothing has been heard are not waited for.
+        """
         self._stopping.set()
-        training = [state for state in self._slots.values() if state.command and state.command.kind == "advance"]
+        since = time.monotonic() - 3 * LISTEN_SECONDS
+        states = [state for state in self._slots.values() if state.heard > since]
+        training = [state for state in states if state.command and state.command.kind == "advance"]
         await asyncio.gather(*(state.answered.wait() for state in training))
 
-    async def stopping(self) -> bool:
-        """The first worker, beside its training: whether the search is to end; waits for that at most POLL_SECONDS."""
-        return await _within(POLL_SECONDS, self._stopping)
+    async def stopping(self, slot: str) -> bool:
+        """The first worker, beside its training: whether the search is to end; waits for that at most LISTEN_SECONDS."""
+        self._slots.setdefault(slot, _Slot()).heard = time.monotonic()
+        return await _within(LISTEN_SECONDS, self._stopping)
 
     async def call(self, slot: str, command: Command) -> Answer:
         """Hands a command to the slot's workers and waits for what comes of it."""

@@ -22,10 +22,10 @@ from components.cluster.board import Leave
 class Interruptions:
     """Each worker has one; only the first one's listens to the board."""
 
-    def __init__(self, board: Any, *, first: bool) -> None:
+    def __init__(self, board: Any, slot: str, *, first: bool) -> None:
         self._stopping = threading.Event()
         if first:
-            threading.Thread(target=self._listen, args=(board,), name="interruptions", daemon=True).start()
+            threading.Thread(target=self._listen, args=(board, slot), name="interruptions", daemon=True).start()
 
     def __call__(self) -> bool:
         return self._stopping.is_set() or node_is_leaving()
@@ -35,10 +35,10 @@ class Interruptions:
         """Once the workers have agreed to leave: of a search that ends, the first worker knows."""
         return "stop" if self._stopping.is_set() else "move"
 
-    def _listen(self, board: Any) -> None:
+    def _listen(self, board: Any, slot: str) -> None:
         # A board that has died ends its search; this thread has nothing to add.
         with contextlib.suppress(RayError):
-            while not ray.get(board.stopping.remote()):
+            while not ray.get(board.stopping.remote(slot)):
                 pass
             self._stopping.set()
 

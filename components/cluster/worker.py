@@ -37,7 +37,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     except Exception as error:
         ray.get(board.complain.remote(slot, f"{type(error).__name__}: {error}"))
         raise
-    interruptions = Interruptions(board, first=first)
+    interruptions = Interruptions(board, slot, first=first)
     answer: Answer | None = None
     while True:
         command = _from_first(ray.get(board.next.remote(slot, answer)) if first else None, workers)
