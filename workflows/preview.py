@@ -1,7 +1,8 @@
-"""Shows what will be trained on, token by token, and what is dropped, before anything starts.
+"""Shows what will be trained on, token by token, and what is dropped, before anything starts; and what it will cost.
 
 python workflows/preview.py experiments/quickstart.yaml --records 2 --html preview.html
 python workflows/preview.py --model DIR_OR_ID --data conversations.jsonl --json
+python workflows/preview.py experiments/chatglm3_lora_vs_full.yaml --plan
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from components.conversations.layouts import LAYOUTS
 from components.conversations.readers import read_conversations
 from components.experiment.load import load_experiment
 from components.experiment.spec import ExperimentSpec, ModelSpec
-from workflows.cli import Exit, explained, people_console, quiet_libraries
+from workflows.cli import Exit, explained, fail, people_console, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from components.conversations.preview import Decode, PreviewRecord, PreviewTotals
 
 MOST_NAMED = 20
+NODES = Path("experiments/cluster/nodes.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = load_experiment(arguments.experiment, arguments.set) if arguments.experiment else None
     # Imported late: what is wrong with the file is said at once, not after the seconds that torch takes.
     quiet_libraries()
+    if experiment is not None and arguments.plan:
+        return _plan(experiment, arguments)
     with explained():
         preview = _of_experiment(experiment, arguments) if experiment is not None else _of_file(arguments)
     if arguments.json:
@@ -63,6 +67,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.experiment is None) == (arguments.model is None or arguments.data is None):
         parser.error("give an experiment, or both --model and --data")
+    if (arguments.plan and arguments.experiment is None) or (arguments.calibrate and not arguments.plan):
+        parser.error("--plan is of an experiment, and --calibrate goes with --plan")
     return arguments
 
 
@@ -84,9 +90,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--records", type=_count, default=3, metavar="N", help="conversations to show (default: 3)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write them as a page, too")
     parser.add_argument(
+        "--plan", action="store_true", help="what its search will need: memory, GPU-hours, money; no weights are loaded"
+    )
+    parser.add_argument(
+        "--calibrate", action="store_true", help="with --plan: take a few real steps here, and reckon with their speed"
+    )
+    parser.add_argument(
+        "--nodes", type=Path, default=NODES, metavar="FILE", help=f"with --plan: machines and prices (default: {NODES})"
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
-        help='all of them as JSON lines on stdout: {"token_ids": [...], "labels": [...]}, not shifted, -100 where not scored',
+        help='all of them as JSON lines on stdout: {"token_ids": [...], "labels": [...]}, not shifted, -100 where not'
+        " scored; with --plan: the plan as one line",
     )
     return parser
 
@@ -140,6 +156,25 @@ def _of_file(arguments: argparse.Namespace) -> Preview:
         remarks=_named([f"{record.source}: {record.note}" for record in records if not record.token_ids]),
         decode=verbatim(tokenizer),
     )
+
+
+def _plan(experiment: ExperimentSpec, arguments: argparse.Namespace) -> int:
+    """What fits nowhere ends the program as a cluster without room would."""
+    from components.experiment.nodes import load_nodes
+    from components.reports.plan import no_room, print_plan
+    from workflows.planning import plan_experiment
+
+    console = people_console(stderr=arguments.json)
+    with explained():
+        plan = plan_experiment(
+            experiment, load_nodes(arguments.nodes), calibrated=arguments.calibrate, told=console.print
+        )
+    if arguments.json:
+        print(plan.model_dump_json())
+    print_plan(console, plan)
+    if plan.without_room:
+        fail(no_room(plan), Exit.NO_ROOM)
+    return Exit.DONE
 
 
 def _named(left_out: Sequence[str]) -> list[str]:

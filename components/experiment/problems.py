@@ -69,6 +69,10 @@ def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[s
         if chosen is not None:
             here = parent = chosen
             continue
+        if get_origin(here) is dict:
+            path.append(str(step))
+            here = parent = get_args(here)[1]
+            continue
         if not (isinstance(here, type) and issubclass(here, BaseModel)) and isinstance(step, str) and path:
             continue  # the name of a type inside a plain union, e.g. `tuple[str, ...]`
         path.append(str(step))

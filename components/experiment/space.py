@@ -133,7 +133,7 @@ def check_search(experiment: ExperimentSpec) -> None:
                     place = f"search.space.{branch.name}.{path}"
                     text = "sampler grid needs choice, grid or integer here; a continuous range has no grid"
                     problems[place] = Problem(place=place, text=text)
-        for values in _corners(branch):
+        for values in corners(branch):
             for problem in _problems_at(experiment, branch, values):
                 problems.setdefault(str(problem), problem)
     if problems:
@@ -196,7 +196,7 @@ def branch_order(experiment: ExperimentSpec) -> list[Branch]:
 
 def some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
     """At one corner of the branch: its kind of method, and so its workers, are those of all its trials."""
-    return trial_spec(experiment, branch, next(_corners(branch)))
+    return trial_spec(experiment, branch, next(corners(branch)))
 
 
 def may_quantize(experiment: ExperimentSpec) -> bool:
@@ -223,7 +223,7 @@ def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         yield ".".join(path), tree
 
 
-def _corners(branch: Branch) -> Iterator[dict[str, Any]]:
+def corners(branch: Branch) -> Iterator[dict[str, Any]]:
     """Every combination of extremes; where those are too many, each extreme of one domain beside the first of the others."""
     extremes = {path: domain.extremes() for path, domain in branch.domains.items()}
     size = 1

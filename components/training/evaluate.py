@@ -35,7 +35,8 @@ def conversation_losses(
     by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
     most_tokens = rows_per_batch * max_tokens
     shares = [
-        list(_batches(store.lengths, by_length[rank :: workers.count], most_tokens)) for rank in range(workers.count)
+        list(batches_by_length(store.lengths, by_length[rank :: workers.count], most_tokens))
+        for rank in range(workers.count)
     ]
     mine = shares[workers.worker_rank]
     # Where a model is sharded, no worker can compute alone: who has fewer batches goes along with empty ones.
@@ -77,7 +78,9 @@ def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_b
     return sorted(losses, key=lambda loss: loss.index)
 
 
-def _batches(lengths: np.ndarray, longest_first: list[int], most_tokens: int) -> Iterator[list[tuple[int, ...]]]:
+def batches_by_length(
+    lengths: np.ndarray, longest_first: list[int], most_tokens: int
+) -> Iterator[list[tuple[int, ...]]]:
     start = 0
     while start < len(longest_first):
         rows = max(1, most_tokens // int(lengths[longest_first[start]]))

@@ -127,7 +127,7 @@ class TrialRun:
         self.scored.train()
         try:
             while self.counters.target_tokens < min(mark, self.budget):
-                self._step()
+                self.step()
                 if self._anybody(interrupted):
                     return None
             eval_loss, eval_num_targets = self._evaluate()
@@ -158,7 +158,7 @@ class TrialRun:
         """A notice reaches one worker sooner than another; they must leave the loop after the same step."""
         return self.workers.sum([float(interrupted())])[0] > 0
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """One optimizer step over all workers."""
         began, step = time.perf_counter(), self.counters.step + 1
         # What is random in a step (dropout) depends on nothing before it, so a checkpoint needs no random state.
