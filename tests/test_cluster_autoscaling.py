@@ -11,6 +11,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -39,7 +40,7 @@ name: toy
 model: {path: model}
 data: {train: data.jsonl, eval_fraction: 0.25, max_tokens: 128}
 trial:
-  budget: {epochs: 4, evaluations: 4}
+  budget: {epochs: 8, evaluations: 4}
   batch: {rows_per_step: 2, rows_per_micro_batch: 1}
   precision: fp32
 search:
@@ -86,59 +87,71 @@ def head(folder):
         yield head
 
 
-def records(folder):
+def histories_in(folder):
     place = folder_at(folder / "runs" / "toy")
     searches = searches_in(place)
-    return Journal(place / searches[-1].search_id).read() if searches else []
+    return list(fold(Journal(place / searches[-1].search_id).read()).values()) if searches else []
 
 
-def hold_up(node):
-    """Stops the Train workers of a node in the middle of whatever they do. True if there were any."""
-    workers = []
-    for process in psutil.Process(node.pid).children(recursive=True):
+class Submitted:
+    """The search, as a job of the cluster."""
+
+    def __init__(self, folder, head):
+        self.folder = folder
+        submit = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
+        with (folder / "job.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [*submit, "python", "workflows/tune.py", str(folder / "toy.yaml")],
+                cwd=ROOT,
+                env=head.environment() | {"OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self):
+        return (self.folder / "job.log").read_text()
+
+    def trials(self, method):
+        return [history for history in histories_in(self.folder) if history.started.branch.endswith(method)]
+
+    def goes_on_until(self, holds, poll_seconds=0.1):
+        deadline = time.monotonic() + SECONDS
+        while not holds():
+            assert self.process.poll() is None, self.log[-3000:]
+            assert time.monotonic() < deadline, self.log[-3000:]
+            time.sleep(poll_seconds)
+
+
+def train_workers(nodes):
+    """The processes of all Train workers on these nodes."""
+    found = []
+    for process in (child for node in nodes for child in psutil.Process(node.pid).children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
             if any("RayTrainWorker" in word for word in process.cmdline()):
-                process.suspend()
-                workers.append(process)
-    return bool(workers)
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
 def job(folder, head):
-    """The submitted search, ended; with what was seen meanwhile."""
-    submit = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--"]
-    with (folder / "job.log").open("wb") as log:
-        job = subprocess.Popen(
-            [*submit, "python", "workflows/tune.py", str(folder / "toy.yaml")],
-            cwd=ROOT,
-            env=head.environment() | {"OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    """The submitted search, ended: (it, its status, the node that was killed)."""
+    job = Submitted(folder, head)
     try:
-
-        def seen(holds):
-            def seen_or_over():
-                assert job.poll() is None, (folder / "job.log").read_text()[-3000:]
-                return holds()
-
-            until(seen_or_over, SECONDS)
-
-        def of(branches):
-            return [h for h in fold(records(folder)).values() if h.started.branch.endswith(branches)]
-
-        seen(lambda: any(history.reports for history in of("full")))
-        (wide,) = head.nodes("wide")
-        assert hold_up(wide)
-        seen(lambda: [history.state for history in of("lora")].count("running") == 0 and len(of("lora")) == 3)
-        seen(lambda: [node.kind for node in head.nodes()] == ["wide"])
+        job.goes_on_until(lambda: len(train_workers(head.nodes("wide"))) == 2)
+        wide = train_workers(head.nodes("wide"))
+        job.goes_on_until(lambda: any(trial.reports for trial in job.trials("full")), poll_seconds=0.01)
+        for worker in wide:
+            worker.suspend()
+        job.goes_on_until(lambda: [trial.state == "running" for trial in job.trials("lora")] == [False] * 3)
+        job.goes_on_until(lambda: [node.kind for node in head.nodes()] == ["wide"])
         killed = head.kill_node("wide")
-        status = job.wait(SECONDS)
+        status = job.process.wait(SECONDS)
     finally:
-        job.kill()
-        job.wait()
+        job.process.kill()
+        job.process.wait()
     until(lambda: head.nodes() == [], SECONDS)
-    return {"status": status, "log": (folder / "job.log").read_text(), "killed": killed}
+    return job, status, killed
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +194,13 @@ def test_a_trial_that_will_never_fit_is_refused_at_once_by_what_the_cluster_may_
 
 
 def test_the_job_ends_well_though_a_node_was_killed(job):
-    assert job["status"] == 0, job["log"][-3000:]
-    assert "Champion" in job["log"] or "challenger" in job["log"]
+    search, status, _ = job
+    assert status == 0, search.log[-3000:]
+    assert "Champion: models:/turnwise-toy@champion is version 1" in search.log
 
 
 def test_every_trial_ended_and_some_were_stopped_early(folder, job):
-    states = collections.Counter(history.state for history in fold(records(folder)).values())
+    states = collections.Counter(history.state for history in histories_in(folder))
     assert states.total() == 5
     assert states["failed"] == 0
     assert states["stopped"] >= 1
@@ -194,9 +208,10 @@ def test_every_trial_ended_and_some_were_stopped_early(folder, job):
 
 
 def test_nodes_come_for_trials_and_all_go_and_the_lost_one_is_replaced(timeline, job):
+    _, _, killed = job
     assert collections.Counter(node["type"] for node in timeline) == {"head": 1, "small": 1, "wide": 2}
     assert {node["type"] for node in timeline if node["ended"] is None} == {"head"}
-    assert job["killed"].node_id in {node["node_id"] for node in timeline}
+    assert killed.node_id in {node["node_id"] for node in timeline}
 
 
 def test_trials_run_on_the_nodes_they_are_meant_for(timeline):
@@ -217,7 +232,7 @@ def test_what_the_trials_reported_is_what_one_process_reports(folder, job):
     data = TrainingData(dataset=PreparedDataset.open(folder_at(manifest.prepared)), max_tokens=128, pad_token_id=0)
     reference = BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto")
     session = Session(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"))
-    for history in fold(records(folder)).values():
+    for history in histories_in(folder):
         session.start(history.trial_id, history.started.spec)
         for report in history.reports:
             again = session.advance()
