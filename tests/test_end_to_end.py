@@ -201,7 +201,7 @@ def test_a_search_that_is_told_to_end_writes_interim_checkpoints_and_goes_on_fro
             driver.kill()
             driver.wait()
     said = (folder / "output").read_text()
-    (manifest,) = searches_in(folder / "runs" / "toy")
+    (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     assert status == 143, said
     assert f"Go on with: python workflows/tune.py toy.yaml --resume {manifest.search_id}" in said
     assert not manifest.finished
