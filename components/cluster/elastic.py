@@ -32,7 +32,7 @@ def width_at_start(workers: WorkersSpec, places: Places, *, waiting: int, patien
     Many narrow trials get more done than a few wide ones, which pay for every step with talk between the workers. While it
     is `patient` a trial waits for nodes that could come; then it begins with what is there, if that is enough.
     """
-    share = (places.free + places.to_come) // waiting
+    share = (places.free + places.to_come) // max(1, waiting)
     if not patient and places.free >= workers.fewest:
         share = min(share, places.free)
     return max(workers.fewest, min(share, workers.most))
