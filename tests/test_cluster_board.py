@@ -249,6 +249,21 @@ def test_a_trial_extended_while_it_trains_its_last_stretch_is_not_done():
     assert run(scenario) == (False, True, None)
 
 
+def test_a_worker_that_listens_hears_of_every_trial_that_shall_end_once():
+    async def scenario(board):
+        waiting = asyncio.ensure_future(board.ended(0))
+        await asyncio.sleep(0)
+        await board.end("t")
+        await board.end("t")
+        first = list(await asyncio.wait_for(waiting, timeout=5.0))
+        waiting = asyncio.ensure_future(board.ended(1))
+        await asyncio.sleep(0)
+        await board.end("u")
+        return first, list(await asyncio.wait_for(waiting, timeout=5.0))
+
+    assert run(scenario) == (["t"], ["t", "u"])
+
+
 def test_a_board_made_anew_knows_what_its_trials_had_been_given():
     async def scenario():
         board = Board({"t": (Extension(target_tokens=200, from_step=4),)})

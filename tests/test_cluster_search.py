@@ -1,8 +1,12 @@
 """Whole searches on a real Ray cluster of this test's own, with a tiny real model."""
 
 import collections
+import contextlib
 import os
+import re
 import signal
+import threading
+import urllib.request
 
 import psutil
 import pytest
@@ -18,7 +22,9 @@ from components.cluster.search import run_search
 from components.experiment.load import load_experiment
 from components.experiment.spec import WorkersSpec
 from components.models.reference import BaseReference
-from components.training.records import TrialProgressed, fold
+from components.training.records import TrialProgressed, TrialStarted, fold
+from components.training.requests import Request, StopTrial
+from tests.servers import until
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
 pytestmark = pytest.mark.ray
@@ -168,6 +174,78 @@ def _kill(name):
     victim = next(process for process in processes if any(name in word for word in process.cmdline()))
     os.kill(victim.pid, signal.SIGKILL)
     return victim.pid
+
+
+class Desk:
+    """People who say what they want in this process. The way through the storage is test_control.py's."""
+
+    def __init__(self):
+        self.asked, self.replies = [], {}
+
+    def ask(self, wish):
+        number = str(len(self.replies) + len(self.asked))
+        self.asked.append(Request(request_id=number, by="ann@desk", time=1.0, wish=wish))
+
+    def take(self):
+        taken, self.asked = self.asked, []
+        return taken
+
+    def reply(self, request, reply):
+        self.replies[request.request_id] = reply
+
+
+def test_a_trial_stopped_by_a_person_is_evaluated_where_it_stands(files, cluster):
+    space = "search.space={lora: {method: {rank: 2}}}"
+    context = context_of(files, "told", space, "search.trials=1", "trial.budget={epochs: 2000, evaluations: 1}")
+    desk, records = Desk(), []
+
+    def emit(record):
+        records.append(record)
+        if isinstance(record, TrialStarted):
+            desk.ask(StopTrial(trial="1"))
+
+    run_search(context, emit, histories={}, resume=False, desk=desk)
+    (history,) = fold(records).values()
+    assert desk.replies["0"].message == "trial 1 finishes its step, reports and ends"
+    assert (history.state, history.reason) == ("stopped", "stopped by ann@desk")
+    (report,) = history.reports
+    assert report.step == len(report.steps)
+    assert history.best == report  # it left a checkpoint
+
+
+def eval_losses_in_ray_s_metrics(search):
+    """By trial number, as Prometheus would scrape them."""
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    samples = [
+        line for line in lines if line.startswith("ray_turnwise_trial_eval_loss{") and f'search="{search}"' in line
+    ]
+    return {int(re.search(r'trial="(\d+)"', line)[1]): float(line.rpartition(" ")[2]) for line in samples}
+
+
+def test_a_running_trial_is_among_ray_s_own_metrics(files, cluster):
+    space = "search.space={lora: {method: {rank: 2}}}"
+    context = context_of(files, "shown", space, "search.trials=1", "trial.budget={epochs: 2000, evaluations: 2000}")
+    desk, records, shown = Desk(), [], {}
+
+    def look():
+        with contextlib.suppress(AssertionError):
+            until(lambda: shown.update(eval_losses_in_ray_s_metrics("shown")) or shown, seconds=120)
+        desk.ask(StopTrial(trial="1"))
+
+    looking = threading.Thread(target=look)
+
+    def emit(record):
+        records.append(record)
+        if isinstance(record, TrialProgressed) and looking.ident is None:
+            looking.start()
+
+    run_search(context, emit, histories={}, resume=False, desk=desk)
+    looking.join()
+    (history,) = fold(records).values()
+    assert shown[1] in [pytest.approx(report.eval_loss) for report in history.reports]
 
 
 def test_the_tpe_sampler_searches_every_branch(files, cluster):

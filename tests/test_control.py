@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ name: toy
 model: {path: model}
 data: {train: data.jsonl, eval_fraction: 0.25, max_tokens: 128}
 trial:
-  budget: {epochs: 40, evaluations: 40}
+  budget: {epochs: 80, evaluations: 80}
   batch: {rows_per_step: 2, rows_per_micro_batch: 2}
   precision: fp32
 search:
@@ -176,7 +177,7 @@ def ran(name, *arguments):
     )
 
 
-def told(*arguments):
+def told(arguments):
     """What control.py says of an instruction that must be accepted."""
     process = ran("control", *arguments)
     assert process.returncode == 0, process.stderr
@@ -199,23 +200,22 @@ def test_a_trial_is_extended_cloned_and_stopped_while_it_runs_and_a_resumed_sear
     )  # fmt: skip
     try:
         until(lambda: reports(folder, 1) and reports(folder, 2), seconds=SECONDS)
-        assert "may spend" in told("extend", "1", "--by", "25%")
-        promised = told("clone", "1", "--set", "optimizer.learning_rate=1e-4", "--warm")
-        assert (
-            promised == "trial 3 is trial 1 with your changes, and begins with its weights; it runs before what waits"
-        )
-        assert told("stop", "2") == "trial 2 ends at its next report"
+        clone = ("clone", "1", "--set", "optimizer.learning_rate=1e-4", "--warm")
+        with ThreadPoolExecutor() as people:  # at once: on a fast machine these trials last for seconds
+            extended, cloned, stopped = people.map(told, [("extend", "1", "--by", "25%"), clone, ("stop", "2")])
+        assert "may spend" in extended
+        assert cloned == "trial 3 is trial 1 with your changes, and begins with its weights; it runs before what waits"
+        assert stopped == "trial 2 finishes its step, reports and ends"
         until(lambda: reports(folder, 3), seconds=SECONDS)
         refused = ran("control", "stop", "2")
         assert refused.returncode == 2
         assert "trial 2 has ended already: stopped (stopped by " in refused.stderr
-        assert "there is no trial 4; this search has 1 to 3" in ran("control", "stop", "4").stderr
-        state = json.loads(ran("tune", "--watch", "--json").stdout)
-        assert (state["planned"], state["driver"]["pid"], state["finished"]) == (3, first.pid, False)
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
-    unheard = ran("control", "extend", "1", "--by", "20%", "--patience", "1")
+    state = json.loads(ran("tune", "--watch", "--json").stdout)
+    assert (state["planned"], state["driver"]["pid"], state["finished"]) == (3, first.pid, False)
+    unheard = ran("control", "extend", "3", "--by", "20%", "--patience", "1")
     assert unheard.returncode == 7
     assert "The request stands in" in unheard.stderr
 
@@ -227,18 +227,18 @@ def test_a_trial_is_extended_cloned_and_stopped_while_it_runs_and_a_resumed_sear
     by = Mailbox(search).ask(StopTrial(trial="1")).by
     budget = manifest.budget
     longer = round(budget * 1.25)
-    longest = round(longer * 1.2)
-    assert trials[1]["target_tokens"] == pytest.approx(longest, rel=0.02)
-    assert trials[1]["instructions"] == [
-        f"extended to {longer:,} target tokens by {by}",
+    late = round(budget * 1.2)
+    assert trials[1]["target_tokens"] == pytest.approx(longer, rel=0.02)
+    assert sorted(trials[1]["instructions"]) == [
         f"cloned as trial 3 with its weights by {by}",
-        f"extended to {longest:,} target tokens by {by}",
+        f"extended to {longer:,} target tokens by {by}",
     ]
+    assert trials[3]["instructions"] == [f"extended to {late:,} target tokens by {by}"]
     assert (trials[2]["state"], trials[2]["reason"]) == ("stopped", f"stopped by {by}")
     assert trials[2]["target_tokens"] < budget
     assert (trials[3]["parent"], trials[3]["state"]) == (trials[1]["trial_id"], "completed")
     assert trials[3]["varied"]["optimizer.learning_rate"] == 1e-4
-    assert trials[3]["target_tokens"] == pytest.approx(budget, rel=0.02)
+    assert trials[3]["target_tokens"] == pytest.approx(late, rel=0.02)
 
     histories = fold(Journal(search).read())
     parent, clone = histories[trials[1]["trial_id"]], histories[trials[3]["trial_id"]]
@@ -253,11 +253,13 @@ def test_a_trial_is_extended_cloned_and_stopped_while_it_runs_and_a_resumed_sear
         for experiment in client.search_experiments()
         for run in client.search_runs([experiment.experiment_id])
     }
-    assert runs[parent.trial_id]["turnwise.extended_to"] == str(longest)
+    assert runs[parent.trial_id]["turnwise.extended_to"] == str(longer)
     assert runs[parent.trial_id]["turnwise.clone.3"] == clone.trial_id
     assert runs[clone.trial_id]["turnwise.parent"] == parent.trial_id
     assert runs[trials[2]["trial_id"]]["turnwise.stopped_by"] == by
+    assert "/#/jobs/" in runs[clone.trial_id]["ray.dashboard"]
+    assert runs[clone.trial_id]["ray.node"]
     view = ran("tune", "--watch")
     assert view.returncode == 0
     assert "lora (warm clone of 1)" in view.stdout
-    assert f"of {longest:,})" in view.stdout
+    assert f"of {longer:,})" in view.stdout

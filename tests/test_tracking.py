@@ -688,6 +688,19 @@ def test_the_machine_is_watched_while_a_search_runs_and_again_after_the_server_w
     assert len({sample.step for sample in samples()}) == len(samples())
 
 
+def test_all_runs_say_where_else_the_search_can_be_looked_at(sqlite):
+    facts = {"ray.job_id": "01000000", "ray.dashboard": "http://head:8265/#/jobs/raysubmit_1"}
+    search = SearchRuns(open_store(sqlite), sqlite, experiment("linked"), "search-1", facts)
+    moved = progressed(last=2, eval_loss=1.5, at=110.0).model_copy(update={"node": "10.0.0.7 ab12"})
+    tell(search, [started(), moved])
+    for run_id in (search.parent_id, search.trial_run("t1")):
+        assert facts.items() <= search.client.get_run(run_id).data.tags.items()
+    assert search.client.get_run(search.trial_run("t1")).data.tags["ray.node"] == "10.0.0.7 ab12"
+    assert search.link == sqlite
+    search.uri = "https://ann:secret@mlflow.internal/"
+    assert search.link == (f"https://mlflow.internal/#/experiments/{search.experiment_id}/runs/{search.parent_id}")
+
+
 def test_what_a_person_told_the_search_stands_on_the_runs_once(runs):
     spec = TrialSpec(method=LoraMethod(rank=8))
     clone = Clone(trial_id="t9", number=9, branch="lora", spec=spec, varied={}, warm_from="/c/4")

@@ -236,6 +236,17 @@ def test_a_trial_extended_after_its_last_report_goes_on(toy, tmp_path):
     assert more.done
 
 
+def test_a_trial_that_shall_end_is_evaluated_after_the_step_it_is_at(toy, tmp_path):
+    of = session(toy, tmp_path)
+    plain = reports(of, FULL)
+    of.start("ended", FULL)
+    report = of.advance(ended=after(2))
+    assert (report.step, report.done) == (2, False)
+    assert report.steps[1].loss == plain[0].steps[1].loss
+    assert report.eval_loss < math.inf
+    assert report.checkpoint
+
+
 def test_a_warm_trial_begins_with_the_weights_of_another_and_an_optimizer_of_its_own(toy, tmp_path):
     of = session(toy, tmp_path)
     parent = reports(of, LORA, "parent")[-1]

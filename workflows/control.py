@@ -54,7 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
     stop, extend, clone = (
         verbs.add_parser(name, help=help, description=help)
         for name, help in (
-            ("stop", "The trial ends at its next report; its best checkpoint takes part in the verdict."),
+            (
+                "stop",
+                "The trial finishes its step, is evaluated and ends; its best checkpoint takes part in the verdict.",
+            ),
             ("extend", "The trial may train longer; from its next report on, on the longer schedule."),
             ("clone", "A new trial like it, with changes, runs before those that wait."),
         )

@@ -13,7 +13,7 @@ from functools import partial
 from rich.console import Console
 
 from components.batches.previews import stored_records, totals_of
-from components.cluster.connect import connected
+from components.cluster.connect import connected, this_job
 from components.cluster.elsewhere import on_a_worker
 from components.cluster.nodes import room_of_cluster
 from components.cluster.room import NoRoomError, check_room
@@ -119,11 +119,14 @@ def _searched(search: OpenSearch, desk: DriverDesk, console: Console, command: s
             check_room(search.experiment, room_of_cluster())
         search.begin()
         with explained(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
-            runs = _runs(search)
+            facts = this_job(dashboard)
+            runs = _runs(search, facts)
             _log_inputs(runs, search)
-        console.print(f"Ray dashboard {dashboard}, MLflow {without_secrets(search.uri)}, search {search.search_id}")
-        desk.show({"Ray dashboard": dashboard, "MLflow": without_secrets(search.uri)})
-        course = _run_trials(search, console, command, desk)
+        links = {"Ray dashboard": facts.get("ray.dashboard", dashboard), "MLflow": runs.link}
+        desk.show(links)
+        named = ", ".join(f"{name} {link}" for name, link in links.items())
+        console.print(f"search {search.search_id}, {named}", soft_wrap=True)
+        course = _run_trials(search, console, command, desk, facts)
         ending = _ending(search, runs, course, console, command, register)
     summary = _summary(search, runs, course.histories, ending, seconds=time.monotonic() - began)
     _write_reports(search, runs, summary, course.histories, console, command)
@@ -133,8 +136,8 @@ def _searched(search: OpenSearch, desk: DriverDesk, console: Console, command: s
     return summary
 
 
-def _runs(search: OpenSearch) -> SearchRuns:
-    return SearchRuns(open_store(search.uri), search.uri, search.experiment, search.search_id)
+def _runs(search: OpenSearch, facts: Mapping[str, str]) -> SearchRuns:
+    return SearchRuns(open_store(search.uri), search.uri, search.experiment, search.search_id, facts)
 
 
 def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
@@ -146,10 +149,12 @@ def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
     runs.log_text(None, preview_html(records, search.decode, title, totals_of(dataset)), "mask_preview.html")
 
 
-def _run_trials(search: OpenSearch, console: Console, command: str, desk: DriverDesk) -> Course:
+def _run_trials(
+    search: OpenSearch, console: Console, command: str, desk: DriverDesk, facts: Mapping[str, str]
+) -> Course:
     journal = Journal(search.folder)
     known = fold(journal.read())
-    mirror = Mirror(journal, lambda: _runs(search))
+    mirror = Mirror(journal, lambda: _runs(search, facts))
     live = LiveSearch(console, planned=planned_trials(search.experiment), budget=search.budget, known=known)
 
     def emit(record: TrialRecord) -> None:

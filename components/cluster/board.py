@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ class Answer:
     progress: dict[str, Any] | None = None
     leave: Leave | None = None
     interim: str | None = None
+    node: str | None = None
     error: str | None = None
 
 
@@ -81,12 +82,16 @@ class _Slot:
 
 
 class Board:
-    """One per search. `extensions`: what its trials had been given before this board was made."""
+    """One per search. `extensions` and `ended`: what its trials had been given, and which should end, before it was made."""
 
-    def __init__(self, extensions: Mapping[str, tuple[Extension, ...]] | None = None) -> None:
+    def __init__(
+        self, extensions: Mapping[str, tuple[Extension, ...]] | None = None, ended: Sequence[str] = ()
+    ) -> None:
         self._slots: dict[str, _Slot] = {}
         self._stopping = asyncio.Event()
         self._extensions = dict(extensions or {})
+        self._ended = list(ended)
+        self._another_end = asyncio.Event()
 
     async def stop(self) -> None:
         """The search is to end: trials leave their slots, and commands come to nothing. Returns once no trial trains.
@@ -135,6 +140,22 @@ class Board:
         given = self._extensions.get(trial_id, ())
         self._extensions[trial_id] = (*given, Extension(target_tokens=target_tokens, from_step=from_step))
         return from_step
+
+    async def end(self, trial_id: str) -> None:
+        """A person wants the trial to end: it shall report after the step it is at."""
+        if trial_id not in self._ended:
+            self._ended.append(trial_id)
+        self._another_end.set()
+        self._another_end = asyncio.Event()
+
+    async def ended(self, seen: int) -> list[str]:
+        """The first worker, beside its training: all trials that shall end, once they are more than `seen`.
+
+        Waits for that at most POLL_SECONDS.
+        """
+        if len(self._ended) <= seen:
+            await _within(POLL_SECONDS, self._another_end)
+        return self._ended
 
     async def attach(self, slot: str) -> Resume:
         """A worker group has (re)started. A trial whose groups die again and again is given up."""

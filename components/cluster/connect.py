@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
 from collections.abc import Iterator
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+NONE = "none"  # a cluster may run without a dashboard
+SUBMISSION = "job_submission_id"
 
 
 @contextlib.contextmanager
@@ -38,6 +43,19 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     if callable(before):
         signal.signal(signal.SIGTERM, before)  # Ray has put an exit of its own there
     try:
-        yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else "none"
+        yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
     finally:
         ray.shutdown()
+
+
+def this_job(dashboard: str) -> dict[str, str]:
+    """Where Ray shows this driver: job, page, and the submission if `ray job submit` started it."""
+    job = ray.get_runtime_context().get_job_id()
+    submission = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("metadata", {}).get(SUBMISSION)
+    facts = {"ray.job_id": job, "ray.submission_id": submission} if submission else {"ray.job_id": job}
+    return facts if dashboard == NONE else {**facts, "ray.dashboard": f"{dashboard}/#/jobs/{submission or job}"}
+
+
+def this_node() -> str:
+    """IP address and id of the node this process runs on, as Ray's dashboard lists it."""
+    return f"{ray.util.get_node_ip_address()} {ray.get_runtime_context().get_node_id()}"

@@ -16,6 +16,7 @@ import ray
 from ray.tune import Stopper
 
 from components.cluster.context import SearchContext
+from components.cluster.metrics import TrialGauges
 from components.cluster.nodes import room_of_cluster
 from components.cluster.room import NoRoomError, check_room
 from components.experiment.problems import ExperimentError
@@ -56,17 +57,20 @@ class Director:
         self.context, self.board, self.desk, self.budget = context, board, desk, budget
         self._emit = emit
         self.histories = dict(histories)
+        self._gauges = TrialGauges(context.search_id)
         self.planned = planned_trials(context.experiment)
         self._handed_out: set[str] | None = None  # until Tune has said which trials it has restored
 
     def emit(self, record: TrialRecord) -> None:
         self._emit(record)
-        self.histories[record.trial_id] = after(self.histories.get(record.trial_id), record)
+        history = self.histories[record.trial_id] = after(self.histories.get(record.trial_id), record)
+        self._gauges.show(record, history.started)
 
     def serve(self, known_to_tune: Iterable[str]) -> None:
         """Replies to whatever has been asked since the last time. Called before each step of Tune's loop, with its trials."""
         if self._handed_out is None:
             self._handed_out = set(known_to_tune)
+        self._gauges.refresh()
         for request in self.desk.take() if self.desk is not None else ():
             assert self.desk is not None
             self.desk.reply(request, self._reply(request))
@@ -130,6 +134,8 @@ class Director:
             time=time.time(),
         )
         self.emit(told)
+        if isinstance(instruction, Stop):
+            self.board.end.remote(history.trial_id)
         return told
 
     def _find(self, trial: str) -> TrialHistory:
@@ -147,7 +153,7 @@ class Director:
         if history.state != "running":
             raise Refused(f"{name} has ended already: {history.state}" + f" ({history.reason})" * bool(history.reason))
         if history.stop is not None:
-            raise Refused(f"{name} ends at its next report already: {history.stop.sentence}")
+            raise Refused(f"{name} is about to end already: {history.stop.sentence}")
         return name
 
     def _stop(self, history: TrialHistory) -> Stop:
@@ -198,7 +204,7 @@ class Director:
         number = self.histories[told.trial_id].started.number
         match told.instruction:
             case Stop():
-                return f"trial {number} ends at its next report"
+                return f"trial {number} finishes its step, reports and ends"
             case Extension(target_tokens=tokens):
                 return f"trial {number} may spend {tokens:,} target tokens; from its next report on it follows their schedule"
             case Clone() as clone:
@@ -226,7 +232,7 @@ def director_of(search_id: str) -> Director:
 
 
 class StopsWhenTold(Stopper):  # type: ignore[misc]
-    """Ends a trial at a report, if a person wants that."""
+    """Ends a trial at the report that its workers make as soon as a person wants it to end (interruptions.py)."""
 
     def __init__(self, search_id: str) -> None:
         self.search_id = search_id

@@ -24,8 +24,10 @@ class Interruptions:
 
     def __init__(self, board: Any, slot: str, *, first: bool) -> None:
         self._stopping = threading.Event()
+        self._ended: frozenset[str] = frozenset()
         if first:
             threading.Thread(target=self._listen, args=(board, slot), name="interruptions", daemon=True).start()
+            threading.Thread(target=self._listen_for_ends, args=(board,), name="ends", daemon=True).start()
 
     def __call__(self) -> bool:
         return self._stopping.is_set() or node_is_leaving()
@@ -35,12 +37,21 @@ class Interruptions:
         """Once the workers have agreed to leave: of a search that ends, the first worker knows."""
         return "stop" if self._stopping.is_set() else "move"
 
+    def ends(self, trial_id: str) -> bool:
+        """Whether a person wants this trial to end (directing.py)."""
+        return trial_id in self._ended
+
     def _listen(self, board: Any, slot: str) -> None:
         # A board that has died ends its search; this thread has nothing to add.
         with contextlib.suppress(RayError):
             while not ray.get(board.stopping.remote(slot)):
                 pass
             self._stopping.set()
+
+    def _listen_for_ends(self, board: Any) -> None:
+        with contextlib.suppress(RayError):
+            while True:
+                self._ended = frozenset(ray.get(board.ended.remote(len(self._ended))))
 
 
 def node_is_leaving() -> bool:

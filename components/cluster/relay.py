@@ -136,7 +136,13 @@ class Relay(Callback):  # type: ignore[misc]
             return
         progress = Progress.model_validate(result["progress"])
         self.listener.emit(
-            TrialProgressed(trial_id=trial.trial_id, progress=progress, slot=result["slot"], time=time.time())
+            TrialProgressed(
+                trial_id=trial.trial_id,
+                progress=progress,
+                slot=result["slot"],
+                node=result["node"],
+                time=time.time(),
+            )
         )
         self.listener.collect(trial.trial_id, progress)
 

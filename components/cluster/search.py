@@ -60,7 +60,10 @@ def run_search(
     board = (
         ray.remote(Board)
         .options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
-        .remote({trial_id: history.extensions for trial_id, history in histories.items()})
+        .remote(
+            {trial_id: history.extensions for trial_id, history in histories.items()},
+            [trial_id for trial_id, history in histories.items() if history.stop is not None],
+        )
     )
     director = Director(context, board, emit, histories, desk, budget)
     direct(director)

@@ -61,6 +61,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self.started = False
         self.resume_from: str | None = None
         self.last: Progress | None = None
+        self.node: str | None = None
 
     def step(self) -> dict[str, Any]:
         if self.trial_id in self.context.ended:
@@ -73,7 +74,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             return self._result(self.last, done=True, failed=answer.error)
         if answer.leave is not None:
             return self._result(self.last, leave=answer.leave)
-        self.last = Progress.model_validate(answer.progress)
+        self.last, self.node = Progress.model_validate(answer.progress), answer.node
         return self._result(self.last, done=self.last.done)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -108,6 +109,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             TIME: progress.target_tokens if progress else 0,
             "progress": progress.model_dump(mode="json") if progress and not failed and not leave else None,
             "slot": self.slot,
+            "node": self.node,
             "failed": failed,
             "leave": leave,
             "done": done,

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from components.batches.prepare import PreparedDataset
 from components.cluster.board import Answer, Command, Resume
+from components.cluster.connect import this_node
 from components.cluster.context import SearchContext
 from components.cluster.interruptions import Interruptions
 from components.cluster.resuming import furthest_whole
@@ -134,10 +135,11 @@ def _do(command: Command, session: Session, workers: Workers, interruptions: Int
             assert command.checkpoint is not None
             _go_on(session, command.checkpoint, workers, command.extensions)
         case "advance":
-            reached = session.advance(interruptions, command.extensions)
+            ended = lambda: interruptions.ends(session.trial_id)  # noqa: E731
+            reached = session.advance(interruptions, command.extensions, ended)
             if isinstance(reached, Interim):
                 return Answer(number=command.number, leave=interruptions.reason, interim=reached.checkpoint)
-            return Answer(number=command.number, progress=reached.model_dump(mode="json"))
+            return Answer(number=command.number, progress=reached.model_dump(mode="json"), node=this_node())
     return Answer(number=command.number)
 
 

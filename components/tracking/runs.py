@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.experiment.spec import ExperimentSpec
-from components.tracking.store import experiment_id
+from components.tracking.store import experiment_id, without_secrets
 from components.training.records import (
     Clone,
     Extension,
@@ -38,7 +38,7 @@ from components.training.records import (
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
-SLOT_TAG, CHECKPOINT_TAG = "turnwise.slot", "turnwise.checkpoint"
+SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
 BEST_LOSS = "eval/best_loss"
 MOST_CHARACTERS = 500
@@ -67,8 +67,17 @@ class SearchRuns:
     After an error nobody knows what has arrived: make a new one, which asks.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, experiment: ExperimentSpec, search_id: str) -> None:
-        self.client, self.experiment, self.search_id = client, experiment, search_id
+    def __init__(
+        self,
+        client: MlflowClient,
+        uri: str,
+        experiment: ExperimentSpec,
+        search_id: str,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        """`facts` are tags of all runs that are written to: where else the search can be looked at."""
+        self.client, self.uri, self.experiment, self.search_id = client, uri, experiment, search_id
+        self.facts = [RunTag(key, value) for key, value in (facts or {}).items()]
         self.experiment_id = experiment_id(client, experiment.mlflow_experiment, uri)
         self.parent_id = self._parent()
         self._trials: dict[str, _TrialRun] = {}
@@ -83,6 +92,13 @@ class SearchRuns:
             self._instruct(record)
         else:
             self._end(record)
+
+    @property
+    def link(self) -> str:
+        """The search's run in a browser; the store's URI where no server shows it."""
+        if not self.uri.startswith(("http://", "https://")):
+            return without_secrets(self.uri)
+        return f"{without_secrets(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
 
     def trial_run(self, trial_id: str) -> str:
         """The run id of a trial that has started."""
@@ -122,6 +138,7 @@ class SearchRuns:
             run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.search_id)
         elif run.info.status != "RUNNING":
             self.client.update_run(run.info.run_id, status="RUNNING")
+        self.client.log_batch(run.info.run_id, tags=self.facts)
         tree = self.experiment.model_dump(mode="json", exclude={"tracking"})
         self._describe(run, tree, "experiment.json", json.dumps(tree, indent=1))
         return str(run.info.run_id)
@@ -134,6 +151,7 @@ class SearchRuns:
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.client.log_batch(run.info.run_id, tags=[RunTag(STATE_TAG, "running"), RunTag(REASON_TAG, "")])
         self._trials.setdefault(record.trial_id, _known(run))
+        self.client.log_batch(run.info.run_id, tags=self.facts)
         params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
         self._describe(run, params, "spec.json", record.spec.model_dump_json(indent=1))
 
@@ -162,6 +180,8 @@ class SearchRuns:
     def _progress(self, record: TrialProgressed) -> None:
         trial, progress = self._trial(record.trial_id), record.progress
         tags = [RunTag(SLOT_TAG, record.slot)]
+        if record.node is not None:
+            tags.append(RunTag(NODE_TAG, record.node))
         if progress.checkpoint is not None and progress.eval_loss < trial.best_loss:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
             trial.best_loss = progress.eval_loss

@@ -78,6 +78,7 @@ class TrialProgressed(Record):
     trial_id: str
     progress: Progress
     slot: str = Field(description="Where it ran; a slot serves one trial after another.")
+    node: str | None = Field(None, description="The first worker's: IP address and Ray's id.")
     time: float
 
 
@@ -90,7 +91,7 @@ class TrialEnded(Record):
 
 
 class Stop(Record):
-    """The trial shall end at its next report."""
+    """The trial shall end after the step it is at, with a report."""
 
     kind: Literal["stop"] = "stop"
 

@@ -14,7 +14,7 @@ class _Plain(BaseModel):
 
 
 class StopTrial(_Plain):
-    """End it at its next report."""
+    """End it after the step it is at, with a report."""
 
     kind: Literal["stop"] = "stop"
     trial: str = Field(description="Its number on the leaderboard, or its id.")

@@ -113,7 +113,12 @@ class TrialRun:
     def done(self) -> bool:
         return self.counters.target_tokens >= self.budget
 
-    def advance(self, interrupted: Callable[[], bool] = never, extensions: Sequence[Extension] = ()) -> Progress | None:
+    def advance(
+        self,
+        interrupted: Callable[[], bool] = never,
+        extensions: Sequence[Extension] = (),
+        ended: Callable[[], bool] = never,
+    ) -> Progress | None:
         """Trains up to the next evaluation and evaluates. A trial that left the finite numbers says so and is done.
 
         `interrupted` is asked after every step. Where any worker's says yes, all return None after the same step; to
@@ -121,6 +126,8 @@ class TrialRun:
 
         `extensions` are all that the trial has been given so far. The learning rate follows the share of the budget that
         stands where the stretch begins, so it rises with an extension; evaluations keep their distance.
+
+        `ended` is asked like `interrupted`: where any worker's says yes, the trial is evaluated there and then.
         """
         self.budget = budget_at(self.counters.reported_step, self.planned, extensions)
         mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
@@ -128,8 +135,11 @@ class TrialRun:
         try:
             while self.counters.target_tokens < min(mark, self.budget):
                 self.step()
-                if self._anybody(interrupted):
+                leave, end = self._anybody(interrupted, ended)
+                if leave:
                     return None
+                if end:
+                    break
             eval_loss, eval_num_targets = self._evaluate()
         except Diverged as reason:
             return self._progress(math.inf, 0, diverged=str(reason))
@@ -154,9 +164,9 @@ class TrialRun:
         self.stretch = Stretch.of(state["stretch"]) if "stretch" in state else Stretch()
         self.position = Position(**state["position"])
 
-    def _anybody(self, interrupted: Callable[[], bool]) -> bool:
+    def _anybody(self, *notices: Callable[[], bool]) -> list[bool]:
         """A notice reaches one worker sooner than another; they must leave the loop after the same step."""
-        return self.workers.sum([float(interrupted())])[0] > 0
+        return [count > 0 for count in self.workers.sum([float(notice()) for notice in notices])]
 
     def step(self) -> None:
         """One optimizer step over all workers."""

@@ -64,15 +64,18 @@ class Session:
         self.run = TrialRun(spec, scored, self.data, self.workers, self.base)
 
     def advance(
-        self, interrupted: Callable[[], bool] = never, extensions: Sequence[Extension] = ()
+        self,
+        interrupted: Callable[[], bool] = never,
+        extensions: Sequence[Extension] = (),
+        ended: Callable[[], bool] = never,
     ) -> Progress | Interim:
         """To the next report, with a checkpoint beside it (none if the trial diverged).
 
         If `interrupted` says so (TrialRun.advance): to an interim checkpoint; to advance again goes on from there.
-        `extensions` are all that the trial has been given so far.
+        `extensions` are all that the trial has been given so far. If `ended` says so, the report comes after this step.
         """
         run = self.running
-        progress = run.advance(interrupted, extensions)
+        progress = run.advance(interrupted, extensions, ended)
         folder = self.checkpoints / self.trial_id
         if progress is None:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)
