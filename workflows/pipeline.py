@@ -104,30 +104,38 @@ def search_and_report(
 def _search(
     experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool
 ) -> SearchSummary:
+    began = time.monotonic()
     with explained():
         search = open_search(experiment, console, resume)
-    with DriverDesk(search.folder) as desk:
-        summary = _searched(search, desk, console, command, register)
-        desk.close(summary.outcome)
-    return summary
-
-
-def _searched(search: OpenSearch, desk: DriverDesk, console: Console, command: str, register: bool) -> SearchSummary:
-    began = time.monotonic()
     with connected() as dashboard:
         with explained(NoRoomError, status=Exit.NO_ROOM):
             check_room(search.experiment, room_of_cluster())
         search.begin()
-        with explained(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
-            facts = this_job(dashboard)
-            runs = _runs(search, facts)
-            _log_inputs(runs, search)
-        links = {"Ray dashboard": facts.get("ray.dashboard", dashboard), "MLflow": runs.link}
-        desk.show(links)
-        named = ", ".join(f"{name} {link}" for name, link in links.items())
-        console.print(f"search {search.search_id}, {named}", soft_wrap=True)
-        course = _run_trials(search, console, command, desk, facts)
-        ending = _ending(search, runs, course, console, command, register)
+        with DriverDesk(search.folder) as desk:
+            summary = _searched(search, desk, dashboard, console, command, register, began)
+            desk.close(summary.outcome)
+    return summary
+
+
+def _searched(
+    search: OpenSearch,
+    desk: DriverDesk,
+    dashboard: str,
+    console: Console,
+    command: str,
+    register: bool,
+    began: float,
+) -> SearchSummary:
+    with explained(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
+        facts = this_job(dashboard)
+        runs = _runs(search, facts)
+        _log_inputs(runs, search)
+    links = {"Ray dashboard": facts.get("ray.dashboard", dashboard), "MLflow": runs.link}
+    desk.show(links)
+    named = ", ".join(f"{name} {link}" for name, link in links.items())
+    console.print(f"search {search.search_id}, {named}", soft_wrap=True)
+    course = _run_trials(search, console, command, desk, facts)
+    ending = _ending(search, runs, course, console, command, register)
     summary = _summary(search, runs, course.histories, ending, seconds=time.monotonic() - began)
     _write_reports(search, runs, summary, course.histories, console, command)
     console.print(leaderboard(ranked(course.histories.values()), budget=search.budget))
