@@ -78,6 +78,8 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own, too: a log is no place for bars
     for noisy in ("bitsandbytes", "mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
