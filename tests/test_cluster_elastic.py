@@ -1,8 +1,12 @@
 """How many workers an elastic trial gets: arithmetic, with what the cluster has told."""
 
+from types import SimpleNamespace
+
 import pytest
+from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.elastic import width_at_report, width_at_start
+from components.cluster.moving import Moving
 from components.cluster.room import Places
 from components.experiment.spec import WorkersSpec
 
@@ -39,3 +43,15 @@ def test_a_trial_never_gets_fewer_than_its_method_needs():
 )
 def test_a_trial_that_runs_takes_free_places_for_which_nobody_waits(has, free, waiting, width):
     assert width_at_report(ONE_TO_FOUR, has, Places(free=free), waiting=waiting) == width
+
+
+def test_what_was_decided_about_slots_that_are_gone_does_not_hold_for_those_of_a_resumed_search():
+    restored = SimpleNamespace(
+        _cached_trial_decisions={"a": TrialScheduler.NOOP}, _queued_trial_decisions={}, get_trials=list
+    )
+    scheduler = Moving()
+    scheduler.choose_trial_to_run(restored)
+    assert restored._cached_trial_decisions == {}
+    restored._cached_trial_decisions["b"] = TrialScheduler.PAUSE  # its own
+    scheduler.choose_trial_to_run(restored)
+    assert restored._cached_trial_decisions == {"b": TrialScheduler.PAUSE}

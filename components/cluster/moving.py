@@ -21,6 +21,7 @@ class Moving(ClonesFirst):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._moving: dict[Trial, PlacementGroupFactory] = {}  # with the placement each shall have
+        self._begun = False
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result["leave"] is None:
@@ -31,6 +32,12 @@ class Moving(ClonesFirst):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        if not self._begun:
+            # Tune restores decisions that waited for a save when its state was written. They were about slots that are gone:
+            # the NOOP of a trial that left with its search would outlive that search, and the trial never go on.
+            controller._cached_trial_decisions.clear()
+            controller._queued_trial_decisions.clear()
+            self._begun = True
         for trial in [trial for trial in self._moving if not trial.is_saving]:
             placement = self._moving.pop(trial)
             if not trial.is_finished():
