@@ -175,6 +175,9 @@ def test_while_the_server_is_away_we_wait_and_then_say_so(server, bucket, monkey
             StorageError, match=r"the storage has been away for 0 seconds \(NETWORK_CONNECTION.*go on with --resume"
         ):
             bucket.write_text("a", "1")
+    # This server forgets its bucket with its process, and has it again a moment after it answers. A missing bucket is
+    # final otherwise.
+    monkeypatch.setattr(patience, "FINAL", ())
     back = threading.Timer(1.0, server.start)
     back.start()
     bucket.write_text("a", "1")
