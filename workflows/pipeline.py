@@ -36,7 +36,7 @@ from components.tracking.mirror import Mirror
 from components.tracking.registry import Place, ProofError, here, register_best
 from components.tracking.runs import SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
-from components.training.records import TrialHistory, TrialRecord, fold
+from components.training.records import TrialHistory, TrialRecord, fold, num_clones
 from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
 from workflows.opening import OpenSearch, open_search
 
@@ -189,7 +189,7 @@ def _ending(
 ) -> Ending:
     again = _again(command, search.search_id)
     states = [history.state for history in course.histories.values()]
-    planned = planned_trials(search.experiment) + sum(len(history.clones) for history in course.histories.values())
+    planned = planned_trials(search.experiment) + num_clones(course.histories.values())
     unfinished = planned - sum(state != "running" for state in states)
     if course.stopped is not None or unfinished > 0:
         message = f"Interrupted with {unfinished} trials to go. Go on with: {again}"

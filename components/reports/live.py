@@ -19,6 +19,7 @@ from components.training.records import (
     TrialRecord,
     TrialStarted,
     after,
+    num_clones,
 )
 
 REFRESHES_PER_SECOND = 2
@@ -63,7 +64,7 @@ class LiveSearch:
     @property
     def planned(self) -> int:
         """How many trials there will be."""
-        return self._drawn + sum(len(history.clones) for history in list(self.histories.values()))
+        return self._drawn + num_clones(list(self.histories.values()))
 
     @property
     def elapsed(self) -> float:

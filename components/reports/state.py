@@ -11,7 +11,7 @@ from components.reports.leaderboard import best_loss, ranked
 from components.reports.summary import TrialSummary, trial_summaries
 from components.tracking.driver import DriverSign
 from components.tracking.journal import SearchManifest
-from components.training.records import TrialHistory
+from components.training.records import TrialHistory, num_clones
 
 
 class SearchState(BaseModel):
@@ -43,7 +43,7 @@ class SearchState(BaseModel):
             created=manifest.created,
             finished=manifest.finished,
             driver=driver,
-            planned=drawn + sum(len(history.clones) for history in histories.values()),
+            planned=drawn + num_clones(histories.values()),
             running=running,
             ended=len(histories) - running,
             best_trial=best.started.number if best and math.isfinite(best_loss(best)) else None,

@@ -214,6 +214,11 @@ def after(known: TrialHistory | None, record: TrialRecord) -> TrialHistory:
     return known.model_copy(update={"state": record.state, "reason": record.reason, "ended_at": record.time})
 
 
+def num_clones(histories: Iterable[TrialHistory]) -> int:
+    """Trials that people have asked for, beside those that were drawn, whether or not they have started."""
+    return sum(len(history.clones) for history in histories)
+
+
 def fold(records: Iterable[TrialRecord]) -> dict[str, TrialHistory]:
     """Present state by trial id, in order of first start."""
     histories: dict[str, TrialHistory] = {}
