@@ -14,6 +14,7 @@ from components.experiment.space import (
     branch_order,
     branches_of,
     check_search,
+    num_trials,
     sample_trials,
     trial_spec,
     without_search,
@@ -216,6 +217,48 @@ def test_a_grid_is_crossed_and_never_longer_than_the_search(path):
     ]
     varied = [tuple(trial.varied.values()) for trial in sample_trials(load_experiment(path, overrides))]
     assert varied == [(1, 8), (1, 16), (2, 8)]
+
+
+GRIDS = (
+    "search.space={a: {method: {rank: {grid: [1, 2, 3]}, alpha: {choice: [8, 16, 32]}}},"
+    " b: {method: {rank: {grid: [4, 5, 6]}}}}"
+)
+
+
+def test_a_grid_runs_all_its_points_unless_told_otherwise(path):
+    experiment = load_experiment(path, ["search.sampler=grid", GRIDS, "search.trials="])
+    assert num_trials(experiment) == 12
+    varied = [(trial.branch, *trial.varied.values()) for trial in sample_trials(experiment)]
+    assert varied == [
+        ("a", 1, 8),
+        ("b", 4),
+        ("a", 1, 16),
+        ("b", 5),
+        ("a", 1, 32),
+        ("b", 6),
+        ("a", 2, 8),
+        ("a", 2, 16),
+        ("a", 2, 32),
+        ("a", 3, 8),
+        ("a", 3, 16),
+        ("a", 3, 32),
+    ]
+
+
+def test_trials_of_a_grid_that_one_branch_has_no_points_for_go_to_the_other(path):
+    experiment = load_experiment(path, ["search.sampler=grid", GRIDS, "search.trials=11"])
+    assert num_trials(experiment) == 11
+    assert [trial.branch for trial in sample_trials(experiment)].count("a") == 8
+
+
+def test_a_grid_has_no_more_trials_than_points(path):
+    assert num_trials(load_experiment(path, ["search.sampler=grid", GRIDS, "search.trials=100"])) == 12
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_other_samplers_make_8_trials_by_default(path, sampler):
+    experiment = load_experiment(path, [f"search.sampler={sampler}", "search.trials="])
+    assert (num_trials(experiment), len(branch_order(experiment))) == (8, 8)
 
 
 def test_a_branch_overrides_the_shared_trial_and_keeps_the_rest(path):

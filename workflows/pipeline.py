@@ -19,7 +19,7 @@ from components.cluster.nodes import room_of_cluster
 from components.cluster.room import NoRoomError, check_room
 from components.cluster.search import can_resume, run_search
 from components.conversations.preview import preview_html
-from components.experiment.space import planned_trials
+from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
 from components.reports.curves import loss_curves_svg
 from components.reports.leaderboard import leaderboard, ranked
@@ -163,7 +163,7 @@ def _run_trials(
     journal = Journal(search.folder)
     known = fold(journal.read())
     mirror = Mirror(journal, lambda: _runs(search, facts))
-    live = LiveSearch(console, planned=planned_trials(search.experiment), budget=search.budget, known=known)
+    live = LiveSearch(console, planned=num_trials(search.experiment), budget=search.budget, known=known)
 
     def emit(record: TrialRecord) -> None:
         mirror.append(record)
@@ -189,7 +189,7 @@ def _ending(
 ) -> Ending:
     again = _again(command, search.search_id)
     states = [history.state for history in course.histories.values()]
-    planned = planned_trials(search.experiment) + num_clones(course.histories.values())
+    planned = num_trials(search.experiment) + num_clones(course.histories.values())
     unfinished = planned - sum(state != "running" for state in states)
     if course.stopped is not None or unfinished > 0:
         message = f"Interrupted with {unfinished} trials to go. Go on with: {again}"

@@ -11,7 +11,7 @@ from components.batches.prepare import PreparedDataset, prepare_experiment
 from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.nodes import NodeTable, NodeType
-from components.experiment.space import Branch, branch_order, branches_of, corners, sample_trials, trial_spec
+from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
 from components.models.load import config_of, resolve_model
 from components.training.calibrate import Calibration, Candidate, calibrate
@@ -255,8 +255,6 @@ def _branch_plan(
 
 
 def _trials_of(experiment: ExperimentSpec, branch: str) -> int:
-    if experiment.search.sampler == "grid":
-        return sum(trial.branch == branch for trial in sample_trials(experiment))
     return sum(turn.name == branch for turn in branch_order(experiment))
 
 

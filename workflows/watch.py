@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from components.experiment.space import planned_trials
+from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.live import LiveSearch
@@ -50,7 +50,7 @@ class Seen:
 
     def __init__(self, experiment: ExperimentSpec, manifest: SearchManifest) -> None:
         self.folder, self.manifest = experiment.folder / manifest.search_id, manifest
-        self.planned, self.budget = planned_trials(manifest.experiment), _budget(manifest)
+        self.planned, self.budget = num_trials(manifest.experiment), _budget(manifest)
         self._journal, self._records = Journal(self.folder), 0
         self._beat, self._heard = 0.0, time.monotonic()
 

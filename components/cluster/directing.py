@@ -20,7 +20,7 @@ from components.cluster.metrics import TrialGauges
 from components.cluster.nodes import room_of_cluster
 from components.cluster.room import NoRoomError, check_room
 from components.experiment.problems import ExperimentError
-from components.experiment.space import changed_trial, planned_trials, value_at, weights_fit
+from components.experiment.space import changed_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.storage.folder import folder_at
 from components.training.records import (
@@ -58,7 +58,7 @@ class Director:
         self._emit = emit
         self.histories = dict(histories)
         self._gauges = TrialGauges(context.search_id)
-        self.planned = planned_trials(context.experiment)
+        self.planned = num_trials(context.experiment)
         self._handed_out: set[str] | None = None  # until Tune has said which trials it has restored
 
     def emit(self, record: TrialRecord) -> None:

@@ -19,7 +19,7 @@ from components.cluster.moving import Moving, start_anew
 from components.cluster.nodes import places_for, room_of_cluster
 from components.cluster.placement import SlotPlacement
 from components.cluster.room import Places, Room
-from components.experiment.space import planned_trials
+from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec, WorkersSpec
 
 LOOK_SECONDS = 2.0
@@ -56,7 +56,7 @@ class Elastic(Moving):
 
     def __init__(self, *arguments: Any, experiment: ExperimentSpec, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._experiment, self._planned = experiment, planned_trials(experiment)
+        self._experiment, self._planned = experiment, num_trials(experiment)
         self._waiting: dict[str, _Waiting] = {}
         self._next_look = 0.0
 

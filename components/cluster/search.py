@@ -23,6 +23,7 @@ from components.cluster.relay import Emit, Relay, listen
 from components.cluster.sampling import parameter_space, pending_trials, scheduler, search_algorithm
 from components.cluster.slot import Slot
 from components.cluster.stopping import CleanStop, Told
+from components.experiment.space import num_trials
 from components.storage.folder import Folder
 from components.training.records import TrialHistory
 from components.training.requests import Desk
@@ -83,7 +84,7 @@ def run_search(
             tune_config=tune.TuneConfig(
                 scheduler=scheduler(experiment, budget),
                 search_alg=search_algorithm(experiment, context.search_id),
-                num_samples=experiment.search.trials if experiment.search.sampler == "tpe" else 1,
+                num_samples=num_trials(experiment) if experiment.search.sampler == "tpe" else 1,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

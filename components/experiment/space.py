@@ -10,8 +10,9 @@ So a rank exists only where the method has one, and every branch has its own lea
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from components.experiment.spec import (
 
 SHARED_BY_ALL_TRIALS = ("budget", "seed")
 MOST_CORNERS = 4096
+DEFAULT_TRIALS = 8  # of a search that is no grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,32 +168,52 @@ def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
     }
     sampled = []
     for branch in branch_order(experiment):
-        values = next(points[branch.name], None)
-        if values is not None:  # a grid may have fewer points than the branch has trials
-            spec = trial_spec(experiment, branch, values)
-            sampled.append(SampledTrial(branch=branch.name, varied=values, spec=spec))
+        values = next(points[branch.name])
+        sampled.append(SampledTrial(branch=branch.name, varied=values, spec=trial_spec(experiment, branch, values)))
     return sampled
 
 
-def planned_trials(experiment: ExperimentSpec) -> int:
-    """How many trials the search sets out with; a grid may have fewer than `search.trials`."""
-    return experiment.search.trials if experiment.search.sampler == "tpe" else len(sample_trials(experiment))
+def num_trials(experiment: ExperimentSpec) -> int:
+    """How many trials the search sets out with: `search.trials`, by default all points of a grid, else DEFAULT_TRIALS.
+
+    A grid has no more trials than points.
+    """
+    search = experiment.search
+    if search.sampler != "grid":
+        return search.trials or DEFAULT_TRIALS
+    points = sum(num_points(branch) for branch in branches_of(experiment).values())
+    return min(points, search.trials or points)
+
+
+def num_points(branch: Branch) -> int:
+    """How many points the grid of a branch has: 1 if it varies nothing, 0 if one of its domains is continuous."""
+    return math.prod(len(domain.points() or ()) for domain in branch.domains.values())
 
 
 def branch_order(experiment: ExperimentSpec) -> list[Branch]:
-    """The branch of every trial. Branches share `trials` evenly; the first ones get what is left over.
+    """The branch of every trial. Branches share the trials evenly; the first ones get what is left over.
+
+    In a grid, what a branch has no points for goes to the others.
 
     Wide trials come first: while they run, narrow ones fill the gaps, and at the end nothing waits for a gap of its own.
     Branches that want the same workers take turns, as they do in one slot: so a scheduler soon knows something of each.
     """
     branches = list(branches_of(experiment).values())
-    share, extra = divmod(experiment.search.trials, len(branches))
-    groups: dict[WorkersSpec, list[tuple[int, int, Branch]]] = {}
-    for position, branch in enumerate(branches):
-        turns = groups.setdefault(experiment.resources.of(some_trial(experiment, branch).method), [])
-        turns += [(turn, position, branch) for turn in range(share + (position < extra))]
+    workers = [experiment.resources.of(some_trial(experiment, branch).method) for branch in branches]
+    groups: dict[WorkersSpec, list[tuple[int, int]]] = {}
+    for turn, position in _turns(experiment, branches):
+        groups.setdefault(workers[position], []).append((turn, position))
     widest_first = sorted(groups.items(), key=lambda item: item[0].most, reverse=True)
-    return [branch for _, turns in widest_first for _, _, branch in sorted(turns, key=lambda turn: turn[:2])]
+    return [branches[position] for _, turns in widest_first for _, position in turns]
+
+
+def _turns(experiment: ExperimentSpec, branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:
+    """(turn, position of the branch) of every trial, as if all wanted the same workers."""
+    trials = num_trials(experiment)
+    is_grid = experiment.search.sampler == "grid"
+    most = [num_points(branch) if is_grid else trials for branch in branches]
+    turns = ((turn, position) for turn in range(trials) for position, limit in enumerate(most) if turn < limit)
+    return itertools.islice(turns, trials)
 
 
 def some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:

@@ -332,7 +332,9 @@ class SearchSpec(Spec):
     )
     sampler: Literal["random", "grid", "tpe"] = Field("random", description="`tpe` is Optuna's.")
     scheduler: Scheduler = AshaSpec()
-    trials: PositiveInt = Field(8, description="Trials in all, shared evenly by the branches (grid: at most).")
+    trials: PositiveInt | None = Field(
+        None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
+    )
     max_concurrent_trials: PositiveInt | None = Field(None, description="By default as many as the cluster holds.")
     max_failures: NonNegativeInt = Field(2, description="Times a trial is restarted after its slot died.")
     seed: NonNegativeInt = 0
