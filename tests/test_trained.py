@@ -159,7 +159,7 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(trials, tmp_path, na
     lost = next(key for key in tensors if "layers.1.mlp.up_proj" in key)
     del tensors[lost]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"only one side has .*{lost}"):
+    with pytest.raises(ValueError, match=f"(only one side has|1 are missing:) .*{lost}"):
         load_trained(directory)
 
 
@@ -168,7 +168,7 @@ def test_weights_that_are_cut_short_are_refused(trials, tmp_path, name):
     directory = trials.packaged(name, tmp_path / "package")
     (file,) = (directory / ("adapter" if name == "lora" else "weights")).glob("*.safetensors")
     os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(ValueError, match=r"package: its weights cannot be read \(.*\); a file is cut short"):
+    with pytest.raises(ValueError, match=r"package.*: its weights cannot be read \(.*\); a file is cut short"):
         load_trained(directory)
 
 

@@ -18,7 +18,7 @@ from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models.digest import model_digest
 from components.models.fetch import FETCHED
-from components.models.load import resolve_model
+from components.models.load import check_base, resolve_model
 from components.models.reference import BaseReference
 from components.storage.folder import Folder, folder_at
 from components.storage.locks import Held
@@ -89,6 +89,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
     console.print(f"base model {written.model.path}")
     directory = resolve_model(written.model)
+    check_base(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     tokenizer = load_tokenizer(directory)
     chat_format = load_chat_format(tokenizer, experiment.chat_format)

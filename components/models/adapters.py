@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from components.experiment.spec import LoraMethod
+from components.models.causal_lm import check_same_weights
 from components.models.chatglm.lora import glm_targets
 
 
@@ -71,8 +72,14 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 
 
 def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
-    """A saved adapter on a base, for use, not for training."""
-    return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
+    """A saved adapter on a base, for use, not for training. Raises ValueError if it is one of a model of other sizes."""
+    try:
+        return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        raise ValueError(f"{directory}: an adapter of another model: {reason}") from None
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
@@ -81,9 +88,7 @@ def adapter_state(model: PeftModel) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
-    """Into a model with adapters of the same shape. Raises ValueError if names are missing or odd."""
-    wanted = adapter_state(model).keys()
-    if wanted != tensors.keys():
-        odd = sorted(wanted ^ tensors.keys())[:5]
-        raise ValueError(f"the adapter is another one; only one side has {', '.join(odd)}")
+    """Into a model with adapters of the same shape. Raises ValueError if names or shapes differ."""
+    wanted, found = ({name: tensor.shape for name, tensor in side.items()} for side in (adapter_state(model), tensors))
+    check_same_weights("the adapter is another one", found, wanted)
     set_peft_model_state_dict(model, dict(tensors))

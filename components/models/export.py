@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_format import ChatFormat
 from components.conversations.formats import load_chat_format
@@ -21,6 +21,7 @@ from components.conversations.formats.chatglm3 import is_chatglm3
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
+from components.models.causal_lm import check_finite, load_causal_lm
 from components.models.chatglm.load import load_original
 from components.models.chatglm.lora import (
     CONFIG_FILE,
@@ -138,9 +139,10 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
 def reload_whole(directory: Path) -> PreTrainedModel:
     """What write_whole wrote, as a stranger would load it, in float32 for comparing."""
     if is_original(directory):
-        return load_original(directory, dtype=torch.float32, attention="sdpa")
-    loaded = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, trust_remote_code=False)
-    return cast(PreTrainedModel, loaded.eval())
+        original = load_original(directory, dtype=torch.float32, attention="sdpa")
+        check_finite(original, directory)
+        return original
+    return load_causal_lm(directory, dtype=torch.float32).eval()
 
 
 def write_adapter(source: Exportable, target: Path, *, original_names: bool = False) -> None:

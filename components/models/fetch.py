@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from components.models.causal_lm import load_causal_lm
 from components.storage.cache import cache_folder
 
 PIP_SECONDS = 600
@@ -97,7 +98,7 @@ def _check(file: Path, sha256: str, name: str) -> None:
 
 def _convert(gguf: Path, directory: Path) -> None:
     """float32 safetensors, the tokenizer and its chat template."""
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    model = load_causal_lm(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     # It was dequantized while loading: what is saved is a plain model, and must say so.
     if hasattr(model.config, "quantization_config"):

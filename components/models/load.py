@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from components.experiment.spec import ModelSpec
+from components.models.causal_lm import check_finite, check_release, check_weights, load_causal_lm
 from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.convert import converted
 from components.models.chatglm.load import load_original
 from components.models.chatglm.recognize import is_original
+from components.models.chatglm.shards import shards_of
+from components.models.chatglm.weights import glm_weights
 from components.models.fetch import FETCHED, fetch
 from components.storage.address import is_remote
 from components.storage.folder import folder_at
@@ -66,6 +69,19 @@ def _brought(uri: str, weights: bool) -> Path:
         raise ValueError(f"model.path={uri}: no such model, or it cannot be read: {error}") from None
 
 
+def check_base(model: ModelSpec) -> None:
+    """Whether the files of a base model hold all of its weights, by names and shapes: no weight is read.
+
+    Raises ValueError if they do not.
+    """
+    directory = resolve_model(model)
+    if not is_original(directory):
+        check_weights(directory)
+        return
+    for _ in glm_weights(shards_of(directory), glm_config(directory)):
+        pass
+
+
 def load_base_model(
     model: ModelSpec, *, device: torch.device | str = "cpu", quantize: Quantize = None, as_stored: bool = False
 ) -> PreTrainedModel:
@@ -81,18 +97,17 @@ def load_base_model(
         if glm is None:
             return _streamed(model, directory, device, quantize)
         directory = glm
-    loaded = AutoModelForCausalLM.from_pretrained(
-        str(directory),
+    loaded = load_causal_lm(
+        directory,
+        device=None if quantize else device,
         dtype="auto" if as_stored else DTYPES[model.dtype],
         attn_implementation=model.attention,
         quantization_config=_quantization(model, quantize),
         device_map={"": device} if quantize else None,
-        trust_remote_code=False,
     )
-    if quantize is None:
-        return cast(PreTrainedModel, loaded.to(device))
-    _keep_differentiable(loaded)
-    return cast(PreTrainedModel, loaded)
+    if quantize is not None:
+        _keep_differentiable(loaded)
+    return loaded
 
 
 def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize) -> PreTrainedModel:
@@ -102,7 +117,9 @@ def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, qua
             f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
             " room for them; set TURNWISE_CACHE to a folder on another"
         )
-    return load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
+    loaded = load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
+    check_finite(loaded, directory)
+    return loaded
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
@@ -134,12 +151,14 @@ def save_config(directory: Path, target: Path) -> None:
 
 
 def _known(model: ModelSpec, directory: Path) -> Path:
-    """A ChatGLM directory that is another generation, or quantized, is named before anything starts."""
-    if is_original(directory):
-        try:
+    """What cannot be trained on (another generation of ChatGLM, a quantized release) is named before anything starts."""
+    try:
+        if is_original(directory):
             glm_config(directory)
-        except ValueError as error:
-            raise ValueError(f"model.path={error}") from None
+        else:
+            check_release(directory)
+    except ValueError as error:
+        raise ValueError(f"model.path={error}") from None
     return directory
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -18,13 +19,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_format import ChatFormat
 from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
+from components.models.causal_lm import check_same_weights, load_causal_lm
 from components.models.digest import model_digest
 from components.models.load import DTYPES, load_base_model, resolve_model, save_config
 from components.models.reference import BASE_FILE, BaseReference
@@ -129,6 +131,13 @@ def weights_of(checkpoint: Path) -> StoredTensors:
     return StoredTensors(sorted((checkpoint / WEIGHTS).glob("*.safetensors")))
 
 
+def check_stored(stored: StoredTensors, parameters: Mapping[str, nn.Parameter], source: Path) -> None:
+    """Raises ValueError if stored weights have other names or shapes than a model's parameters."""
+    shapes = {name: stored.shape(name) for name in stored.names}
+    wanted = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    check_same_weights(f"{source}: weights of another model, or not all of them", shapes, wanted)
+
+
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -163,34 +172,20 @@ def _adapted(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
 
 def _whole(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
     """A package of a full fine-tune: needs no base model."""
-    model, found = AutoModelForCausalLM.from_pretrained(
-        str(directory / WEIGHTS),
-        dtype=DTYPES[named.dtype],
-        attn_implementation=named.attention,
-        trust_remote_code=False,
-        output_loading_info=True,
+    return load_causal_lm(
+        directory / WEIGHTS, device=device, dtype=DTYPES[named.dtype], attn_implementation=named.attention
     )
-    # Where names are missing, transformers makes new random weights, with a warning.
-    _check_names(directory, sorted({*found["missing_keys"], *found["unexpected_keys"]}))
-    return cast(PreTrainedModel, model.to(device))
 
 
 def _with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """A checkpoint of a full fine-tune: each weight of its base model, replaced."""
     stored = weights_of(directory)
     parameters: dict[str, nn.Parameter] = dict(base.named_parameters())
-    _check_names(directory, sorted(parameters.keys() ^ set(stored.names)))
+    check_stored(stored, parameters, directory / WEIGHTS)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(stored.whole(name))
     return base
-
-
-def _check_names(directory: Path, odd: list[str]) -> None:
-    if odd:
-        raise ValueError(
-            f"{directory / WEIGHTS}: weights of another model, or not all of them; only one side has {', '.join(odd[:5])}"
-        )
 
 
 def _same_base(reference: BaseReference) -> Path:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from components.models.adapters import load_adapter_state, save_adapter
 from components.models.tensor_files import StoredTensors, write_rows
-from components.models.trained import ADAPTER, WEIGHTS, weights_of
+from components.models.trained import ADAPTER, WEIGHTS, check_stored, weights_of
 from components.storage.cache import new_scratch
 from components.storage.disk import path_to_disk, tree_to_disk
 from components.storage.folder import Folder
@@ -129,14 +129,13 @@ def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
-    """What save_weights wrote, into a model of the same method. Raises ValueError if the names differ."""
+    """What save_weights wrote, into a model of the same method. Raises ValueError if names or shapes differ."""
     if hasattr(model, "peft_config"):
         load_adapter_state(model, load_file(directory / ADAPTER / "adapter_model.safetensors"))
         return
     stored = weights_of(directory)
     parameters = dict(model.named_parameters())
-    if odd := sorted(parameters.keys() ^ set(stored.names)):
-        raise ValueError(f"{directory}: weights of another model; only one side has {', '.join(odd[:5])}")
+    check_stored(stored, parameters, directory / WEIGHTS)
     with torch.no_grad():
         for name, parameter in parameters.items():
             own = own_rows(parameter)

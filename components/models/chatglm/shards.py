@@ -46,7 +46,12 @@ class StoredTensor:
         return self.open()[self.start : self.stop]
 
     def copy_into(self, target: Tensor) -> None:
-        """Into a tensor of any dtype and device, with CHUNK_BYTES more in memory than that."""
+        """Into a tensor of any dtype and device, with CHUNK_BYTES more in memory than that.
+
+        Raises ValueError if it has another shape: to copy would broadcast.
+        """
+        if target.shape != self.shape:
+            raise ValueError(f"{list(self.shape)} numbers do not fill a tensor of {list(target.shape)}")
         row_bytes = self.columns.numel() * self.dtype.itemsize
         step = max(1, CHUNK_BYTES // row_bytes)
         for row in range(0, len(self), step):
