@@ -224,6 +224,15 @@ def test_a_scheduler_saves_what_lies_behind_its_rungs():
     assert trials_worth(AshaSpec(first_rung_target_tokens=150, reduction_factor=4), budget, 400, 8) == (4 + 1, 8.0)
 
 
+def test_a_branch_with_a_bracket_of_its_own_keeps_a_whole_trial_at_least():
+    budget = BudgetSpec(target_tokens=400, evaluations=4)
+    # One of three passes the first quarter, and that one the half, too; in a shared bracket three branches leave a part each.
+    assert trials_worth(AshaSpec(reduction_factor=4), budget, 400, 3) == (3 / 4 + 3 / 4, 3.0)
+    assert trials_worth(AshaSpec(reduction_factor=4, brackets="shared"), budget, 400, 3) == (3 / 4 + 3 / 4 * 3 / 4, 3.0)
+    # Fewer target tokens than evaluations: the first rung is at 1.
+    assert trials_worth(AshaSpec(), BudgetSpec(target_tokens=3, evaluations=4), 3, 1) == (1.0, 1.0)
+
+
 # Against real trials
 
 MEASURED = LlamaConfig(

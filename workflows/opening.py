@@ -12,6 +12,7 @@ from rich.console import Console
 
 from components.batches.prepare import PreparedDataset, prepare_experiment
 from components.cluster.context import SearchContext
+from components.cluster.remarks import check_rungs
 from components.conversations.formats import load_chat_format
 from components.conversations.preview import Decode, verbatim
 from components.conversations.tokenizers import load_tokenizer
@@ -95,6 +96,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     chat_format = load_chat_format(tokenizer, experiment.chat_format)
     dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
     console.print(dataset.summary())
+    check_rungs(experiment, experiment.trial.budget.in_target_tokens(dataset.train.total_targets))
     if manifest is None:
         manifest = _new_manifest(written, dataset)
     return OpenSearch(

@@ -16,6 +16,7 @@ from components.batches.previews import stored_records, totals_of
 from components.cluster.connect import connected, this_job
 from components.cluster.elsewhere import on_a_worker
 from components.cluster.nodes import room_of_cluster
+from components.cluster.remarks import remarks
 from components.cluster.room import NoRoomError, check_room
 from components.cluster.search import can_resume, run_search
 from components.conversations.preview import preview_html
@@ -109,7 +110,9 @@ def _search(
         search = open_search(experiment, console, resume)
     with connected() as dashboard:
         with explained(NoRoomError, status=Exit.NO_ROOM):
-            check_room(search.experiment, room_of_cluster())
+            check_room(search.experiment, room := room_of_cluster())
+        for remark in remarks(search.experiment, search.budget, room):
+            console.print(remark, soft_wrap=True)
         search.begin()
         with DriverDesk(search.folder) as desk:
             summary = _searched(search, desk, dashboard, console, command, register, began)

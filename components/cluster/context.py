@@ -11,6 +11,8 @@ from components.models.reference import BaseReference
 from components.storage.folder import Folder
 from components.training.records import Progress
 
+METRIC, TIME = "eval_loss", "target_tokens"  # what a Tune result of a trial says of it, in Progress' words
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchContext:

@@ -34,7 +34,7 @@ from components.training.records import (
 )
 from components.training.requests import CloneTrial, Desk, ExtendTrial, Reply, Request, StopTrial
 
-MOST_TIMES_THE_BUDGET = 10  # the scheduler's own end of all trials (sampling.py)
+MOST_TIMES_THE_BUDGET = 10  # an extension to more than that is taken for a slip
 Emit = Callable[[TrialRecord], None]
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.context import trial_of
+from components.cluster.halving import SuccessiveHalving
 from components.cluster.moving import Moving, start_anew
 from components.cluster.nodes import places_for, room_of_cluster
 from components.cluster.placement import SlotPlacement
@@ -129,8 +130,8 @@ class Elastic(Moving):
         return self._experiment.resources.of(trial_of(trial.config)[3].method)
 
 
-class ElasticAsha(Elastic, ASHAScheduler):  # type: ignore[misc]
-    """ASHA, which decides about reports alone."""
+class ElasticAsha(Elastic, SuccessiveHalving):
+    """ASHA with trials whose number of workers changes."""
 
 
 def _controller(tune_controller: Any) -> Any:

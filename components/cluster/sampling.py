@@ -11,18 +11,15 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchAlgorithm
-from ray.tune.search.optuna import OptunaSearch
 
 from components.cluster.asked import Drawn, Suggested
 from components.cluster.context import tune_config
-from components.cluster.directing import MOST_TIMES_THE_BUDGET
 from components.cluster.elastic import Elastic, ElasticAsha
+from components.cluster.halving import Halving
 from components.cluster.room import Room
-from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
-from components.experiment.space import Branch, branch_order, sample_trials, some_trial, trial_spec
+from components.cluster.tpe import BranchedTpe
+from components.experiment.space import branch_order, sample_trials, some_trial
 from components.experiment.spec import AshaSpec, ExperimentSpec, WorkersSpec
-
-METRIC, TIME = "eval_loss", "target_tokens"
 
 
 def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
@@ -34,13 +31,15 @@ def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
     return {"trial": tune.grid_search(configs)}
 
 
-def search_algorithm(experiment: ExperimentSpec, search_id: str) -> SearchAlgorithm:
-    """Optuna's TPE, which learns within each branch from what its trials have shown; else all that was drawn, in order."""
+def search_algorithm(experiment: ExperimentSpec, budget: int, search_id: str) -> SearchAlgorithm:
+    """Optuna's TPE, which learns within each branch from what its trials have shown; else all that was drawn, in order.
+
+    `budget` is in target tokens.
+    """
     most = experiment.search.max_concurrent_trials
     if experiment.search.sampler != "tpe":
         return Drawn(search_id, most)
-    optuna = OptunaSearch(space=DefineByRun(experiment), metric=METRIC, mode="min", seed=experiment.search.seed)
-    return Suggested(search_id, optuna, most)
+    return Suggested(search_id, BranchedTpe(experiment, budget), most)
 
 
 def pending_trials(experiment: ExperimentSpec, room: Room) -> int:
@@ -54,9 +53,8 @@ def pending_trials(experiment: ExperimentSpec, room: Room) -> int:
     before it had to be, without the results that come in meanwhile. So the cluster is full after four rounds of node
     starts, and a suggestion misses the results of at most a quarter more trials than run beside it anyway.
     """
-    shapes = [experiment.resources.of(some_trial(experiment, branch).method) for branch in branch_order(experiment)]
-    most = experiment.search.max_concurrent_trials or len(shapes)
-    at_once = {shape: max(1, min(room.trials_at_once(shape), most)) for shape in set(shapes)}
+    shapes = _shapes(experiment)
+    at_once = _at_once(experiment, room)
     if experiment.search.sampler == "tpe":
         return max(1, max(at_once.values()) // 4)
     wanted = {shape: min(count, at_once[shape]) for shape, count in collections.Counter(shapes).items()}
@@ -68,47 +66,28 @@ def pending_trials(experiment: ExperimentSpec, room: Room) -> int:
     return waiting.total()
 
 
-class DefineByRun:
-    """Optuna's view of the space. Branches come in the order of branch_order."""
-
-    def __init__(self, experiment: ExperimentSpec) -> None:
-        self.experiment = experiment
-        self.order = branch_order(experiment)
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        branch = self.order[trial.number % len(self.order)]
-        varied = {path: _suggest(trial, branch, path, domain) for path, domain in branch.domains.items()}
-        spec = trial_spec(self.experiment, branch, varied)
-        return {"trial": tune_config(trial.number + 1, branch.name, varied, spec)}
+def trials_at_once(experiment: ExperimentSpec, room: Room) -> int:
+    """About how many trials run or wait at any time: the cluster at its largest is taken to be full of its narrowest."""
+    running = max(_at_once(experiment, room).values())
+    most = experiment.search.max_concurrent_trials
+    waiting = pending_trials(experiment, room)
+    return running + waiting if most is None else min(most, running + waiting)
 
 
-def _suggest(trial: Any, branch: Branch, path: str, domain: Domain) -> Any:
-    """One name per branch: Optuna refuses one name with two distributions."""
-    name = f"{branch.name}:{path}"
-    match domain:
-        case Choice(choice=values) | Grid(grid=values):
-            # By position: Optuna wants plain values, and a choice may be a list of module names.
-            return values[trial.suggest_categorical(name, range(len(values)))]
-        case Uniform(uniform=(low, high)):
-            return trial.suggest_float(name, low, high)
-        case LogUniform(log_uniform=(low, high)):
-            return trial.suggest_float(name, low, high, log=True)
-        case Integer(integer=(low, high)):
-            return trial.suggest_int(name, low, high)
+def _shapes(experiment: ExperimentSpec) -> list[WorkersSpec]:
+    """The workers of every trial, in the planned order."""
+    return [experiment.resources.of(some_trial(experiment, branch).method) for branch in branch_order(experiment)]
 
 
-def scheduler(experiment: ExperimentSpec, budget: int) -> TrialScheduler:
+def _at_once(experiment: ExperimentSpec, room: Room) -> dict[WorkersSpec, int]:
+    """How many trials of each shape can run at once, if no others do."""
+    shapes = _shapes(experiment)
+    most = experiment.search.max_concurrent_trials or len(shapes)
+    return {shape: max(1, min(room.trials_at_once(shape), most)) for shape in set(shapes)}
+
+
+def scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> TrialScheduler:
     """Decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
-    spec = experiment.search.scheduler
-    if not isinstance(spec, AshaSpec):
+    if not isinstance(experiment.search.scheduler, AshaSpec):
         return Elastic(experiment=experiment)
-    first_rung = spec.first_rung_target_tokens or budget // experiment.trial.budget.evaluations
-    return ElasticAsha(
-        experiment=experiment,
-        time_attr=TIME,
-        metric=METRIC,
-        mode="min",
-        grace_period=max(1, first_rung),
-        reduction_factor=spec.reduction_factor,
-        max_t=MOST_TIMES_THE_BUDGET * budget,  # a trial ends itself; this must only never be reached
-    )
+    return ElasticAsha(experiment=experiment, search_id=search_id, halving=Halving.of(experiment, budget))

@@ -53,6 +53,7 @@ def run_search(
         desk: where people ask something of the search while it runs.
     """
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("optuna").setLevel(logging.WARNING)
     experiment = context.experiment
     targets_per_epoch = PreparedDataset.open(context.prepared).train.total_targets
     budget = experiment.trial.budget.in_target_tokens(targets_per_epoch)
@@ -82,8 +83,8 @@ def run_search(
             trainable,
             param_space=parameter_space(experiment),
             tune_config=tune.TuneConfig(
-                scheduler=scheduler(experiment, budget),
-                search_alg=search_algorithm(experiment, context.search_id),
+                scheduler=scheduler(experiment, budget, context.search_id),
+                search_alg=search_algorithm(experiment, budget, context.search_id),
                 num_samples=num_trials(experiment) if experiment.search.sampler == "tpe" else 1,
                 reuse_actors=True,
             ),

@@ -21,11 +21,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util import get_current_placement_group, placement_group_table
 
 from components.cluster.board import Answer, Command, Leave
-from components.cluster.context import SearchContext, origin_of, trial_of
+from components.cluster.context import METRIC, TIME, SearchContext, origin_of, trial_of
 from components.cluster.placement import SlotTrainer
 from components.cluster.resuming import resume_point
 from components.cluster.room import bundle
-from components.cluster.sampling import METRIC, TIME
 from components.cluster.timeline import SLOT
 from components.training.records import Progress
 

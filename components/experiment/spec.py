@@ -7,6 +7,7 @@ with equal weights.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from typing import Annotated, Any, Literal, Self
@@ -312,6 +313,15 @@ class AshaSpec(Spec):
     name: Literal["asha"] = "asha"
     first_rung_target_tokens: PositiveInt | None = Field(None, description="By default the budget's first evaluation.")
     reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="One in this many trials passes each rung.")
+    brackets: Literal["per_branch", "shared"] = Field(
+        "per_branch", description="`per_branch`: a trial competes with trials of its own branch; `shared`: with all."
+    )
+
+    def rungs(self, budget: int, evaluations: int) -> tuple[int, ...]:
+        """In target tokens, ascending, below the budget of a trial, which is in target tokens, too."""
+        first = self.first_rung_target_tokens or max(1, budget // evaluations)
+        milestones = (first * self.reduction_factor**k for k in itertools.count())
+        return tuple(itertools.takewhile(lambda milestone: milestone < budget, milestones))
 
 
 class NoSchedulerSpec(Spec):

@@ -60,20 +60,21 @@ def workload(train: TokenStore, held_out: TokenStore, spec: TrialSpec, *, max_to
 
 
 def trials_worth(scheduler: Scheduler, budget: BudgetSpec, target_tokens: int, trials: int) -> tuple[float, float]:
-    """How many whole trials' work `trials` of them are: if each rung lets through one in reduction_factor, and if all pass.
+    """How many whole trials' work a branch of `trials` is: if each rung passes one in reduction_factor, and if it passes all.
 
-    Which of the two comes near is the losses' affair: where trials get better with the time they start, all pass.
+    The best of a bracket passes every rung: in a bracket of its own a branch keeps at least one trial, in a shared one its
+    share of what passes need not be a whole trial. Which of the two comes near is the losses' affair: where trials get
+    better with the time they start, all pass.
     """
     if not isinstance(scheduler, AshaSpec):
         return float(trials), float(trials)
     distance = target_tokens / budget.evaluations
-    rung = float(scheduler.first_rung_target_tokens or target_tokens // budget.evaluations)
-    worth, running, spent = 0.0, trials, 0.0
-    while rung < target_tokens:
+    worth, running, spent = 0.0, float(trials), 0.0
+    for rung in scheduler.rungs(target_tokens, budget.evaluations):
         stops = min(1.0, math.ceil(rung / distance - 1e-9) * distance / target_tokens)  # a trial stops at a report only
         worth += running * max(0.0, stops - spent)
-        running, spent = math.ceil(running / scheduler.reduction_factor), max(spent, stops)
-        rung *= scheduler.reduction_factor
+        passing = running / scheduler.reduction_factor
+        running, spent = math.ceil(passing) if scheduler.brackets == "per_branch" else passing, max(spent, stops)
     return worth + running * (1.0 - spent), float(trials)
 
 
