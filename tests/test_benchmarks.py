@@ -1,9 +1,13 @@
 """The arithmetic of experiments/benchmarks; the benchmarks themselves take minutes and are run by hand."""
 
+from dataclasses import replace
+
 import pytest
 
+from components.cluster.halving import Halving
 from components.experiment.spec import TrialSpec
 from components.training.records import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted
+from experiments.benchmarks.asha_brackets import Curve, replay
 from experiments.benchmarks.warm_slots import Search, check_equal, search_of, table
 
 
@@ -73,3 +77,35 @@ def test_ways_that_end_with_other_losses_are_not_compared():
     other = Search(makespan=1.0, losses={1: 2.00001}, work=(), cold=())
     with pytest.raises(AssertionError, match=r"trial 1 ended at 2\.0 in a slot, at 2\.00001 without"):
         check_equal(one, other)
+
+
+def curve(number, branch, *losses, seconds=1.0):
+    """A trial that reports at 100, 200, ... target tokens, every `seconds`."""
+    reports = tuple((100 * turn, loss, seconds * turn) for turn, loss in enumerate(losses, start=1))
+    return Curve(number=number, branch=branch, varied={}, reports=reports)
+
+
+SLOW_START = [
+    curve(1, "full", 2.0, 1.9, 1.8, 1.7),
+    curve(2, "lora", 3.0, 2.0, 1.0, 0.5),
+    curve(3, "full", 2.1, 2.0, 1.9, 1.8),
+    curve(4, "lora", 3.5, 2.5, 1.5, 0.6),
+]
+
+
+def test_a_shared_bracket_stops_the_branch_that_starts_slowly_and_a_bracket_of_its_own_keeps_its_best():
+    halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
+    together = replay(SLOW_START, halving, {"lora": 1, "full": 1})
+    assert together.stopped == (2, 3, 4)
+    assert together.best == {"full": 1.7, "lora": 3.0}
+    assert together.spent == (400 + 3 * 100) / 1600
+    apart = replay(SLOW_START, replace(halving, per_branch=True), {"lora": 1, "full": 1})
+    assert apart.stopped == (3, 4)
+    assert apart.best == {"full": 1.7, "lora": 0.5}
+
+
+def test_trials_that_fill_the_machine_run_one_after_the_other():
+    """Of two full trials on both CPUs the first ends before the second reports, so the better second one is kept, too."""
+    order = [curve(1, "full", 3.0, 1.0), curve(2, "full", 2.0, 1.5), curve(3, "lora", 2.5, 1.0)]
+    halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
+    assert replay(order, halving, {"lora": 1, "full": 2}).stopped == (3,)
