@@ -290,14 +290,14 @@ def test_whatever_changes_a_token_changes_the_digest(tmp_path, tokenizer):
     assert len(set(digests)) == 7
 
 
-def test_the_split_is_drawn_by_its_seed_and_loses_no_conversation(tmp_path, tokenizer):
+def test_the_split_is_salted_by_its_seed_and_loses_no_conversation(tmp_path, tokenizer):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(40))
     first, second = (
         prepared(tmp_path, tokenizer, eval_fraction=0.25),
         prepared(tmp_path, tokenizer, eval_fraction=0.25, split_seed=1),
     )
     sources = [[dataset.eval.source(index) for index in range(len(dataset.eval))] for dataset in (first, second)]
-    assert [len(held_out) for held_out in sources] == [10, 10]
+    assert [len(held_out) for held_out in sources] == [14, 7]
     assert sources[0] != sources[1]
     all_lines = Counter(f"{tmp_path / 'train.jsonl'}, line {number}" for number in range(1, 41))
     assert Counter(sources[0] + [first.train.source(index) for index in range(len(first.train))]) == all_lines
@@ -354,7 +354,7 @@ def test_what_is_truncated_and_what_is_dropped_is_counted_and_named(tmp_path, to
 
 def test_bad_rows_that_are_dropped_are_counted_by_record_and_named(tmp_path, tokenizer):
     write_messages_jsonl(tmp_path / "train.jsonl", [SHORT, Conversation(messages=(user(""), user(""))), LONG])
-    dataset = prepared(tmp_path, tokenizer, on_bad_row="drop", max_tokens=256)
+    dataset = prepared(tmp_path, tokenizer, on_bad_row="drop", max_tokens=256, eval_fraction=0.5)
     assert dataset.counts["dropped_bad"] == 1
     assert dataset.left_out == (
         f'{tmp_path / "train.jsonl"}, line 2: message 1 from "user" is empty; message 2 from "user" is empty; message 2 is'
@@ -394,7 +394,8 @@ def test_conversations_that_a_chat_format_refuses_fail_together_or_are_dropped(t
             [SHORT, SHORT],
             None,
             {},
-            "data.train: 1 distinct conversation cannot be split into train and eval; add conversations, or give data.eval",
+            "data.train: 1 distinct conversation (or group of them) cannot be split into train and eval; add conversations,"
+            " or give data.eval",
         ),
         (
             [SHORT],

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from components.batches.membership import keys_of
 from components.batches.rendering import Renderer
 from components.batches.split import Split, read_and_split
 from components.batches.store import Entry, TokenStore, write_store
@@ -22,7 +23,7 @@ from components.conversations.truncation import fit_length
 from components.experiment.spec import DataSpec, ExperimentSpec
 from components.storage.folder import Folder
 
-LAYOUT = 2  # of the files below; a new layout is a new digest
+LAYOUT = 3  # of the files below; a new layout is a new digest
 MANIFEST = "manifest.json"
 MOST_NAMED = 1000  # of what was left out
 
@@ -117,7 +118,8 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
     tally, digests = _Tally(split), {}
     for name, conversations in {"train": split.train, "eval": split.eval}.items():
         file = scratch / f"{name}.arrow"
-        write_store(file, _entries(conversations, renderer, data, tally))
+        # Held-out conversations are kept as they are, too: another version's chat format may have to render them.
+        write_store(file, _entries(conversations, renderer, data, tally, keep=name == "eval"))
         tally.count_store(name, TokenStore(file))
         digests[f"{name}_digest"] = _file_digest(file)
     manifest = {"digest": digest, **digests, "counts": tally.counts, "left_out": tally.left_out[:MOST_NAMED]}
@@ -159,7 +161,7 @@ class _Tally:
 
 
 def _entries(
-    conversations: Sequence[Conversation], renderer: Renderer, data: DataSpec, tally: _Tally
+    conversations: Sequence[Conversation], renderer: Renderer, data: DataSpec, tally: _Tally, *, keep: bool
 ) -> Iterator[Entry]:
     """Those that can be rendered and fit, in order. The others are tallied; where `data` says fail, they fail together."""
     refused: list[str] = []
@@ -172,7 +174,13 @@ def _entries(
             if fitted is not None:
                 truncated = len(fitted.token_ids) < len(rendered.token_ids)
                 tally.counts["truncated"] += truncated
-                yield Entry(source=conversation.source, rendered=fitted, truncated=truncated)
+                yield Entry(
+                    source=conversation.source,
+                    rendered=fitted,
+                    truncated=truncated,
+                    keys=keys_of(conversation),
+                    conversation=conversation if keep else None,
+                )
                 continue
             length = f"{len(rendered.token_ids)} tokens, data.max_tokens is {data.max_tokens}"
             kind, problem, fails = "dropped_too_long", f"{conversation.source}: {length}", data.too_long == "fail"

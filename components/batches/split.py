@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
+from components.batches.membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
 from components.conversations.messages import Conversation
 from components.conversations.problems import Problem
 from components.conversations.readers import read_conversations
@@ -18,7 +17,7 @@ from components.experiment.spec import DataSpec
 class Split:
     """`left_out` says of each unusable record where it stands and what is wrong; equal conversations are only counted.
 
-    `leaked` counts conversations that are held out and stood among those to train on, too.
+    `leaked` counts conversations that stood among those to train on, while their words or their group are held out.
     """
 
     train: tuple[Conversation, ...]
@@ -29,29 +28,29 @@ class Split:
 
 
 def read_and_split(data: DataSpec) -> Split:
-    """Reads all of it. Equal conversations count once, and one that is held out is never trained on.
+    """Reads all of it. Equal conversations count once, and what is said in a held-out one is never trained on.
 
-    Raises ValueError with all that is wrong with the conversations, or if there are too few to hold any out.
+    Raises ValueError with all that is wrong with the conversations, or if one side would be empty.
     """
     read = read_conversations(data.train, format=data.format, on_bad_row=data.on_bad_row)
-    conversations, duplicates = _distinct(read.conversations)
     dropped = list(read.dropped)
     if data.eval is None:
-        held_out, rest = _drawn(conversations, data)
+        held_out, rest = _sides(read.conversations, data)
     else:
         held = read_conversations(data.eval, format=data.format, on_bad_row=data.on_bad_row)
-        held_out, twice = _distinct(held.conversations)
-        rest, duplicates = conversations, duplicates + twice
+        held_out, rest = held.conversations, read.conversations
         dropped += held.dropped
-    words_held_out = {_words(conversation) for conversation in held_out}
-    train = [conversation for conversation in rest if _words(conversation) not in words_held_out]
+    held_out, twice = _distinct(held_out)
+    rest, again = _distinct(rest)
+    known = {key for conversation in held_out for key in keys_of(conversation)}
+    train = [conversation for conversation in rest if known.isdisjoint(keys_of(conversation))]
     if not train:
         raise ValueError("data.train: every conversation is held out as well, so there is none to train on")
     return Split(
         train=tuple(train),
         eval=tuple(held_out),
         left_out=_by_record(dropped),
-        duplicates=duplicates,
+        duplicates=twice + again,
         leaked=len(rest) - len(train),
     )
 
@@ -64,34 +63,36 @@ def _by_record(problems: Sequence[Problem]) -> tuple[str, ...]:
     return tuple(f"{place}: {'; '.join(found)}" for place, found in texts.items())
 
 
-def _drawn(conversations: list[Conversation], data: DataSpec) -> tuple[list[Conversation], list[Conversation]]:
-    """(held out, the rest), drawn by the seed; each in the order of the file, so that its content depends on no more."""
-    if len(conversations) < 2:
+def _sides(
+    conversations: Sequence[Conversation], data: DataSpec
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
+    """(held out, the rest), each in the order of the file. Where a conversation goes depends on nothing but itself."""
+    marks = [mark_of(keys_of(conversation), data.split_seed) for conversation in conversations]
+    held_out = [each for each, mark in zip(conversations, marks, strict=True) if mark < data.eval_fraction]
+    rest = [each for each, mark in zip(conversations, marks, strict=True) if mark >= data.eval_fraction]
+    if held_out and rest:
+        return held_out, rest
+    distinct = set(marks)
+    if len(distinct) < 2:
         raise ValueError(
-            f"data.train: {len(conversations)} distinct conversation cannot be split into train and eval;"
+            f"data.train: {len(distinct)} distinct conversation (or group of them) cannot be split into train and eval;"
             " add conversations, or give data.eval"
         )
-    order = np.random.default_rng(data.split_seed).permutation(len(conversations)).tolist()
-    count = min(max(1, round(data.eval_fraction * len(conversations))), len(conversations) - 1)
-    return (
-        [conversations[index] for index in sorted(order[:count])],
-        [conversations[index] for index in sorted(order[count:])],
+    found, wanted, enough = (
+        ("leaves none to train on", "leaves some", fraction_that_leaves(1, distinct))
+        if held_out
+        else ("holds out none", "holds out some", fraction_that_holds_out(1, distinct))
+    )
+    raise ValueError(
+        f"data.eval_fraction={data.eval_fraction} {found} of {len(distinct)} distinct conversations (or groups), for where"
+        f" each goes depends on itself alone; {enough} {wanted}; or add conversations, or give data.eval"
     )
 
 
 def _distinct(conversations: Sequence[Conversation]) -> tuple[list[Conversation], int]:
-    """(the first of each, how many more there were)."""
+    """(the first of each, how many more there were). Equal are those of which nothing differs that could change a token."""
     first: dict[str, Conversation] = {}
     for conversation in conversations:
-        weights = [message.loss for message in conversation.messages]
-        first.setdefault(f"{_words(conversation)} {weights}", conversation)
+        said = asdict(replace(conversation, source="", group=None))
+        first.setdefault(json.dumps(said, sort_keys=True), conversation)
     return list(first.values()), len(conversations) - len(first)
-
-
-def _words(conversation: Conversation) -> str:
-    """What is said, whatever of it is scored: who trained on a held-out conversation's words knows it."""
-    messages = [
-        [message.role, message.content, message.tool_calls, message.tool_call_id, message.name]
-        for message in conversation.messages
-    ]
-    return json.dumps([messages, conversation.tools], sort_keys=True, ensure_ascii=False)

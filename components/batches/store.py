@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
+from components.conversations.messages import Conversation
 from components.conversations.rendered import RenderedConversation
 
 SCHEMA = pa.schema(
@@ -20,6 +23,8 @@ SCHEMA = pa.schema(
         "num_targets": pa.int32(),
         "truncated": pa.bool_(),
         "source": pa.string(),
+        "keys": pa.list_(pa.string()),
+        "conversation": pa.string(),
     }
 )
 ROWS_PER_CHUNK = 1024
@@ -27,11 +32,16 @@ ROWS_PER_CHUNK = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One conversation of a store. `truncated`: it lost its last turns to fit."""
+    """One conversation of a store. `truncated`: it lost its last turns to fit.
+
+    `keys` are membership.keys_of it, and `conversation` is what it was rendered from, kept where it may be rendered anew.
+    """
 
     source: str
     rendered: RenderedConversation
     truncated: bool = False
+    keys: tuple[str, ...] = ()
+    conversation: Conversation | None = None
 
 
 def write_store(path: Path, entries: Iterable[Entry]) -> None:
@@ -46,6 +56,8 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
                     "num_targets": entry.rendered.num_targets,
                     "truncated": entry.truncated,
                     "source": entry.source,
+                    "keys": entry.keys,
+                    "conversation": None if entry.conversation is None else _written(entry.conversation),
                 }
             )
             if len(rows) == ROWS_PER_CHUNK:
@@ -97,8 +109,29 @@ class TokenStore:
     def source(self, index: int) -> str:
         return str(self._table.column("source")[index].as_py())
 
+    @property
+    def keys(self) -> list[tuple[str, ...]] | None:
+        """Of each conversation; None if the store was written before they were kept."""
+        if "keys" not in self._table.column_names:
+            return None
+        return [tuple(keys) for keys in self._table.column("keys").to_pylist()]
+
+    def conversation(self, index: int) -> Conversation | None:
+        """What the tokens were rendered from, where that was kept."""
+        if "conversation" not in self._table.column_names:
+            return None
+        text = self._table.column("conversation")[index].as_py()
+        return None if text is None else _CONVERSATION.validate_python(json.loads(text))
+
     def is_truncated(self, index: int) -> bool:
         return bool(self._table.column("truncated")[index].as_py())
+
+
+_CONVERSATION = TypeAdapter(Conversation)
+
+
+def _written(conversation: Conversation) -> str:
+    return json.dumps(asdict(conversation))
 
 
 def _slice(column: pa.ListArray, index: int) -> np.ndarray:

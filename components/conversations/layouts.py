@@ -102,6 +102,16 @@ def detect_layout(record: Any) -> str | None:
     return None
 
 
+def group_of(record: Any) -> str | None:
+    """The record's `group`, a text or a whole number: conversations that belong together, e.g. those of one user."""
+    group = record.get("group") if isinstance(record, dict) else None
+    if group is None or (isinstance(group, str) and not group.strip()):
+        return None
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        raise LayoutError(f'"group" must be a text or a whole number, not {type(group).__name__}')
+    return str(group)
+
+
 def _field(record: Any, key: str, kind: type) -> Any:
     if not isinstance(record, dict):
         raise LayoutError(f"must be an object, not {type(record).__name__}")

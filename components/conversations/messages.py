@@ -22,8 +22,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages in order. `source` is where it was read, for errors: `file.jsonl:41`."""
+    """Messages in order. `source` is where it was read, for errors: `file.jsonl:41`.
+
+    Conversations of one `group` (a user's, a document's) belong together: all are trained on, or all held out.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     source: str = ""
+    group: str | None = None

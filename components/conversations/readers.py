@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from components.conversations.layouts import LAYOUTS, LayoutError, detect_layout
+from components.conversations.layouts import LAYOUTS, LayoutError, detect_layout, group_of
 from components.conversations.messages import Conversation
 from components.conversations.problems import ConversationError, Problem
 from components.conversations.rules import build
@@ -78,7 +78,9 @@ def _layout_of(file: str, records: list[Record], format: str) -> str:
 def _read(record: Record, layout: str) -> tuple[Conversation | None, list[Problem]]:
     try:
         messages, tools = LAYOUTS[layout](record.value)
+        group = group_of(record.value)
     except LayoutError as error:
         return None, [Problem(file=record.file, place=record.place, text=str(error))]
     conversation, texts = build(messages, tools, f"{record.file}, {record.place}")
+    conversation = conversation and replace(conversation, group=group)
     return conversation, [Problem(file=record.file, place=record.place, text=text) for text in texts]
