@@ -13,20 +13,22 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import mlflow.pyfunc
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.types.llm import ChatMessage, ChatParams
 
 import components
+from components.batches.trained_on import TRAINED_ON, write_trained_on
 from components.conversations.messages import Message
 from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
 from components.models.digest import model_digest
 from components.models.trained import load_base, load_trained
 from components.tracking import gate
-from components.tracking.gate import judge
+from components.tracking.gate import RegistryResult, Verdict, judge
 from components.tracking.packaged_model import PackagedChatModel
 from components.tracking.probes import Probe, load_probes
-from components.tracking.proof import ProofAnswer, ProofRequest, _incumbent_sums
+from components.tracking.proof import ProofAnswer, ProofRequest, _incumbent_sums, _unseen
 from components.tracking.registry import (
     Candidate,
     ProofError,
@@ -65,8 +67,8 @@ def test_losses_are_per_target_over_all_conversations_not_means_of_means():
 
 
 def test_one_that_is_better_by_as_much_everywhere_wins_without_doubt():
-    found = verdict([10.0, 20.0, 30.0], [15.0, 30.0, 45.0], [10, 20, 30])
-    assert (found.low, found.high, found.beats) == (0.5, 0.5, True)
+    found = verdict([10.0, 20.0] * 15, [15.0, 30.0] * 15, [10, 20] * 15)
+    assert (found.low, found.high, found.beats, found.state) == (0.5, 0.5, True, "better")
     assert found.sentence() == (
         "beats the base on held-out conversations: 1.0000 against 1.5000 nats per target,"
         " difference +0.5000 [+0.5000, +0.5000] at 95%"
@@ -74,22 +76,22 @@ def test_one_that_is_better_by_as_much_everywhere_wins_without_doubt():
 
 
 def test_an_equal_one_does_not_win():
-    found = verdict([10.0, 20.0], [10.0, 20.0], [10, 20])
-    assert (found.low, found.high, found.beats) == (0.0, 0.0, False)
+    found = verdict([10.0, 20.0] * 15, [10.0, 20.0] * 15, [10, 20] * 15)
+    assert (found.low, found.high, found.beats, found.state) == (0.0, 0.0, False, "not better")
 
 
 def test_one_that_is_worse_everywhere_loses():
-    found = verdict([15.0, 30.0], [10.0, 20.0], [10, 20])
+    found = verdict([15.0, 30.0] * 15, [10.0, 20.0] * 15, [10, 20] * 15)
     assert (found.low, found.high, found.beats) == (-0.5, -0.5, False)
     assert found.sentence().startswith("does not beat the base")
 
 
 def test_what_is_better_on_average_may_be_luck_and_is_not_with_more_of_the_same():
     candidate, other, targets = [10.0, 10.0, 10.0, 10.0], [13.0, 9.0, 12.0, 8.0], [10, 10, 10, 10]
-    few = verdict(candidate, other, targets)
+    few = verdict(candidate * 5, other * 5, targets * 5)
     assert few.difference == pytest.approx(0.05)
     assert few.low < 0 < few.high
-    assert not few.beats
+    assert (few.beats, few.state) == (False, "not better")
     many = verdict(candidate * 100, other * 100, targets * 100)
     assert many.difference == pytest.approx(0.05)
     assert 0 < many.low < 0.05 < many.high
@@ -114,6 +116,80 @@ def test_conversations_that_cannot_be_paired_are_an_error():
         verdict([1.0, 2.0], [1.0], [1, 1])
     with pytest.raises(ValueError, match="0, 0 and 0"):
         verdict([], [], [])
+
+
+# Too few to tell
+
+
+@pytest.mark.parametrize("count", [1, 2, 19])
+def test_too_few_conversations_tell_nothing_however_clear_they_look(count):
+    found = verdict([10.0] * count, [10.0002, 15.0, 20.0][-count:] if count < 3 else [15.0] * count, [10] * count)
+    assert (found.state, found.beats, found.conversations, found.needed) == ("too few to tell", False, count, 20)
+    there = "there is 1" if count == 1 else f"there are {count}"
+    assert found.sentence() == (
+        f"too few to tell whether it beats the base: 20 held-out conversations needed, {there}: add conversations, or hold"
+        " out more of them (data.eval_fraction, data.eval)"
+    )
+
+
+def test_twenty_conversations_can_tell():
+    found = verdict([10.0] * 20, [15.0, 16.0] * 10, [10] * 20)
+    assert (found.state, found.conversations, found.effective, found.needed) == ("better", 20, 20.0, 20)
+
+
+def test_one_conversation_that_has_nearly_all_targets_is_nearly_one_conversation():
+    found = verdict([10.0] * 30, [20.0] * 30, [10] * 29 + [2000])
+    assert (found.state, found.beats) == ("too few to tell", False)
+    assert found.effective == pytest.approx((29 * 10 + 2000) ** 2 / (29 * 100 + 2000**2))
+    assert found.needed == 458
+    assert found.sentence().startswith(
+        "too few to tell whether it beats the base: 458 held-out conversations needed, there are 30 (as unequal in length as"
+        " they are, they count as 1.3): add"
+    )
+
+
+def test_one_conversation_alone_that_differs_is_no_proof():
+    better = verdict([10.0] * 30, [10.0] * 29 + [40.0], [10] * 30)
+    assert (better.state, better.high) == ("not better", None)
+    assert better.sentence().endswith(", unbounded] at 95%")
+    worse = verdict([10.0] * 30, [10.01] * 29 + [9.0], [10] * 30)
+    assert worse.difference < 0
+    assert (worse.state, worse.low) == ("not better", None)
+    assert RegistryResult.model_validate_json(result_with(worse).model_dump_json()).verdicts == (worse,)
+
+
+def test_a_few_that_deceive_widen_the_side_on_which_they_do():
+    """Most a little better, some much worse: the interval reaches further down than up."""
+    found = verdict([10.0] * 40, [11.0, 11.0, 11.0, 8.0] * 10, [10] * 40)
+    assert found.difference == pytest.approx(0.025)
+    assert found.difference - found.low > 1.1 * (found.high - found.difference)
+
+
+@pytest.mark.parametrize(("count", "least", "most"), [(5, 0.0, 0.05), (20, 0.005, 0.045)])
+def test_a_candidate_that_is_no_better_is_seldom_found_better(count, least, most):
+    """1,000 splits drawn so that nothing is better; the interval lies above 0 in 2.5 % of them (percentiles: 9 % of 5)."""
+    generator = np.random.default_rng(0)
+    above = 0
+    for _ in range(1000):
+        targets = generator.integers(30, 90, size=count).astype(float)
+        differences = targets * generator.normal(size=count)
+        above += gate.studentized_interval(differences, targets, 0.95, generator, resamples=400)[0] > 0
+    assert least <= above / 1000 <= most
+
+
+def test_a_verdict_of_before_conversations_were_counted_stands():
+    old = {
+        "other": "base", "candidate_loss": 1.0, "other_loss": 1.5, "difference": 0.5, "low": 0.1, "high": 0.9,
+        "confidence": 0.95, "beats": True,
+    }  # fmt: skip
+    assert Verdict.model_validate(old).state == "better"
+
+
+def result_with(found):
+    return RegistryResult(
+        name="toy", version="1", alias="champion", promoted=False, reason="", verdicts=(found,), probes=(),
+        base_answers=(), candidate_answers=(), base_loss=1.0, candidate_loss=1.0,
+    )  # fmt: skip
 
 
 # Probes
@@ -214,15 +290,15 @@ def test_what_cannot_be_honored_is_refused(packaged, messages, params, reason):
 
 
 def proof_answer(**fields):
-    """Of a candidate that is clearly better than its base, on two conversations of ten targets."""
+    """Of a candidate that is clearly better than its base, on thirty conversations of ten targets."""
     fields = {
         "code": "code",
         "reply": "hello",
-        "candidate_sums": (10.0, 10.0),
-        "base_sums": (30.0, 30.0),
+        "candidate_sums": (10.0,) * 30,
+        "base_sums": (30.0,) * 30,
         "incumbent_sums": None,
         "incumbent_problem": None,
-        "num_targets": (10, 10),
+        "num_targets": (10,) * 30,
         "candidate_answers": (),
         "base_answers": (),
         **fields,
@@ -241,7 +317,7 @@ def test_another_loss_after_loading_is_no_proof(trained):
         _check(proof_answer(), trained, "models:/toy/1")
 
 
-@pytest.mark.parametrize("sums", [(math.nan, 10.0), (math.inf, 10.0)])
+@pytest.mark.parametrize("sums", [(math.nan,) + (10.0,) * 29, (math.inf,) + (10.0,) * 29])
 def test_a_loss_that_is_not_finite_is_no_proof(sums):
     with pytest.raises(ProofError, match="nats per target after loading"):
         _check(proof_answer(candidate_sums=sums), 1.0, "models:/toy/1")
@@ -256,8 +332,8 @@ def test_a_model_that_answers_nothing_is_no_proof():
     ("incumbent_sums", "incumbent_problem", "promoted", "reason"),
     [
         (None, None, True, "beats the base"),
-        ((20.0, 20.0), None, True, "beats the base .*; beats the incumbent"),
-        ((10.0, 10.0), None, False, "does not beat the incumbent"),
+        ((20.0,) * 30, None, True, "beats the base .*; beats the incumbent"),
+        ((10.0,) * 30, None, False, "does not beat the incumbent"),
         (None, "cannot be loaded here: gone", False, "version 7 holds the alias and cannot be loaded here: gone; move"),
     ],
 )
@@ -267,6 +343,49 @@ def test_the_alias_is_for_what_beats_base_and_incumbent(incumbent_sums, incumben
     found, why = _decision(incumbent, proof, _verdicts(proof, 0.95))
     assert found == promoted
     assert re.match(reason, why)
+
+
+def against_incumbent(unseen, sums=(20.0,) * 30, **fields):
+    proof = proof_answer(incumbent_sums=sums, incumbent_unseen=unseen, **fields)
+    verdicts = _verdicts(proof, 0.95)
+    return verdicts[1], *_decision("7", proof, verdicts)
+
+
+def test_the_incumbent_is_compared_on_what_it_was_not_trained_on():
+    """It knows the last five by heart, which would have saved it."""
+    sums = (11.0,) * 25 + (0.0,) * 5
+    found, promoted, reason = against_incumbent(tuple(range(25)), sums)
+    assert (found.conversations, found.other_loss, found.state, promoted) == (25, 1.1, "better", True)
+    assert reason.endswith("; the incumbent was trained on 5 more of the held-out ones, which do not count")
+    assert against_incumbent(tuple(range(30)), sums)[1] is False
+
+
+def test_an_incumbent_of_which_nothing_says_what_it_was_trained_on_is_compared_on_all():
+    found, promoted, reason = against_incumbent(None)
+    assert (found.conversations, promoted) == (30, True)
+    assert reason.endswith(
+        "; nothing says what the incumbent was trained on, so it was compared on all held-out conversations, some of which it"
+        " may know"
+    )
+
+
+@pytest.mark.parametrize("left", [0, 1, 19])
+def test_where_too_few_are_new_to_the_incumbent_nothing_is_decided(left):
+    found, promoted, reason = against_incumbent(tuple(range(left)))
+    assert (found.state, found.conversations, promoted) == ("too few to tell", left, False)
+    assert reason == (
+        f"too few to tell whether it beats the incumbent: 20 held-out conversations needed, there"
+        f" {'is' if left == 1 else 'are'} {left}: add conversations, or hold out more of them (data.eval_fraction,"
+        f" data.eval); the incumbent was trained on {30 - left} more of the held-out ones, which do not count"
+    )
+
+
+def test_the_first_candidate_needs_as_many_conversations_to_beat_the_base():
+    proof = proof_answer(candidate_sums=(10.0,) * 6, base_sums=(30.0,) * 6, num_targets=(10,) * 6)
+    verdicts = _verdicts(proof, 0.95)
+    assert [found.state for found in verdicts] == ["too few to tell"]
+    promoted, reason = _decision(None, proof, verdicts)
+    assert (promoted, reason) == (False, verdicts[0].sentence())
 
 
 def proof_request(trials, incumbent):
@@ -288,15 +407,40 @@ def test_an_incumbent_is_scored_on_the_candidates_conversations(trials, packaged
     assert sum(sums) / trials.dataset.eval.total_targets == pytest.approx(trials.trained("full")[1], abs=1e-6)
 
 
-def test_an_incumbent_that_cannot_be_compared_says_why(trials, packaged, tmp_path):
+def test_an_incumbent_whose_chat_format_gives_other_tokens_cannot_be_compared(trials, packaged, tmp_path):
     package = trials.packaged("full", tmp_path / "artifacts" / "package")
     template = package / "tokenizer" / "chat_template.jinja"
     template.write_text(CHATML_OF_OLD)
     _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
-    assert problem == "has another tokenizer or chat format, so losses per target cannot be compared"
+    store = trials.dataset.eval
+    assert problem == (
+        f"renders {len(store)} of {len(store)} held-out conversations to other tokens (the first: {store.source(0)}), so"
+        " losses per target cannot be compared"
+    )
     cut_short(package)
     _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
     assert problem.startswith("cannot be loaded here: ")
+
+
+def test_an_incumbent_whose_chat_format_is_another_one_with_equal_tokens_is_compared(trials, packaged, tmp_path):
+    package = trials.packaged("full", tmp_path / "artifacts" / "package")
+    template = package / "tokenizer" / "chat_template.jinja"
+    template.write_text(
+        "{# the same, written anew #}" + CHATML_OF_OLD.replace("+ ': ' +", "+ '\\n' +").replace(": '", "\\n'")
+    )
+    sums, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    assert (problem, len(sums)) == (None, len(trials.dataset.eval))
+
+
+def test_an_incumbent_that_does_not_say_whole_what_it_was_trained_on_is_not_compared(trials, packaged, tmp_path):
+    package = trials.packaged("full", tmp_path / "artifacts" / "package")
+    write_trained_on(trials.dataset.train, package)
+    request = proof_request(trials, tmp_path)
+    assert _unseen(request) == tuple(range(len(trials.dataset.eval)))
+    (package / TRAINED_ON).write_text((package / TRAINED_ON).read_text()[:100])
+    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), request)
+    assert problem.startswith("cannot be loaded here: ")
+    assert problem.endswith("trained_on.txt: cut short or changed, so nothing says what the version was trained on")
 
 
 # The whole way, on a real server

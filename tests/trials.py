@@ -47,8 +47,8 @@ class Trials:
         self.folder = folder
         self.model = folder / "model"
         tiny_model_directory(self.model)
-        write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(24, seed=0))
-        data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.25, max_tokens=MAX_TOKENS)
+        write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(60, seed=0))
+        data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.6, max_tokens=MAX_TOKENS)
         self.dataset = prepare(data, model_path=self.model, chat_format_name="auto", storage=folder_at(folder))
         self.chat_format = load_chat_format(load_tokenizer(self.model), "auto")
         reference = BaseReference(

@@ -23,8 +23,11 @@ from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
 import components
+from components.batches.comparable import rendered_otherwise, unseen
 from components.batches.prepare import PreparedDataset
 from components.batches.store import TokenStore
+from components.batches.trained_on import read_trained_on
+from components.conversations.chat_format import ChatFormat
 from components.models.trained import LoadedModel, load_base_of, load_trained
 from components.storage.folder import Folder
 from components.tracking.probes import Probe
@@ -53,6 +56,7 @@ class ProofAnswer(BaseModel):
     """Loss sums are nats per conversation of the eval split, in order.
 
     `incumbent_sums` is None if there is no incumbent, or it cannot be compared; then `incumbent_problem` says why.
+    `incumbent_unseen` are the conversations that the incumbent was not trained on, None if nothing says what it was.
     `code` is the folder of the code that ran.
     """
 
@@ -64,6 +68,7 @@ class ProofAnswer(BaseModel):
     base_sums: tuple[float, ...]
     incumbent_sums: tuple[float, ...] | None
     incumbent_problem: str | None
+    incumbent_unseen: tuple[int, ...] | None = None
     num_targets: tuple[int, ...]
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
@@ -159,6 +164,7 @@ def answer(request: ProofRequest) -> ProofAnswer:
     del served, candidate  # one model after another: a card may not hold two
     gc.collect()
     incumbent_sums, incumbent_problem = _incumbent_sums(digest, request)
+    incumbent_unseen = None if incumbent_sums is None else _unseen(request)
     return ProofAnswer(
         code=Path(components.__path__[0]),
         reply=str(reply["choices"][0]["message"]["content"]),
@@ -166,6 +172,7 @@ def answer(request: ProofRequest) -> ProofAnswer:
         base_sums=base_sums,
         incumbent_sums=incumbent_sums,
         incumbent_problem=incumbent_problem,
+        incumbent_unseen=incumbent_unseen,
         num_targets=num_targets,
         candidate_answers=candidate_answers,
         base_answers=base_answers,
@@ -207,11 +214,32 @@ def _incumbent_sums(digest: str, request: ProofRequest) -> tuple[tuple[float, ..
         return None, None
     try:
         incumbent = load_trained(request.incumbent / "artifacts" / "package")
+        read_trained_on(request.incumbent / "artifacts" / "package")
     except (ValueError, OSError) as error:
         return None, f"cannot be loaded here: {error}"
-    if incumbent.chat_format.digest() != digest:
-        return None, "has another tokenizer or chat format, so losses per target cannot be compared"
+    if problem := _incomparable(incumbent.chat_format, digest, request):
+        return None, problem
     return _scores(incumbent, request)[0], None
+
+
+def _incomparable(chat_format: ChatFormat, digest: str, request: ProofRequest) -> str | None:
+    """Why losses under the incumbent's chat format say nothing beside those under the candidate's, which has the digest."""
+    store = TokenStore(request.eval_store)
+    others = rendered_otherwise(store, chat_format, request.max_tokens)
+    if others is None:  # data of before conversations were kept: only an equal format is sure to render them alike
+        same = chat_format.digest() == digest
+        return None if same else "has another tokenizer or chat format, so losses per target cannot be compared"
+    if not others:
+        return None
+    return (
+        f"renders {len(others)} of {len(store)} held-out conversations to other tokens (the first: {others[0]}), so losses"
+        " per target cannot be compared"
+    )
+
+
+def _unseen(request: ProofRequest) -> tuple[int, ...] | None:
+    assert request.incumbent is not None
+    return unseen(TokenStore(request.eval_store), read_trained_on(request.incumbent / "artifacts" / "package"))
 
 
 if __name__ == "__main__":

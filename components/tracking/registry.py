@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 import components
 from components.batches.prepare import PreparedDataset
+from components.batches.trained_on import keys_digest, trained_keys, write_trained_on
 from components.experiment.spec import ExperimentSpec
 from components.models.reference import BaseReference
 from components.models.trained import package
@@ -46,6 +47,10 @@ SERVED_BY = (  # what a version needs where it is served, as installed here
     "jinja2",
 )
 MOST_DEVIATION = 0.01
+NOTHING_SAYS = (
+    "nothing says what the incumbent was trained on, so it was compared on all held-out conversations, some of which it may"
+    " know"
+)
 
 
 # Does the work on a machine that is fit for it, and gives back what comes of it.
@@ -98,6 +103,7 @@ class Candidate:
     def lineage(self) -> dict[str, str]:
         """Tags that say where it comes from."""
         base = BaseReference.read(self.checkpoint)
+        keys = trained_keys(self.dataset.train)
         commit = git_commit()
         return {
             **self.identity,
@@ -110,6 +116,7 @@ class Candidate:
             "turnwise.base_model": base.model.path,
             "turnwise.base_digest": base.digest,
             "turnwise.chat_format": base.chat_format,
+            **({"turnwise.trained_on": keys_digest(keys)} if keys is not None else {}),
             **({"mlflow.source.git.commit": commit} if commit else {}),
         }
 
@@ -199,6 +206,7 @@ def _register(candidate: Candidate) -> str:
     with tempfile.TemporaryDirectory(prefix="turnwise-package-") as scratch:
         try:
             package(candidate.checkpoint, Path(scratch) / PACKAGE)
+            write_trained_on(candidate.dataset.train, Path(scratch) / PACKAGE)
             save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
         except ValueError as error:
             raise ProofError(f"{candidate.checkpoint} cannot be packaged: {error}") from None
@@ -257,11 +265,31 @@ def _check(proof: ProofAnswer, trained: float, version_uri: str) -> None:
 
 
 def _verdicts(proof: ProofAnswer, confidence: float) -> tuple[Verdict, ...]:
-    others = {"base": proof.base_sums, "incumbent": proof.incumbent_sums}
-    return tuple(
-        judge(other, proof.candidate_sums, sums, proof.num_targets, confidence=confidence)
-        for other, sums in others.items()
-        if sums is not None
+    """Against the base on all held-out conversations, against the incumbent on those that it was not trained on either."""
+    everything = tuple(range(len(proof.num_targets)))
+    base = _compared("base", proof, proof.base_sums, everything, confidence)
+    if proof.incumbent_sums is None:
+        return (base,)
+    if proof.incumbent_unseen is None:
+        return base, _compared("incumbent", proof, proof.incumbent_sums, everything, confidence, NOTHING_SAYS)
+    seen = len(everything) - len(proof.incumbent_unseen)
+    note = f"the incumbent was trained on {seen} more of the held-out ones, which do not count" if seen else ""
+    return base, _compared("incumbent", proof, proof.incumbent_sums, proof.incumbent_unseen, confidence, note)
+
+
+def _compared(
+    other: str, proof: ProofAnswer, sums: Sequence[float], chosen: Sequence[int], confidence: float, note: str = ""
+) -> Verdict:
+    if not chosen:
+        found = judge(other, proof.candidate_sums, sums, proof.num_targets, confidence=confidence, note=note)
+        return found.model_copy(update={"beats": False, "conversations": 0, "effective": 0.0})
+    return judge(
+        other,
+        [proof.candidate_sums[index] for index in chosen],
+        [sums[index] for index in chosen],
+        [proof.num_targets[index] for index in chosen],
+        confidence=confidence,
+        note=note,
     )
 
 
