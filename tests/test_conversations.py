@@ -14,6 +14,8 @@ from tests.toy import assistant, user
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "formatted_samples.json"
 GOOD = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+ASKED, TOLD = {"from": "human", "value": "hi"}, {"from": "observation", "value": "3"}
+SAID = {"from": "gpt", "value": "yo"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 
@@ -159,7 +161,7 @@ def test_a_file_in_no_known_layout_is_told_which_there_are(tmp_path):
         read_conversations(file)
     assert str(caught.value) == (
         f'{file}: line 1: is in no known layout: records have "messages" (OpenAI), "conversations" (ShareGPT),'
-        ' "instruction" (Alpaca), or are lists of messages; say which by data.format'
+        ' "instruction" (Alpaca), "prompt" and "response" (pairs), or are lists of messages; say which by data.format'
     )
 
 
@@ -172,13 +174,13 @@ def test_a_file_in_no_known_layout_is_told_which_there_are(tmp_path):
         ("messages", {"messages": GOOD, "tools": "[{"}, '"tools" is not JSON: Expecting property name enclosed in'),
         (
             "sharegpt",
-            {"conversations": [{"from": "function_call", "value": "add(1)"}]},
-            "message 1: the function call is not JSON: Expecting value",
+            {"conversations": [ASKED, {"from": "function_call", "value": "add(1)"}, TOLD, SAID]},
+            "message 2 has a function call that is not JSON: Expecting value",
         ),
         (
             "sharegpt",
-            {"conversations": [{"from": "function_call", "value": "[1]"}]},
-            'message 1: a function call is an object with "name" and "arguments"',
+            {"conversations": [ASKED, {"from": "function_call", "value": "[1]"}, TOLD, SAID]},
+            'message 2 has a function call that is no object with "name" and "arguments"',
         ),
         ("alpaca", {"instruction": "hi"}, 'has no "output" (keys: instruction)'),
         ("alpaca", {"instruction": "hi", "output": "yo", "input": 3}, '"input" must be a string, not int'),
@@ -259,7 +261,9 @@ def test_a_file_that_cannot_be_read_is_told_why(tmp_path, name, content, text):
 def test_files_that_do_not_exist_are_named_together(tmp_path):
     with pytest.raises(ConversationError) as caught:
         read_conversations(["nowhere.jsonl", jsonl(tmp_path / "a.jsonl", {"messages": GOOD}), "no/*.json"])
-    text = "no such file; a path is relative to where you run this, and a dataset of the hub is hf:NAME[:SPLIT]"
+    text = (
+        "no such file; a path is relative to where you run this, and a dataset of the hub is hf:NAME[:SPLIT][@REVISION]"
+    )
     assert str(caught.value) == f"nowhere.jsonl: {text}\nno/*.json: {text}"
 
 
@@ -291,6 +295,7 @@ USER = {"role": "user", "content": "hi"}
 SYSTEM = {"role": "system", "content": "be"}
 CALLING = {"role": "assistant", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "3"}
+OF_FP32 = "it must be 0, or lie within 1.18e-38 and 3.4e+38 (fp32)"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +329,8 @@ RESULT = {"role": "tool", "content": "3"}
         ([USER, {"role": "assistant", "content": " \n"}], 'message 2 from "assistant" is empty'),
         ([USER, {**ASSISTANT, "loss": -1}], "message 2 has the loss weight -1; it must be a number, 0 or more"),
         ([USER, {**ASSISTANT, "weight": "big"}], "message 2 has the loss weight 'big'; it must be a number, 0 or more"),
-        ([USER, {**ASSISTANT, "loss": float("nan")}], "message 2 has the loss weight nan; it must be a number, 0 or more"),
+        ([USER, {**ASSISTANT, "loss": 1e300}], f"message 2 has the loss weight 1e+300; {OF_FP32}"),
+        ([USER, {**ASSISTANT, "loss": 1e-300}], f"message 2 has the loss weight 1e-300; {OF_FP32}"),
         ([USER, {**ASSISTANT, "train": "no"}], "message 2 has train: 'no'; it must be true or false"),
         (
             [USER, {**ASSISTANT, "tool_calls": [{"function": {"arguments": {}}}]}],
@@ -346,7 +352,9 @@ def test_a_broken_rule_is_told_with_its_message(tmp_path, messages, text):
 
 
 def test_tools_must_be_objects(tmp_path):
-    assert told(tmp_path, *GOOD, tools=["add"]) == ['"tools" must be a list of objects']
+    assert told(tmp_path, *GOOD, tools=["add"]) == [
+        '"tools" must be a list of objects; describe others in the system message'
+    ]
 
 
 def test_a_tool_may_answer_with_nothing_and_several_in_a_row(tmp_path):

@@ -311,5 +311,6 @@ def test_in_a_process_of_its_own_it_prints_json_and_only_the_error_if_there_is_o
     )
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr.splitlines() == [
-        "none.jsonl: no such file; a path is relative to where you run this, and a dataset of the hub is hf:NAME[:SPLIT]"
+        "none.jsonl: no such file; a path is relative to where you run this, and a dataset of the hub is"
+        " hf:NAME[:SPLIT][@REVISION]"
     ]

@@ -37,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score a model on conversations: nats per target token.")
     parser.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a directory, a hub id")
-    parser.add_argument("--data", required=True, help="conversations: a file, a glob or hf:DATASET[:SPLIT]")
+    parser.add_argument("--data", required=True, help="conversations: a file, a glob or hf:DATASET[:SPLIT][@REVISION]")
     parser.add_argument("--format", default="auto", help="of the data")
+    parser.add_argument("--unknown-keys", default="fail", choices=["fail", "ignore"], help="as data.unknown_keys")
     parser.add_argument("--against", metavar="MODEL", help="another model with the same tokenizer and chat format")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the comparison (default: 0.95)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="longer conversations lose their last turns")
@@ -80,9 +81,9 @@ def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> list[Conversa
     from components.conversations.truncation import fit_length
     from components.training.evaluate import score
 
-    conversations = read_conversations(arguments.data, format=arguments.format).conversations
+    read = read_conversations(arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys)
     entries = []
-    for conversation in conversations:
+    for conversation in read.conversations:
         rendered = loaded.chat_format.render(conversation)
         fitted = fit_length(rendered, arguments.max_tokens, truncate=True)
         if fitted is None:

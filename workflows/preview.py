@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from components.conversations.layouts import LAYOUTS
 from components.conversations.readers import read_conversations
+from components.conversations.unknown_keys import unused_keys_sentences
 from components.experiment.load import load_experiment
 from components.experiment.spec import ExperimentSpec, ModelSpec
 from workflows.cli import Exit, explained, fail, people_console, quiet_libraries
@@ -82,10 +83,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", metavar="DIR_OR_ID", help="instead of an experiment: a model; its tokenizer is enough"
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="with --model: conversations; a file, a glob or hf:DATASET[:SPLIT]"
+        "--data", metavar="FILE", help="with --model: conversations; a file, a glob or hf:DATASET[:SPLIT][@REVISION]"
     )
     parser.add_argument("--chat-format", default="auto", metavar="NAME", help="with --model: auto, template or chatml")
     parser.add_argument("--format", default="auto", choices=["auto", *LAYOUTS], help="with --model: of the data")
+    parser.add_argument(
+        "--unknown-keys", default="fail", choices=["fail", "ignore"], help="with --model: as data.unknown_keys"
+    )
     parser.add_argument("--max-tokens", type=_count, metavar="N", help="with --model: truncate to this many tokens")
     parser.add_argument("--records", type=_count, default=3, metavar="N", help="conversations to show (default: 3)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write them as a page, too")
@@ -133,7 +137,7 @@ def _of_experiment(experiment: ExperimentSpec, arguments: argparse.Namespace) ->
 
 
 def _of_file(arguments: argparse.Namespace) -> Preview:
-    conversations = read_conversations(arguments.data, format=arguments.format).conversations
+    read = read_conversations(arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys)
     from components.batches.previews import rendered_records, totals_of_records
     from components.batches.rendering import Renderer
     from components.conversations.formats import load_chat_format
@@ -148,12 +152,15 @@ def _of_file(arguments: argparse.Namespace) -> Preview:
         model_path=directory,
         chat_format_name=arguments.chat_format,
     )
-    records = rendered_records(conversations, renderer, arguments.max_tokens)
+    records = rendered_records(read.conversations, renderer, arguments.max_tokens)
     return Preview(
         title=f"{arguments.data} as {arguments.model} sees it",
         records=records if arguments.json else records[: arguments.records],
         totals=totals_of_records(records),
-        remarks=_named([f"{record.source}: {record.note}" for record in records if not record.token_ids]),
+        remarks=[
+            *unused_keys_sentences(read.unused_keys, read.ignored_keys),
+            *_named([f"{record.source}: {record.note}" for record in records if not record.token_ids]),
+        ],
         decode=verbatim(tokenizer),
     )
 

@@ -20,6 +20,7 @@ from components.conversations.problems import MOST_SHOWN
 from components.conversations.readers import content_digest
 from components.conversations.tokenizers import load_tokenizer
 from components.conversations.truncation import fit_length
+from components.conversations.unknown_keys import unused_keys_sentences
 from components.experiment.spec import DataSpec, ExperimentSpec
 from components.storage.folder import Folder
 
@@ -34,6 +35,7 @@ class PreparedDataset:
 
     `counts` has conversations, tokens and targets of each split, and how many conversations were dropped, truncated, equal
     to another, or held out and therefore not trained on. `left_out` says of the dropped ones which they are, and why.
+    `unused_keys` counts keys of records that change no token, `ignored_keys` unknown ones that were ignored by wish.
     """
 
     directory: Folder
@@ -43,6 +45,8 @@ class PreparedDataset:
     reused: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    unused_keys: dict[str, int] = field(default_factory=dict)
+    ignored_keys: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Folder, *, reused: bool = True) -> PreparedDataset:
@@ -68,6 +72,7 @@ class PreparedDataset:
         for key, words in _LOSSES.items():
             if counts.get(key):
                 parts.append(f"{counts[key]} {words}")
+        parts += unused_keys_sentences(self.unused_keys, self.ignored_keys)
         how = "reused from before" if self.reused else "prepared"
         return f"data {self.digest[:12]} {how}: " + ", ".join(parts)
 
@@ -122,7 +127,14 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
         write_store(file, _entries(conversations, renderer, data, tally, keep=name == "eval"))
         tally.count_store(name, TokenStore(file))
         digests[f"{name}_digest"] = _file_digest(file)
-    manifest = {"digest": digest, **digests, "counts": tally.counts, "left_out": tally.left_out[:MOST_NAMED]}
+    manifest = {
+        "digest": digest,
+        **digests,
+        "counts": tally.counts,
+        "left_out": tally.left_out[:MOST_NAMED],
+        "unused_keys": split.unused_keys,
+        "ignored_keys": split.ignored_keys,
+    }
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from components.batches.membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
 from components.conversations.messages import Conversation
 from components.conversations.problems import Problem
-from components.conversations.readers import read_conversations
+from components.conversations.readers import ReadResult, read_conversations
 from components.experiment.spec import DataSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """`left_out` says of each unusable record where it stands and what is wrong; equal conversations are only counted.
+    """`unused_keys` and `ignored_keys` are keys that nothing read, with their numbers of conversations (see ReadResult).
+
+    `left_out` says of each unusable record where it stands and what is wrong; equal conversations are only counted.
 
     `leaked` counts conversations that stood among those to train on, while their words or their group are held out.
     """
@@ -25,6 +28,8 @@ class Split:
     left_out: tuple[str, ...]
     duplicates: int
     leaked: int
+    unused_keys: dict[str, int]
+    ignored_keys: dict[str, int]
 
 
 def read_and_split(data: DataSpec) -> Split:
@@ -32,14 +37,16 @@ def read_and_split(data: DataSpec) -> Split:
 
     Raises ValueError with all that is wrong with the conversations, or if one side would be empty.
     """
-    read = read_conversations(data.train, format=data.format, on_bad_row=data.on_bad_row)
-    dropped = list(read.dropped)
+    read = _read(data.train, data)
+    dropped, unused, ignored = list(read.dropped), Counter(read.unused_keys), Counter(read.ignored_keys)
     if data.eval is None:
         held_out, rest = _sides(read.conversations, data)
     else:
-        held = read_conversations(data.eval, format=data.format, on_bad_row=data.on_bad_row)
+        held = _read(data.eval, data)
         held_out, rest = held.conversations, read.conversations
         dropped += held.dropped
+        unused.update(held.unused_keys)
+        ignored.update(held.ignored_keys)
     held_out, twice = _distinct(held_out)
     rest, again = _distinct(rest)
     known = {key for conversation in held_out for key in keys_of(conversation)}
@@ -52,7 +59,13 @@ def read_and_split(data: DataSpec) -> Split:
         left_out=_by_record(dropped),
         duplicates=twice + again,
         leaked=len(rest) - len(train),
+        unused_keys=dict(unused),
+        ignored_keys=dict(ignored),
     )
+
+
+def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:
+    return read_conversations(source, format=data.format, on_bad_row=data.on_bad_row, unknown_keys=data.unknown_keys)
 
 
 def _by_record(problems: Sequence[Problem]) -> tuple[str, ...]:

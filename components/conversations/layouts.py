@@ -1,27 +1,34 @@
-"""The layouts in which people keep conversations, each turned into messages. What is odd is left to rules.py to report.
+"""The layouts in which people keep conversations, each turned into raw messages. What is odd is left to rules.py to report.
 
-A layout function takes a raw record and returns raw messages: dicts with role, content and whatever else OpenAI's have.
+A layout function takes a raw record and returns its messages in OpenAI's words, every other key left on them.
 It raises LayoutError with what it missed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-Raw = dict[str, Any]
+from components.conversations.chatglm3_records import in_openai_words
+from components.conversations.raw import LayoutError, Raw, RawMessage
+from components.conversations.tool_calls import CallError, tool_names, tools_of
+from components.conversations.unknown_keys import UnknownKey, is_absent, keys_of_record
+
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+TOOL_KEYS = ("tools", "functions")
+GROUP_KEY = "group"
 
 
-class LayoutError(ValueError):
-    """A record is not in the layout it is read in."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawConversation:
+    """A record's messages, tools and group. `notes` are keys of it that change no token, `unknown` those that might."""
 
-
-def _openai(record: Any) -> tuple[list[Raw], Any]:
-    """{"messages": [{"role", "content", ...}], "tools": [...]}; content may be a list of text parts."""
-    messages = [_mapping(message, number) for number, message in enumerate(_field(record, "messages", list), start=1)]
-    joined = [{**message, "content": _joined(message.get("content"))} for message in messages]
-    return [_in_our_words(message) for message in joined], _tools(record, messages)
+    messages: list[RawMessage]
+    tools: tuple[dict[str, Any], ...] = ()
+    group: str | None = None
+    unknown: list[UnknownKey] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 SHAREGPT_ROLES = {
@@ -35,59 +42,86 @@ SHAREGPT_ROLES = {
     "model": "assistant",
     "system": "system",
     "tool": "tool",
-    "observation": "tool",
+    "observation": "observation",
+    "function": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
     "function_call": "function_call",
+    "tool_call": "function_call",
 }
+# What an Alpaca-like record may call its question and its answer; content and summary are AdvertiseGen's, the data of
+# ChatGLM's own demos.
+PAIRS = (("prompt", "response"), ("prompt", "completion"), ("query", "response"), ("content", "summary"))
 
 
-def _sharegpt(record: Any) -> tuple[list[Raw], Any]:
-    """{"conversations": [{"from": "human", "value": ...}], "system": ..., "tools": ...}"""
-    messages: list[Raw] = []
-    if record_system := _optional_text(record, "system"):
-        messages.append({"role": "system", "content": record_system})
-    for number, turn in enumerate(_field(record, "conversations", list), start=1):
-        turn = _mapping(turn, number)
-        speaker = turn.get("from", turn.get("role"))
-        role = SHAREGPT_ROLES.get(str(speaker).lower(), speaker)
-        content = turn.get("value", turn.get("content"))
-        extras: Raw = {key: turn[key] for key in ("loss", "weight", "train", "metadata") if key in turn}
-        if role == "function_call":
-            messages.append({"role": "assistant", "content": "", "tool_calls": [_call(content, number)], **extras})
-        else:
-            messages.append(_in_our_words({"role": role, "content": content, **extras}))
-    return messages, _tools(record, record["conversations"])
+def _openai(record: Any) -> RawConversation:
+    """{"messages": [{"role", "content", ...}], "tools": [...]}; content may be a list of text parts."""
+    messages = _numbered(_field(record, "messages", list))
+    return _conversation(record, messages, ("messages",))
 
 
-def _alpaca(record: Any) -> tuple[list[Raw], Any]:
+def _sharegpt(record: Any) -> RawConversation:
+    """{"conversations": [{"from": "human", "value": ...}], "system": ..., "tools": ...}; `conversation` is the same."""
+    key = "conversation" if detect_layout(record) == "sharegpt" and "conversations" not in record else "conversations"
+    turns = _numbered(_field(record, key, list))
+    return _conversation(record, [_sharegpt_turn(turn) for turn in turns], (key,))
+
+
+def _sharegpt_turn(turn: RawMessage) -> RawMessage:
+    keys = dict(turn.keys)
+    for ours, theirs in {"role": "from", "content": "value"}.items():
+        if theirs in keys:
+            said = keys.pop(theirs)
+            if keys.setdefault(ours, said) != said:
+                raise LayoutError(f'{turn.place} has both "{theirs}" and "{ours}", and they differ')
+    keys["role"] = SHAREGPT_ROLES.get(str(keys.get("role")).lower(), keys.get("role"))
+    if keys["role"] == "function_call":
+        if is_absent(keys.get("content")):
+            raise LayoutError(f"{turn.place} is a function call, but an empty one")
+        keys |= {"role": "assistant", "content": "", "function_call": keys["content"]}
+    return RawMessage(place=turn.place, keys=keys)
+
+
+def _alpaca(record: Any) -> RawConversation:
     """{"instruction", "input", "output", "history": [[question, answer], ...], "system"}"""
     instruction, output = _field(record, "instruction", str), _field(record, "output", str)
-    messages: list[Raw] = []
-    if system := _optional_text(record, "system"):
-        messages.append({"role": "system", "content": system})
-    for number, pair in enumerate(record.get("history") or [], start=1):
-        if not (isinstance(pair, list | tuple) and len(pair) == 2):
-            raise LayoutError(f"history {number} must be a pair [question, answer], not {pair!r}")
-        messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     extra = _optional_text(record, "input")
     question = f"{instruction}\n{extra}" if extra else instruction
-    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": output}], None
+    return _conversation(record, _asked(record, question, output), ("instruction", "input", "output", "history"))
 
 
-def _nested(record: Any) -> tuple[list[Raw], Any]:
+def _pairs(record: Any) -> RawConversation:
+    """{"prompt", "response"} or another of PAIRS, with "history" and "system" as in Alpaca."""
+    found = _pair_in(record)
+    if found is None:
+        named = ", ".join(f'"{asks}" and "{answers}"' for asks, answers in PAIRS)
+        raise LayoutError(f"has no pair of keys for a question and its answer ({named})")
+    asks, answers = found
+    messages = _asked(record, _field(record, asks, str), _field(record, answers, str))
+    return _conversation(record, messages, (asks, answers, "history"))
+
+
+def _nested(record: Any) -> RawConversation:
     """[{"role": "USER", "content"}, {"role": "ASSISTANT", "content"}, ...]"""
     if not isinstance(record, list):
         raise LayoutError(f"must be a list of messages, not {type(record).__name__}")
-    messages = [_mapping(message, number) for number, message in enumerate(record, start=1)]
-    lowered = [{**message, "role": str(message.get("role")).lower()} for message in messages]
-    return [_in_our_words(message) for message in lowered], _tools({}, messages)
+    messages = _numbered(record)
+    lowered = [message.with_keys(role=str(message.keys.get("role")).lower()) for message in messages]
+    return _conversation({}, lowered, ())
 
 
-LAYOUTS: dict[str, Callable[[Any], tuple[list[Raw], Any]]] = {
+LAYOUTS: dict[str, Callable[[Any], RawConversation]] = {
     "messages": _openai,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
+    "pairs": _pairs,
     "nested": _nested,
+}
+_BY_KEY = {
+    "messages": "messages",
+    "conversations": "sharegpt",
+    "conversation": "sharegpt",
+    "instruction": "alpaca",
 }
 
 
@@ -96,20 +130,86 @@ def detect_layout(record: Any) -> str | None:
     if isinstance(record, list):
         return "nested"
     if isinstance(record, dict):
-        for key, layout in {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca"}.items():
+        for key, layout in _BY_KEY.items():
             if key in record:
                 return layout
+        return "pairs" if _pair_in(record) else None
     return None
 
 
-def group_of(record: Any) -> str | None:
-    """The record's `group`, a text or a whole number: conversations that belong together, e.g. those of one user."""
-    group = record.get("group") if isinstance(record, dict) else None
+def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str]) -> RawConversation:
+    """What all layouts share: a record's system message and tools, and ChatGLM3's messages in OpenAI's words."""
+    unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_KEYS, GROUP_KEY))
+    messages, listed = _without_tools(messages)
+    tools = _tools(record) or listed
+    if listed and tools != listed:
+        raise LayoutError("has tools for the record and others in its system message; give them once")
+    messages = in_openai_words([*_system(record, messages), *messages], tool_names(tools))
+    return RawConversation(messages=messages, tools=tools, group=_group(record), unknown=unknown, notes=notes)
+
+
+def _group(record: Raw) -> str | None:
+    """A text or a whole number: conversations that belong together, e.g. those of one user."""
+    group = record.get(GROUP_KEY)
     if group is None or (isinstance(group, str) and not group.strip()):
         return None
     if isinstance(group, bool) or not isinstance(group, str | int):
-        raise LayoutError(f'"group" must be a text or a whole number, not {type(group).__name__}')
+        raise LayoutError(f'"{GROUP_KEY}" must be a text or a whole number, not {type(group).__name__}')
     return str(group)
+
+
+def _system(record: Raw, messages: Sequence[RawMessage]) -> list[RawMessage]:
+    """The record's own, as a message, unless the first message says the same."""
+    given = {key: text for key in SYSTEM_KEYS if (text := _optional_text(record, key))}
+    if not given:
+        return []
+    key, text = next(iter(given.items()))
+    stands = bool(messages) and messages[0].role == "system"
+    if len(set(given.values())) > 1 or (stands and messages[0].keys.get("content") != text):
+        raise LayoutError(f'has a "{key}" and another system message; give it once')
+    return [] if stands else [RawMessage(place=f'"{key}"', keys={"role": "system", "content": text})]
+
+
+def _without_tools(messages: list[RawMessage]) -> tuple[list[RawMessage], tuple[Raw, ...]]:
+    """ChatGLM3 lists tools in the system message. One that has nothing else is no message: formats introduce tools."""
+    if not messages or messages[0].role != "system":
+        return messages, ()
+    system, tools = messages[0], _tools(messages[0].keys)
+    keys = {key: value for key, value in system.keys.items() if key not in TOOL_KEYS}
+    only_tools = tools and "content" not in keys and all(is_absent(keys[key]) for key in keys if key != "role")
+    kept = [] if only_tools else [RawMessage(place=system.place, keys=keys)]
+    return [*kept, *messages[1:]], tools
+
+
+def _tools(mapping: Raw) -> tuple[Raw, ...]:
+    """Of OpenAI's older `functions` each becomes a tool."""
+    try:
+        tools, functions = (tools_of(mapping.get(key)) for key in TOOL_KEYS)
+    except CallError as error:
+        raise LayoutError(str(error)) from None
+    if tools and functions:
+        raise LayoutError("has both tools and functions; give them once, as tools")
+    return tools or tuple({"type": "function", "function": function} for function in functions)
+
+
+def _asked(record: Raw, question: str, answer: str) -> list[RawMessage]:
+    """A question and its answer, behind those of the history."""
+    turns: list[tuple[str, Any]] = []
+    for number, pair in enumerate(record.get("history") or [], start=1):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise LayoutError(f"history {number} must be a pair [question, answer], not {pair!r}")
+        turns += [(f"history {number}", text) for text in pair]
+    turns += [("the question", question), ("the answer", answer)]
+    roles = ("user", "assistant") * len(turns)
+    return [
+        RawMessage(place=place, keys={"role": role, "content": text})
+        for (place, text), role in zip(turns, roles, strict=False)
+    ]
+
+
+def _pair_in(record: Any) -> tuple[str, str] | None:
+    keys = record if isinstance(record, dict) else {}
+    return next((pair for pair in PAIRS if pair[0] in keys and pair[1] in keys), None)
 
 
 def _field(record: Any, key: str, kind: type) -> Any:
@@ -122,10 +222,15 @@ def _field(record: Any, key: str, kind: type) -> Any:
     return record[key]
 
 
-def _mapping(message: Any, number: int) -> Raw:
-    if not isinstance(message, dict):
-        raise LayoutError(f"message {number} must be an object, not {type(message).__name__}")
-    return message
+def _numbered(messages: list[Any]) -> list[RawMessage]:
+    """With the keys that say something: null is none."""
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise LayoutError(f"message {number} must be an object, not {type(message).__name__}")
+    return [
+        RawMessage(place=f"message {number}", keys={key: value for key, value in message.items() if value is not None})
+        for number, message in enumerate(messages, start=1)
+    ]
 
 
 def _optional_text(record: Any, key: str) -> str:
@@ -133,45 +238,3 @@ def _optional_text(record: Any, key: str) -> str:
     if not isinstance(value, str):
         raise LayoutError(f'"{key}" must be a string, not {type(value).__name__}')
     return value
-
-
-def _joined(content: Any) -> Any:
-    """The text of content parts; what is no list of them is left as it is."""
-    is_parts = isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    )
-    return "".join(part["text"] for part in content) if is_parts else content
-
-
-def _in_our_words(message: Raw) -> Raw:
-    """ChatGLM3's histories: an "observation" is a tool's result, "metadata" names the tool that an assistant's code calls."""
-    if message.get("role") == "observation":
-        return {**message, "role": "tool"}
-    if message.get("role") == "assistant" and message.get("metadata"):
-        call = {"name": str(message["metadata"]), "arguments": message.get("content")}
-        return {**message, "content": "", "tool_calls": [{"type": "function", "function": call}]}
-    return message
-
-
-def _tools(record: Any, messages: list[Any]) -> Any:
-    """Of the record, or (ChatGLM3) of its system message.
-
-    Tables have no room for lists of unlike objects, so tools come as a JSON text, too.
-    """
-    first = messages[0] if messages and isinstance(messages[0], dict) else {}
-    tools = record.get("tools") or (first.get("tools") if first.get("role") == "system" else None)
-    return _parsed(tools, '"tools"') if isinstance(tools, str) and tools.strip() else tools
-
-
-def _call(content: Any, number: int) -> Raw:
-    call = _parsed(content, f"message {number}: the function call") if isinstance(content, str) else content
-    if not (isinstance(call, dict) and "name" in call):
-        raise LayoutError(f'message {number}: a function call is an object with "name" and "arguments"')
-    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
-
-
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise LayoutError(f"{what} is not JSON: {error.msg}") from None

@@ -10,7 +10,10 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn. `loss` is the weight of an assistant's tokens (0 trains nothing); other roles are never scored."""
+    """One turn. `loss` is the weight of an assistant's tokens (0 trains nothing); other roles are never scored.
+
+    `reasoning_content` is what an assistant thought before its content; chat templates of reasoning models show it.
+    """
 
     role: Role
     content: str
@@ -18,6 +21,7 @@ class Message:
     tool_calls: tuple[dict[str, Any], ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning_content: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,3 +35,11 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = ()
     source: str = ""
     group: str | None = None
+
+
+def reasoning_is_not_shown(chat_format: str) -> str:
+    """What a chat format says of reasoning that would be lost in it."""
+    return (
+        f"chat_format {chat_format} does not show its reasoning_content; take it out, or write it into the content as the"
+        " model writes it"
+    )

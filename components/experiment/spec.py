@@ -80,14 +80,21 @@ class ModelSpec(Spec):
 class DataSpec(Spec):
     """Conversations in, and the rules for those that do not fit."""
 
-    train: str | tuple[str, ...] = Field(description="File or URI, list of them, glob, or `hf:DATASET[:SPLIT]`.")
+    train: str | tuple[str, ...] = Field(
+        description="File or URI, list of them, glob, or `hf:DATASET[:SPLIT][@REVISION]`."
+    )
     eval: str | tuple[str, ...] | None = Field(
         None, description="Held-out conversations; without it `eval_fraction` is split off."
     )
     eval_fraction: Share = Field(0.1, description="Share of the conversations held out, where `eval` is not given.")
     split_seed: NonNegativeInt = 0
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "nested"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "pairs", "nested"] = "auto"
     on_bad_row: Literal["fail", "drop"] = "fail"
+    unknown_keys: Literal["fail", "ignore"] = Field(
+        "fail",
+        description="A key that nothing reads and that might change what is trained makes its record a bad one, or is"
+        " counted and left out. Keys of a whole record that change no token (`id`, `source`) are only counted.",
+    )
     max_tokens: PositiveInt = Field(1024, ge=8, description="Longest row, in tokens; packed rows are filled up to it.")
     too_long: Literal["truncate", "drop", "fail"] = Field(
         "truncate", description="`truncate` cuts at the end of an assistant turn, so that its stop token stays."

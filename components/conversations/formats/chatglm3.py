@@ -22,7 +22,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.formats.chatglm3_calls import call_of, code_of
-from components.conversations.messages import Conversation, Message
+from components.conversations.messages import Conversation, Message, reasoning_is_not_shown
 from components.conversations.rendered import RenderedConversation
 
 VERSION = 1  # raise it when a change here renders anything otherwise: prepared data is addressed by it
@@ -117,6 +117,7 @@ class ChatGLM3Format:
         return hashed.hexdigest()
 
     def render(self, conversation: Conversation) -> RenderedConversation:
+        self._refuse_reasoning(conversation.messages, conversation.source or "conversation")
         draft = self._draft(conversation.messages, conversation.tools)
         if not self.ends_turns:
             draft.stop(self.end_id, _weight_of_last(conversation.messages))
@@ -128,6 +129,7 @@ class ChatGLM3Format:
         )
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        self._refuse_reasoning(messages, "prompt")
         return [*self._draft(messages, tools).token_ids, self.role_ids["assistant"]]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -165,6 +167,11 @@ class ChatGLM3Format:
                 draft.stop(self.end_id, own)
             owed = 0.0 if self.ends_turns else own
         return draft
+
+    def _refuse_reasoning(self, messages: Sequence[Message], source: str) -> None:
+        for number, message in enumerate(messages, start=1):
+            if message.reasoning_content:
+                raise ValueError(f"{source}: message {number}: {reasoning_is_not_shown(self.name)}")
 
     def _parts(self, token_ids: Sequence[int]) -> list[tuple[str, str]]:
         """(metadata, content) of each stretch between <|assistant|> tokens."""

@@ -16,7 +16,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.formats.control_text import ControlText
-from components.conversations.messages import Conversation, Message
+from components.conversations.messages import Conversation, Message, reasoning_is_not_shown
 from components.conversations.rendered import RenderedConversation
 
 VERSION = 2  # raise it when a change here renders anything otherwise: prepared data is addressed by it
@@ -124,6 +124,8 @@ class TemplateFormat:
         for words in _spoken(raw[position]):
             if words not in said[len(asked) : stop]:
                 raise ValueError(f"{source}: message {number}: {self._lacks(f'does not show {words!r}', 'does')}")
+        if raw[position].get("reasoning_content", "").strip() not in said[len(asked) : stop]:
+            raise ValueError(f"{source}: message {number}: {reasoning_is_not_shown(self.name)}")
         return _Turn(len(asked), stop, stop + len(self.stop_text), weight)
 
     def _encode(self, written: _Text, source: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -202,6 +204,7 @@ def _content(message: Message) -> dict[str, Any]:
         "tool_calls": list(message.tool_calls),
         "tool_call_id": message.tool_call_id,
         "name": message.name,
+        "reasoning_content": message.reasoning_content,
     }
     return {"content": message.content} | {key: value for key, value in optional.items() if value}
 

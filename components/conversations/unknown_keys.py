@@ -1,0 +1,110 @@
+"""Keys that nothing here reads: of a message they are problems, of a whole record they are counted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+WAY_OUT = "data.unknown_keys=ignore reads on without it"
+_TWO_MEANINGS = "some tools mean scored by it, others not scored; say train: true or train: false"
+_PARTS_OF_A_MESSAGE = "a message is scored as a whole here (loss, weight or train)"
+_ONLY_TEXT = "only text can be trained on"
+# Keys with a meaning elsewhere that would be lost, and what to do instead.
+HINTS = {
+    "mask": _TWO_MEANINGS,
+    "loss_mask": _TWO_MEANINGS,
+    "masked": _TWO_MEANINGS,
+    "loss_scale": 'the weight of a message is "loss"',
+    "train_on_input": "only an assistant's words are scored",
+    "train_on_inputs": "only an assistant's words are scored",
+    "train_detail": _PARTS_OF_A_MESSAGE,
+    "training_detail": _PARTS_OF_A_MESSAGE,
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "thinking", "function_call"), "only an assistant's message has one"
+    ),
+    **dict.fromkeys(("tools", "functions"), "only the record, or its first system message, has them"),
+    "tool_call_id": "only a tool's result has one",
+    "metadata": "in ChatGLM3's records it is a text that names the tool an assistant calls, one of the record's tools",
+    "image": _ONLY_TEXT,
+    "images": _ONLY_TEXT,
+    "video": _ONLY_TEXT,
+    "videos": _ONLY_TEXT,
+    "audio": _ONLY_TEXT,
+    "audios": _ONLY_TEXT,
+    "chat_template_kwargs": "the chat template is rendered without options",
+    "documents": "no chat format here shows documents; write them into a message",
+}
+# Of a whole record these would change what is trained, so they are no mere notes about it.
+MEANT_FOR_MESSAGES = ("loss", "weight", "train", "training")
+OF_A_RECORD = ("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs", "documents", "mask")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownKey:
+    """`where` counts it together with its like (`message.timestamp`), `text` tells people of this one."""
+
+    where: str
+    text: str
+
+
+def is_absent(value: Any) -> bool:
+    """Null and what is empty say nothing: tables and replies of servers have every key everywhere."""
+    if isinstance(value, dict):
+        return all(item is None for item in value.values())
+    return value is None or (isinstance(value, str | list | tuple) and not value)
+
+
+def unknown_keys(
+    mapping: dict[str, Any], known: Collection[str], *, of: str, what: str = "has"
+) -> Iterator[UnknownKey]:
+    """Every key that is not known and says something; `of` is what has it, for counting."""
+    for key, value in mapping.items():
+        if key not in known and not is_absent(value):
+            yield UnknownKey(where=f"{of}.{key}", text=f'{what} the unknown key "{key}"{_hint(key, known)} ({WAY_OUT})')
+
+
+def keys_of_record(record: dict[str, Any], known: Collection[str]) -> tuple[list[UnknownKey], list[str]]:
+    """(keys that would change what is trained, keys that change no token).
+
+    The first are those that stand for a known key that is missing, as a misspelling of it does, or have a meaning that
+    would be lost. Everything else is a note about the record: its id, its source, tags.
+    """
+    meant, notes = [], []
+    missing = [key for key in known if is_absent(record.get(key))]
+    for key, value in record.items():
+        if key in known or is_absent(value):
+            continue
+        if key in MEANT_FOR_MESSAGES:
+            text = f'has "{key}" for the whole record; say it on its messages ({WAY_OUT})'
+        elif key in OF_A_RECORD or _is_nearly(key, missing):
+            text = f'has the unknown key "{key}"{_hint(key, missing)} ({WAY_OUT})'
+        else:
+            notes.append(key)
+            continue
+        meant.append(UnknownKey(where=f"record.{key}", text=text))
+    return meant, notes
+
+
+def unused_keys_sentences(unused: dict[str, int], ignored: dict[str, int]) -> list[str]:
+    """For people: the keys of records that change no token, and the ones ignored by wish, with numbers of conversations."""
+    said = {"keys of records that change no token": unused, "unknown keys ignored": ignored}
+    return [
+        f"{what}: {', '.join(f'{key} ({count:,})' for key, count in keys.items())}"
+        for what, keys in said.items()
+        if keys
+    ]
+
+
+def _is_nearly(key: str, known: Collection[str]) -> bool:
+    """A slip of the pen. A key that is longer by a word (`history_id`) is another key."""
+    near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.8)
+    return bool(near) and abs(len(near[0]) - len(key)) <= 2
+
+
+def _hint(key: str, known: Collection[str]) -> str:
+    if key in HINTS:
+        return f"; {HINTS[key]}"
+    nearest = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.6)
+    return f'; did you mean "{nearest[0]}"?' if nearest else ""
