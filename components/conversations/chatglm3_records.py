@@ -29,7 +29,8 @@ def in_openai_words(messages: Sequence[RawMessage], tools: Collection[str]) -> l
         elif _is_call(message, tools, after):
             read = _with_call(read, _call(message))
         else:
-            read.append(message.with_keys(role=ROLES.get(str(message.role), message.role)))
+            ours = ROLES.get(str(message.role))
+            read.append(message.with_keys(role=ours) if ours else message)
     return read
 
 

@@ -30,7 +30,7 @@ def asks_to_be_scored(keys: dict[str, Any]) -> str | None:
 def broken_weights(keys: dict[str, Any]) -> list[str]:
     """What is wrong with each, or else among them."""
     given = _given(keys)
-    return list(_broken(given)) or list(_contradictions(given))
+    return (list(_broken(given)) or list(_contradictions(given))) if given else []
 
 
 def _given(keys: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 WAY_OUT = "data.unknown_keys=ignore reads on without it"
@@ -72,7 +73,7 @@ def keys_of_record(record: dict[str, Any], known: Collection[str]) -> tuple[list
     would be lost. Everything else is a note about the record: its id, its source, tags.
     """
     meant, notes = [], []
-    missing = [key for key in known if is_absent(record.get(key))]
+    missing = tuple(key for key in known if is_absent(record.get(key)))
     for key, value in record.items():
         if key in known or is_absent(value):
             continue
@@ -97,7 +98,8 @@ def unused_keys_sentences(unused: dict[str, int], ignored: dict[str, int]) -> li
     ]
 
 
-def _is_nearly(key: str, known: Collection[str]) -> bool:
+@lru_cache(maxsize=1024)  # records of a file have the same keys
+def _is_nearly(key: str, known: tuple[str, ...]) -> bool:
     """A slip of the pen. A key that is longer by a word (`history_id`) is another key."""
     near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.8)
     return bool(near) and abs(len(near[0]) - len(key)) <= 2
