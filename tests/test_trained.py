@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from components.conversations.formats import load_chat_format
 from components.conversations.messages import Message
@@ -78,8 +78,7 @@ def test_an_evaluation_leaves_the_gradients_of_a_quantized_model_as_they_were(tr
 
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_the_base_of_something_trained_is_the_base_model(trials, tmp_path, name):
-    loaded = load_trained(trials.packaged(name, tmp_path / "package"))
-    base = load_base_of(loaded)
+    base = load_base_of(trials.packaged(name, tmp_path / "package"))
     expected = trials.loss_of(load_base(ModelSpec(path=str(trials.model))))
     assert trials.loss_of(base) == expected
     assert expected > trials.trained(name)[1] + 0.1
@@ -290,16 +289,40 @@ def test_who_stops_listening_stops_the_model(base, said):
     assert "generate" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_greedy_answers_do_not_depend_on_the_base_models_own_settings(base, monkeypatch):
-    plain = generate_reply(base, ASKED, max_new_tokens=20)
-    for name, value in {
-        "repetition_penalty": 5.0,
-        "no_repeat_ngram_size": 1,
-        "do_sample": True,
-        "num_beams": 3,
-    }.items():
-        monkeypatch.setattr(base.model.generation_config, name, value)
-    assert generate_reply(base, ASKED, max_new_tokens=20) == plain
+OWN_SETTINGS = [
+    {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "num_beams": 3},
+    {"return_dict_in_generate": True, "output_scores": True},
+    {"forced_eos_token_id": 5},
+    {"suppress_tokens": [99], "begin_suppress_tokens": [98]},
+    {"bad_words_ids": [[99]]},
+    {"min_length": 200, "max_length": 3},
+    {"stop_strings": ["a"]},
+    {"guidance_scale": 3.0},
+    {"sequence_bias": [[[7], 50.0]]},
+    {"prompt_lookup_num_tokens": 3},
+    {"exponential_decay_length_penalty": [1, 9.0]},
+    {"max_time": 0.0},
+    {"eos_token_id": 7, "pad_token_id": 9},
+]
+
+
+@pytest.mark.parametrize("own", OWN_SETTINGS, ids=lambda own: "-".join(own))
+def test_greedy_answers_do_not_depend_on_the_base_models_own_settings(base, trials, tmp_path, own):
+    plain = reply_to(base, ASKED, max_new_tokens=20)
+    directory = shutil.copytree(trials.model, tmp_path / "model")
+    (directory / "generation_config.json").write_text(json.dumps(own))
+    opinionated = load_base(ModelSpec(path=str(directory)))
+    assert reply_to(opinionated, ASKED, max_new_tokens=20) == plain
+    streamed = load_base(ModelSpec(path=str(directory)))
+    assert "".join(stream_reply(streamed, ASKED, max_new_tokens=20)) == plain.text
+
+
+def test_an_adapted_model_does_not_talk_by_its_base_models_settings_either(trials, tmp_path):
+    adapted = load_trained(trials.packaged("lora", tmp_path / "package"))
+    plain = reply_to(adapted, ASKED, max_new_tokens=20)
+    adapted.model.get_base_model().generation_config = GenerationConfig(stop_strings=["a"], num_beams=3)
+    adapted.model.generation_config = GenerationConfig(return_dict_in_generate=True, forced_eos_token_id=5)
+    assert reply_to(adapted, ASKED, max_new_tokens=20) == plain
 
 
 def drawn(base, **settings):

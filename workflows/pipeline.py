@@ -36,7 +36,7 @@ from components.tracking.journal import Journal
 from components.tracking.mirror import Mirror
 from components.tracking.registry import Place, ProofError, here, register_best
 from components.tracking.runs import SearchRuns
-from components.tracking.store import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.tracking.store import MLFLOW_ERRORS, check_model_name, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold, num_clones
 from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
 from workflows.opening import OpenSearch, open_search
@@ -108,6 +108,8 @@ def _search(
     began = time.monotonic()
     with explained():
         search = open_search(experiment, console, resume)
+        if register:
+            check_model_name(search.uri, search.experiment.registered_model)
     with connected() as dashboard:
         with explained(NoRoomError, status=Exit.NO_ROOM):
             check_room(search.experiment, room := room_of_cluster())

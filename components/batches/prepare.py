@@ -21,7 +21,7 @@ from components.conversations.readers import content_digest
 from components.conversations.tokenizers import load_tokenizer
 from components.conversations.truncation import fit_length
 from components.conversations.unknown_keys import unused_keys_sentences
-from components.experiment.spec import DataSpec, ExperimentSpec
+from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
 from components.storage.folder import Folder
 
 LAYOUT = 3  # of the files below; a new layout is a new digest
@@ -110,7 +110,7 @@ def prepare(
     """
     chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
     digest = _digest(data, chat_format)
-    directory = storage / "prepared" / digest
+    directory = storage / PREPARED / digest
     if directory.is_whole():
         return PreparedDataset.open(directory)
     split = read_and_split(data)

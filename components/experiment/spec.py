@@ -13,6 +13,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -31,6 +32,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 STORAGE = "TURNWISE_STORAGE"  # set on a cluster's head, it is where every job keeps its searches
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+PREPARED = "prepared"  # under the storage's path, beside the folders of experiments
+CHALLENGER = "challenger"  # the alias of the newest candidate that did not pass the gate
+_VERSION_ALIAS = re.compile(r"v\d+", re.IGNORECASE)
+_MOST_EXPERIMENT_LETTERS = 250  # MLflow's column in a database holds 256
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as in Kubernetes, so in Ray
 _LABEL_KEY = re.compile(rf"([A-Za-z0-9.-]+/)?{_LABEL}")
 _LABEL_SELECTOR = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))")
@@ -50,6 +55,33 @@ def _check_places(**fields: str | tuple[str, ...] | None) -> None:
                 checked(place)
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
+
+
+def _free_folder(name: str) -> str:
+    if name == PREPARED:
+        raise ValueError("that folder of the storage is for prepared data; choose another name")
+    return name
+
+
+def _free_alias(alias: str) -> str:
+    """What MLflow refuses only when an alias is set, after the search; or answers with a version that nobody chose."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", alias):
+        raise ValueError('an alias has letters, digits, "_" and "-" only, and begins with a letter or digit')
+    if alias.lower() == "latest":
+        raise ValueError(
+            "a registry answers this alias with its newest version, whatever passed the gate; choose another one"
+        )
+    if _VERSION_ALIAS.fullmatch(alias):
+        raise ValueError("in a registry v and a number is a version; choose another alias")
+    if alias.lower() == CHALLENGER:
+        raise ValueError("this alias is for the candidate that did not pass the gate; choose another one")
+    return alias
+
+
+def _mlflow_experiment(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("an MLflow experiment needs a name of visible characters")
+    return name
 
 
 def _with_tag(values: Any, field: str, tag: str, default: str) -> Any:
@@ -379,17 +411,23 @@ class TrackingSpec(Spec):
     uri: str | None = Field(
         None, description="MLflow server; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."
     )
-    experiment: str | None = Field(None, description="MLflow experiment; by default this experiment's name.")
+    experiment: (
+        Annotated[str, Field(max_length=_MOST_EXPERIMENT_LETTERS), AfterValidator(_mlflow_experiment)] | None
+    ) = Field(None, description="MLflow experiment; by default this experiment's name.")
 
 
 class RegistrySpec(Spec):
     """The gate before a registered model."""
 
     name: Name | None = Field(None, description="Registered model; by default turnwise-<experiment>.")
-    alias: Name = "champion"
+    alias: Annotated[str, Field(max_length=100), AfterValidator(_free_alias)] = Field(
+        "champion", description=f"Points to the version that passed the gate; not latest, v1, v2 ... or {CHALLENGER}."
+    )
     confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
     proof_minutes: PositiveFloat = Field(
-        30.0, description="Longest time a candidate may take to load, talk and be scored in a fresh process."
+        30.0,
+        description="Longest time the candidate, its base model and the incumbent may each take to load, talk and be scored"
+        " in a fresh process.",
     )
     probes: str | None = Field(
         None,
@@ -400,7 +438,7 @@ class RegistrySpec(Spec):
 class ExperimentSpec(Spec):
     """One question, as a file in experiments/."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_free_folder)]
     model: ModelSpec
     data: DataSpec
     chat_format: str = Field(

@@ -97,11 +97,12 @@ def base_of(reference: BaseReference) -> ModelSpec:
     return _at(_same_base(reference), reference.model)
 
 
-def load_base_of(trained: LoadedModel) -> LoadedModel:
-    """The base model of something trained, found as load_trained finds it, and to be scored at the same precision."""
-    assert trained.reference is not None
-    base = load_base(base_of(trained.reference), trained.reference.chat_format, device=trained.device)
-    return replace(base, precision=trained.precision)
+def load_base_of(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
+    """The base model of a checkpoint or package, found as load_trained finds it, and scored at the same precision."""
+    reference = BaseReference.read(directory)
+    spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    base = load_base(base_of(reference), reference.chat_format, device=device)
+    return replace(base, precision=spec.precision)
 
 
 def package(checkpoint: Path, directory: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 import components
 from components.batches.prepare import PreparedDataset
 from components.batches.trained_on import keys_digest, trained_keys, write_trained_on
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.models.reference import BaseReference
 from components.models.trained import package
 from components.storage.folder import folder_at
@@ -26,12 +27,14 @@ from components.tracking.packaged_model import PACKAGE, offer
 from components.tracking.probes import Probe
 from components.tracking.proof import ProofAnswer, prove
 from components.tracking.runs import SearchRuns, git_commit
-from components.tracking.store import MLFLOW_ERRORS, download_version, is_final, reason_of
+from components.tracking.store import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 from components.training.records import Progress, TrialHistory
 
 MODEL_FOLDER = "model"
-CHALLENGER = "challenger"
-GATE_TAG = "turnwise.gate"
+GATE_TAG = "turnwise.gate"  # the decision in a sentence
+PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that was moved by hand says nothing
+REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
+MOST_ROUNDS = 3
 SERVED_BY = (  # what a version needs where it is served, as installed here
     "mlflow",
     "torch",
@@ -141,16 +144,8 @@ def register_best(
     assert best.best is not None
     candidate = Candidate(runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset)
     number = _registered(candidate) or _register(candidate)
-    holder = _holder(candidate, experiment.registry.alias)
-    incumbent = None if holder == number else holder
-    proof = _proven(candidate, number, incumbent, probes, place)
-    verdicts = _verdicts(proof, experiment.registry.confidence)
-    if holder == number:  # an earlier attempt came to this end
-        promoted = True
-        reason = candidate.client.get_model_version(candidate.name, number).tags.get(GATE_TAG, "it holds the alias")
-    else:
-        promoted, reason = _decision(incumbent, proof, verdicts)
-        _decide(candidate, number, incumbent, promoted, reason, verdicts)
+    with _still_there(candidate, number):
+        proof, verdicts, promoted, reason = _gated(candidate, number, probes, place)
     return RegistryResult(
         name=candidate.name,
         version=number,
@@ -164,6 +159,34 @@ def register_best(
         base_loss=verdicts[0].other_loss,
         candidate_loss=verdicts[0].candidate_loss,
     )
+
+
+def _gated(
+    candidate: Candidate, number: str, probes: Sequence[Probe], place: Place
+) -> tuple[ProofAnswer, tuple[Verdict, ...], bool, str]:
+    """Proof, verdicts, whether the alias is the candidate's, and why.
+
+    A proof takes minutes, in which others may move the alias: whoever holds it at the end is the one to beat.
+    """
+    alias, confidence = candidate.experiment.registry.alias, candidate.experiment.registry.confidence
+    proof, holder = None, _holder(candidate, alias)
+    for _ in range(MOST_ROUNDS):
+        incumbent = None if holder == number else holder
+        proof = _proven(candidate, number, incumbent, probes, place, earlier=proof)
+        verdicts = _verdicts(proof, confidence)
+        if holder == number and (told := _passed_before(candidate, number)):
+            return proof, verdicts, True, told
+        promoted, reason = _decision(incumbent, proof, verdicts)
+        if holder == number and not promoted:
+            reason = f"{reason}; it holds the alias {alias} because somebody gave it that, not this gate"
+        holder, before = _decide(candidate, number, holder, promoted, reason, verdicts), holder
+        if holder == before:
+            return proof, verdicts, promoted, reason
+    assert proof is not None
+    reason = f"the alias {alias} went from version to version while this one was compared, {MOST_ROUNDS} times"
+    _record(candidate, number, False, reason)
+    candidate.client.set_registered_model_alias(candidate.name, CHALLENGER, number)
+    return proof, verdicts, False, reason
 
 
 def download(model_uri: str, uri: str) -> Path:
@@ -211,13 +234,22 @@ def _register(candidate: Candidate) -> str:
         except ValueError as error:
             raise ProofError(f"{candidate.checkpoint} cannot be packaged: {error}") from None
         client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), files)
+    _make_model(candidate)
+    source = f"{client.get_run(run_id).info.artifact_uri}/{files}"
+    return str(client.create_model_version(candidate.name, source, run_id, tags=candidate.lineage).version)
+
+
+def _make_model(candidate: Candidate) -> None:
+    """The registered model, which another search may have made, now or before."""
     try:
-        client.create_registered_model(candidate.name)
+        candidate.client.create_registered_model(candidate.name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    source = f"{client.get_run(run_id).info.artifact_uri}/{files}"
-    return str(client.create_model_version(candidate.name, source, run_id, tags=candidate.lineage).version)
+        try:
+            check_model_name(candidate.uri, candidate.name)
+        except ValueError as taken:
+            raise ProofError(str(taken)) from None
 
 
 def _holder(candidate: Candidate, alias: str) -> str | None:
@@ -230,9 +262,28 @@ def _holder(candidate: Candidate, alias: str) -> str | None:
         return None
 
 
+@contextlib.contextmanager
+def _still_there(candidate: Candidate, number: str) -> Iterator[None]:
+    """Inside, MLflow's refusal is a ProofError if the reason is that somebody has deleted the version meanwhile."""
+    try:
+        yield
+    except MlflowException as error:
+        if not is_final(error) or _registered(candidate) == number:
+            raise
+        raise ProofError(f"{candidate.name} version {number} was deleted while it was proven") from None
+
+
 def _proven(
-    candidate: Candidate, number: str, incumbent: str | None, probes: Sequence[Probe], place: Place
+    candidate: Candidate,
+    number: str,
+    incumbent: str | None,
+    probes: Sequence[Probe],
+    place: Place,
+    earlier: ProofAnswer | None,
 ) -> ProofAnswer:
+    """`earlier`: against another incumbent."""
+    if earlier is not None and incumbent is None:
+        return earlier.model_copy(update={"incumbent_sums": None, "incumbent_problem": None})
     try:
         proof = place(
             partial(
@@ -245,11 +296,12 @@ def _proven(
                 rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
                 probes=tuple(probes),
                 timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
+                earlier=earlier,
             )
         )
         _check(proof, candidate.report.eval_loss, f"models:/{candidate.name}/{number}")
     except RuntimeError as error:
-        candidate.client.set_model_version_tag(candidate.name, number, GATE_TAG, f"not proven: {error}")
+        _record(candidate, number, False, f"not proven: {error}")
         raise ProofError(str(error)) from None
     return proof
 
@@ -308,22 +360,49 @@ def _decision(incumbent: str | None, proof: ProofAnswer, verdicts: Sequence[Verd
 def _decide(
     candidate: Candidate,
     number: str,
-    incumbent: str | None,
+    holder: str | None,
     promoted: bool,
     reason: str,
     verdicts: Sequence[Verdict],
-) -> None:
-    """Tags first and the alias last: whoever finds the alias finds why."""
+) -> str | None:
+    """Tags first and the alias last: whoever finds the alias finds why. Returns the version that held it at that moment.
+
+    Nothing is moved where that is another than `holder`, which was compared. MLflow cannot swap an alias on a condition:
+    who moves it between the last two requests, some milliseconds, is not seen.
+    """
     client, name, alias = candidate.client, candidate.name, candidate.experiment.registry.alias
     for verdict in verdicts:
-        client.set_model_version_tag(name, number, f"turnwise.against_{verdict.other}", verdict.sentence())
-    client.set_model_version_tag(name, number, GATE_TAG, reason)
-    if not promoted:
-        if alias != CHALLENGER:
-            client.set_registered_model_alias(name, CHALLENGER, number)
-        return
-    if incumbent is not None:
-        client.set_model_version_tag(name, number, "turnwise.replaces", incumbent)
-    if _holder(candidate, CHALLENGER) == number:
+        client.set_model_version_tag(name, number, AGAINST_TAG.format(verdict.other), verdict.sentence())
+    if promoted and holder not in (None, number):
+        client.set_model_version_tag(name, number, REPLACES_TAG, holder)
+    _record(candidate, number, promoted, reason)
+    if promoted and _holder(candidate, CHALLENGER) == number:
         client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_registered_model_alias(name, alias, number)
+    found = _holder(candidate, alias)
+    if found != holder:
+        _retract(candidate, number)
+    elif promoted:
+        client.set_registered_model_alias(name, alias, number)
+    elif holder != number:
+        client.set_registered_model_alias(name, CHALLENGER, number)
+    return found
+
+
+def _retract(candidate: Candidate, number: str) -> None:
+    """Takes back what was decided against a version that does not hold the alias any more."""
+    _record(candidate, number, False, "not decided: the alias moved while this version was compared")
+    for key in (REPLACES_TAG, AGAINST_TAG.format("incumbent")):
+        candidate.client.delete_model_version_tag(candidate.name, number, key)
+
+
+def _record(candidate: Candidate, number: str, passed: bool, reason: str) -> None:
+    """For people and for programs, on the version."""
+    tags = {GATE_TAG: reason, PASSED_TAG: str(passed).lower()}
+    for key, value in tags.items():
+        candidate.client.set_model_version_tag(candidate.name, number, key, value)
+
+
+def _passed_before(candidate: Candidate, number: str) -> str | None:
+    """Why this gate let the version through, if an earlier attempt came to that end."""
+    tags = candidate.client.get_model_version(candidate.name, number).tags
+    return tags[GATE_TAG] if tags.get(PASSED_TAG) == "true" else None

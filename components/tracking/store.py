@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from requests.exceptions import RequestException
 from components.experiment.spec import ExperimentSpec
 
 CHECK_SECONDS = 5.0
+_MOST_FOLDER_LETTERS = 60  # 255 bytes are a file system's limit, and a letter has up to four
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 MLFLOW_ERRORS = (MlflowException, RequestException, OSError)
 # What MLflow says when it has understood, and will answer the same for ever.
@@ -108,7 +110,7 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
         return str(found.experiment_id)
     location = None
     if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS / name).absolute().as_uri()
+        location = (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS / _folder_for(name)).absolute().as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location))
     except MlflowException:
@@ -118,8 +120,31 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
         return str(made.experiment_id)
 
 
-def download_version(model_uri: str, uri: str, target: Path | None = None) -> Path:
-    """The folder of models:/NAME@ALIAS or models:/NAME/VERSION, from the registry at `uri`.
+def check_model_name(uri: str, name: str) -> None:
+    """Raises ValueError if the registry at `uri` cannot have a registered model of this name."""
+    try:
+        taken = list(open_store(uri).search_prompts(filter_string=f"name = '{name}'", max_results=1))
+    except MLFLOW_ERRORS as error:
+        if not is_final(error):
+            raise ValueError(f"registry.name={name}: the registry does not answer: {reason_of(error)}") from None
+        taken = []  # a registry that knows no prompts
+    if taken:
+        raise ValueError(
+            f"registry.name={name}: a prompt of this registry has that name, and MLflow has one for both; choose another"
+            " registry.name"
+        )
+
+
+def _folder_for(name: str) -> str:
+    """One folder for any experiment's name: a name that is none, or too long for one, gets a digest in place of the rest."""
+    plain = re.sub(r"[^\w .-]", "_", name)[:_MOST_FOLDER_LETTERS]
+    if plain == name and not name.startswith("."):
+        return name
+    return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def download_version(model_uri: str, uri: str, target: Path | None = None, part: str = "") -> Path:
+    """The folder of models:/NAME@ALIAS or models:/NAME/VERSION, from the registry at `uri`. `part`: only this folder of it.
 
     By default where it lies, if that is on this machine, else in a new temporary folder. Raises ValueError if the name has
     another form, and what MLflow raises. (MLflow's own download would look a version up in the process's default registry.)
@@ -133,9 +158,11 @@ def download_version(model_uri: str, uri: str, target: Path | None = None) -> Pa
     source = client.get_model_version_download_uri(name, version)
     if target is not None:
         target.mkdir(parents=True)
-    return Path(
-        mlflow.artifacts.download_artifacts(source, dst_path=None if target is None else str(target), tracking_uri=uri)
+    wanted = f"{source.rstrip('/')}/{part}" if part else source
+    brought = mlflow.artifacts.download_artifacts(
+        wanted, dst_path=None if target is None else str(target), tracking_uri=uri
     )
+    return Path(brought).parent if part else Path(brought)
 
 
 def _check_server(uri: str) -> None:

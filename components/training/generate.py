@@ -10,23 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from components.conversations.messages import Message
 from components.models.trained import LoadedModel
 
 UNFINISHED = "\ufffd"  # what half a character decodes to
-
-# Each is set to where it does nothing, or the generation_config.json of some base model would set it: candidate, incumbent
-# and base are compared by what they say, and must say it by the same rule.
-NEUTRAL: dict[str, Any] = {
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_new_tokens": 0,
-}
-NEUTRAL_SAMPLING: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,16 +155,26 @@ class _Mouth(BaseStreamer):  # type: ignore[misc]
 def _settings(
     loaded: LoadedModel, input_ids_1T: Tensor, max_new_tokens: int, temperature: float, top_p: float
 ) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-        "attention_mask": torch.ones_like(input_ids_1T),
-        "max_new_tokens": max_new_tokens,
-        "do_sample": temperature > 0,
-        "eos_token_id": list(loaded.chat_format.stop_token_ids),
-        "pad_token_id": loaded.chat_format.pad_token_id,
-        "use_cache": True,
-        **NEUTRAL,
-    }
-    return settings | NEUTRAL_SAMPLING | {"temperature": temperature, "top_p": top_p} if temperature > 0 else settings
+    """What `generate` is given. Candidate, incumbent and base are compared by what they say, and must say it by one rule."""
+    _forget_own_settings(loaded.model)
+    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        eos_token_id=list(loaded.chat_format.stop_token_ids),
+        pad_token_id=loaded.chat_format.pad_token_id,
+        use_cache=True,
+        **drawn,
+    )
+    return {"attention_mask": torch.ones_like(input_ids_1T), "generation_config": config}
+
+
+def _forget_own_settings(model: Any) -> None:
+    """For good: transformers fills what a GenerationConfig leaves open from the model's generation_config.json.
+
+    Put back, they would reach a reply that another thread is about to begin.
+    """
+    model.generation_config = GenerationConfig()
 
 
 def _said(token_ids: list[int], loaded: LoadedModel) -> list[int]:
