@@ -105,7 +105,7 @@ def test_a_clone_is_held_to_the_rules_of_the_space_all_problems_together(folder)
     with pytest.raises(ExperimentError) as error:
         changed_trial(experiment, parent, impossible)
     assert [problem.place for problem in error.value.problems] == [
-        "seed", "budget.epochs", "optimizer.learning_rate.peak", "method.rank", "optimizer.lr",
+        "method.rank", "seed", "budget.epochs", "optimizer.learning_rate", "optimizer.lr",
     ]  # fmt: skip
     with pytest.raises(ExperimentError, match="leaves workers idle"):
         changed_trial(experiment, parent, {"method.kind": "full", "batch.rows_per_step": 1})

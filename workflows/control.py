@@ -12,9 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
-from components.experiment.load import load_experiment
+from components.experiment.load import load_experiment, read_value
 from components.experiment.spec import ExperimentSpec
 from components.storage.folder import Folder
 from components.tracking.driver import DriverSign
@@ -112,10 +110,7 @@ def _change(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise ValueError(f"--set {text}: write it as key.subkey=value, e.g. optimizer.learning_rate=1e-4")
-    try:
-        return path, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return path, value
+    return path, read_value(value)
 
 
 def _ask(

@@ -16,6 +16,7 @@ from components.cluster.remarks import check_rungs
 from components.conversations.formats import load_chat_format
 from components.conversations.preview import Decode, verbatim
 from components.conversations.tokenizers import load_tokenizer
+from components.experiment.remarks import experiment_remarks
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models.digest import model_digest
 from components.models.fetch import FETCHED
@@ -88,6 +89,8 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
+    for remark in experiment_remarks(written):
+        console.print(remark, soft_wrap=True)
     console.print(f"base model {written.model.path}")
     directory = resolve_model(written.model)
     check_base(written.model)

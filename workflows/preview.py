@@ -168,10 +168,13 @@ def _of_file(arguments: argparse.Namespace) -> Preview:
 def _plan(experiment: ExperimentSpec, arguments: argparse.Namespace) -> int:
     """What fits nowhere ends the program as a cluster without room would."""
     from components.experiment.nodes import load_nodes
+    from components.experiment.remarks import experiment_remarks
     from components.reports.plan import no_room, print_plan
     from workflows.planning import plan_experiment
 
     console = people_console(stderr=arguments.json)
+    for remark in experiment_remarks(experiment):
+        console.print(remark, soft_wrap=True)
     with explained():
         plan = plan_experiment(
             experiment, load_nodes(arguments.nodes), calibrated=arguments.calibrate, told=console.print

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -25,7 +26,7 @@ class Choice(Spec):
     def draw(self, generator: random.Random) -> Any:
         return generator.choice(self.choice)
 
-    def points(self) -> list[Any] | None:
+    def points(self) -> Sequence[Any] | None:
         return list(self.choice)
 
 
@@ -40,7 +41,7 @@ class Grid(Spec):
     def draw(self, generator: random.Random) -> Any:
         return generator.choice(self.grid)
 
-    def points(self) -> list[Any] | None:
+    def points(self) -> Sequence[Any] | None:
         return list(self.grid)
 
 
@@ -68,7 +69,7 @@ class Uniform(Spec):
     def draw(self, generator: random.Random) -> Any:
         return generator.uniform(*self.uniform)
 
-    def points(self) -> list[Any] | None:
+    def points(self) -> Sequence[Any] | None:
         return None
 
 
@@ -91,7 +92,7 @@ class LogUniform(Spec):
         low, high = self.log_uniform
         return math.exp(generator.uniform(math.log(low), math.log(high)))
 
-    def points(self) -> list[Any] | None:
+    def points(self) -> Sequence[Any] | None:
         return None
 
 
@@ -111,8 +112,8 @@ class Integer(Spec):
     def draw(self, generator: random.Random) -> Any:
         return generator.randint(*self.integer)
 
-    def points(self) -> list[Any] | None:
-        return list(range(self.integer[0], self.integer[1] + 1))
+    def points(self) -> Sequence[Any] | None:
+        return range(self.integer[0], self.integer[1] + 1)
 
 
 Domain = Choice | Grid | Uniform | LogUniform | Integer

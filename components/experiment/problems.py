@@ -36,7 +36,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str =
         path, parent = _walk(model, finding["loc"])
         place = ".".join(filter(None, [prefix, *path]))
         if finding["type"] == "extra_forbidden":
-            text = _unknown_key(str(finding["loc"][-1]), sorted(parent.model_fields) if parent else [])
+            text = unknown_key(str(finding["loc"][-1]), sorted(parent.model_fields) if parent else [])
         else:
             text = _rule_and_value(finding)
         texts.setdefault(place, []).append(text)
@@ -44,7 +44,7 @@ def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str =
     return [Problem(place=place, text="; or ".join(found)) for place, found in texts.items()]
 
 
-def _unknown_key(key: str, valid: list[str]) -> str:
+def unknown_key(key: str, valid: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
     hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
     return f'unknown key "{key}"{hint} (valid: {", ".join(valid)})'

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+from pydantic import BaseModel
+
+from components.experiment.annotations import sections
 from components.experiment.domains import DOMAINS
+from components.experiment.reading import SHARED_BY_ALL_TRIALS, Leaf
 from components.experiment.spec import ExperimentSpec, TrialSpec
 
 
@@ -15,7 +20,7 @@ def experiment_schema() -> dict[str, Any]:
     for name, domain in DOMAINS.items():
         definitions[f"domain_{name}"] = domain.model_json_schema()
     branch = _with_domains(TrialSpec.model_json_schema(), definitions)
-    for shared in ("budget", "seed"):
+    for shared in SHARED_BY_ALL_TRIALS:
         del branch["properties"][shared]
     definitions["Branch"] = branch
     named = definitions["SearchSpec"]["properties"]["space"]["patternProperties"]
@@ -25,21 +30,33 @@ def experiment_schema() -> dict[str, Any]:
 
 
 def _with_domains(trial: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a trial's schema in which every leaf also accepts a domain, and nothing is required."""
+    """A copy of a trial's schema in which every leaf also accepts the domains it can have, and nothing is required."""
     nested = trial.pop("$defs")
-    any_domain = [{"$ref": f"#/$defs/domain_{name}"} for name in DOMAINS]
 
-    def open_up(node: dict[str, Any]) -> dict[str, Any]:
+    def open_up(node: dict[str, Any], model: type[BaseModel], name: str) -> dict[str, Any]:
         node = {key: value for key, value in node.items() if key != "default"}
         if "$ref" in node:
-            return {"$ref": f"#/$defs/Branch{node['$ref'].rpartition('/')[2]}"}
+            return _branch_of(node)
         if "discriminator" in node:
-            return {"anyOf": [open_up(member) for member in node["oneOf"]]}
-        if node.get("type") == "object" and "properties" in node:
-            opened = {name: open_up(child) for name, child in node["properties"].items()}
-            return {**{key: value for key, value in node.items() if key != "required"}, "properties": opened}
-        return {"anyOf": [node, *any_domain]}
+            return {"anyOf": [_branch_of(member) for member in node["oneOf"]]}
+        leaf = Leaf(path=name, model=model, name=name)
+        return {"anyOf": [node, *({"$ref": f"#/$defs/domain_{kind}"} for kind in leaf.kinds)]}
 
-    for name, definition in nested.items():
-        definitions[f"Branch{name}"] = open_up(definition)
-    return open_up(trial)
+    def opened(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+        rest = {key: value for key, value in schema.items() if key != "required"}
+        return {**rest, "properties": {name: open_up(node, model, name) for name, node in schema["properties"].items()}}
+
+    for model in _sections_of(TrialSpec):
+        definitions[f"Branch{model.__name__}"] = {**opened(nested[model.__name__], model), "minProperties": 1}
+    return opened(trial, TrialSpec)
+
+
+def _branch_of(node: dict[str, Any]) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/Branch{node['$ref'].rpartition('/')[2]}"}
+
+
+def _sections_of(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for info in model.model_fields.values():
+        for section in sections(info.annotation):
+            yield section
+            yield from _sections_of(section)

@@ -18,8 +18,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.experiment.domains import DOMAINS, Domain
+from components.experiment.annotations import options
+from components.experiment.domains import Domain
 from components.experiment.problems import ExperimentError, Problem, problems_of
+from components.experiment.reading import Reading, read_branch, read_trial
 from components.experiment.spec import (
     ExperimentSpec,
     FullMethod,
@@ -30,9 +32,10 @@ from components.experiment.spec import (
     WorkersSpec,
 )
 
-SHARED_BY_ALL_TRIALS = ("budget", "seed")
+KINDS = tuple(options(model.model_fields["kind"].annotation)[0] for model in (LoraMethod, FullMethod))
 MOST_CORNERS = 4096
 DEFAULT_TRIALS = 8  # of a search that is no grid
+MOST_TRIALS_OF_A_GRID = 1000  # unless search.trials says more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,38 +57,26 @@ class SampledTrial:
 
 
 def branches_of(experiment: ExperimentSpec) -> dict[str, Branch]:
-    """The space, parsed. Raises ExperimentError with every malformed domain of every branch."""
-    problems: list[Problem] = []
-    branches = {}
-    for name, tree in experiment.search.space.items():
-        constants: dict[str, Any] = {}
-        domains: dict[str, Domain] = {}
-        for path, leaf in _leaves(tree, ()):
-            place = f"search.space.{name}.{path}"
-            if path.split(".")[0] in SHARED_BY_ALL_TRIALS:
-                problems.append(Problem(place=place, text=f"is shared by all trials; set it under trial: as {path}"))
-            elif kind := _domain_kind(leaf):
-                try:
-                    domains[path] = DOMAINS[kind].model_validate(leaf)
-                except ValidationError as error:
-                    problems.extend(problems_of(error, DOMAINS[kind], prefix=place))
-            else:
-                constants[path] = leaf
-        branches[name] = Branch(name=name, constants=constants, domains=domains)
+    """The space, read. Raises ExperimentError with everything in it that is neither a value nor a domain."""
+    readings = _readings(experiment)
+    problems = [problem for reading in readings.values() for problem in reading.problems]
     if problems:
         raise ExperimentError(problems)
-    return branches
+    return {name: _branch(name, reading) for name, reading in readings.items()}
+
+
+def _readings(experiment: ExperimentSpec) -> dict[str, Reading]:
+    kind = experiment.trial.method.kind
+    return {name: read_branch(name, tree, kind=kind) for name, tree in experiment.search.space.items()}
+
+
+def _branch(name: str, reading: Reading) -> Branch:
+    return Branch(name=name, constants=reading.constants, domains=reading.domains)
 
 
 def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> TrialSpec:
     """The configuration at one point of a branch. Raises pydantic.ValidationError if it is none."""
-    tree = experiment.trial.model_dump()
-    kind = branch.constants.get("method.kind", tree["method"]["kind"])
-    if kind != tree["method"]["kind"]:
-        tree["method"] = {"kind": kind}  # a rank under `trial:` means nothing to a full fine-tune
-    for path, value in {**branch.constants, **values}.items():
-        _put(tree, path, value)
-    return TrialSpec.model_validate(tree)
+    return TrialSpec.model_validate(_with_values(experiment.trial, {**branch.constants, **values}))
 
 
 def changed_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any]) -> TrialSpec:
@@ -93,25 +84,31 @@ def changed_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[
 
     Raises ExperimentError with all problems.
     """
-    tree, problems = spec.model_dump(), []
-    kind = changes.get("method.kind", spec.method.kind)
-    if kind != spec.method.kind:
-        tree["method"] = {"kind": kind}
-    for path, value in changes.items():
-        if path.split(".")[0] in SHARED_BY_ALL_TRIALS:
-            problems.append(
-                Problem(place=path, text="is shared by all trials of a search, so that they can be compared")
-            )
-        elif not _put(tree, path, value):
-            problems.append(Problem(place=path, text="there is no such value in a trial"))
-    try:
-        changed = TrialSpec.model_validate(tree)
-    except ValidationError as error:
-        raise ExperimentError([*problems, *problems_of(error, TrialSpec)]) from None
-    problems += _idle_workers(experiment, changed, "")
+    named = changes.get("method.kind")
+    kind = named if isinstance(named, str) else spec.method.kind
+    readings = [read_trial(_nested(path, value), kind=kind, place="", where="clone") for path, value in changes.items()]
+    problems = list(dict.fromkeys(problem for reading in readings for problem in reading.problems))
     if problems:
         raise ExperimentError(problems)
+    values = {path: value for reading in readings for path, value in reading.constants.items()}
+    try:
+        changed = TrialSpec.model_validate(_with_values(spec, values))
+    except ValidationError as error:
+        raise ExperimentError(problems_of(error, TrialSpec)) from None
+    if problems := list(_idle_workers(experiment, changed, "")):
+        raise ExperimentError(problems)
     return changed
+
+
+def _with_values(spec: TrialSpec, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial as a tree, each value put where its dotted path says. Another kind of method begins with its defaults."""
+    tree = spec.model_dump()
+    kind = values.get("method.kind", spec.method.kind)
+    if kind != spec.method.kind:
+        tree["method"] = {"kind": kind}  # a rank under `trial:` means nothing to a full fine-tune
+    for path, value in values.items():
+        _put(tree, path, value)
+    return tree
 
 
 def weights_fit(trained: LoraMethod | FullMethod, method: LoraMethod | FullMethod) -> bool:
@@ -125,21 +122,49 @@ def weights_fit(trained: LoraMethod | FullMethod, method: LoraMethod | FullMetho
 def check_search(experiment: ExperimentSpec) -> None:
     """Proves that every corner of the space is a valid trial, before anything starts.
 
-    Raises ExperimentError with all problems: impossible values, and batches too small for the workers.
+    Raises ExperimentError with all problems: what cannot be read, impossible values, batches too small for the workers.
     """
     problems: dict[str, Problem] = {}
-    for branch in branches_of(experiment).values():
-        if experiment.search.sampler == "grid":
-            for path, domain in branch.domains.items():
-                if domain.points() is None:
-                    place = f"search.space.{branch.name}.{path}"
-                    text = "sampler grid needs choice, grid or integer here; a continuous range has no grid"
-                    problems[place] = Problem(place=place, text=text)
-        for values in corners(branch):
-            for problem in _problems_at(experiment, branch, values):
-                problems.setdefault(str(problem), problem)
+    readings = _readings(experiment)
+    for name, reading in readings.items():
+        found = reading.problems or _problems_of_branch(experiment, _branch(name, reading))
+        problems.update({str(problem): problem for problem in found})
+    if not problems:
+        problems = {str(problem): problem for problem in _too_few_trials(experiment)}
     if problems:
         raise ExperimentError(list(problems.values()))
+
+
+def _problems_of_branch(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
+    yield from _misnamed(experiment, branch)
+    if experiment.search.sampler == "grid":
+        for path, domain in branch.domains.items():
+            if domain.points() is None:
+                text = "sampler grid needs choice, grid or integer here; a continuous range has no grid"
+                yield Problem(place=f"search.space.{branch.name}.{path}", text=text)
+    for values in corners(branch):
+        yield from _problems_at(experiment, branch, values)
+
+
+def _misnamed(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
+    """A branch that is named after one method and trains another."""
+    kind = branch.constants.get("method.kind", experiment.trial.method.kind)
+    if branch.name in KINDS and branch.name != kind:
+        text = f"is named after the method {branch.name} and trains {kind}"
+        way_out = f"give it method.kind: {branch.name}, or another name"
+        yield Problem(place=f"search.space.{branch.name}", text=f"{text}: {way_out}")
+
+
+def _too_few_trials(experiment: ExperimentSpec) -> Iterator[Problem]:
+    search, trials = experiment.search, num_trials(experiment)
+    needed = len(search.space)
+    if trials < needed:
+        said = trials if search.trials else f"{trials}, the default,"
+        text = f"{said} cannot be shared by {needed} branches: each needs a trial; set search.trials: {needed} or more"
+        yield Problem(place="search.trials", text=text)
+    if search.trials is None and trials > MOST_TRIALS_OF_A_GRID:
+        text = f"the grid has {trials:,} points; list fewer values, or set how many trials may run"
+        yield Problem(place="search.trials", text=text)
 
 
 def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
@@ -230,21 +255,6 @@ def may_quantize(experiment: ExperimentSpec) -> bool:
     )
 
 
-def _domain_kind(leaf: Any) -> str | None:
-    if isinstance(leaf, dict) and len(leaf) == 1:
-        (key,) = leaf
-        return key if key in DOMAINS else None
-    return None
-
-
-def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree and not _domain_kind(tree):
-        for key, subtree in tree.items():
-            yield from _leaves(subtree, (*path, str(key)))
-    else:
-        yield ".".join(path), tree
-
-
 def corners(branch: Branch) -> Iterator[dict[str, Any]]:
     """Every combination of extremes; where those are too many, each extreme of one domain beside the first of the others."""
     extremes = {path: domain.extremes() for path, domain in branch.domains.items()}
@@ -285,16 +295,21 @@ def value_at(spec: TrialSpec, path: str) -> Any:
     return node
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> bool:
-    """Sets what a dotted path names. False if something on the way to it has no keys."""
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets what a dotted path names. Raises ValueError if something on the way to it has no keys."""
     *parents, leaf = path.split(".")
     node: Any = tree
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            return False
+        node = node.get(parent) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise ValueError(f"{path}: there is no such value in a trial")
     node[leaf] = value
-    return True
+
+
+def _nested(path: str, value: Any) -> Any:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
 
 
 def _draws(branch: Branch, generator: random.Random) -> Iterator[dict[str, Any]]:
@@ -303,6 +318,11 @@ def _draws(branch: Branch, generator: random.Random) -> Iterator[dict[str, Any]]
 
 
 def _grid(branch: Branch) -> Iterator[dict[str, Any]]:
-    points = [domain.points() or [] for domain in branch.domains.values()]
-    for combination in itertools.product(*points):
-        yield dict(zip(branch.domains, combination, strict=True))
+    """Every point, the last domain varying fastest. None is made before it is asked for: a grid can be too long for that."""
+    points = {path: domain.points() or () for path, domain in branch.domains.items()}
+    for number in range(num_points(branch)):
+        values = {}
+        for path, choices in reversed(points.items()):
+            number, position = divmod(number, len(choices))
+            values[path] = choices[position]
+        yield {path: values[path] for path in points}

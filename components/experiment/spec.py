@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from components.experiment.annotations import is_numeric
 from components.storage.address import checked
 from components.storage.folder import Folder, folder_at
 
@@ -42,9 +43,27 @@ _LABEL_SELECTOR = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))")
 
 
 class Spec(BaseModel):
-    """Frozen, and an unknown key is an error (components/experiment/load.py names the nearest valid one)."""
+    """Frozen, and an unknown key is an error (components/experiment/problems.py names the nearest valid one).
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Numbers are finite, and `true` is none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """pydantic takes `true` for 1. As text it is refused, in its place and with all other problems."""
+        if not isinstance(values, dict):
+            return values
+        numeric = {name for name, field in cls.model_fields.items() if is_numeric(field.annotation)}
+        return {name: _booleans_as_text(value) if name in numeric else value for name, value in values.items()}
+
+
+def _booleans_as_text(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_booleans_as_text, value))
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _check_places(**fields: str | tuple[str, ...] | None) -> None:
