@@ -5,10 +5,11 @@ import socket
 
 import pytest
 
+from components.experiment.load import load_experiment
 from components.storage.folder import folder_at
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import tune
-from workflows.opening import lock_search
+from workflows.opening import _differences, lock_search
 
 EXPERIMENT = """
 name: toy
@@ -114,6 +115,29 @@ def test_an_impossible_range(place, capsys):
     assert status == 2
     assert "search.space.lora.optimizer.learning_rate" in message
     assert "log_uniform needs [low, high] with low < high, not [0.01, 0.001]" in message
+
+
+def test_a_range_in_the_words_of_another_tool(place, capsys):
+    status, message = refused(capsys, "toy.yaml", "--set", "search.space.lora.method.rank={min: 2, max: 4}")
+    assert status == 2
+    assert message.splitlines()[-1] == (
+        "  search.space.lora.method.rank: {min: 2, max: 4} is neither a value nor one range of choice, grid, integer;"
+        " write rank: {integer: [2, 4]}"
+    )
+
+
+def test_a_grid_says_how_many_points_it_tries_before_it_starts(place, capsys):
+    grid = "search.space={lora: {method: {rank: {grid: [1, 2, 3]}, alpha: {grid: [4, 8, 16, 32]}}}}"
+    changes = ["search.sampler=grid", "search.trials=", grid, "model.path=./nowhere"]
+    with pytest.raises(SystemExit):
+        tune.main(["toy.yaml", *(word for change in changes for word in ("--set", change))])
+    assert "search.sampler=grid: all 12 points are tried" in capsys.readouterr().out
+
+
+def test_a_search_is_the_same_whether_its_default_number_of_trials_was_written_or_not(place):
+    written, left_out, fewer = (load_experiment("toy.yaml", [f"search.trials={n}"]) for n in ("8", "", "7"))
+    assert _differences(written, left_out) == []
+    assert _differences(fewer, left_out) == ["search.trials: was 7, is 8"]
 
 
 def test_an_mlflow_server_that_does_not_answer(place, capsys):

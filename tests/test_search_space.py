@@ -399,6 +399,7 @@ REMARKS = [
         ["data.eval=b.jsonl", "data.eval_fraction=0.2"],
         ["data.eval_fraction does nothing: data.eval names what is held out"],
     ),
+    (["model.path=/", "model.revision=v2"], ["model.revision=v2 does nothing: model.path=/ is no hub id"]),
 ]
 
 

@@ -17,6 +17,7 @@ from components.conversations.formats import load_chat_format
 from components.conversations.preview import Decode, verbatim
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.remarks import experiment_remarks
+from components.experiment.space import num_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models.digest import model_digest
 from components.models.fetch import FETCHED
@@ -190,8 +191,11 @@ def _interrupted(written: ExperimentSpec, resume: str) -> SearchManifest:
 
 
 def _differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
-    """`path: was X, is Y` for each leaf in which they differ, tracking aside."""
-    before, after = (_leaves(spec.model_dump(mode="json", exclude={"tracking"})) for spec in (began, now))
+    """`path: was X, is Y` for each leaf in which they differ, tracking aside; defaults of `trials` count as written."""
+    before, after = (
+        {**_leaves(spec.model_dump(mode="json", exclude={"tracking"})), "search.trials": num_trials(spec)}
+        for spec in (began, now)
+    )
     paths = sorted(before.keys() | after.keys())
     return [
         f"{path}: was {before.get(path)!r}, is {after.get(path)!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,7 +19,7 @@ from components.experiment.space import (
     some_trial,
     value_at,
 )
-from components.experiment.spec import DataSpec, ExperimentSpec
+from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec
 
 
 def experiment_remarks(experiment: ExperimentSpec) -> list[str]:
@@ -31,6 +32,7 @@ def experiment_remarks(experiment: ExperimentSpec) -> list[str]:
         *_idle_schedules(experiment, branches),
         *_unused_resources(experiment, branches),
         *_unused_split(experiment.data),
+        *_unused_revision(experiment.model),
     ]
 
 
@@ -115,3 +117,8 @@ def _unused_split(data: DataSpec) -> Iterator[str]:
     written = [f"data.{name}" for name in ("eval_fraction", "split_seed") if name in data.model_fields_set]
     if data.eval is not None and written:
         yield f"{' and '.join(written)} {'do' if len(written) > 1 else 'does'} nothing: data.eval names what is held out"
+
+
+def _unused_revision(model: ModelSpec) -> Iterator[str]:
+    if model.revision is not None and ("://" in model.path or Path(model.path).expanduser().is_dir()):
+        yield f"model.revision={model.revision} does nothing: model.path={model.path} is no hub id"
