@@ -77,6 +77,14 @@ BROKEN_LINES = {
         record(("user", "hi"), ("user", "ho"), ("assistant", "yo")),
         'line 9: message 2 is from "user" after "user"; roles must alternate',
     ),
+    "a misspelt key": (
+        json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "los": 0}]}),
+        'line 9: message 2 has the unknown key "los"; did you mean "loss"? (data.unknown_keys=ignore reads on without it)',
+    ),
+    "a key that stands twice": (
+        '{"messages": [{"role": "user", "content": "hi", "content": "ho"}, {"role": "assistant", "content": "yo"}]}',
+        'line 9: messages > 1: has the key "content" more than once; only one of its values could count',
+    ),
     "nothing scored": (
         json.dumps(
             {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "loss": 0}]}
@@ -100,7 +108,7 @@ def test_a_broken_conversation(place, capsys, kind):
 def test_all_broken_conversations_are_named_together(place, capsys):
     (place / "data.jsonl").write_text("".join(line.rstrip() + "\n" for line, _ in BROKEN_LINES.values()))
     _, message = refused(capsys, "toy.yaml")
-    assert [f"line {number}: " in message for number in range(1, 6)] == [True] * 5
+    assert [f"line {number}: " in message for number in range(1, 8)] == [True] * 7
 
 
 def test_an_unknown_key(place, capsys):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 WEIGHTS = ("loss", "weight")  # numbers; true and false are 1 and 0, as ChatGLM3's own data has them
 SWITCHES = ("train", "training")
 LOSS_KEYS = (*WEIGHTS, *SWITCHES)
-SMALLEST = 2.0**-126  # weights are kept in fp32: below it and above the largest they would become others
-LARGEST = (2 - 2**-23) * 2.0**127
+# Beside a weight of 1, less would be lost in float32, which losses are summed in, and more would lose the others.
+LOSS_WEIGHTS = (1e-6, 1e6)
+MOST_SHOWN_OF_A_VALUE = 40
 
 
 def weight_of(keys: dict[str, Any]) -> float:
@@ -39,14 +39,22 @@ def _given(keys: dict[str, Any]) -> dict[str, Any]:
 
 def _broken(given: dict[str, Any]) -> Iterator[str]:
     for key in WEIGHTS:
-        value = given.get(key, 0)
-        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-            yield f"has the loss weight {value!r}; it must be a number, 0 or more"
-        elif value and not SMALLEST <= value <= LARGEST:
-            yield f"has the loss weight {value!r}; it must be 0, or lie within {SMALLEST:.3g} and {LARGEST:.3g} (fp32)"
+        if not _is_weight(given.get(key, 0)):
+            least, most = LOSS_WEIGHTS
+            yield f"has the loss weight {_short(given[key])}; it must be 0, or a number from {least:g} to {most:g}"
     for key in SWITCHES:
         if not isinstance(given.get(key, True), bool):
             yield f"has {key}: {given[key]!r}; it must be true or false"
+
+
+def _is_weight(weight: Any) -> bool:
+    least, most = LOSS_WEIGHTS
+    return isinstance(weight, int | float) and (weight == 0 or least <= weight <= most)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN_OF_A_VALUE else f"{text[:MOST_SHOWN_OF_A_VALUE]}..."
 
 
 def _contradictions(given: dict[str, Any]) -> Iterator[str]:
