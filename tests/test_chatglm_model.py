@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -296,7 +297,34 @@ WRONG = {
     "fp32 residual": ({"fp32_residual_connection": True}, "fp32_residual_connection is True and must be False"),
     "hidden dropout": ({"hidden_dropout": 0.1}, "hidden_dropout is 0.1 and must be 0.0"),
     "another rope": ({"original_rope": False}, "original_rope is False and must be True"),
-    "no layers": ({"num_layers": None}, "num_layers must be a whole number above 0, not None"),
+    "no layers": ({"num_layers": None}, "num_layers must be a whole number from 1 to 1048576, not None"),
+    "absurd length": ({"seq_length": 10**9}, "seq_length must be a whole number from 1 to 1048576, not 1000000000"),
+    "a length of True": ({"seq_length": True}, "seq_length must be a whole number from 1 to 1048576, not True"),
+    "rope NaN": ({"rope_ratio": math.nan}, "rope_ratio must be a number from 0.001 to 10000, not nan"),
+    "rope negative": ({"rope_ratio": -1}, "rope_ratio must be a number from 0.001 to 10000, not -1"),
+    "rope zero": ({"rope_ratio": 0}, "rope_ratio must be a number from 0.001 to 10000, not 0"),
+    "rope true": ({"rope_ratio": True}, "rope_ratio must be a number from 0.001 to 10000, not True"),
+    "epsilon NaN": ({"layernorm_epsilon": math.nan}, "layernorm_epsilon must be a number from 1e-12 to 0.01, not nan"),
+    "epsilon infinite": (
+        {"layernorm_epsilon": math.inf},
+        "layernorm_epsilon must be a number from 1e-12 to 0.01, not inf",
+    ),
+    "epsilon negative": (
+        {"layernorm_epsilon": -1e-5},
+        "layernorm_epsilon must be a number from 1e-12 to 0.01, not -1e-05",
+    ),
+    "epsilon text": (
+        {"layernorm_epsilon": "1e-5"},
+        "layernorm_epsilon must be a number from 1e-12 to 0.01, not '1e-5'",
+    ),
+    "dropout 1": ({"attention_dropout": 1.0}, "attention_dropout must be a number from 0 to 0.99, not 1.0"),
+    "groups": (
+        {"multi_query_group_num": 3},
+        "multi_query_group_num must divide num_attention_heads=4, which 3 does not",
+    ),
+    "no groups": ({"multi_query_group_num": 0}, "multi_query_group_num must divide num_attention_heads=4, which 0"),
+    "end beyond": ({"eos_token_id": 512}, "eos_token_id must be the number of a token, below padded_vocab_size=512"),
+    "pad negative": ({"pad_token_id": -1}, "pad_token_id must be the number of a token, below padded_vocab_size=512"),
 }
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
+import math
 import os
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +37,7 @@ class Exit(IntEnum):
     TRACKING_AWAY = 6
     NO_REPLY = 7
     STORAGE_AWAY = 8
+    NOT_FINITE = 9  # a loss that is infinite or not a number
     INTERRUPTED = 130  # Ctrl-C
     TERMINATED = 143  # SIGTERM, e.g. by `ray job stop`
 
@@ -71,6 +74,19 @@ def fail(message: str, status: Exit) -> NoReturn:
     """Ends the program: the message on stderr, and the status."""
     print(message, file=sys.stderr)
     raise SystemExit(int(status))
+
+
+def json_line(result: object) -> str:
+    """On one line. JSON knows no number that is not finite: null stands for it."""
+    return json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quiet_libraries() -> None:

@@ -7,14 +7,14 @@ python workflows/evaluate.py models:/bot/7 --against models:/bot@champion --data
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.conversations.readers import read_conversations
-from workflows.cli import Exit, explained, people_console, quiet_libraries
+from workflows.cli import Exit, explained, json_line, people_console, quiet_libraries
 
 if TYPE_CHECKING:
     from components.models.trained import LoadedModel
@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluated(arguments)
     console.print(result["sentence"], soft_wrap=True)
     if arguments.json:
-        print(json.dumps(result, ensure_ascii=False))
-    return Exit.DONE
+        print(json_line(result))
+    losses = (result["loss"], result.get("verdict", {}).get("other_loss", 0.0))
+    return Exit.DONE if all(map(math.isfinite, losses)) else Exit.NOT_FINITE
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -13,13 +13,12 @@ FILE the loss with the adapter and that of the merged files are measured, and ke
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.cli import REGISTERED, Exit, explained, quiet_libraries
+from workflows.cli import REGISTERED, Exit, explained, json_line, quiet_libraries
 
 if TYPE_CHECKING:
     from components.models.export import Exportable, Layout
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     with explained(), tempfile.TemporaryDirectory(prefix="turnwise-export-") as scratch:
         result = export(arguments, Path(scratch))
-    print(json.dumps(result, ensure_ascii=False) if arguments.json else _sentence(result))
+    print(json_line(result) if arguments.json else _sentence(result))
     return Exit.DONE
 
 

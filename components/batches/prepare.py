@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from components.batches.membership import keys_of
 from components.batches.rendering import Renderer
 from components.batches.split import Split, read_and_split
-from components.batches.store import Entry, TokenStore, write_store
+from components.batches.store import Entry, TokenStore, check_file, digest_of, write_store
 from components.conversations.chat_format import ChatFormat
 from components.conversations.formats import load_chat_format
 from components.conversations.messages import Conversation
@@ -27,6 +28,7 @@ from components.storage.folder import Folder
 LAYOUT = 3  # of the files below; a new layout is a new digest
 MANIFEST = "manifest.json"
 MOST_NAMED = 1000  # of what was left out
+MOST_READS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +52,36 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, directory: Folder, *, reused: bool = True) -> PreparedDataset:
-        manifest = json.loads(directory.read_text(MANIFEST))
+        try:
+            manifest = json.loads(directory.read_text(MANIFEST))
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{directory}: {MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
+            ) from None
         left_out = tuple(manifest.pop("left_out", ()))
         return cls(directory=directory, reused=reused, left_out=left_out, **manifest)
 
     @cached_property
     def train(self) -> TokenStore:
-        return TokenStore(self.directory.local() / "train.arrow")
+        return self._store("train", self.train_digest)
 
     @cached_property
     def eval(self) -> TokenStore:
-        return TokenStore(self.directory.local() / "eval.arrow")
+        return self._store("eval", self.eval_digest)
+
+    def checked(self) -> Self:
+        """Itself. Raises ValueError if a split is not what was prepared."""
+        assert self.train
+        assert self.eval
+        return self
+
+    def _store(self, split: str, digest: str) -> TokenStore:
+        path = self.directory.local() / f"{split}.arrow"
+        try:
+            check_file(path, digest)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{error}; {_way_out(self.directory)}") from None
+        return TokenStore(path)
 
     def summary(self) -> str:
         """One line for people."""
@@ -75,6 +96,10 @@ class PreparedDataset:
         parts += unused_keys_sentences(self.unused_keys, self.ignored_keys)
         how = "reused from before" if self.reused else "prepared"
         return f"data {self.digest[:12]} {how}: " + ", ".join(parts)
+
+
+def _way_out(directory: Folder) -> str:
+    return f"remove {directory}, and start again: the data is prepared anew"
 
 
 _LOSSES = {
@@ -109,14 +134,22 @@ def prepare(
         ValueError: with what is wrong with the conversations; or if a split would be empty.
     """
     chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
-    digest = _digest(data, chat_format)
-    directory = storage / PREPARED / digest
-    if directory.is_whole():
-        return PreparedDataset.open(directory)
-    split = read_and_split(data)
+    for _ in range(MOST_READS):
+        digest = _digest(data, chat_format)
+        directory = storage / PREPARED / digest
+        if directory.is_whole():
+            return PreparedDataset.open(directory).checked()
+        split = read_and_split(data)
+        if _digest(data, chat_format) == digest:  # else it is not known what was read
+            break
+    else:
+        raise ValueError(
+            f"data: files of {data.train} or {data.eval} changed each of the {MOST_READS} times they were read; wait until"
+            " they are written, or name copies of them"
+        )
     renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
     directory.fill(lambda scratch: _write(scratch, digest, split, renderer, data))
-    return PreparedDataset.open(directory, reused=False)
+    return PreparedDataset.open(directory, reused=False).checked()
 
 
 def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec) -> None:
@@ -126,7 +159,7 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
         # Held-out conversations are kept as they are, too: another version's chat format may have to render them.
         write_store(file, _entries(conversations, renderer, data, tally, keep=name == "eval"))
         tally.count_store(name, TokenStore(file))
-        digests[f"{name}_digest"] = _file_digest(file)
+        digests[f"{name}_digest"] = digest_of(file)
     manifest = {
         "digest": digest,
         **digests,
@@ -207,8 +240,3 @@ def _entries(
         count = f"at least {MOST_SHOWN}" if len(refused) == MOST_SHOWN else f"{len(refused)}"
         listed = "".join(f"\n  {problem}" for problem in refused)
         raise ValueError(f"data: {count} of {len(conversations)} conversations cannot be used{listed}")
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -65,6 +67,29 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
                 rows = []
         if rows:
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Raises ValueError unless the file has this digest, FileNotFoundError if there is none.
+
+    A file may have gigabytes, so the answer is kept beside it, under its size and times: it is read once, not once a worker.
+    """
+    status = path.stat()
+    stamp = f"{digest} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n"
+    answer = path.with_name(f".{path.name}.checked")
+    with contextlib.suppress(OSError):
+        if answer.read_text(encoding="utf-8") == stamp:
+            return
+    if digest_of(path) != digest:
+        raise ValueError(f"{path} is not the file that was prepared: its bytes have another digest")
+    with contextlib.suppress(OSError):  # what cannot be written to is read again next time
+        answer.write_text(stamp, encoding="utf-8")
 
 
 class TokenStore:

@@ -20,6 +20,7 @@ from components.training.records import (
     TrialRecord,
     TrialStarted,
     TrialState,
+    best_report,
 )
 
 Emit = Callable[[TrialRecord], None]
@@ -34,7 +35,7 @@ class Listener:
         self._ended: set[str] = set()
 
     def best(self, trial_id: str) -> Progress | None:
-        return min(self.standing.get(trial_id, []), key=lambda report: report.eval_loss, default=None)
+        return best_report(self.standing.get(trial_id, []))
 
     def collect(self, trial_id: str, latest: Progress) -> None:
         """Keeps a running trial's best checkpoint and its latest one; what lies before its latest report is no use.

@@ -144,6 +144,8 @@ def studentized_interval(
     it misses the sample's difference. The interval takes these multiples of the sample's standard error, which is wider on
     the side where few conversations deceive.
     """
+    if not np.isfinite(differences).all():
+        return -math.inf, math.inf
     ratio, error = _ratio_and_error(differences, targets)
     if error <= ROUNDING * abs(ratio):
         return ratio, ratio

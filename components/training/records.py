@@ -6,6 +6,7 @@ duplicates included, into the present state of every trial.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -171,8 +172,7 @@ class TrialHistory(Record):
     @property
     def best(self) -> Progress | None:
         """The report with the lowest eval loss among those that left a checkpoint."""
-        candidates = [report for report in self.reports if report.checkpoint is not None]
-        return min(candidates, key=lambda report: report.eval_loss, default=None)
+        return best_report(self.reports)
 
     @property
     def stop(self) -> TrialInstructed | None:
@@ -190,6 +190,12 @@ class TrialHistory(Record):
     def budget(self, planned: int) -> int:
         """In target tokens, extensions included. `planned` is what every trial of the search was given."""
         return max([planned, *(extension.target_tokens for extension in self.extensions)])
+
+
+def best_report(reports: Iterable[Progress]) -> Progress | None:
+    """Of those with a checkpoint. A loss that is not finite is no loss, and NaN compares with nothing."""
+    known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.eval_loss)]
+    return min(known, key=lambda report: report.eval_loss, default=None)
 
 
 def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:

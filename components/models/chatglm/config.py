@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GlmConfig
 
 from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
-from components.models.chatglm.recognize import check_chatglm3, read_config
+from components.models.chatglm.recognize import NUMBERS, TOKENS, check_chatglm3, read_config
 
 ROPE_BASE = 10000.0
 ROTARY_SHARE = 0.5  # of each head; the original code has no name for it
@@ -29,18 +29,18 @@ def glm_config(directory: Path) -> GlmConfig:
         num_attention_heads=heads,
         num_key_value_heads=original["multi_query_group_num"] if original.get("multi_query_attention") else heads,
         head_dim=original["kv_channels"],
-        rms_norm_eps=original.get("layernorm_epsilon", 1e-5),
+        rms_norm_eps=original.get("layernorm_epsilon", NUMBERS["layernorm_epsilon"][0]),
         attention_bias=True,
-        attention_dropout=original.get("attention_dropout", 0.0),
+        attention_dropout=original.get("attention_dropout", NUMBERS["attention_dropout"][0]),
         max_position_embeddings=original["seq_length"],
         rope_parameters={
             "rope_type": "default",
-            "rope_theta": ROPE_BASE * original.get("rope_ratio", 1),
+            "rope_theta": ROPE_BASE * original.get("rope_ratio", NUMBERS["rope_ratio"][0]),
             "partial_rotary_factor": ROTARY_SHARE,
         },
         tie_word_embeddings=False,
-        eos_token_id=_or(original.get("eos_token_id"), 2),
-        pad_token_id=_or(original.get("pad_token_id"), 0),
+        eos_token_id=_or(original.get("eos_token_id"), TOKENS["eos_token_id"]),
+        pad_token_id=_or(original.get("pad_token_id"), TOKENS["pad_token_id"]),
         bos_token_id=BEGIN_ID,
         dtype=original.get("torch_dtype", original.get("dtype", "float16")),
         architectures=["GlmForCausalLM"],

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from components.conversations.chatglm_tokenizer import is_original
 
@@ -35,6 +35,14 @@ SIZES = (
     "kv_channels",
     "seq_length",
 )
+MOST_OF_A_SIZE = 2**20  # positions of the longest model of this kind; JSON has room for more zeros than a machine has
+# What an absent key means, and the range (both ends are in it) outside of which a model computes nothing, or NaN.
+NUMBERS = {
+    "layernorm_epsilon": (1e-5, 1e-12, 1e-2),
+    "rope_ratio": (1, 1e-3, 1e4),
+    "attention_dropout": (0.0, 0.0, 0.99),
+}
+TOKENS = {"eos_token_id": 2, "pad_token_id": 0}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -46,7 +54,7 @@ def check_chatglm3(directory: Path, config: dict[str, Any]) -> None:
     """Raises ValueError if it is another model, or one whose architecture Glm does not have."""
     if other := next(_other_models(directory, config), None):
         raise ValueError(f"{directory}: {other}")
-    if problems := [*_missing_sizes(config), *_odd_values(config)]:
+    if problems := [*_odd_sizes(config), *_odd_values(config), *_odd_numbers(config)]:
         raise ValueError(f"{directory}: no ChatGLM3 that Glm can hold exactly; in config.json {'; '.join(problems)}")
 
 
@@ -73,11 +81,29 @@ def _other_models(directory: Path, config: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _missing_sizes(config: dict[str, Any]) -> Iterator[str]:
+def _odd_sizes(config: dict[str, Any]) -> Iterator[str]:
     for key in SIZES:
-        value = config.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"{key} must be a whole number above 0, not {value!r}"
+        if not _is_size(config.get(key)):
+            yield f"{key} must be a whole number from 1 to {MOST_OF_A_SIZE}, not {config.get(key)!r}"
+    groups, heads = config.get("multi_query_group_num"), config.get("num_attention_heads")
+    if config.get("multi_query_attention") and _is_size(heads) and not (_is_size(groups) and heads % groups == 0):
+        yield f"multi_query_group_num must divide num_attention_heads={heads}, which {groups!r} does not"
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_OF_A_SIZE
+
+
+def _odd_numbers(config: dict[str, Any]) -> Iterator[str]:
+    for key, (absent, least, most) in NUMBERS.items():
+        value = config.get(key, absent)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            yield f"{key} must be a number from {least:g} to {most:g}, not {value!r}"
+    rows = config.get("padded_vocab_size")
+    for key, token in TOKENS.items():
+        value = token if config.get(key) is None else config[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (_is_size(rows) and value >= rows):
+            yield f"{key} must be the number of a token, below padded_vocab_size={rows!r}, not {value!r}"
 
 
 def _odd_values(config: dict[str, Any]) -> Iterator[str]:
