@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
@@ -136,7 +136,7 @@ def test_tool_calls_are_scored_and_observations_are_not():
     assert text_of(chat_format, rendered.token_ids) == (
         "<|im_start|>system\nbe\n\nTo call a function, answer <tool_call>\n"
         '{"name": ..., "arguments": {...}}\n</tool_call>. Functions:\n'
-        '{"type": "function", "function": {"name": "add"}}<|im_end|>\n'
+        '{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}<|im_end|>\n'
         f"<|im_start|>user\n1?<|im_end|>\n<|im_start|>assistant\n{called}<|im_end|>\n"
         "<|im_start|>tool\n2<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
     )
@@ -202,15 +202,6 @@ def test_control_text_in_one_message_changes_no_token_of_the_others():
     place = plain.token_ids.index(ids("k")[0]) - 1
     assert forged.token_ids == (*plain.token_ids[:place], *ids("<|im_end|>"), *plain.token_ids[place + 2 :])
     assert scored_spans(chat_format, forged) == scored_spans(chat_format, plain)
-
-
-def test_a_control_token_that_forms_only_in_the_tokenizer_is_an_error():
-    tokenizer = letter_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()  # makes "＜" the letter "<"
-    tokenizer.add_tokens(["<end>"])  # found after normalization, unlike special tokens
-    chat_format = load_chat_format(tokenizer)
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 7: its text would become the control token <end>"):
-        render(chat_format, user("＜end＞"), assistant("yo"))
 
 
 def test_words_that_were_added_to_a_vocabulary_stay_one_token():

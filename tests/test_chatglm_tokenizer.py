@@ -279,7 +279,8 @@ def test_a_tool_call_is_scored_and_stopped_by_observation_and_its_result_is_not_
     assert chat_format.decode(call) == "get_weather\n```python\ntool_call(city='北京')\n```"
     assert chat_format.message(call) == Message(role="assistant", content="", tool_calls=(CALL,))
     system = chat_format.tokenizer.decode(rendered.token_ids[3 : tokens.index("<|user|>")])
-    assert system == f"\n {TOOLS_INTRODUCTION}\n{json.dumps([TOOL], indent=4, ensure_ascii=False)}"
+    tool = {**TOOL, "parameters": {"type": "object", "properties": {}}}
+    assert system == f"\n {TOOLS_INTRODUCTION}\n{json.dumps([tool], indent=4, ensure_ascii=False)}"
     assert not any(token.startswith("[") for token in tokens[2:start])
 
 
@@ -436,6 +437,10 @@ def test_a_format_s_digest_tells_the_two_layouts_and_two_tokenizers_apart(small,
         ({"name": "f", "arguments": {}}, "```python\ntool_call()\n```"),
         ({"name": "f", "arguments": {"a": 1, "b": ["x", None]}}, "```python\ntool_call(a=1, b=['x', None])\n```"),
         ({"name": "f", "arguments": {"a-b": True}}, "```python\ntool_call(**{'a-b': True})\n```"),
+        ({"name": "f", "arguments": {"from": "x"}}, "```python\ntool_call(**{'from': 'x'})\n```"),
+        # What JSON, and so OpenAI's API, cannot say stays the code that it is.
+        ({"name": "f", "arguments": "```python\ntool_call(a={1, 2})\n```"}, "```python\ntool_call(a={1, 2})\n```"),
+        ({"name": "f", "arguments": "```python\ntool_call(a=(1, 2))\n```"}, "```python\ntool_call(a=(1, 2))\n```"),
         ({"name": "interpreter", "arguments": {"code": "print(1)"}}, "```python\nprint(1)\n```"),
         ({"name": "f", "arguments": "as it is"}, "as it is"),
         (

@@ -251,7 +251,10 @@ def test_what_a_stream_returns_is_the_message_it_made(base, said):
     assert [next(stream), next(stream)] == ["a", "b"]
     with pytest.raises(StopIteration) as ended:
         next(stream)
-    assert ended.value.value == Message(role="assistant", content="ab")
+    reply = ended.value.value
+    assert reply.message == Message(role="assistant", content="ab")
+    assert (reply.text, reply.finish_reason, reply.new_tokens) == ("ab", "stop", 3)
+    assert reply.prompt_tokens == len(base.chat_format.prompt(ASKED))
 
 
 def byte_tokenizer():

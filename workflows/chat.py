@@ -4,21 +4,26 @@
     python workflows/chat.py runs/quickstart/SEARCH/checkpoints/TRIAL/step_000042
     python workflows/chat.py smollm2-135m-instruct --message "Who are you?"
 
-In a conversation, /reset forgets it and /quit (or end of input) ends it.
+In a conversation, /reset forgets it and /quit (or end of input) ends it. Where the model calls tools, what is typed next
+are their results, one after another.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from components.conversations.messages import Message
+from components.conversations.openai_chat import openai_call
 from workflows.cli import Exit, explained, quiet_libraries
 
 if TYPE_CHECKING:
     from components.models.trained import LoadedModel
+    from components.training.generate import Reply
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from workflows.named import load_named
 
     with explained():
+        tools = _tools(arguments.tools)
         loaded = load_named(arguments.model, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
-    talk = Talk(loaded, arguments)
+    talk = Talk(loaded, arguments, tools)
     if arguments.message is not None:
         talk.ask(arguments.message)
         return Exit.DONE
@@ -40,6 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="models:/NAME@ALIAS, models:/NAME/VERSION, a directory, a hub id")
     parser.add_argument("--message", help="one question; the answer is printed and that is all")
     parser.add_argument("--system", help="a system message before the conversation")
+    parser.add_argument(
+        "--tools", type=Path, help="a JSON file: the list of tools that it may call, as in training data"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
     parser.add_argument("--chat-format", default="auto", help="of a base model; trained ones know theirs")
@@ -50,42 +59,69 @@ def make_parser() -> argparse.ArgumentParser:
 class Talk:
     """One conversation so far."""
 
-    def __init__(self, loaded: LoadedModel, arguments: argparse.Namespace) -> None:
-        self.loaded, self.arguments = loaded, arguments
+    def __init__(self, loaded: LoadedModel, arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> None:
+        self.loaded, self.arguments, self.tools = loaded, arguments, tools
         self.reset()
+
+    @property
+    def called(self) -> list[str]:
+        """The functions whose results are waited for."""
+        results = 0
+        while results < len(self.messages) and self.messages[-1 - results].role == "tool":
+            results += 1
+        calls = self.messages[-1 - results].tool_calls if results < len(self.messages) else ()
+        return [openai_call(call)[0] for call in calls][results:]
 
     def reset(self) -> None:
         system = self.arguments.system
         self.messages = [Message(role="system", content=system)] if system else []
 
-    def ask(self, question: str) -> None:
-        """Prints the answer as it is made."""
+    def ask(self, said: str) -> None:
+        """Prints the answer as it is made. `said` is a question, or the result of a call that waits for one."""
         from components.training.generate import stream_reply
 
-        self.messages.append(Message(role="user", content=question))
+        if waiting := self.called:
+            self.messages.append(Message(role="tool", content=said, name=waiting[0]))
+            if len(waiting) > 1:
+                return
+        else:
+            self.messages.append(Message(role="user", content=said))
         pieces = stream_reply(
             self.loaded,
             self.messages,
             max_new_tokens=self.arguments.max_new_tokens,
             temperature=self.arguments.temperature,
+            tools=self.tools,
         )
-        self.messages.append(_printed(pieces))
+        self.messages.append(_printed(pieces).message)
 
     def take_back(self) -> None:
         """Forgets a question that was not answered to its end."""
-        if self.messages and self.messages[-1].role == "user":
+        if self.messages and self.messages[-1].role in ("user", "tool"):
             self.messages.pop()
 
 
-def _printed(pieces: Generator[str, None, Message]) -> Message:
-    """Prints the pieces; returns the message they make up."""
+def _tools(file: Path | None) -> list[dict[str, Any]]:
+    if file is None:
+        return []
+    try:
+        tools = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--tools {file}: cannot be read: {error}") from None
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(f"--tools {file}: must hold a list of objects")
+    return tools
+
+
+def _printed(pieces: Generator[str, None, Reply]) -> Reply:
+    """Prints the pieces; returns the reply they make up."""
     while True:
         try:
             print(next(pieces), end="", flush=True)
         except StopIteration as ended:
             print()
-            message: Message = ended.value
-            return message
+            reply: Reply = ended.value
+            return reply
 
 
 def _converse(talk: Talk) -> int:
@@ -95,7 +131,7 @@ def _converse(talk: Talk) -> int:
         print("/reset forgets the conversation, /quit ends it")
     while True:
         try:
-            line = input("> " if by_hand else "").strip()
+            line = input(_asks(talk) if by_hand else "").strip()
         except (EOFError, KeyboardInterrupt):
             return Exit.DONE
         match line:
@@ -112,6 +148,11 @@ def _converse(talk: Talk) -> int:
                 except KeyboardInterrupt:
                     talk.take_back()
                     print("\n(stopped, and forgotten)")
+
+
+def _asks(talk: Talk) -> str:
+    called = talk.called
+    return f"result of {called[0]}> " if called else "> "
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ class ChatFormat(Protocol):
         """What the assistant said, for people, without the stop token."""
         ...
 
+    def words(self, token_ids: Sequence[int]) -> str:
+        """The words of an answer that is still being made, as far as they can no longer become part of a tool call."""
+        ...
+
     def message(self, token_ids: Sequence[int]) -> Message:
         """The same as a message of the conversation, tool calls apart where the format has them."""
         ...

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from mlflow.models import set_model
 from mlflow.pyfunc import ChatModel
@@ -21,12 +20,15 @@ from mlflow.types.llm import (
     ChatCompletionResponse,
     ChatMessage,
     ChatParams,
+    FunctionToolCallArguments,
     TokenUsageStats,
+    ToolCall,
 )
 
-from components.conversations.messages import Message, Role
+from components.conversations.messages import Message
+from components.conversations.openai_chat import messages_of, openai_call
 from components.models.trained import LoadedModel, load_trained
-from components.training.generate import reply_to, stream_reply
+from components.training.generate import Reply, reply_to, stream_reply
 
 PACKAGE = "package"
 MODEL = "turnwise"
@@ -37,7 +39,9 @@ NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
 class PackagedChatModel(ChatModel):  # type: ignore[misc]
     """Answers with the assistant's next message, and refuses what it cannot honor.
 
-    temperature (0 is greedy; MLflow sends 1 where a request says nothing), top_p, max_tokens and tools are honored.
+    temperature (0 is greedy; MLflow sends 1 where a request says nothing), top_p, max_tokens and tools are honored. Tools
+    whose schemas hold more than MLflow's types do ($defs, default, objects in objects) go into
+    custom_inputs: {"tools": [...]}.
     """
 
     loaded: LoadedModel
@@ -47,26 +51,46 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
 
     def predict(self, context: Any, messages: list[ChatMessage], params: ChatParams) -> ChatCompletionResponse:
         reply = reply_to(self.loaded, _messages(messages), **_settings(params))
-        choice = ChatChoice(
-            message=ChatMessage(role="assistant", content=reply.text),
-            finish_reason="stop" if reply.stopped else "length",
-        )
-        usage = TokenUsageStats(
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.new_tokens,
-            total_tokens=reply.prompt_tokens + reply.new_tokens,
-        )
-        return ChatCompletionResponse(choices=[choice], usage=usage, model=MODEL)
+        message = ChatMessage(role="assistant", content=reply.message.content, tool_calls=_tool_calls(reply.message))
+        choice = ChatChoice(message=message, finish_reason=reply.finish_reason)
+        return ChatCompletionResponse(choices=[choice], usage=_usage(reply), model=MODEL)
 
     def predict_stream(
         self, context: Any, messages: list[ChatMessage], params: ChatParams
     ) -> Iterator[ChatCompletionChunk]:
-        for piece in stream_reply(self.loaded, _messages(messages), **_settings(params)):
-            choice = ChatChunkChoice(delta=ChatChoiceDelta(content=piece))
-            yield ChatCompletionChunk(choices=[choice], model=MODEL)
-        yield ChatCompletionChunk(
-            choices=[ChatChunkChoice(delta=ChatChoiceDelta(content=""), finish_reason="stop")], model=MODEL
-        )
+        """Words as they are made; tool calls whole, with the last chunk."""
+        pieces = stream_reply(self.loaded, _messages(messages), only_words=True, **_settings(params))
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as ended:
+                reply: Reply = ended.value
+                break
+            yield _chunk(ChatChoiceDelta(content=piece))
+        delta = ChatChoiceDelta(content="", tool_calls=_tool_calls(reply.message))
+        yield _chunk(delta, finish_reason=reply.finish_reason, usage=_usage(reply))
+
+
+def _chunk(
+    delta: ChatChoiceDelta, finish_reason: str | None = None, usage: TokenUsageStats | None = None
+) -> ChatCompletionChunk:
+    return ChatCompletionChunk(
+        choices=[ChatChunkChoice(delta=delta, finish_reason=finish_reason)], usage=usage, model=MODEL
+    )
+
+
+def _usage(reply: Reply) -> TokenUsageStats:
+    return TokenUsageStats(
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.new_tokens,
+        total_tokens=reply.prompt_tokens + reply.new_tokens,
+    )
+
+
+def _tool_calls(message: Message) -> list[ToolCall] | None:
+    """Each with an id of its own, by which a tool message may answer it."""
+    calls = [openai_call(call) for call in message.tool_calls]
+    return [FunctionToolCallArguments(name, arguments).to_tool_call() for name, arguments in calls] or None
 
 
 def _settings(params: ChatParams) -> dict[str, Any]:
@@ -77,28 +101,26 @@ def _settings(params: ChatParams) -> dict[str, Any]:
         "max_new_tokens": params.max_tokens or MAX_TOKENS,
         "temperature": params.temperature,
         "top_p": 1.0 if params.top_p is None else params.top_p,
-        "tools": [tool.to_dict() for tool in params.tools or ()],
+        "tools": _tools(params),
     }
+
+
+def _tools(params: ChatParams) -> list[dict[str, Any]]:
+    custom = params.custom_inputs or {}
+    if odd := sorted(custom.keys() - {"tools"}):
+        raise ValueError(f"custom_inputs: {', '.join(odd)}: not supported; it may hold tools")
+    if "tools" not in custom:
+        return [tool.to_dict() for tool in params.tools or ()]
+    tools = custom["tools"]
+    if params.tools or not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("custom_inputs: tools must be a list of objects, and there can be no other tools beside them")
+    return tools
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
     if not messages:
         raise ValueError("messages: empty; the last one should be the user's question")
-    return [_message(number, message) for number, message in enumerate(messages, start=1)]
-
-
-def _message(number: int, message: ChatMessage) -> Message:
-    if message.role not in get_args(Role):
-        raise ValueError(f"message {number} is from {message.role!r}; roles are {', '.join(get_args(Role))}")
-    if not isinstance(message.content, str | None):
-        raise ValueError(f"message {number}: content must be text")
-    return Message(
-        role=message.role,
-        content=message.content or "",
-        tool_calls=tuple(asdict(call) for call in message.tool_calls or ()),
-        tool_call_id=message.tool_call_id,
-        name=message.name,
-    )
+    return messages_of([message.to_dict() for message in messages])
 
 
 def offer() -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from typing_extensions import TypedDict
 
 from components.conversations.messages import Message
+from components.conversations.openai_chat import messages_of
 
 FORM = '{"messages": [{"role": "user", "content": "..."}], "expect": "a word"}'
 
@@ -35,7 +36,7 @@ class Probe(BaseModel):
         return self
 
     def conversation(self) -> list[Message]:
-        return [Message(role=turn["role"], content=turn["content"]) for turn in self.messages]
+        return messages_of(self.messages)
 
 
 def load_probes(path: Path) -> tuple[Probe, ...]:

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,12 +21,23 @@ UNFINISHED = "\ufffd"  # what half a character decodes to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """`stopped`: by the model itself, with its stop token; otherwise it was cut off at max_new_tokens."""
+    """`stopped`: by the model itself, with its stop token; otherwise it was cut off at max_new_tokens.
+
+    `text` is all that was said, for people; `message` has tool calls apart.
+    """
 
     text: str
+    message: Message
     prompt_tokens: int
     new_tokens: int
     stopped: bool
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "tool_calls"]:
+        """As OpenAI's API has it."""
+        if not self.stopped:
+            return "length"
+        return "tool_calls" if self.message.tool_calls else "stop"
 
 
 def reply_to(
@@ -51,11 +62,16 @@ def reply_to(
     prompt_tokens = input_ids_1T.shape[1]
     made = output_1T[0, prompt_tokens:].tolist()
     said = _said(made, loaded)
+    return _reply(loaded, said, prompt_tokens=prompt_tokens, stopped=len(said) < len(made))
+
+
+def _reply(loaded: LoadedModel, said: list[int], *, prompt_tokens: int, stopped: bool) -> Reply:
     return Reply(
         text=loaded.chat_format.decode(said),
+        message=loaded.chat_format.message(said),
         prompt_tokens=prompt_tokens,
-        new_tokens=min(len(said) + 1, len(made)),  # the stop token is one of them
-        stopped=len(said) < len(made),
+        new_tokens=len(said) + stopped,  # the stop token is one of them
+        stopped=stopped,
     )
 
 
@@ -79,10 +95,14 @@ def stream_reply(
     temperature: float = 0.0,
     top_p: float = 1.0,
     tools: Sequence[dict[str, Any]] = (),
-) -> Generator[str, None, Message]:
-    """The text of reply_to, piece by piece as it is made, never half a character; what it returns is the whole message.
+    only_words: bool = False,
+) -> Generator[str, None, Reply]:
+    """The text of reply_to, piece by piece as it is made, never half a character; what it returns is the whole reply.
 
     Who stops listening stops the model.
+
+    Args:
+        only_words: the pieces make up the message's content; what may be a tool call is held back until it is none.
     """
     input_ids_1T = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
     settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
@@ -91,26 +111,34 @@ def stream_reply(
     speaking = threading.Thread(target=mouth.speak, args=(loaded.model, settings), name="generate", daemon=True)
     speaking.start()
     try:
-        return (yield from _pieces(mouth.tokens(), loaded))
+        said, stopped = yield from _pieces(mouth.tokens(), loaded, only_words=only_words)
+        return _reply(loaded, said, prompt_tokens=input_ids_1T.shape[1], stopped=stopped)
     finally:
         mouth.hush.now.set()
         speaking.join()
 
 
-def _pieces(tokens: Iterator[int], loaded: LoadedModel) -> Generator[str, None, Message]:
+def _pieces(
+    tokens: Iterator[int], loaded: LoadedModel, *, only_words: bool = False
+) -> Generator[str, None, tuple[list[int], bool]]:
+    """Returns the tokens without the stop, and whether there was one."""
+    chat_format = loaded.chat_format
+    read = chat_format.words if only_words else chat_format.decode
     token_ids: list[int] = []
     shown = text = ""
+    stopped = False
     for token in tokens:
-        if token in loaded.chat_format.stop_token_ids:
+        if stopped := token in chat_format.stop_token_ids:
             break
         token_ids.append(token)
-        text = loaded.chat_format.decode(token_ids)
+        text = read(token_ids)
         if text.startswith(shown) and text != shown and not text.endswith(UNFINISHED):
             yield text[len(shown) :]
             shown = text
+    text = chat_format.message(token_ids).content if only_words else text
     if text != shown:
         yield text[len(shown) :]
-    return loaded.chat_format.message(token_ids)
+    return token_ids, stopped
 
 
 class _Hush(StoppingCriteria):  # type: ignore[misc]

@@ -7,12 +7,13 @@ Of a conversation of user A, assistant B, user C, assistant D the bracketed toke
 
 In use there is no </s> between turns, so the role that speaks next is what an answer must end with. What follows a role
 token is two texts, each encoded alone: a line of metadata (the name of the tool in a call, else empty) and the content.
-Control tokens come from the structure alone: a text that looks like one is encoded as text.
+Control tokens come from the structure alone: a text that looks like one is encoded as text (see control_text.py).
+
+Tools stand in the system message as the official code has them, without OpenAI's envelope.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,11 +22,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from components.conversations.canonical import canonical
 from components.conversations.formats.chatglm3_calls import call_of, code_of
+from components.conversations.formats.control_text import AddedTexts, ControlText
 from components.conversations.messages import Conversation, Message, reasoning_is_not_shown
 from components.conversations.rendered import RenderedConversation
 
-VERSION = 1  # raise it when a change here renders anything otherwise: prepared data is addressed by it
+VERSION = 2  # raise it when a change here renders anything otherwise: prepared data is addressed by it
 COMMANDS = (
     "[MASK]",
     "[gMASK]",
@@ -44,8 +47,12 @@ TOOLS_INTRODUCTION = (
 
 # For those who use the tokenizer without this file; texts that look like control tokens are not safe there.
 _TEMPLATE = """\
+{%- set bare = namespace(tools=[]) -%}
+{%- for tool in tools or [] -%}
+{%- set bare.tools = bare.tools + [tool['function'] if tool['function'] else tool] -%}
+{%- endfor -%}
 {%- macro introduced(content) -%}
-{%- if tools %}{{ content + '\\n' + (tools | tojson(indent=4)) }}{% else %}{{ content }}{% endif -%}
+{%- if tools %}{{ content + '\\n' + (bare.tools | tojson(indent=4)) }}{% else %}{{ content }}{% endif -%}
 {%- endmacro -%}
 {%- macro turn(role, metadata, content) -%}
 {{ '<|' + role + '|>' + metadata + '\\n' + (' ' + content if content else '') }}
@@ -101,13 +108,12 @@ class ChatGLM3Format:
             raise ValueError(f"chat_format {name}: the tokenizer has no {', '.join(COMMANDS)}; it is not ChatGLM3's")
         self.tokenizer, self.name, self.ends_turns = tokenizer, name, ends_turns
         self.template = TEMPLATE_THAT_ENDS_TURNS if ends_turns else CHAT_TEMPLATE
-        # A copy of its own that takes every text for text.
-        self._plain = copy.deepcopy(tokenizer.backend_tokenizer)
-        self._plain.encode_special_tokens = True
+        added = AddedTexts(tokenizer)
+        self.control = ControlText(tokenizer, added, set(COMMANDS), added.with_duty | set(COMMANDS))
         self.role_ids = {role: self._id(token) for role, token in ROLE_TOKENS.items()}
         self.start_ids = (self._id("[gMASK]"), self._id("sop"))
         self.end_id = int(tokenizer.eos_token_id)
-        self.newline_id = self._encode("\n")[-1]
+        self.newline_id = self.control.encode_said("\n", by_assistant=False)[-1]
         self.stop_token_ids: tuple[int, ...] = (self.end_id, self.role_ids["user"], self.role_ids["tool"])
         self.pad_token_id = int(tokenizer.pad_token_id)
 
@@ -137,6 +143,12 @@ class ChatGLM3Format:
         parts = [f"{metadata}\n{content}" if metadata else content for metadata, content in self._parts(token_ids)]
         return "\n".join(parts)
 
+    def words(self, token_ids: Sequence[int]) -> str:
+        *whole, last = self._stretches(token_ids)
+        settled = [*whole, last] if self.newline_id in last else whole
+        parts = [self._header_and_content(stretch) for stretch in settled]
+        return "\n".join(content for metadata, content in parts if not metadata)
+
     def message(self, token_ids: Sequence[int]) -> Message:
         """The answer as a message, tool calls apart, so that it can stand in the conversation from here on."""
         parts = self._parts(token_ids)
@@ -148,6 +160,7 @@ class ChatGLM3Format:
 
     def _draft(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> _Draft:
         """All messages, without what ends the last one (but with the </s> of an answer, where every answer has one)."""
+        messages, tools = canonical(messages, tools)
         draft = _Draft()
         draft.add(self.start_ids, 0.0)
         owed = 0.0  # with what weight the next role token is the stop of the answer before it
@@ -161,8 +174,9 @@ class ChatGLM3Format:
                     draft.stop(role_id, owed)
                 else:
                     draft.add([role_id], 0.0)
-                draft.add(self._encode(metadata + "\n"), own)
-                draft.add(self._encode(content), own)
+                in_words = message.role == "assistant" and not metadata
+                draft.add(self.control.encode_said(metadata + "\n", by_assistant=False), own)
+                draft.add(self.control.encode_said(content, by_assistant=in_words), own)
             if self.ends_turns and message.role == "assistant":
                 draft.stop(self.end_id, own)
             owed = 0.0 if self.ends_turns else own
@@ -174,25 +188,23 @@ class ChatGLM3Format:
                 raise ValueError(f"{source}: message {number}: {reasoning_is_not_shown(self.name)}")
 
     def _parts(self, token_ids: Sequence[int]) -> list[tuple[str, str]]:
-        """(metadata, content) of each stretch between <|assistant|> tokens."""
+        """(metadata, content) of each stretch."""
+        return [self._header_and_content(stretch) for stretch in self._stretches(token_ids)]
+
+    def _stretches(self, token_ids: Sequence[int]) -> list[list[int]]:
+        """What stands between <|assistant|> tokens."""
         stretches: list[list[int]] = [[]]
         for token_id in token_ids:
             if token_id == self.role_ids["assistant"]:
                 stretches.append([])
             else:
                 stretches[-1].append(token_id)
-        return [self._header_and_content(stretch) for stretch in stretches]
+        return stretches
 
     def _header_and_content(self, token_ids: list[int]) -> tuple[str, str]:
         """A stretch without a newline is all content: a model that has not learned the format yet."""
         cut = token_ids.index(self.newline_id) if self.newline_id in token_ids else -1
-        return self._text(token_ids[: max(cut, 0)]).strip(), self._text(token_ids[cut + 1 :])
-
-    def _text(self, token_ids: list[int]) -> str:
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._plain.encode(text, add_special_tokens=False).ids)
+        return self.control.decode(token_ids[: max(cut, 0)]).strip(), self.control.decode(token_ids[cut + 1 :])
 
     def _id(self, token: str) -> int:
         return int(self.tokenizer.convert_tokens_to_ids(token))
@@ -208,7 +220,8 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) ->
         return list(messages)
     given = bool(messages) and messages[0].role == "system"
     introduction = messages[0].content if given else TOOLS_INTRODUCTION
-    described = f"{introduction}\n{json.dumps(list(tools), indent=4, ensure_ascii=False)}"
+    bare = [tool.get("function", tool) for tool in tools]
+    described = f"{introduction}\n{json.dumps(bare, indent=4, ensure_ascii=False)}"
     return [Message(role="system", content=described), *messages[1 if given else 0 :]]
 
 

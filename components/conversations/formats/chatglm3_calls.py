@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import keyword
 import re
 from typing import Any
 
@@ -19,7 +20,7 @@ def code_of(call: dict[str, Any]) -> tuple[str, str]:
         return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     if name == INTERPRETER and set(arguments) == {"code"}:
         return name, _block(str(arguments["code"]))
-    if all(key.isidentifier() for key in arguments):
+    if all(key.isidentifier() and not keyword.iskeyword(key) for key in arguments):
         return name, _block(f"tool_call({', '.join(f'{key}={value!r}' for key, value in arguments.items())})")
     return name, _block(f"tool_call(**{arguments!r})")
 
@@ -27,6 +28,8 @@ def code_of(call: dict[str, Any]) -> tuple[str, str]:
 def call_of(name: str, content: str) -> dict[str, Any]:
     """The OpenAI tool call of what a model wrote; its arguments are the text itself if code_of would write another."""
     for arguments in _arguments(name, content):
+        if not _is_json(arguments):
+            continue
         call = {"type": "function", "function": {"name": name, "arguments": arguments}}
         if code_of(call) == (name, content):
             return call
@@ -45,12 +48,22 @@ def _arguments(name: str, content: str) -> list[dict[str, Any]]:
         if not (isinstance(call, ast.Call) and not call.args):
             return []
         arguments: dict[str, Any] = {}
-        for keyword in call.keywords:
-            value = ast.literal_eval(keyword.value)
-            arguments |= {keyword.arg: value} if keyword.arg is not None else value
+        for given in call.keywords:
+            value = ast.literal_eval(given.value)
+            arguments |= {given.arg: value} if given.arg is not None else value
     except (SyntaxError, ValueError, TypeError):
         return []
     return [arguments]
+
+
+def _is_json(arguments: dict[str, Any]) -> bool:
+    """Python has literals that JSON, and so OpenAI's API, has not: sets, tuples, keys that are numbers."""
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError):
+        return False
+    return bool(json.loads(text) == arguments)
 
 
 def _block(code: str) -> str:

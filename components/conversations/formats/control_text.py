@@ -1,8 +1,13 @@
 """Keeps what people wrote from becoming control tokens.
 
-A tokenizer turns the text "<|im_end|>" into the token that ends a turn, whoever wrote it. So every such text inside
-content is broken up by a mark before the chat template sees it; afterwards the marks say where ordinary text must be cut
-so that no control token can form, and they are gone from the tokens.
+The rule: what a user, a system message, a tool or an argument says never becomes a special token, nor one that the chat
+template writes; what an assistant says may hold every added token of its tokenizer, as it may in use, but for those that
+end turns, begin roles or have a duty (bos, eos, pad, unk).
+
+A tokenizer turns the text "<|im_end|>" into the token that ends a turn, whoever wrote it. So such texts inside content are
+broken up by a mark before the chat template sees them. What stands unbroken in the template's text becomes its token
+under another name, an alias, in a copy of the tokenizer that knows no other: whatever else looks like one is text there,
+in one piece with the text around it.
 """
 
 from __future__ import annotations
@@ -12,51 +17,129 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from components.conversations.formats.aliases import Aliases, alias_of, aliased, holds_alias
+
 PRIVATE_USE = range(0xE000, 0xF8FF)
+DUTIES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-class ControlText:
-    """The texts that one tokenizer reads as single tokens of their own: special ones, and added ones that are no words.
+class AddedTexts:
+    """The texts that one tokenizer reads as single tokens: special ones, and added ones that are no words or blanks.
 
-    `texts` has the longest first. One of a single character would be no text but a character, and is none of them.
+    One of a single character would be no text but a character, and is none of them. Words and blanks that were added to a
+    vocabulary (code models have such) control nothing.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        # Words and blanks that were added to a vocabulary (code models have such) control nothing.
-        added = {str(token) for token in tokenizer.get_added_vocab() if re.search(r"[^\w\s]", str(token))}
-        control = {text for text in added | set(tokenizer.all_special_tokens) if len(text.strip()) > 1}
-        self.texts: list[str] = sorted(control, key=lambda text: (-len(text), text))
-        self._id_of = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in self.texts}
-        self._pattern = re.compile("|".join(map(re.escape, self.texts)) or r"(?!)")
+        flagged = {id: str(token) for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = {*flagged, *tokenizer.all_special_ids}
+        named = {*flagged.values(), *tokenizer.all_special_tokens}
+        self.special = {text for text in named if len(text.strip()) > 1}
+        odd = {str(text) for text in tokenizer.get_added_vocab() if re.search(r"[^\w\s]", str(text))}
+        texts = self.special | {text for text in odd if len(text.strip()) > 1}
+        self.texts: list[str] = sorted(texts, key=lambda text: (-len(text), text))  # the longest first
+        self.pattern = re.compile("|".join(map(re.escape, self.texts)) or r"(?!)")
+        with_duty = {getattr(tokenizer, duty) for duty in DUTIES}
+        self.with_duty = {text for text in self.texts if text in with_duty}
 
-    def marked(self, value: Any) -> tuple[Any, str]:
-        """(value with every control text in its strings and keys broken up by a mark, the mark); "" if there was none."""
-        texts = list(_texts(value))
-        if not any(self._pattern.search(text) for text in texts):
-            return value, ""
+    def found(self, text: str) -> set[str]:
+        return set(self.pattern.findall(text))
+
+
+class ControlText:
+    """Encodes the text of one chat template.
+
+    Args:
+        from_all: texts that nobody may write; special ones are among them.
+        from_assistant: those of them that an assistant may not write either.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, added: AddedTexts, from_all: set[str], from_assistant: set[str]
+    ) -> None:
+        self.tokenizer, self.added = tokenizer, added
+        self.from_all, self.from_assistant = from_all | added.special | from_assistant, from_assistant
+        self.id_of = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in sorted(self.from_all)}
+        self._aliases: Aliases = {text: alias_of(number) for number, text in enumerate(self.id_of)}
+        self._backend = self._copy()
+        may_be_said = {self.id_of[text] for text in self.from_all - from_assistant}
+        self._unsaid = added.special_ids - may_be_said
+
+    def marked(self, said: Any, other: Any, source: str) -> tuple[Any, Any, str]:
+        """(what assistants said, all else, the mark by which every control text in their strings and keys is broken up).
+
+        The mark is "" if there was nothing to break up. Raises ValueError if a text holds an alias.
+        """
+        texts = [*_texts(said), *_texts(other)]
+        if any(holds_alias(text) for text in texts):
+            raise ValueError(
+                f"{source}: a text holds private characters that stand for control tokens here; leave them out"
+            )
+        if not any(self.added.pattern.search(text) for text in texts):
+            return said, other, ""
         mark = next(chr(code) for code in PRIVATE_USE if not any(chr(code) in text for text in texts))
-        return _mapped(value, lambda text: self._break(text, mark)), mark
+        return (
+            _mapped(said, lambda text: self._break(text, self.from_assistant, mark)),
+            _mapped(other, lambda text: self._break(text, self.from_all, mark)),
+            mark,
+        )
 
     def encode(self, text: str, mark: str) -> list[int]:
         """Token ids of a template's text: its own control texts are tokens, those that bear the mark are ordinary text."""
+        if self._backend is not None:
+            named = self.added.pattern.sub(lambda match: self._aliases.get(match[0], match[0]), text)
+            return list(self._backend.encode(named.replace(mark, ""), add_special_tokens=False).ids)
+        # A tokenizer written in Python: parts are encoded alone, so some set a blank where they are joined.
         parts = text.split(mark) if mark else [text]
-        return [int(id) for part in parts if part for id in self.tokenizer.encode(part, add_special_tokens=False)]
+        ids = [int(id) for part in parts if part for id in self.tokenizer.encode(part, add_special_tokens=False)]
+        self._check(ids, text)
+        return ids
 
-    def forged(self, token_ids: Sequence[int], text: str) -> list[str]:
-        """Control tokens among the ids that stand nowhere in the template's (marked) text; there must be none."""
-        ours = Counter(self._id_of[written] for written in self._pattern.findall(text))
+    def encode_said(self, text: str, *, by_assistant: bool) -> list[int]:
+        """Token ids of what somebody said, without a template."""
+        said, other, mark = self.marked(text, "", "message") if by_assistant else self.marked("", text, "message")
+        return self.encode(said or other, mark)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """What an assistant said, without the special tokens that it cannot say."""
+        return self.decode_all([id for id in token_ids if id not in self._unsaid])
+
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        return str(
+            self.tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    def _copy(self) -> Tokenizer | None:
+        """None if the tokenizer is written in Python, or the copy would be another one."""
+        original = getattr(self.tokenizer, "backend_tokenizer", None)
+        if original is None:
+            return None
+        copy = aliased(original, self._aliases)
+        same = all(copy.token_to_id(alias) == self.id_of[text] for text, alias in self._aliases.items())
+        return copy if same else None
+
+    def _check(self, token_ids: Sequence[int], text: str) -> None:
+        """No control token may be among the ids that stands nowhere in the template's (marked) text."""
+        ours = Counter(self.id_of[written] for written in self.added.pattern.findall(text) if written in self.id_of)
         # What no word covers is the unknown token: that, people may write.
-        names = {id: name for name, id in self._id_of.items() if id != self.tokenizer.unk_token_id}
-        found = Counter(id for id in token_ids if id in names)
-        return [names[id] for id in found - ours]
+        names = {id: name for name, id in self.id_of.items() if id != self.tokenizer.unk_token_id}
+        forged = Counter(id for id in token_ids if id in names) - ours
+        if forged:
+            raise ValueError(f"a text would become the control token {names[next(iter(forged))]}; write it otherwise")
 
-    def _break(self, text: str, mark: str) -> str:
+    def _break(self, text: str, control: set[str], mark: str) -> str:
         """A mark after the first character of every control text, until none is left."""
-        while self._pattern.search(text):
-            text = self._pattern.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+        broken = ""
+        while broken != text:
+            broken, text = (
+                text,
+                self.added.pattern.sub(
+                    lambda match: match[0][0] + mark + match[0][1:] if match[0] in control else match[0], text
+                ),
+            )
         return text
 
 

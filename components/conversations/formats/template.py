@@ -12,30 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from components.conversations.formats.control_text import ControlText
-from components.conversations.messages import Conversation, Message, reasoning_is_not_shown
+from components.conversations.canonical import canonical
+from components.conversations.formats.control_text import AddedTexts, ControlText
+from components.conversations.formats.pinned import pinned
+from components.conversations.formats.template_text import PROBE, SAID, Structure, TemplateText, Turn, raw_message
+from components.conversations.formats.written_calls import written_calls
+from components.conversations.messages import Conversation, Message
 from components.conversations.rendered import RenderedConversation
 
-VERSION = 2  # raise it when a change here renders anything otherwise: prepared data is addressed by it
-PROBE = (
-    Message(role="user", content="one"),
-    Message(role="assistant", content="two"),
-    Message(role="user", content=" three\n"),
-    Message(role="assistant", content="four"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """Characters [start, end) of a text: an assistant's words and the stop that ends them; `stop` is where that begins."""
-
-    start: int
-    stop: int
-    end: int
-    weight: float
+VERSION = 3  # raise it when a change here renders anything otherwise: prepared data is addressed by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +31,27 @@ class _Text:
 
     text: str
     mark: str
-    turns: list[_Turn]
+    turns: list[Turn]
 
 
 class TemplateFormat:
-    """Renders by a Jinja chat template, in transformers' sandbox."""
+    """Renders by a Jinja chat template, in transformers' sandbox. `template` is it, with a fixed date if it writes one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str) -> None:
         """Raises ValueError unless the template is proven fit to train on; see _prove."""
-        self.tokenizer, self.name, self.template = tokenizer, name, template
-        self.control = ControlText(tokenizer)
-        self.stop_text = self._find_stop()
-        stop_token_id = int(tokenizer.convert_tokens_to_ids(self.stop_text))
+        self.tokenizer, self.name, self.template = tokenizer, name, pinned(template, name)
+        added = AddedTexts(tokenizer)
+        self.writer = TemplateText(tokenizer, name=name, template=self.template, added=added)
+        structure = self.writer.structure()
+        self.control = ControlText(
+            tokenizer, added, structure.anywhere, _not_an_assistants(self.writer, added, structure)
+        )
+        stop_token_id = int(tokenizer.convert_tokens_to_ids(self.writer.stop_text))
         self.stop_token_ids: tuple[int, ...] = (stop_token_id,)
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_token_id)
+        self.calls = written_calls(
+            lambda call: self._turn_of(Message(role="assistant", content="", tool_calls=(call,)))
+        )
         self._prove()
 
     def digest(self) -> str:
@@ -87,46 +81,50 @@ class TemplateFormat:
         return self._encode(self._write(messages, tools, "prompt", ask=True), "prompt")[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.control.decode(token_ids)
+
+    def words(self, token_ids: Sequence[int]) -> str:
+        text = self.decode(token_ids)
+        return self.calls.words(text) if self.calls else text
 
     def message(self, token_ids: Sequence[int]) -> Message:
-        return Message(role="assistant", content=self.decode(token_ids))
+        """Calls are told apart if the template, given them, would write the same text."""
+        words = Message(role="assistant", content=self.decode(token_ids))
+        text = self.control.decode_all(token_ids)
+        read = self.calls.read(text) if self.calls else None
+        if read is None:
+            return words
+        before, calls = read
+        for content in dict.fromkeys((before, before.removesuffix("\n"), before.rstrip())):
+            message = Message(role="assistant", content=content, tool_calls=tuple(calls))
+            if self._reads_as(message) == text:
+                return message
+        return words
 
     def _write(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: str, *, ask: bool = False
     ) -> _Text:
         """The template's text, with the stretches of it that are the assistant's. `ask` ends it where the next begins."""
-        (contents, marked_tools), mark = self.control.marked([[_content(message) for message in messages], list(tools)])
-        raw = [{"role": message.role, **content} for message, content in zip(messages, contents, strict=True)]
-        text = self._text(raw, marked_tools, source, ask=ask)
-        if tools and text == self._text(raw, [], source, ask=ask):
-            raise ValueError(f"{source}: {self._lacks('does not show its tools', 'does')}")
+        messages, tools = canonical(messages, tools)
+        raw, marked_tools, mark = self._marked(messages, tools, source)
+        text = self.writer.write(raw, marked_tools, source, ask=ask)
+        if tools and text == self.writer.write(raw, [], source, ask=ask):
+            raise ValueError(f"{source}: {self.writer.lacks('does not show its tools', 'does')}")
         turns = [
-            self._turn(text, raw, marked_tools, position, message.loss, source)
+            self.writer.turn(text, raw, marked_tools, position, message.loss, source)
             for position, message in enumerate(messages)
             if message.role == "assistant"
         ]
         return _Text(text, mark, turns)
 
-    def _turn(self, text: str, raw: list[Any], tools: list[Any], position: int, weight: float, source: str) -> _Turn:
-        """Where message `position`, an assistant's, lies in the text."""
-        number = position + 1
-        asked = self._text(raw[:position], tools, source, ask=True)
-        said = self._text(raw[:number], tools, source)
-        if not (text.startswith(said) and said.startswith(asked)):
-            raise ValueError(
-                f"{source}: message {number} is rendered otherwise once the conversation goes on, so one pass over it is"
-                f" not what the model sees in use; {self._lacks('cannot train this', 'can')}"
-            )
-        stop = said.rfind(self.stop_text, len(asked))
-        if stop < 0:
-            raise ValueError(f"{source}: no stop token {self.stop_text} ends message {number}")
-        for words in _spoken(raw[position]):
-            if words not in said[len(asked) : stop]:
-                raise ValueError(f"{source}: message {number}: {self._lacks(f'does not show {words!r}', 'does')}")
-        if raw[position].get("reasoning_content", "").strip() not in said[len(asked) : stop]:
-            raise ValueError(f"{source}: message {number}: {reasoning_is_not_shown(self.name)}")
-        return _Turn(len(asked), stop, stop + len(self.stop_text), weight)
+    def _marked(
+        self, messages: list[Message], tools: list[dict[str, Any]], source: str
+    ) -> tuple[list[dict[str, Any]], list[Any], str]:
+        """Messages and tools as the template gets them, control texts in them broken up by the mark."""
+        raw = [raw_message(message) for message in messages]
+        said = [{key: one[key] for key in SAID if key in one} if one["role"] == "assistant" else {} for one in raw]
+        said, (raw, tools), mark = self.control.marked(said, (raw, tools), source)
+        return [{**one, **words} for one, words in zip(raw, said, strict=True)], tools, mark
 
     def _encode(self, written: _Text, source: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and for each turn how many of them lie before its start and before its end.
@@ -140,48 +138,49 @@ class TemplateFormat:
         places = []
         begin = kept = 0  # the text from `begin` on is tokenized anew; ids[:kept] are of what lies before it
         for turn in written.turns:
-            asked = self.control.encode(written.text[begin : turn.start], written.mark)
-            said = self.control.encode(written.text[begin : turn.end], written.mark)
+            asked = self._ids(written, begin, turn.start, source)
+            said = self._ids(written, begin, turn.end, source)
             if said[: len(asked)] != asked:
-                said = asked + self.control.encode(written.text[turn.start : turn.end], written.mark)
+                said = asked + self._continued(written, asked, said, turn, source)
             places.append((kept + len(asked), kept + len(said)))
             ids = ids[:kept] + said
             begin, kept = turn.stop, len(ids) - 1
-        ids = ids[:kept] + self.control.encode(written.text[begin:], written.mark)
-        if forged := self.control.forged(ids, written.text):
-            raise ValueError(f"{source}: its text would become the control token {forged[0]}; write it otherwise")
-        return ids, places
+        return ids[:kept] + self._ids(written, begin, len(written.text), source), places
 
-    def _text(self, messages: list[Any], tools: list[Any], source: str, *, ask: bool = False) -> str:
+    def _continued(self, written: _Text, asked: list[int], said: list[int], turn: Turn, source: str) -> list[int]:
+        """Tokens of a turn behind those of its prompt.
+
+        Many tokenizers set a blank before a text that they are given alone, or before one behind a special token. So it is
+        given to them behind each of two texts that nothing is merged with, and taken is what reads as the whole does.
+        """
+        wanted = self.control.decode_all(said)
+        alone = self._ids(written, turn.start, turn.end, source)
+        for before in (self.writer.stop_text, "\n"):
+            text = _Text(before + written.text[turn.start : turn.end], written.mark, [])
+            lead, both = self.control.encode(before, ""), self._ids(text, 0, len(text.text), source)
+            if both[: len(lead)] == lead and self.control.decode_all(asked + both[len(lead) :]) == wanted:
+                return both[len(lead) :]
+        return alone
+
+    def _ids(self, written: _Text, start: int, end: int, source: str) -> list[int]:
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    tools=tools or None,
-                    chat_template=self.template,
-                    add_generation_prompt=ask,
-                    tokenize=False,
-                )
-            )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise ValueError(f"{source}: the chat template of {self.name} refuses it: {error}") from None
+            return self.control.encode(written.text[start:end], written.mark)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
 
-    def _lacks(self, what: str, chatml: str) -> str:
-        way_out = "" if self.name == "chatml" else f", chat_format: chatml {chatml}"
-        return f"chat_format {self.name} {what}{way_out}"
+    def _reads_as(self, message: Message) -> str | None:
+        """The text of a message's tokens; None if the template refuses it."""
+        try:
+            written = self._write([PROBE[0], message], (), "answer")
+            ids, ((start, end),) = self._encode(written, "answer")
+        except ValueError:
+            return None
+        return self.control.decode_all(ids[start : end - 1])
 
-    def _find_stop(self) -> str:
-        """The control token with which the template ends an assistant turn."""
-        raw = [{"role": message.role, **_content(message)} for message in PROBE]
-        said = self._text(raw, [], "a trial conversation")
-        after = said[said.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
-        for text in self.control.texts:
-            if after.lstrip().startswith(text):
-                return text
-        raise ValueError(
-            f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
-            " learn to end its turn; chat_format: chatml adds one"
-        )
+    def _turn_of(self, message: Message) -> str:
+        written = self._write([PROBE[0], message], (), "a trial conversation")
+        (turn,) = written.turns
+        return written.text[turn.start : turn.stop]
 
     def _prove(self) -> None:
         """Renders a trial conversation: prompts must be prefixes of it, and each stop must be scored, and nothing else."""
@@ -195,20 +194,11 @@ class TemplateFormat:
                 )
         for end in rendered.turn_ends:
             if rendered.token_ids[end - 1] not in self.stop_token_ids or not rendered.target_weights[end - 1] > 0:
-                raise ValueError(f"chat_format {self.name}: the stop token {self.stop_text} is not scored")
+                raise ValueError(f"chat_format {self.name}: the stop token {self.writer.stop_text} is not scored")
 
 
-def _content(message: Message) -> dict[str, Any]:
-    """A message as chat templates want it, without its role."""
-    optional = {
-        "tool_calls": list(message.tool_calls),
-        "tool_call_id": message.tool_call_id,
-        "name": message.name,
-        "reasoning_content": message.reasoning_content,
-    }
-    return {"content": message.content} | {key: value for key, value in optional.items() if value}
-
-
-def _spoken(raw: dict[str, Any]) -> list[str]:
-    """What an assistant's turn must hold: its words, and the names of the functions it calls."""
-    return [raw["content"].strip(), *(call["function"]["name"] for call in raw.get("tool_calls", []))]
+def _not_an_assistants(writer: TemplateText, added: AddedTexts, structure: Structure) -> set[str]:
+    """The control texts that an assistant may not write: what it may are those that its own turns are made of, and
+    special ones without a duty, of which the template knows nothing."""
+    known = {text for text in added.special if text in structure.anywhere or text in writer.template}
+    return {writer.stop_text} | structure.begins | added.with_duty | (known - structure.inside)
