@@ -122,6 +122,30 @@ def test_a_range_in_other_words_is_answered_with_ours_and_ours_is_accepted(path,
     assert leaf in {**branch.constants, **branch.domains}
 
 
+def _nested(path, value):
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+LEAVES = [leaf for leaf in leaves_of() if leaf.path.split(".")[0] not in SHARED_BY_ALL_TRIALS and not leaf.is_tag]
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.path)
+def test_no_mapping_at_any_value_is_dropped(path, leaf):
+    experiment = load_experiment(path)
+    for _, written, _ in OTHER_WORDS:
+        space = {"a": _nested(leaf.path, yaml.safe_load(written))}
+        search = experiment.search.model_copy(update={"space": space})
+        try:
+            branch = branches_of(experiment.model_copy(update={"search": search}))["a"]
+        except ExperimentError as error:
+            assert all(problem.place.startswith(f"search.space.a.{leaf.path}") for problem in error.problems)
+        else:
+            assert [*branch.domains, *branch.constants] == [leaf.path]
+            assert not isinstance(branch.constants.get(leaf.path), dict)
+
+
 def test_the_answer_says_what_was_written_and_what_may_stand_there(path):
     assert told_of(path, RANK, "{choices: [2, 4]}") == (
         "{choices: [2, 4]} is neither a value nor one range of choice, grid, integer; write rank: {choice: [2, 4]}"
@@ -408,12 +432,6 @@ def test_what_is_legal_and_hardly_meant_is_said(path, overrides, remarks):
     assert experiment_remarks(load_experiment(path, overrides)) == remarks
 
 
-def _nested(path, value):
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return value
-
-
 EXAMPLES = {
     "choice": {"choice": [1]},
     "grid": {"grid": [1]},
@@ -424,7 +442,6 @@ EXAMPLES = {
     "two": {"choice": [1], "grid": [1]},
     "none": {},
 }
-LEAVES = [leaf for leaf in leaves_of() if leaf.path.split(".")[0] not in SHARED_BY_ALL_TRIALS and not leaf.is_tag]
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=lambda leaf: leaf.path)

@@ -215,7 +215,9 @@ def _two_sigmas(arguments: _Arguments, kind: str, ends: Callable[[float], float]
 
 
 def _constant(arguments: _Arguments) -> Translation | None:
-    return Translation(right=arguments.given[0]) if arguments.given else None
+    if not arguments.given or isinstance(arguments.given[0], Mapping):
+        return None
+    return Translation(right=arguments.given[0])
 
 
 def _computed(_: _Arguments) -> Translation | None:
@@ -256,7 +258,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

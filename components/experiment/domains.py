@@ -47,8 +47,6 @@ class Grid(Spec):
 
 def _check_bounds(bounds: tuple[float, float], kind: str) -> None:
     low, high = bounds
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{kind} bounds must be finite, not [{low}, {high}]")
     if low >= high:
         raise ValueError(f"{kind} needs [low, high] with low < high, not [{low}, {high}]")
 

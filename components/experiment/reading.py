@@ -285,16 +285,17 @@ def parsed(leaf: Leaf, written: Mapping[str, Any], section: str) -> tuple[Domain
 def _bent(leaf: Leaf, right: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The nearest domain that the field can have, whether or not its bounds may be."""
     (kind,) = right
-    if kind == "integer" and float in members(leaf.annotation):
-        return {"uniform": right[kind]} if any(float(end) % 1 for end in right[kind]) else right
     if kind in leaf.kinds and kind != "integer":
         return right
     if "integer" not in leaf.kinds:
         return _example(leaf)
     try:
-        low, high = math.ceil(float(right[kind][0])), math.floor(float(right[kind][1]))
+        ends = [float(end) for end in right[kind]]
+        low, high = math.ceil(ends[0]), math.floor(ends[1])
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
+    if float in members(leaf.annotation):
+        return right if ends == [low, high] else {"uniform": ends}
     if low > high:
         low, high = high, low  # there is none in between: those beside it
     return {"integer": [low, high]} if low < high else {"choice": [low]}
