@@ -171,24 +171,22 @@ def test_rungs_begin_at_the_first_evaluation_and_end_before_the_budget(spec, bud
     assert spec.rungs(budget, evaluations) == rungs
 
 
-def experiment(**search):
+def experiment():
     return ExperimentSpec.model_validate(
         {
             "name": "toy",
             "model": {"path": "somewhere"},
             "data": {"train": "a.jsonl"},
             "trial": {"budget": {"target_tokens": BUDGET, "evaluations": 4}},
-            "search": {"space": {"lora": {"method": {"rank": 2}}, "full": {"method": {"kind": "full"}}}, **search},
+            "search": {"space": {"lora": {"method": {"rank": 2}}, "full": {"method": {"kind": "full"}}}},
         }
     )
 
 
 def test_branches_have_brackets_of_their_own_unless_told_otherwise():
-    shared = {"name": "asha", "brackets": "shared", "reduction_factor": 3}
-    assert Halving.of(experiment(), BUDGET) == PER_BRANCH
-    assert Halving.of(experiment(scheduler=shared), BUDGET) == Halving(
-        rungs=(100, 300), reduction_factor=3, per_branch=False
-    )
+    assert Halving.of(AshaSpec(), BUDGET, 4) == PER_BRANCH
+    shared = AshaSpec(brackets="shared", reduction_factor=3)
+    assert Halving.of(shared, BUDGET, 4) == Halving(rungs=(100, 300), reduction_factor=3, per_branch=False)
 
 
 def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():

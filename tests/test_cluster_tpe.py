@@ -145,7 +145,11 @@ def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
 
 
 def test_a_trial_that_leaves_its_node_has_not_reported():
-    assert told_of(result(0, math.inf, leave="move"), result(251, 3.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
+    searcher = BranchedTpe(experiment(), BUDGET)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(0, 1.0, leave="move"))
+    searcher.on_trial_complete("a", error=True)
+    assert searcher._studies["lora"].trials[0].state == TrialState.FAIL
 
 
 def test_stopped_trials_rank_after_complete_ones_and_diverged_ones_last():

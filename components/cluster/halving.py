@@ -17,26 +17,23 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from components.cluster.context import METRIC, TIME
 from components.cluster.directing import director_of
-from components.experiment.spec import ExperimentSpec, NoSchedulerSpec
+from components.experiment.spec import AshaSpec
 from components.training.records import Progress, TrialHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Halving:
-    """`rungs` are in target tokens, ascending; without any no trial is stopped. `per_branch`: every branch is a bracket."""
+    """`rungs` are in target tokens, ascending. `per_branch`: every branch is a bracket, and not all of them together."""
 
     rungs: tuple[int, ...]
     reduction_factor: int
     per_branch: bool
 
     @classmethod
-    def of(cls, experiment: ExperimentSpec, budget: int) -> Halving:
-        """What the experiment's scheduler asks for. `budget` of a trial, in target tokens."""
-        spec = experiment.search.scheduler
-        if isinstance(spec, NoSchedulerSpec):
-            return cls(rungs=(), reduction_factor=2, per_branch=False)
+    def of(cls, spec: AshaSpec, budget: int, evaluations: int) -> Halving:
+        """`budget` of a trial, in target tokens, over which its evaluations are spread."""
         return cls(
-            rungs=spec.rungs(budget, experiment.trial.budget.evaluations),
+            rungs=spec.rungs(budget, evaluations),
             reduction_factor=spec.reduction_factor,
             per_branch=spec.brackets == "per_branch",
         )

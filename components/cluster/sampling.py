@@ -88,6 +88,8 @@ def _at_once(experiment: ExperimentSpec, room: Room) -> dict[WorkersSpec, int]:
 
 def scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> TrialScheduler:
     """Decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
-    if not isinstance(experiment.search.scheduler, AshaSpec):
+    spec = experiment.search.scheduler
+    if not isinstance(spec, AshaSpec):
         return Elastic(experiment=experiment)
-    return ElasticAsha(experiment=experiment, search_id=search_id, halving=Halving.of(experiment, budget))
+    halving = Halving.of(spec, budget, experiment.trial.budget.evaluations)
+    return ElasticAsha(experiment=experiment, search_id=search_id, halving=halving)

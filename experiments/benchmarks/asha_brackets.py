@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.load import load_experiment
 from components.experiment.space import sample_trials
-from components.experiment.spec import ExperimentSpec, TrialSpec
+from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.models.digest import model_digest
 from components.models.load import resolve_model
 from components.models.reference import BaseReference
@@ -207,17 +207,12 @@ def policies_table(curves: Sequence[Curve], experiment: ExperimentSpec, budget: 
     for full_workers in (1, 2):
         for factor in (3, 2):
             for brackets in ("shared", "per_branch"):
-                halving = replace(Halving.of(experiment, budget), per_branch=brackets == "per_branch")
-                halving = replace(halving, reduction_factor=factor, rungs=_rungs(experiment, budget, factor))
+                asha = AshaSpec(reduction_factor=factor, brackets=brackets)
+                halving = Halving.of(asha, budget, experiment.trial.budget.evaluations)
                 workers = {"lora": 1, "full": full_workers}
                 replays = [replay(order, halving, workers) for order in orders(curves, wide_first=full_workers > 1)]
                 lines.append(_policy_row(curves, replays, [str(full_workers), str(factor), brackets]))
     return "\n".join(lines)
-
-
-def _rungs(experiment: ExperimentSpec, budget: int, factor: int) -> tuple[int, ...]:
-    scheduler = experiment.search.scheduler.model_copy(update={"reduction_factor": factor})
-    return scheduler.rungs(budget, experiment.trial.budget.evaluations)
 
 
 def _policy_row(curves: Sequence[Curve], replays: Sequence[Replay], policy: list[str]) -> str:
