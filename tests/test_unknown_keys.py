@@ -121,9 +121,9 @@ def test_a_key_of_a_record_that_would_change_what_is_trained_is_a_problem(tmp_pa
 
 
 def test_keys_of_a_record_that_change_no_token_are_counted_and_never_refused(tmp_path):
-    records = [{"messages": GOOD, "id": 1, "source": "web"}, {"messages": GOOD, "id": 2, "history_id": 7, "tags": []}]
+    records = [{"messages": GOOD, "id": 1, "source": "web"}, {"messages": GOOD, "id": 2, "story": 7, "tags": []}]
     result = read(tmp_path, *records)
-    assert result.unused_keys == {"history_id": 1, "id": 2, "source": 1}
+    assert result.unused_keys == {"id": 2, "source": 1, "story": 1}
     assert result.ignored_keys == {}
     alpaca = {"instruction": "hi", "output": "yo", "text": "### hi: yo", "id": 3}
     assert read(tmp_path, alpaca).unused_keys == {"id": 1, "text": 1}
@@ -162,6 +162,7 @@ def test_the_summary_and_the_manifest_of_prepared_data_say_which_keys_were_not_u
     again = prepare(data, model_path=tmp_path / "model", chat_format_name="chatml", storage=folder)
     for dataset in (first, again):
         assert (dataset.unused_keys, dataset.ignored_keys) == ({"id": 4}, {"message.date": 4})
+        assert dataset.counts["ignored_keys"] == 4
         assert dataset.summary().endswith(
             ", keys of records that change no token: id (4), unknown keys ignored: message.date (4)"
         )

@@ -71,6 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=["fp16", "bf16", "fp32"], help="of the weights; default: the base's own")
     parser.add_argument("--original-names", action="store_true", help="adapter: in ChatGLM3's own module names")
     parser.add_argument("--data", metavar="FILE", help="conversations on which to measure what merging costs")
+    parser.add_argument(
+        "--unknown-keys", default="fail", choices=["fail", "ignore"], help="of --data: as data.unknown_keys"
+    )
     parser.add_argument("--max-tokens", type=int, default=1024, help="of a conversation of --data")
     parser.add_argument("--tracking-uri", help="of the registry; by default MLFLOW_TRACKING_URI, else mlflow.db here")
     parser.add_argument("--json", action="store_true", help="the result as one line of JSON")
@@ -107,7 +110,7 @@ def _scorer(arguments: argparse.Namespace, source: Exportable, scratch: Path) ->
 
     if arguments.data is None:
         return None
-    conversations = read_conversations(arguments.data).conversations
+    conversations = read_conversations(arguments.data, unknown_keys=arguments.unknown_keys).conversations
     return Scorer(conversations, source.chat_format, scratch, arguments.max_tokens)
 
 

@@ -190,6 +190,7 @@ class _Tally:
             "leaked": split.leaked,
             "dropped_too_long": 0,
             "truncated": 0,
+            "ignored_keys": sum(split.ignored_keys.values()),
         }
 
     def leave_out(self, kind: str, problem: str) -> None:

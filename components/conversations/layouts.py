@@ -131,7 +131,7 @@ def detect_layout(record: Any) -> str | None:
         return "nested"
     if isinstance(record, dict):
         for key, layout in _BY_KEY.items():
-            if key in record:
+            if record.get(key) is not None:
                 return layout
         return "pairs" if _pair_in(record) else None
     return None
@@ -209,7 +209,7 @@ def _asked(record: Raw, question: str, answer: str) -> list[RawMessage]:
 
 def _pair_in(record: Any) -> tuple[str, str] | None:
     keys = record if isinstance(record, dict) else {}
-    return next((pair for pair in PAIRS if pair[0] in keys and pair[1] in keys), None)
+    return next((pair for pair in PAIRS if all(keys.get(key) is not None for key in pair)), None)
 
 
 def _field(record: Any, key: str, kind: type) -> Any:

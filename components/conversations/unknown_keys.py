@@ -101,7 +101,7 @@ def unused_keys_sentences(unused: dict[str, int], ignored: dict[str, int]) -> li
 @lru_cache(maxsize=1024)  # records of a file have the same keys
 def _is_nearly(key: str, known: tuple[str, ...]) -> bool:
     """A slip of the pen. A key that is longer by a word (`history_id`) is another key."""
-    near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.85)
     return bool(near) and abs(len(near[0]) - len(key)) <= 2
 
 
