@@ -6,13 +6,15 @@
     python workflows/export.py ADAPTER_DIR --base /models/chatglm3-6b-base --out DIR an adapter trained elsewhere, merged
 
 Layouts: `merged` is one model in transformers' layout, for any family, and `glm` its name for ChatGLM3: transformers and
-vLLM read it. `chatglm` is for what knows ChatGLM3 by its first layout alone: llama.cpp's converter, SGLang. With --data
-FILE the loss with the adapter and that of the merged files are measured, and kept on a registered version as turnwise.merge.
+vLLM read it. `chatglm` is for what knows ChatGLM3 by its first layout alone: llama.cpp's converter, SGLang. Merged files are
+asked what the adapter beside its base answers, and taken away again if they say something else. With --data FILE the loss
+of both is measured too, and kept on a registered version as turnwise.merge.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from workflows.cli import REGISTERED, Exit, explained, json_line, quiet_libraries
 
 if TYPE_CHECKING:
+    import torch
+
     from components.models.export import Exportable, Layout
-    from components.training.merge_check import MergeCheck, Scorer
+    from components.training.merge_check import Divergence, MergeCheck, Scorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """What was written, for people and machines. Raises ValueError for whatever cannot be exported so."""
     from components.experiment.spec import ModelSpec
-    from components.models.export import DTYPES, adapted, exportable, merged, reload_whole, write_adapter, write_whole
+    from components.models.export import DTYPES, adapted, exportable, reload_whole, write_adapter, write_whole
     from components.training.merge_check import MergeCheck
 
     target = Path(arguments.out).expanduser().absolute()
@@ -52,14 +56,46 @@ def export(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     scorer = _scorer(arguments, source, scratch) if source.adapter else None
     before = scorer.score(adapted(source), precision=source.precision) if scorer else None
     dtype = DTYPES[arguments.dtype] if arguments.dtype else source.dtype
-    write_whole(merged(source), source, layout, target, dtype)
-    result |= {"dtype": str(dtype).removeprefix("torch."), "files": _names(target)}
-    if scorer and before:
-        after, num_targets = scorer.score(reload_whole(target), precision=source.precision)
-        check = MergeCheck(adapter_loss=before[0], merged_loss=after, num_targets=num_targets)
-        result["merge"] = check.model_dump() | {"difference": check.difference, "sentence": check.sentence()}
-        _keep(arguments, check)
+    result |= {"dtype": str(dtype).removeprefix("torch.")}
+    if source.adapter is None:
+        write_whole(adapted(source), source, layout, target, dtype)
+        return result | {"files": _names(target)}
+    try:
+        divergence = _write_merged(source, layout, target, dtype)
+        result |= {"files": _names(target), "divergence": divergence.model_dump() | {"sentence": divergence.sentence()}}
+        if scorer and before:
+            after, num_targets = scorer.score(reload_whole(target), precision=source.precision)
+            check = MergeCheck(adapter_loss=before[0], merged_loss=after, num_targets=num_targets)
+            check.check(quantized=source.quantize is not None)
+            result["merge"] = check.model_dump() | {"difference": check.difference, "sentence": check.sentence()}
+            _keep(arguments, check)
+    except ValueError:
+        shutil.rmtree(target, ignore_errors=True)  # nobody shall take it for what was trained
+        raise
     return result
+
+
+def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: torch.dtype) -> Divergence:
+    """Writes the merged model, and asks its files what the adapter beside its base answers. One model at a time.
+
+    Raises ValueError if they answer something else.
+    """
+    from components.models.adapters import merge
+    from components.models.export import adapted, beside_published, reload_whole, write_whole
+    from components.training.merge_check import check_merge, divergence, fixed_rows, next_tokens
+
+    rows = fixed_rows(source.chat_format)
+    trained = next_tokens(adapted(source), rows) if source.quantize is not None else None
+    beside = beside_published(source)
+    expected = next_tokens(beside, rows)
+    write_whole(merge(beside), source, layout, target, dtype)
+    del beside
+    found = next_tokens(reload_whole(target), rows)
+    check_merge(divergence(expected, found))
+    if trained is None:
+        return divergence(expected, found)
+    check_merge(divergence(trained, found), quantized=True)
+    return divergence(trained, found)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -132,6 +168,8 @@ def _sentence(result: dict[str, Any]) -> str:
         lines[0] += f", {result['dtype']}"
     if result["layout"] == "chatglm" and "tokenizer.model" not in result["files"]:
         lines.append("The base's directory had no tokenizer.model and *.py files to copy; servers want them beside it.")
+    if "divergence" in result:
+        lines.append(f"Merged and adapter: {result['divergence']['sentence']}")
     if "merge" in result:
         lines.append(f"Merging: {result['merge']['sentence']}")
     return "\n".join(lines)

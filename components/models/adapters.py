@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -63,6 +65,37 @@ def detach_lora(model: PeftModel) -> PreTrainedModel:
         if leftover in vars(base):
             delattr(base, leftover)
     return base
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """The base with the adapters added to its weights, which are changed in place.
+
+    A matrix that several modules share is first copied for each of those with an adapter: what was learned for the head
+    would change the embeddings too. Such a model is no longer tied, and says so in its config.
+    """
+    _untie_adapted(model)
+    whole = cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
+    tied = {target: source for target, source in whole.all_tied_weights_keys.items() if _is_same(whole, target, source)}
+    if tied != whole.all_tied_weights_keys:
+        whole.all_tied_weights_keys = tied
+        for config in (whole.config, whole.config.get_text_config()):
+            config.tie_word_embeddings = False
+    return whole
+
+
+def _untie_adapted(model: PeftModel) -> None:
+    uses = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        module = layer.get_base_layer()
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if uses[id(parameter)] > 1:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+def _is_same(model: PreTrainedModel, one: str, other: str) -> bool:
+    return model.get_parameter(one) is model.get_parameter(other)
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:

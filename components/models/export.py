@@ -9,7 +9,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -20,7 +20,7 @@ from components.conversations.formats import load_chat_format
 from components.conversations.formats.chatglm3 import is_chatglm3
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
-from components.models.adapters import load_adapter, load_adapter_state
+from components.models.adapters import load_adapter, load_adapter_state, merge
 from components.models.causal_lm import check_finite, load_causal_lm
 from components.models.chatglm.load import load_original
 from components.models.chatglm.lora import (
@@ -32,7 +32,7 @@ from components.models.chatglm.lora import (
 )
 from components.models.chatglm.recognize import is_original
 from components.models.chatglm.write import write_original
-from components.models.load import config_of, load_base_model, resolve_model
+from components.models.load import Quantize, config_of, load_base_model, resolve_model
 from components.models.reference import BaseReference
 from components.models.trained import (
     ADAPTER,
@@ -62,6 +62,7 @@ class Exportable:
     chat_format: ChatFormat
     tokenizer: PreTrainedTokenizerBase
     precision: str = "fp32"
+    quantize: Quantize = None
     trained: Path | None = None
     adapter: Path | None = None
 
@@ -100,24 +101,29 @@ def adapted(source: Exportable) -> PreTrainedModel:
     return base if source.adapter is None else _with_adapter(base, source.adapter)
 
 
-def merged(source: Exportable) -> PreTrainedModel:
-    """One model without adapters, in float32 (4 bytes a parameter of memory).
+def beside_published(source: Exportable) -> PeftModel:
+    """The adapter beside its base as that was published, in float32 (4 bytes a parameter of memory).
 
-    An adapter is added to the base as it was published, also where it was trained on a quantized one: what is written out
-    is not quantized either.
+    That is not what it was trained beside, if its base was quantized then; but what is written out is not quantized either.
     """
-    if source.adapter is None:
-        return adapted(source)
     assert source.base is not None
+    assert source.adapter is not None
     base = load_base_model(source.base.model_copy(update={"dtype": "fp32"}))
-    return cast(PreTrainedModel, _with_adapter(base, source.adapter).merge_and_unload(safe_merge=True))
+    return _with_adapter(base, source.adapter)
+
+
+def merged(source: Exportable) -> PreTrainedModel:
+    """One model without adapters, in float32: its adapter is added to the base as published."""
+    return adapted(source) if source.adapter is None else merge(beside_published(source))
 
 
 def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, target: Path, dtype: torch.dtype) -> None:
     """Weights, configuration, tokenizer and chat template: all that AutoModelForCausalLM and AutoTokenizer ask for.
 
-    In the chatglm layout its own files instead, as far as the base's directory has them. Raises ValueError if it is none.
+    In the chatglm layout its own files instead, as far as the base's directory has them. Raises ValueError if it is none,
+    or if `dtype` cannot hold its weights.
     """
+    _check_range(model, dtype)
     if layout in ("glm", "chatglm") and not source.is_chatglm3:
         raise ValueError(
             f"--layout {layout} is for ChatGLM3, and this is a {model.config.model_type}: take --layout merged"
@@ -184,6 +190,7 @@ def _trained(source: Path) -> Exportable:
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         tokenizer=tokenizer,
         precision=spec.precision,
+        quantize=spec.method.quantize if isinstance(spec.method, LoraMethod) else None,
         trained=source,
         adapter=source / ADAPTER if isinstance(spec.method, LoraMethod) else None,
     )
@@ -209,6 +216,13 @@ def _with_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
     return adapted
+
+
+def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """float16 ends at 65,504: what is larger would be written as infinite."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and float(parameter.detach().abs().max()) > torch.finfo(dtype).max:
+            raise ValueError(f"{name} has weights beyond what {dtype} can hold; take --dtype bf16 or fp32")
 
 
 def _save_tokenizer(source: Exportable, target: Path) -> None:

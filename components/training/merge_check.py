@@ -1,22 +1,102 @@
-"""What merging an adapter into its base costs: the loss with the adapter beside the base, and that of the merged files."""
+"""What merging an adapter into its base costs: the model with the adapter beside its base against the merged files.
+
+Without data the two are asked for the next token at every position of a few fixed conversations; with data, for its loss.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from components.batches.store import Entry, TokenStore, write_store
 from components.conversations.chat_format import ChatFormat
-from components.conversations.messages import Conversation
+from components.conversations.messages import Conversation, Message
 from components.conversations.truncation import fit_length
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
 
 ROWS_PER_BATCH = 4
+# Nats, of the mean divergence and of the difference in loss. What rounding to bfloat16 costs stays ten times below the
+# first; the second also holds what 4 bits cost, since the merged weights are not quantized.
+MOST_DIFFERENCE, MOST_DIFFERENCE_QUANTIZED = 0.02, 0.5
+FIXED = (
+    (
+        "Who are you, and what can you do?",
+        "I am an assistant. I answer questions, write text and explain how things work.",
+    ),
+    ("Name three large rivers.", "The Nile, the Amazon and the Yangtze.\n\n1. Nile: 6,650 km\n2. Amazon: 6,400 km"),
+    ("能告诉我今天做什么吗?", "当然可以。我们先写一份计划, 然后一步一步完成。"),
+    (
+        "Write a function that adds two numbers.",
+        "```python\ndef add(a: float, b: float) -> float:\n    return a + b\n```",
+    ),
+)
+
+
+class Divergence(BaseModel):
+    """Kullback-Leibler divergence in nats of the merged model's next token from the adapter's, over fixed positions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mean: float
+    largest: float
+    num_positions: int
+
+    def sentence(self) -> str:
+        return (
+            f"{self.mean:.2g} nats apart on average ({self.largest:.2g} at most, over {self.num_positions:,} positions)"
+        )
+
+
+def fixed_rows(chat_format: ChatFormat) -> list[list[int]]:
+    """The token ids of a few conversations, the same for every model with this chat format."""
+    return [
+        chat_format.render(
+            Conversation(messages=(Message(role="user", content=asked), Message(role="assistant", content=said)))
+        ).token_ids
+        for asked, said in FIXED
+    ]
+
+
+@torch.no_grad()
+def next_tokens(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Log probabilities of every next token, [tokens, vocabulary] of each row, float32 on the CPU."""
+    model.eval()
+    device = next(model.parameters()).device
+    asked = (torch.tensor([list(row)], device=device) for row in rows)
+    return [model(input_ids=row, use_cache=False).logits[0].float().log_softmax(-1).cpu() for row in asked]
+
+
+def divergence(adapted: Sequence[Tensor], merged: Sequence[Tensor]) -> Divergence:
+    each = torch.cat(
+        [
+            F.kl_div(other, one, log_target=True, reduction="none").sum(-1)
+            for one, other in zip(adapted, merged, strict=True)
+        ]
+    )
+    return Divergence(mean=float(each.mean()), largest=float(each.max()), num_positions=len(each))
+
+
+def check_merge(found: Divergence, *, quantized: bool = False) -> None:
+    """Raises ValueError if the merged files are another model than the adapter beside its base.
+
+    Args:
+        quantized: whether the base beside the adapter is quantized, and that of the merge is not.
+    """
+    most = MOST_DIFFERENCE_QUANTIZED if quantized else MOST_DIFFERENCE
+    if not found.mean <= most:
+        beside = "its quantized base" if quantized else "its base"
+        raise ValueError(
+            f"the merged model is another one than the adapter beside {beside}: {found.sentence()}, and at most {most} nats"
+            " on average are allowed; --layout adapter writes the adapter alone, --dtype fp32 rounds less"
+        )
 
 
 class MergeCheck(BaseModel):
@@ -32,6 +112,15 @@ class MergeCheck(BaseModel):
     def difference(self) -> float:
         """Above 0 the merged model is the worse one."""
         return self.merged_loss - self.adapter_loss
+
+    def check(self, *, quantized: bool) -> None:
+        """Raises ValueError if the losses are further apart than check_merge allows."""
+        most = MOST_DIFFERENCE_QUANTIZED if quantized else MOST_DIFFERENCE
+        if not abs(self.difference) <= most:
+            raise ValueError(
+                f"the merged model is another one: {self.sentence()}, and at most {most} nats are allowed; --layout adapter"
+                " writes the adapter alone, --dtype fp32 rounds less"
+            )
 
     def sentence(self) -> str:
         return (
