@@ -13,7 +13,7 @@ from components.experiment.problems import ExperimentError
 from components.experiment.reading import SHARED_BY_ALL_TRIALS, leaves_of, read_branch
 from components.experiment.remarks import experiment_remarks
 from components.experiment.schema import experiment_schema
-from components.experiment.space import branches_of, changed_trial, sample_trials, trial_spec
+from components.experiment.space import branches_of, changed_trial, sample_trials, trial_spec, without_search
 from components.experiment.spec import ExperimentSpec, TrialSpec
 
 EXPERIMENT = """
@@ -151,7 +151,7 @@ def test_the_answer_says_what_was_written_and_what_may_stand_there(path):
     )
     assert told_of(path, RANK, "{log_uniform: [4, 8]}") == (
         "is a whole number, so {log_uniform: [4, 8]} cannot be drawn for it; write rank: {integer: [4, 8]} (each whole number"
-        " alike; for others list them as a choice)"
+        " is equally likely; list some as a choice for others)"
     )
     assert told_of(path, RANK, "{choice: [2], uniform: [0, 1]}").startswith(
         "{choice: [2], uniform: [0, 1]} has 2 ranges: keep the choice or the uniform; e.g. rank: "
@@ -429,6 +429,11 @@ REMARKS = [
 @pytest.mark.parametrize(("overrides", "remarks"), REMARKS)
 def test_what_is_legal_and_hardly_meant_is_said(path, overrides, remarks):
     assert experiment_remarks(load_experiment(path, overrides)) == remarks
+
+
+def test_one_trial_of_a_file_that_is_for_a_search_needs_no_remark(path):
+    alone = without_search(load_experiment(path, ["resources.full.workers=2", "trial.method.rank=2"]))
+    assert experiment_remarks(alone) == []
 
 
 EXAMPLES = {

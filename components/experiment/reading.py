@@ -213,7 +213,11 @@ class _Reader:
         kind, note = _domain_kind(written), "" if meant is None else meant.note
         if kind is not None and kind not in leaf.kinds:
             reason = f"is {leaf.noun}, so {_written(written)} cannot be drawn for it"
-            note = "each whole number alike; for others list them as a choice" if "integer" in leaf.kinds else note
+            note = (
+                "each whole number is equally likely; list some as a choice for others"
+                if "integer" in leaf.kinds
+                else note
+            )
         elif right is None and note:
             reason, note = f"{_written(written)} {note}", ""
         else:

@@ -108,6 +108,9 @@ def _written(spec: BaseModel, above: tuple[str, ...] = ()) -> Iterator[str]:
 
 
 def _unused_resources(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
+    """A trial alone says nothing of this: train.py makes it from files that are for a search, too."""
+    if num_trials(experiment) == 1:
+        return
     kinds = {some_trial(experiment, branch).method.kind for branch in branches}
     for kind in sorted(experiment.resources.model_fields_set - kinds):
         yield f"resources.{kind} is used by no trial: no branch of search.space is {kind}"
