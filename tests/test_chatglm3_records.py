@@ -6,7 +6,7 @@ import pytest
 
 from components.conversations.chatglm_tokenizer import convert_tokenizer
 from components.conversations.formats import load_chat_format
-from components.conversations.messages import Message
+from components.conversations.messages import Conversation, Message
 from components.conversations.problems import ConversationError
 from components.conversations.readers import read_conversations
 from tests.toy import assistant, user
@@ -216,3 +216,17 @@ def test_a_record_of_the_published_format_has_the_tokens_of_the_original_s_code(
     scored = [place for place, weight in enumerate(rendered.target_weights) if weight > 0]
     end = len(rendered.token_ids)
     assert scored == [*range(start, len(called) + 1), *range(end - 5, end)]
+
+
+@needs_the_real_tokenizer
+def test_reasoning_is_refused_by_chatglm3_s_format_which_has_no_place_for_it():
+    chat_format = load_chat_format(convert_tokenizer(REAL_TOKENIZER), "chatglm3")
+    messages = (user("hi"), Message(role="assistant", content="yo", reasoning_content="who?"))
+    with pytest.raises(
+        ValueError, match=r"a\.json, record 7: message 2: chat_format chatglm3 does not show its reasoning"
+    ):
+        chat_format.render(Conversation(messages=messages, source="a.json, record 7"))
+    with pytest.raises(
+        ValueError, match=r"prompt: message 2: chat_format chatglm3 does not show its reasoning_content"
+    ):
+        chat_format.prompt([*messages, user("ok")])

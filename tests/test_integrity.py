@@ -38,15 +38,15 @@ def test_a_file_that_grows_while_it_is_read_is_read_again(tmp_path, tokenizer, m
     read, times = prepare_module.read_and_split, []
 
     def grows(data):
-        split = read(data)
         if not times:
             write_messages_jsonl(tmp_path / "train.jsonl", more)
+        split = read(data)
         times.append(len(split.train) + len(split.eval))
         return split
 
     monkeypatch.setattr(prepare_module, "read_and_split", grows)
     found = prepared(tmp_path, tokenizer)
-    assert times == [10, 14]
+    assert times == [14, 14]
     monkeypatch.undo()
     assert prepared(tmp_path, tokenizer).reused
     assert len(found.train) + len(found.eval) == 14
@@ -57,9 +57,8 @@ def test_a_file_that_never_rests_is_an_error(tmp_path, tokenizer, monkeypatch):
     read, counts = prepare_module.read_and_split, itertools.count(11)
 
     def grows(data):
-        split = read(data)
         write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(next(counts)))
-        return split
+        return read(data)
 
     monkeypatch.setattr(prepare_module, "read_and_split", grows)
     with pytest.raises(

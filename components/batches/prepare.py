@@ -135,12 +135,13 @@ def prepare(
     """
     chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
     for _ in range(MOST_READS):
-        digest = _digest(data, chat_format)
+        contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
+        digest = _digest(data, chat_format, contents)
         directory = storage / PREPARED / digest
         if directory.is_whole():
             return PreparedDataset.open(directory).checked()
         split = read_and_split(data)
-        if _digest(data, chat_format) == digest:  # else it is not known what was read
+        if list(split.contents) == contents:  # else the digest is that of other conversations
             break
     else:
         raise ValueError(
@@ -171,11 +172,11 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _digest(data: DataSpec, chat_format: ChatFormat) -> str:
+def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None]) -> str:
     hashed = hashlib.sha256(f"layout {LAYOUT}\n{chat_format.digest()}\n".encode())
     hashed.update(data.model_dump_json(exclude={"train", "eval"}).encode())
-    for source in (data.train, data.eval):
-        hashed.update(b"\0" if source is None else content_digest(source).encode())
+    for content in contents:
+        hashed.update(b"\0" if content is None else content.encode())
     return hashed.hexdigest()[:32]
 
 

@@ -16,7 +16,9 @@ from components.experiment.spec import DataSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """`unused_keys` and `ignored_keys` are keys that nothing read, with their numbers of conversations (see ReadResult).
+    """`contents` are the digests of what was read of data.train and data.eval, `None` where that is not given.
+
+    `unused_keys` and `ignored_keys` are keys that nothing read, with their numbers of conversations (see ReadResult).
 
     `left_out` says of each unusable record where it stands and what is wrong; equal conversations are only counted.
 
@@ -28,6 +30,7 @@ class Split:
     left_out: tuple[str, ...]
     duplicates: int
     leaked: int
+    contents: tuple[str | None, str | None]
     unused_keys: dict[str, int]
     ignored_keys: dict[str, int]
 
@@ -39,11 +42,13 @@ def read_and_split(data: DataSpec) -> Split:
     """
     read = _read(data.train, data)
     dropped, unused, ignored = list(read.dropped), Counter(read.unused_keys), Counter(read.ignored_keys)
+    contents: tuple[str | None, str | None] = read.digest, None
     if data.eval is None:
         held_out, rest = _sides(read.conversations, data)
     else:
         held = _read(data.eval, data)
         held_out, rest = held.conversations, read.conversations
+        contents = read.digest, held.digest
         dropped += held.dropped
         unused.update(held.unused_keys)
         ignored.update(held.ignored_keys)
@@ -59,6 +64,7 @@ def read_and_split(data: DataSpec) -> Split:
         left_out=_by_record(dropped),
         duplicates=twice + again,
         leaked=len(rest) - len(train),
+        contents=contents,
         unused_keys=dict(unused),
         ignored_keys=dict(ignored),
     )
