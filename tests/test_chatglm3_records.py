@@ -108,6 +108,21 @@ def test_a_tool_message_that_is_not_whole_is_a_problem(tmp_path, messages, text)
     assert told(tmp_path, {"messages": messages}) == [text]
 
 
+def test_tools_that_are_described_in_words_stand_in_the_system_message_as_chatglm3_s_code_has_them(tmp_path):
+    described = ["getWeather(city): the weather of a city"]  # as its format_tool_alpaca.py writes them
+    called = {"role": "tool", "name": "getWeather", "parameters": {"city": "北京"}, "observation": "雨"}
+    turns = [USER, {"role": "assistant", "content": "I need to look."}, called, ASSISTANT]
+    conversation = read_one(tmp_path, {"tools": described, "conversations": turns})
+    text = '[\n    "getWeather(city): the weather of a city"\n]'
+    introduction = "Answer the following questions as best as you can. You have access to the following tools:"
+    assert (conversation.messages[0].content, conversation.tools) == (f"{introduction}\n{text}", ())
+    assert [message.role for message in conversation.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    own = read_one(
+        tmp_path, {"tools": described, "conversations": [{"role": "system", "content": "Be brief."}, *turns]}
+    )
+    assert own.messages[0].content == f"Be brief.\n{text}"
+
+
 # Metadata
 
 

@@ -1,6 +1,8 @@
 """Readers: every layout and file, and what people are told when a conversation cannot be trained on."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -229,6 +231,12 @@ def test_a_json_file_may_be_one_conversation(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(value))
         (conversation,) = read_conversations(str(tmp_path / "a.json")).conversations
         assert conversation.messages == (user("hi"), assistant("yo"))
+
+
+def test_reading_does_not_wait_for_torch_or_transformers():
+    code = "import sys, components.conversations.readers; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_a_file_named_twice_is_read_once(tmp_path):

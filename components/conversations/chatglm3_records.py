@@ -7,14 +7,15 @@ an "observation". In both a thought is an assistant message of its own before th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from components.conversations.formats.chatglm3_calls import INTERPRETER, call_of
 from components.conversations.raw import LayoutError, RawMessage
 from components.conversations.scoring import LOSS_KEYS, broken_weights, weight_of
 
 ROLES = {"observation": "tool", "function": "tool"}  # the second is OpenAI's older word
+OWN_KEYS = {"parameters", "observation"}
 CALL_KEYS = ("tool_calls", "function_call")
 
 
@@ -23,7 +24,7 @@ def in_openai_words(messages: Sequence[RawMessage], tools: Collection[str]) -> l
     read: list[RawMessage] = []
     for position, message in enumerate(messages):
         after = messages[position + 1].role if position + 1 < len(messages) else None
-        if message.role == "tool" and {"parameters", "observation"} & set(message.keys):
+        if _is_own_tool_message(message):
             call, result = _call_and_result(message)
             read = [*_with_call(read, call), result]
         elif _is_call(message, tools, after):
@@ -32,6 +33,27 @@ def in_openai_words(messages: Sequence[RawMessage], tools: Collection[str]) -> l
             ours = ROLES.get(str(message.role))
             read.append(message.with_keys(role=ours) if ours else message)
     return read
+
+
+def are_described(tools: Any, messages: Sequence[RawMessage]) -> bool:
+    """Whether they are no schemas but descriptions in a form of one's own, as ChatGLM3's training data may have them."""
+    schemas = isinstance(tools, str) or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools))
+    return bool(tools) and not schemas and any(map(_is_own_tool_message, messages))
+
+
+def with_described_tools(messages: Sequence[RawMessage], tools: Any) -> list[RawMessage]:
+    """The descriptions in the system message, where ChatGLM3's code writes them."""
+    from components.conversations.formats.chatglm3 import TOOLS_INTRODUCTION
+
+    given = bool(messages) and messages[0].role == "system"
+    system = messages[0] if given else RawMessage(place="the tools", keys={"role": "system"})
+    introduction = system.keys.get("content", TOOLS_INTRODUCTION)
+    described = f"{introduction}\n{json.dumps(tools, indent=4, ensure_ascii=False)}"
+    return [system.with_keys(content=described), *messages[1 if given else 0 :]]
+
+
+def _is_own_tool_message(message: RawMessage) -> bool:
+    return message.role == "tool" and not OWN_KEYS.isdisjoint(message.keys)
 
 
 def _call_and_result(message: RawMessage) -> tuple[RawMessage, RawMessage]:
@@ -54,10 +76,15 @@ def _is_call(message: RawMessage, tools: Collection[str], after: Any) -> bool:
     name, content = message.keys.get("metadata"), message.keys.get("content")
     if message.role != "assistant" or not (isinstance(name, str) and name and isinstance(content, str)):
         return False
+    # Imported late: formats need transformers, whose seconds most who read data need not wait for.
+    from components.conversations.formats.chatglm3_calls import INTERPRETER
+
     return name in tools or name == INTERPRETER or (not tools and after == "observation")
 
 
 def _call(message: RawMessage) -> RawMessage:
+    from components.conversations.formats.chatglm3_calls import call_of
+
     keys = {key: value for key, value in message.keys.items() if key not in ("metadata", "content")}
     call = call_of(message.keys["metadata"], message.keys["content"])
     return RawMessage(place=message.place, keys=keys, calls=(call,))

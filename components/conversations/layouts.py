@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.conversations.chatglm3_records import in_openai_words
+from components.conversations.chatglm3_records import are_described, in_openai_words, with_described_tools
 from components.conversations.raw import LayoutError, Raw, RawMessage
 from components.conversations.tool_calls import CallError, tool_names, tools_of
 from components.conversations.unknown_keys import UnknownKey, is_absent, keys_of_record
@@ -141,10 +141,13 @@ def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str])
     """What all layouts share: a record's system message and tools, and ChatGLM3's messages in OpenAI's words."""
     unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_KEYS, GROUP_KEY))
     messages, listed = _without_tools(messages)
+    messages = [*_system(record, messages), *messages]
+    if are_described(described := record.get("tools"), messages):
+        record, messages = {**record, "tools": None}, with_described_tools(messages, described)
     tools = _tools(record) or listed
     if listed and tools != listed:
         raise LayoutError("has tools for the record and others in its system message; give them once")
-    messages = in_openai_words([*_system(record, messages), *messages], tool_names(tools))
+    messages = in_openai_words(messages, tool_names(tools))
     return RawConversation(messages=messages, tools=tools, group=_group(record), unknown=unknown, notes=notes)
 
 

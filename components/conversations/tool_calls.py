@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from components.conversations.canonical import canonical_call
 from components.conversations.strict_json import ends_too_early, faults_of, read_json, reason_of
 from components.conversations.unknown_keys import UnknownKey, unknown_keys
 
@@ -67,9 +68,8 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
     if function.get("arguments") is not None and function.get("parameters") is not None:
         raise CallError(f'calls "{function["name"]}" with both arguments and parameters')
     given = function.get("arguments") if function.get("arguments") is not None else function.get("parameters")
-    identity = {"id": call["id"]} if call.get("id") is not None else {}
     arguments = _arguments(function["name"], given)
-    return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return canonical_call({**call, "function": {"name": function["name"], "arguments": arguments}})
 
 
 def _arguments(name: str, given: Any) -> dict[str, Any]:
