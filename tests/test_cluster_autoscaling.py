@@ -38,7 +38,7 @@ SECONDS = 400  # for each thing that is waited for; all of them together take a 
 EXPERIMENT = """
 name: toy
 model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.25, max_tokens: 128}
+data: {train: data.jsonl, eval_fraction: 0.5, max_tokens: 128}
 trial:
   budget: {epochs: 8, evaluations: 4}
   batch: {rows_per_step: 2, rows_per_micro_batch: 1}
@@ -70,7 +70,7 @@ resources:
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoscaling")
     tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(24))
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
     text = EXPERIMENT.replace("{path: model}", f"{{path: {folder}/model}}").replace(
         "data.jsonl", f"{folder}/data.jsonl"
     )

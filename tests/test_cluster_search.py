@@ -32,7 +32,7 @@ pytestmark = pytest.mark.ray
 EXPERIMENT = """
 name: toy
 model: {{path: {model}}}
-data: {{train: {data}, eval_fraction: 0.25, max_tokens: 128}}
+data: {{train: {data}, eval_fraction: 0.15, max_tokens: 128}}
 trial:
   budget: {{epochs: 2, evaluations: 2}}
   batch: {{rows_per_step: 2, rows_per_micro_batch: 1}}
@@ -56,7 +56,7 @@ storage: {{path: {folder}}}
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(24))
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(25))
     text = EXPERIMENT.format(model=folder / "model", data=folder / "data.jsonl", folder=folder / "runs")
     (folder / "toy.yaml").write_text(text)
     return folder

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENT = """
 name: toy
 model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.25, max_tokens: 128}
+data: {train: data.jsonl, eval_fraction: 0.18, max_tokens: 128}
 trial:
   budget: {epochs: 80, evaluations: 80}
   batch: {rows_per_step: 2, rows_per_micro_batch: 2}

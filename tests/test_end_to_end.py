@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENT = """
 name: toy
 model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.25, max_tokens: 128}
+data: {train: data.jsonl, eval_fraction: 0.4, max_tokens: 128}
 trial:
   budget: {epochs: 8, evaluations: 4}
   batch: {rows_per_step: 2, rows_per_micro_batch: 2}
@@ -70,7 +70,7 @@ def summary_of(process):
 
 def new_folder(folder):
     tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(40))
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
     (folder / "toy.yaml").write_text(EXPERIMENT)
     (folder / "probes.jsonl").write_text('{"messages": [{"role": "user", "content": "say ab"}], "expect": "ab"}\n')
     return folder
@@ -125,10 +125,10 @@ def test_the_champion_talks_in_a_fresh_process_and_through_mlflow(place, searche
 
 
 def test_the_champion_is_scored_against_its_base_on_other_conversations(place, searched):
-    write_messages_jsonl(place / "other.jsonl", toy_conversations(12, seed=5))
+    write_messages_jsonl(place / "other.jsonl", toy_conversations(30, seed=5))
     arguments = ("--against", "model", "--data", "other.jsonl", "--max-tokens", "128", "--json")
     result = summary_of(ran(place, "evaluate", "models:/toy@champion", *arguments))
-    assert result["conversations"] == 12
+    assert result["conversations"] == 30
     assert result["verdict"]["beats"]
     assert result["verdict"]["other_loss"] == pytest.approx(searched["registry"]["base_loss"], rel=0.05)
 

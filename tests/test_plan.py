@@ -283,7 +283,7 @@ def test_the_plan_is_within_15_percent_of_what_a_real_trial_takes(tmp_path, monk
 EXPERIMENT = """
 name: toy
 model: {path: %(model)s}
-data: {train: %(data)s, eval_fraction: 0.25, max_tokens: 128}
+data: {train: %(data)s, eval_fraction: 0.15, max_tokens: 128}
 trial: {budget: {epochs: 1, evaluations: 2}, batch: {rows_per_step: 4, rows_per_micro_batch: 4}}
 storage: {path: %(storage)s}
 search:
@@ -301,7 +301,7 @@ NODE = "{gpu: Toy, gpus: 4, gpu_memory_gb: %s, bf16_tflops: 1, fp32_tflops: 1, d
 def experiment(tmp_path):
     def written(gpus):
         tiny_model_directory(tmp_path / "model")
-        write_messages_jsonl(tmp_path / "talks.jsonl", toy_conversations(24))
+        write_messages_jsonl(tmp_path / "talks.jsonl", toy_conversations(25))
         path = tmp_path / "toy.yaml"
         names = {"model": tmp_path / "model", "data": tmp_path / "talks.jsonl", "storage": tmp_path / "runs"}
         path.write_text(EXPERIMENT % {**names, "gpus": gpus})

@@ -25,7 +25,7 @@ SECONDS = 120
 EXPERIMENT = """
 name: toy
 model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.25, max_tokens: 128}
+data: {train: data.jsonl, eval_fraction: 0.15, max_tokens: 128}
 trial:
   method: {kind: full}
   optimizer: {learning_rate: 1.0e-3}
@@ -73,7 +73,7 @@ class Driver:
 @pytest.fixture
 def folder(tmp_path):
     tiny_model_directory(tmp_path / "model")
-    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(24))
+    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(25))
     (tmp_path / "toy.yaml").write_text(EXPERIMENT)
     return tmp_path
 

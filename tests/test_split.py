@@ -19,6 +19,7 @@ from components.conversations.problems import ConversationError
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import DataSpec
 from components.storage.folder import folder_at
+from components.tracking.gate import too_few_held_out
 from tests.toy import (
     assistant,
     letter_tokenizer,
@@ -337,3 +338,27 @@ def test_other_tokens_or_weights_or_a_refusal_are_not_comparable_and_named(tmp_p
     refused = rendered_otherwise(dataset.eval, format_of(tmp_path / "refuses", refuses + CHATML), 100)
     talks = {dataset.eval.source(index): dataset.eval.conversation(index) for index in range(len(dataset.eval))}
     assert refused == [s for s in sources if any("say ac" in m.content for m in talks[s].messages)] != []
+
+
+# Enough to tell
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "way_out"),
+    [(80, 0.1, "data.eval_fraction=0.27 would do"), (12, 0.4, "add conversations, or give data.eval")],
+)
+def test_a_search_is_told_before_it_starts_that_too_few_are_held_out(tmp_path, tokenizer, count, fraction, way_out):
+    write_messages_jsonl(tmp_path / "data.jsonl", numbered(count, start=10))
+    data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=fraction, max_tokens=100)
+
+    def prepared(data):
+        return prepare(data, model_path=tokenizer, chat_format_name="auto", storage=folder_at(tmp_path), processes=1)
+
+    held_out = len(prepared(data).eval)
+    assert too_few_held_out(prepared(data), data) == (
+        f"{held_out} conversations held out are too few to tell a better model: the gate needs 20 like these and will promote"
+        f" none; {way_out}"
+    )
+    if count == 80:
+        enough = data.model_copy(update={"eval_fraction": 0.27})
+        assert (len(prepared(enough).eval), too_few_held_out(prepared(enough), enough)) == (20, None)

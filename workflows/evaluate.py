@@ -17,6 +17,7 @@ from components.conversations.readers import read_conversations
 from workflows.cli import Exit, explained, json_line, people_console, quiet_libraries
 
 if TYPE_CHECKING:
+    from components.batches.store import Entry
     from components.models.trained import LoadedModel
     from components.tracking.gate import Verdict
     from components.training.evaluate import ConversationLoss
@@ -52,32 +53,33 @@ def make_parser() -> argparse.ArgumentParser:
 
 def evaluated(arguments: argparse.Namespace) -> dict[str, Any]:
     """What --json prints. Raises ValueError for models or data that cannot be used or compared."""
-    losses, digest = _losses(arguments.model, arguments)
+    losses, entries = _losses(arguments.model, arguments)
     num_targets = sum(loss.num_targets for loss in losses)
     loss = sum(loss.loss_sum for loss in losses) / num_targets
     result = {"model": arguments.model, "loss": loss, "num_targets": num_targets, "conversations": len(losses)}
     if arguments.against is None:
         counted = f"{num_targets:,} targets of {len(losses):,} conversations"
         return {**result, "sentence": f"{arguments.model}: {loss:.4f} nats per target over {counted}"}
-    others, other_digest = _losses(arguments.against, arguments)
-    if digest != other_digest:
+    others, other_entries = _losses(arguments.against, arguments)
+    unlike = [one.source for one, other in zip(entries, other_entries, strict=True) if one.rendered != other.rendered]
+    if unlike:
         raise ValueError(
-            f"{arguments.model} and {arguments.against} have other tokenizers or chat formats, so their losses per target"
-            " cannot be compared"
+            f"{arguments.model} and {arguments.against} turn {len(unlike)} of {len(entries)} conversations into different"
+            f" tokens (the first: {unlike[0]}), so their losses per target cannot be compared"
         )
     verdict = _verdict(arguments, losses, others)
     return {**result, "verdict": verdict.model_dump(), "sentence": f"{arguments.model} {verdict.sentence()}"}
 
 
-def _losses(name: str, arguments: argparse.Namespace) -> tuple[list[ConversationLoss], str]:
-    """The loss of every conversation, and the digest of the chat format they were rendered in."""
+def _losses(name: str, arguments: argparse.Namespace) -> tuple[list[ConversationLoss], list[Entry]]:
+    """The loss of every conversation, and what the model's chat format makes of it."""
     from workflows.named import load_named
 
     loaded = load_named(name, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
-    return _scored(loaded, arguments), loaded.chat_format.digest()
+    return _scored(loaded, arguments)
 
 
-def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> list[ConversationLoss]:
+def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> tuple[list[ConversationLoss], list[Entry]]:
     from components.batches.store import Entry, TokenStore, write_store
     from components.conversations.truncation import fit_length
     from components.training.evaluate import score
@@ -94,7 +96,8 @@ def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> list[Conversa
         entries.append(Entry(source=conversation.source, rendered=fitted))
     with tempfile.TemporaryDirectory(prefix="turnwise-evaluate-") as folder:
         write_store(Path(folder) / "data.arrow", entries)
-        return score(loaded, TokenStore(Path(folder) / "data.arrow"), max_tokens=arguments.max_tokens, rows_per_batch=4)
+        store = TokenStore(Path(folder) / "data.arrow")
+        return score(loaded, store, max_tokens=arguments.max_tokens, rows_per_batch=4), entries
 
 
 def _verdict(

@@ -25,6 +25,7 @@ from components.models.load import check_base, resolve_model
 from components.models.reference import BaseReference
 from components.storage.folder import Folder, folder_at
 from components.storage.locks import Held
+from components.tracking.gate import too_few_held_out
 from components.tracking.journal import SearchManifest, searches_in
 from components.tracking.probes import Probe, load_probes
 from components.tracking.store import check_tracking, tracking_uri
@@ -100,6 +101,8 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     chat_format = load_chat_format(tokenizer, experiment.chat_format)
     dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
     console.print(dataset.summary())
+    if problem := too_few_held_out(dataset, experiment.data):
+        console.print(problem)
     check_rungs(experiment, experiment.trial.budget.in_target_tokens(dataset.train.total_targets))
     if manifest is None:
         manifest = _new_manifest(written, dataset)

@@ -137,8 +137,11 @@ class DataSpec(Spec):
     eval: str | tuple[str, ...] | None = Field(
         None, description="Held-out conversations; without it `eval_fraction` is split off."
     )
-    eval_fraction: Share = Field(0.1, description="Share of the conversations held out, where `eval` is not given.")
-    split_seed: NonNegativeInt = 0
+    eval_fraction: Share = Field(
+        0.1,
+        description="Share held out where `eval` is not given, by a hash of a conversation's words or of its `group`.",
+    )
+    split_seed: NonNegativeInt = Field(0, description="Part of that hash: another seed is another split.")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "pairs", "nested"] = "auto"
     on_bad_row: Literal["fail", "drop"] = "fail"
     unknown_keys: Literal["fail", "ignore"] = Field(
