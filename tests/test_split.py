@@ -93,9 +93,10 @@ def test_a_larger_fraction_holds_out_more_and_lets_none_go(tmp_path):
         replace(TALK, messages=(Message(role="system", content="Be kind."), *SAID)),
         replace(TALK, messages=(SAID[0], replace(SAID[1], loss=0.5))),
         replace(TALK, tools=({"name": "clock"},)),
+        replace(TALK, messages=(SAID[0], replace(SAID[1], reasoning_content="They want it twice."))),
         replace(TALK, source="elsewhere.jsonl, line 7"),
     ],
-    ids=["system message", "weight", "tools on offer", "file"],
+    ids=["system message", "weight", "tools on offer", "reasoning", "file"],
 )
 def test_the_same_words_are_the_same_conversation_whatever_stands_around_them(other):
     assert keys_of(other) == keys_of(TALK)
@@ -249,7 +250,7 @@ def test_a_kept_conversation_comes_back_as_it_was(tmp_path):
             user("你好\n"),
             Message(role="assistant", content="", tool_calls=(call,), loss=0.25),
             Message(role="tool", content="{}", tool_call_id="1", name="f"),
-            assistant("done"),
+            replace(assistant("done"), reasoning_content="That was it."),
         ),
         tools=({"name": "f", "parameters": {"type": "object"}},),
         source="a.jsonl, line 3",

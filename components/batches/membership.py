@@ -17,7 +17,7 @@ def keys_of(conversation: Conversation) -> tuple[str, ...]:
     """Hashes by which a conversation is known again: of what is said in it and, where it has one, of its group.
 
     Said is what user, assistant and tools say, calls included. Who trained on these words knows them whatever the system
-    message, the tools on offer, the ids of calls and the weights of the loss were.
+    message, the tools on offer, the ids of calls, the reasoning before a reply and the weights of the loss were.
     """
     said = [_said(message) for message in conversation.messages if message.role != "system"]
     words = _hash("words", json.dumps(said, sort_keys=True))

@@ -134,7 +134,7 @@ class TokenStore:
     def source(self, index: int) -> str:
         return str(self._table.column("source")[index].as_py())
 
-    @property
+    @cached_property
     def keys(self) -> list[tuple[str, ...]] | None:
         """Of each conversation; None if the store was written before they were kept."""
         if "keys" not in self._table.column_names:
