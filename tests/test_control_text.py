@@ -1,6 +1,7 @@
 """Which texts become control tokens, whoever wrote them, and that all others are tokenized as if there were none."""
 
 import json
+import random
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
@@ -10,6 +11,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from components.conversations.chatglm_tokenizer import convert_tokenizer
 from components.conversations.formats import load_chat_format
 from components.conversations.formats.aliases import alias_of
+from components.conversations.formats.chatglm3 import COMMANDS
 from components.conversations.formats.control_text import ControlText
 from components.conversations.messages import Conversation, Message
 from components.models.chatglm.tiny import train_sentencepiece
@@ -261,6 +263,43 @@ def test_an_answer_that_a_tokenizer_would_merge_with_its_prompt_gets_no_blank_of
     assert chat_format.tokenizer.decode(rendered.token_ids) == "USER: say ASSISTANT: yes we can</s>"
     prompt = chat_format.prompt([user("say")])
     assert list(rendered.token_ids[: len(prompt)]) == prompt
+
+
+ODD = [
+    "<s>", "</s>", "<unk>", "<|im_end|>", "<|im_start|>", "<|im_<|im_end|>end|>", "|im_end|>", "<s", "s>", "<", ">",
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "sop", "<|user|>", "a", "yes", "say", " ", "\n",
+]  # fmt: skip
+
+
+def any_format(name, pieces):
+    if name == "chatglm3":
+        duties = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(pieces), **duties)
+        tokenizer.add_special_tokens({"additional_special_tokens": list(COMMANDS)})
+        return load_chat_format(tokenizer)
+    if name in KINDS:
+        return load_chat_format(tokenizer_like(name, pieces, INST))
+    return load_chat_format(agent_tokenizer(special=ADDED if name == "special" else ()))
+
+
+@pytest.mark.parametrize("name", [*KINDS, "agent", "special", "chatglm3"])
+def test_whatever_is_said_forges_nothing_and_comes_back_letter_for_letter(name, pieces):
+    chat_format = any_format(name, pieces)
+    draw = random.Random(0)
+    control = {chat_format.control.id_of[text] for text in chat_format.control.from_assistant}
+    control -= {chat_format.tokenizer.unk_token_id}  # what no letter covers
+    plain = render(chat_format, *[user("a"), assistant("a")] * 2).token_ids
+    for _ in range(80):
+        texts = ["".join(draw.choices(ODD, k=draw.randint(1, 6))).strip() or "a" for _ in range(4)]
+        messages = [(user, assistant)[i % 2](text) for i, text in enumerate(texts)]
+        token_ids = render(chat_format, *messages).token_ids
+        assert [t for t in token_ids if t in control] == [t for t in plain if t in control], texts
+        for position in (1, 3):
+            prompt = chat_format.prompt(messages[:position])
+            assert list(token_ids[: len(prompt)]) == prompt, texts
+            answer = token_ids[len(prompt) :]
+            stop = next(i for i, token in enumerate(answer) if token in chat_format.stop_token_ids)
+            assert chat_format.message(answer[:stop]).content == texts[position], texts
 
 
 def test_chatglm3_takes_commands_for_text_and_a_users_own_tokens_for_tokens(tmp_path):

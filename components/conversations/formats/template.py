@@ -49,6 +49,7 @@ class TemplateFormat:
         stop_token_id = int(tokenizer.convert_tokens_to_ids(self.writer.stop_text))
         self.stop_token_ids: tuple[int, ...] = (stop_token_id,)
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_token_id)
+        self._before, self._after = self._around_words()
         self.calls = written_calls(
             lambda call: self._turn_of(Message(role="assistant", content="", tool_calls=(call,)))
         )
@@ -81,7 +82,10 @@ class TemplateFormat:
         return self._encode(self._write(messages, tools, "prompt", ask=True), "prompt")[0]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return self.control.decode(token_ids)
+        text = self.control.decode(token_ids)
+        if self._before.startswith(text):
+            return ""  # not yet a word
+        return text.removeprefix(self._before).removesuffix(self._after)
 
     def words(self, token_ids: Sequence[int]) -> str:
         text = self.decode(token_ids)
@@ -95,6 +99,7 @@ class TemplateFormat:
         if read is None:
             return words
         before, calls = read
+        before = before.removeprefix(self._before)
         for content in dict.fromkeys((before, before.removesuffix("\n"), before.rstrip())):
             message = Message(role="assistant", content=content, tool_calls=tuple(calls))
             if self._reads_as(message) == text:
@@ -171,11 +176,19 @@ class TemplateFormat:
     def _reads_as(self, message: Message) -> str | None:
         """The text of a message's tokens; None if the template refuses it."""
         try:
-            written = self._write([PROBE[0], message], (), "answer")
-            ids, ((start, end),) = self._encode(written, "answer")
+            return self.control.decode_all(self._said(message))
         except ValueError:
             return None
-        return self.control.decode_all(ids[start : end - 1])
+
+    def _said(self, message: Message) -> list[int]:
+        """The tokens of an answer, without its stop."""
+        ids, ((start, end),) = self._encode(self._write([PROBE[0], message], (), "answer"), "answer")
+        return ids[start : end - 1]
+
+    def _around_words(self) -> tuple[str, str]:
+        """What the template writes between a prompt and an answer's words, and between these and the stop, decoded."""
+        before, found, after = self.control.decode(self._said(PROBE[1])).partition(PROBE[1].content)
+        return (before, after) if found else ("", "")
 
     def _turn_of(self, message: Message) -> str:
         written = self._write([PROBE[0], message], (), "a trial conversation")
