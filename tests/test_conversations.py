@@ -191,6 +191,7 @@ def test_a_file_in_no_known_layout_is_told_which_there_are(tmp_path):
             {"instruction": "hi", "output": "yo", "history": [["a"]]},
             "history 1 must be a pair [question, answer], not ['a']",
         ),
+        ("alpaca", {"instruction": "hi", "output": "yo", "history": "a"}, '"history" must be a list of pairs, not str'),
         ("nested", {"messages": GOOD}, "must be a list of messages, not dict"),
     ],
 )

@@ -2,14 +2,20 @@
 
 import datetime
 import json
+import random
+from collections import Counter
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from components.conversations.layouts import LAYOUTS
 from components.conversations.messages import Message
 from components.conversations.problems import ConversationError
+from components.conversations.raw import LayoutError
 from components.conversations.readers import content_digest, read_conversations
+from components.conversations.rules import check
 from tests.toy import assistant, user
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
@@ -215,3 +221,58 @@ def test_the_digest_is_of_what_was_read(tmp_path):
     assert before == content_digest(str(file))
     file.write_text(f'{{"messages": {GOOD}}}\n' * 2)
     assert read_conversations(str(file)).digest != before
+
+
+# Anything
+
+KEYS = [
+    "role", "content", "from", "value", "tool_calls", "function_call", "metadata", "name", "parameters", "observation",
+    "loss", "weight", "train", "tools", "functions", "reasoning", "tool_call_id", "id", "mask", "system", "history", "group",
+    "type", "text", "function", "arguments", "image_url",
+]  # fmt: skip
+ROLES = ["user", "assistant", "tool", "observation", "system", "function", "human", "gpt", "function_call", None, 3, []]
+LEAVES = [None, "", "hi", "interpreter", '{"a": 1}', "[", "user", 0, 1, -1, 0.5, float("nan"), 10**400, True, False]
+
+
+def anything(chance, depth=0):
+    kind = chance.random()
+    if depth == 3 or kind < 0.4:
+        return chance.choice(LEAVES)
+    if kind < 0.6:
+        return [anything(chance, depth + 1) for _ in range(chance.randint(0, 3))]
+    return {chance.choice(KEYS): anything(chance, depth + 1) for _ in range(chance.randint(0, 4))}
+
+
+def odd_message(chance):
+    message = {"role": chance.choice(ROLES), "content": "hi" if chance.random() < 0.7 else anything(chance)}
+    return message | {chance.choice(KEYS): anything(chance) for _ in range(chance.randint(0, 2))}
+
+
+def test_whatever_a_record_holds_it_is_read_as_plain_values_or_refused_in_words():
+    chance = random.Random(0)
+    outcomes = Counter()
+    for _ in range(4000):
+        odd = [odd_message(chance) for _ in range(chance.randint(0, 2))]
+        messages = (
+            chance.sample([USER, ASSISTANT, *odd], k=2 + len(odd)) if chance.random() < 0.5 else [USER, *odd, ASSISTANT]
+        )
+        shape = {"messages": messages, "conversations": messages, "instruction": "hi", "output": "yo"}
+        layout, own = chance.choice(
+            [("messages", ["messages"]), ("sharegpt", ["conversations"]), ("alpaca", ["instruction", "output"])]
+        )
+        record = {key: shape[key] for key in own} | {
+            chance.choice(KEYS): anything(chance) for _ in range(chance.randint(0, 2))
+        }
+        try:
+            checked = check(LAYOUTS[layout](record), "a.jsonl, line 1")
+        except LayoutError:
+            outcomes["refused"] += 1
+            continue
+        outcomes["read" if checked.conversation else "refused"] += 1
+        if checked.conversation:
+            json.dumps(asdict(checked.conversation), allow_nan=False).encode()
+            assert all(isinstance(message.content, str) for message in checked.conversation.messages)
+        else:
+            assert checked.problems
+    assert outcomes["read"] > 400
+    assert outcomes["refused"] > 400

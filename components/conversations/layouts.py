@@ -198,7 +198,10 @@ def _tools(mapping: Raw) -> tuple[Raw, ...]:
 def _asked(record: Raw, question: str, answer: str) -> list[RawMessage]:
     """A question and its answer, behind those of the history."""
     turns: list[tuple[str, Any]] = []
-    for number, pair in enumerate(record.get("history") or [], start=1):
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise LayoutError(f'"history" must be a list of pairs, not {type(history).__name__}')
+    for number, pair in enumerate(history, start=1):
         if not (isinstance(pair, list | tuple) and len(pair) == 2):
             raise LayoutError(f"history {number} must be a pair [question, answer], not {pair!r}")
         turns += [(f"history {number}", text) for text in pair]
