@@ -224,6 +224,11 @@ def test_a_method_that_does_not_exist_is_answered_with_those_that_do(path):
             "{choice: [true, 4]}",
             "input should be a valid integer, unable to parse string as an integer, not 'true'",
         ),
+        (
+            "method.target_modules",
+            "[]",
+            "input should be 'all-linear', not []; or tuple should have at least 1 item after validation, not 0, not []",
+        ),
         (RATE, ".inf", "input should be a finite number, not inf"),
         (RATE, "{choice: [.nan]}", "input should be a finite number, not nan"),
     ],

@@ -167,7 +167,7 @@ class LoraMethod(Spec):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="`all-linear` is every linear layer but the head."
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
