@@ -2,14 +2,19 @@
 
 import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
+from ray.tune import Trainable
+from ray.tune.experiment import Experiment
 from ray.tune.search import ConcurrencyLimiter
 
+from components.cluster.directing import direct
 from components.cluster.remarks import check_rungs, remarks
 from components.cluster.room import NodeType, Room
+from components.cluster.sampling import search_algorithm
 from components.cluster.tpe import BranchedTpe, random_only, startup_trials
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
@@ -195,6 +200,30 @@ def test_a_restored_searcher_goes_on_as_if_it_had_not_been_interrupted(tmp_path)
         return trials
 
     assert suggested(interrupted=7) == suggested(interrupted=None)
+
+
+class Untrained(Trainable):
+    """Never started: Tune wants to know what it would run."""
+
+
+def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_path):
+    """With Tune's own generator and state files; `clone` has been asked for by a person."""
+    context, clones = SimpleNamespace(search_id="saved"), {"clone": None}
+    direct(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None))
+    search = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
+    search.add_configurations([Experiment("tune", run=Untrained, num_samples=8, storage_path=str(tmp_path))])
+    first, second = search.next_trial(), search.next_trial()
+    assert search.next_trial() is None
+    search.on_trial_complete("clone", result(BUDGET, 0.1))
+    search.on_trial_complete(first.trial_id, result(251, 3.0))
+    search.save_to_dir(str(tmp_path), "session")
+    resumed = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
+    resumed.restore_from_dir(str(tmp_path))
+    resumed.on_trial_complete(second.trial_id, result(1001, 2.0))
+    assert resumed.next_trial().config["trial"]["number"] == 3
+    studies = resumed.searcher.searcher._studies
+    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
+    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
 
 
 def test_a_searcher_ends_with_the_trials_of_the_search():

@@ -240,7 +240,8 @@ def page(curves: Sequence[Curve], experiment: ExperimentSpec, budget: int, load:
     return "\n\n".join(
         [
             "# ASHA with one bracket for all branches, and with one for each",
-            f"The {len(curves)} trials of the quickstart, each trained to the end of {budget:,} target tokens on 1 worker."
+            f"{len(curves)} trials of {experiment.model.path} in the quickstart's space (changes, if any, are in the command"
+            f" below), each trained to the end of {budget:,} target tokens on 1 worker."
             " Eval loss, in nats per target, at equal target tokens:",
             curves_table(curves),
             f"Searches over them on {CPUS} CPUs, replayed: first the order of the search itself (which trials are stopped),"
