@@ -99,6 +99,21 @@ def test_reasoning_that_a_template_tells_of_in_its_system_message_is_still_the_a
 
 
 @pytest.mark.parametrize("special", [(), ADDED], ids=["not special", "special"])
+def test_tokens_around_reasoning_are_the_assistants_and_what_is_thought_may_hold_its_tokens(special):
+    shown = (
+        "{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    )
+    template = AGENT.replace("{{ m.role }}\n{{ m.content }}", shown)
+    chat_format = load_chat_format(agent_tokenizer(template, special=special))
+    thought = Message(role="assistant", content="yes", reasoning_content="so <mine><|im_end|>")
+    rendered = render(chat_format, user("a"), thought)
+    scored = [i for i, w in zip(rendered.token_ids, rendered.target_weights, strict=True) if w > 0]
+    assert single(chat_format, scored) == ["<think>", "<mine>", "</think>", STOP]
+    assert said(chat_format, "<think>so</think>yes") == ["<think>", "</think>", STOP]
+    assert asked(chat_format, "<think></think>") == [START, STOP, START]
+
+
+@pytest.mark.parametrize("special", [(), ADDED], ids=["not special", "special"])
 @pytest.mark.parametrize("content", ["<think>so</think>yes", "<mine>", "a<think>", "no <s> of them"])
 def test_a_generated_answer_comes_back_as_the_same_tokens(special, content):
     chat_format = load_chat_format(agent_tokenizer(special=special))

@@ -16,6 +16,7 @@ from components.conversations.openai_chat import messages_of, openai_call
 from components.conversations.readers import read_conversations
 from components.models.chatglm.tiny import train_sentencepiece
 from components.tracking.probes import Probe
+from components.tracking.proof import _shown
 from components.tracking.registry import save_packaged
 from tests.test_control_text import AGENT, agent_tokenizer
 from tests.toy import assistant, user
@@ -294,7 +295,7 @@ def test_openais_other_roles_are_ours_and_names_and_ids_stay():
         {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": ""}}]},
         {"role": "function", "name": "f", "content": "5"},
         {"role": "tool", "tool_call_id": "1", "content": ""},
-        {"role": "assistant", "content": None, "refusal": "no"},
+        {"role": "assistant", "content": None, "refusal": "no", "reasoning_content": "hm"},
     ]
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
     assert messages_of(raw) == [
@@ -302,7 +303,7 @@ def test_openais_other_roles_are_ours_and_names_and_ids_stay():
         Message(role="assistant", content="", tool_calls=(call,)),
         Message(role="tool", content="5", name="f"),
         Message(role="tool", content="", tool_call_id="1"),
-        Message(role="assistant", content="no"),
+        Message(role="assistant", content="no", reasoning_content="hm"),
     ]
     assert openai_call(call) == ("f", "{}")
 
@@ -331,6 +332,15 @@ def test_probes_and_the_api_make_the_same_prompt(asks, formats):
     turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "1?"}]
     prompt, _ = asks("template", messages=turns)
     assert formats["template"].prompt(Probe(messages=turns).conversation()) == prompt
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_model_that_answers_with_a_call_alone_has_answered(name, asks, formats, tmp_path):
+    conversation, _ = trained(formats[name], tmp_path)
+    for position, shown in ((2, 'add({"b": 2, "a": [1, 2], "unit": "m"})'), (4, "five")):
+        answer = answer_after(formats[name], conversation, position)
+        _, reply = asks(name, answer, messages=RECORD["messages"][:position], tools=[TOOL])
+        assert _shown(reply["choices"][0]["message"]) == shown
 
 
 # What is no call

@@ -36,6 +36,7 @@ def _message(number: int, raw: Mapping[str, Any]) -> Message:
         tool_calls=tuple(_call(number, role, call) for call in raw.get("tool_calls") or ()),
         tool_call_id=raw.get("tool_call_id"),
         name=raw.get("name"),
+        reasoning_content=raw.get("reasoning_content") or "",
     )
 
 

@@ -249,7 +249,7 @@ def _candidate(request: ProofRequest) -> dict[str, Any]:
     sums, num_targets = _scores(candidate, request)
     found = {
         "digest": candidate.chat_format.digest(),
-        "reply": str(reply["choices"][0]["message"]["content"]),
+        "reply": _shown(reply["choices"][0]["message"]),
         "candidate_sums": sums,
         "num_targets": num_targets,
         "candidate_answers": _answers(candidate, request),
@@ -284,6 +284,12 @@ def _incumbent(request: ProofRequest) -> dict[str, Any]:
 
 
 PHASES = {"candidate": _candidate, "base": _base, "incumbent": _incumbent}
+
+
+def _shown(message: dict[str, Any]) -> str:
+    """Its words and the calls that it makes: a model may answer with nothing else."""
+    calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or ()]
+    return "\n".join(part for part in (message["content"], *calls) if part)
 
 
 def _scores(loaded: LoadedModel, request: ProofRequest) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -41,6 +41,7 @@ PROBES: tuple[tuple[tuple[Message, ...], list[dict[str, Any]]], ...] = (
     ((_SYSTEM, *PROBE), []),
     (_CALLING, []),
     (_CALLING, [PROBE_TOOL]),
+    ((PROBE[0], Message(role="assistant", content="two", reasoning_content="six")), []),
     ((_SYSTEM, *_CALLING), [PROBE_TOOL]),
 )
 
