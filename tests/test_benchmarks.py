@@ -7,6 +7,7 @@ import pytest
 from components.cluster.halving import Halving
 from components.experiment.spec import TrialSpec
 from components.training.records import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted
+from experiments.benchmarks import gate_coverage
 from experiments.benchmarks.asha_brackets import Curve, replay
 from experiments.benchmarks.warm_slots import Search, check_equal, search_of, table
 
@@ -109,3 +110,19 @@ def test_trials_that_fill_the_machine_run_one_after_the_other():
     order = [curve(1, "full", 3.0, 1.0), curve(2, "full", 2.0, 1.5), curve(3, "lora", 2.5, 1.0)]
     halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
     assert replay(order, halving, {"lora": 1, "full": 2}).stopped == (3,)
+
+
+def test_the_gates_false_promotions_are_counted_by_method():
+    case = gate_coverage.measured(0.0, "normal", 2, samples=200)
+    assert case.effective == pytest.approx(2.0)
+    assert (
+        case.promoted["percentile"] == case.promoted["BCa"] == pytest.approx(0.25, abs=0.1)
+    )  # both signs of two are plus
+    assert case.promoted["studentized"] == 0.0
+    line = gate_coverage.line_of(case)
+    assert line.startswith("| 2 | 2.0 | normal | ")
+    assert line in gate_coverage.markdown([case, gate_coverage.measured(1.0, "normal", 60, samples=2), at_least()])
+
+
+def at_least():
+    return gate_coverage.measured(0.0, "normal", gate_coverage.LEAST, samples=2)

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.types.llm import ChatMessage, ChatParams
 
 import components
-from components.batches.trained_on import TRAINED_ON, write_trained_on
+from components.batches.trained_on import TRAINED_ON, keys_digest, trained_keys, write_trained_on
 from components.conversations.messages import Message
 from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
 from components.models.digest import model_digest
@@ -545,11 +545,12 @@ def test_a_better_candidate_takes_the_alias_with_the_reason(registry, champion):
     assert (result.version, result.promoted) == ("2", True)
     assert [found.other for found in result.verdicts] == ["base", "incumbent"]
     assert result.verdicts[1].other_loss == pytest.approx(registry.trials.trained("lora")[1], abs=1e-6)
+    assert result.verdicts[1].note == ""  # all held out are new to both
     assert registry.holder("turnwise-toy", "champion") == "2"
     assert registry.holder("turnwise-toy", "challenger") is None
     tags = registry.client.get_model_version("turnwise-toy", "2").tags
     assert tags["turnwise.replaces"] == "1"
-    assert tags["turnwise.against_incumbent"].startswith("beats the incumbent on held-out conversations: 1.7950")
+    assert tags["turnwise.against_incumbent"].startswith("beats the incumbent on held-out conversations: 1.7906")
     assert tags["turnwise.gate"] == result.reason
 
 
@@ -571,6 +572,7 @@ def test_a_version_knows_where_it_comes_from(registry, champion):
         "turnwise.base_model": str(registry.trials.model),
         "turnwise.base_digest": model_digest(registry.trials.model),
         "turnwise.chat_format": "auto",
+        "turnwise.trained_on": keys_digest(trained_keys(registry.trials.dataset.train)),
     }
     assert expected.items() <= version.tags.items()
     if head.returncode == 0:
