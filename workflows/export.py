@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any
 from workflows.cli import REGISTERED, Exit, explained, json_line, quiet_libraries
 
 if TYPE_CHECKING:
-    import torch
-
     from components.models.export import Exportable, Layout
     from components.training.merge_check import Divergence, MergeCheck, Scorer
 
@@ -75,7 +73,7 @@ def export(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     return result
 
 
-def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: torch.dtype) -> Divergence:
+def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: Any) -> Divergence:
     """Writes the merged model, and asks its files what the adapter beside its base answers. One model at a time.
 
     Raises ValueError if they answer something else.

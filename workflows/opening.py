@@ -19,9 +19,10 @@ from components.conversations.tokenizers import load_tokenizer
 from components.experiment.remarks import experiment_remarks
 from components.experiment.space import num_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
+from components.models.branches import trained_by_branch
 from components.models.digest import model_digest
 from components.models.fetch import FETCHED
-from components.models.load import check_base, resolve_model
+from components.models.load import check_base, config_of, resolve_model
 from components.models.reference import BaseReference
 from components.storage.folder import Folder, folder_at
 from components.storage.locks import Held
@@ -40,7 +41,7 @@ class OpenSearch:
     """A search whose model, data and tracking are at hand. `resumed`: it had been started before.
 
     `manifest` has the experiment as it was written, `experiment` has it with a model path that holds on every node. `lock`
-    is held as long as this lives.
+    is held as long as this lives. `trained`: by branch, what its trials train or adapt, for people.
     """
 
     manifest: SearchManifest
@@ -53,6 +54,7 @@ class OpenSearch:
     probes: tuple[Probe, ...]
     uri: str
     resumed: bool
+    trained: Mapping[str, str]
 
     @property
     def search_id(self) -> str:
@@ -97,6 +99,9 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     directory = resolve_model(written.model)
     check_base(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
+    trained = trained_by_branch(experiment, config_of(directory))
+    for branch, sentence in trained.items():
+        console.print(f"{branch}: {sentence}", soft_wrap=True)
     tokenizer = load_tokenizer(directory)
     chat_format = load_chat_format(tokenizer, experiment.chat_format)
     dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
@@ -117,6 +122,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
         probes=probes,
         uri=uri,
         resumed=resume is not None,
+        trained=trained,
     )
 
 

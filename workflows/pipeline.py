@@ -35,7 +35,7 @@ from components.tracking.gate import RegistryResult
 from components.tracking.journal import Journal
 from components.tracking.mirror import Mirror
 from components.tracking.registry import Place, ProofError, here, register_best
-from components.tracking.runs import SearchRuns
+from components.tracking.runs import MOST_CHARACTERS, TRAINED_TAG, SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, check_model_name, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold, num_clones
 from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
@@ -150,7 +150,8 @@ def _searched(
 
 
 def _runs(search: OpenSearch, facts: Mapping[str, str]) -> SearchRuns:
-    return SearchRuns(open_store(search.uri), search.uri, search.experiment, search.search_id, facts)
+    tags = {f"{TRAINED_TAG}.{branch}": sentence[:MOST_CHARACTERS] for branch, sentence in search.trained.items()}
+    return SearchRuns(open_store(search.uri), search.uri, search.experiment, search.search_id, {**facts, **tags})
 
 
 def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 from peft import (
-    LoraConfig,
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
@@ -20,42 +19,27 @@ from transformers import PreTrainedModel
 
 from components.experiment.spec import LoraMethod
 from components.models.causal_lm import check_same_weights
-from components.models.chatglm.lora import glm_targets
+from components.models.targets import lora_config
 
 
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
     """Adapters on a frozen base, float32 and trainable; at first they change nothing. Seed torch before, for their A.
 
-    Raises ValueError if target_modules name no module of this model.
+    Raises ValueError if a name of target_modules is no module of this model, or peft cannot adapt one so.
     """
     base.requires_grad_(False)
-    config = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=_targets(base, method),
-        use_rslora=method.rslora,
-        use_dora=method.dora,
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(base, method)
     try:
         return cast(PeftModel, get_peft_model(base, config, autocast_adapter_dtype=True))
     except ValueError as error:
-        if isinstance(method.target_modules, str):
-            raise
-        names = sorted(
-            {name.rpartition(".")[2] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
-        )
-        raise ValueError(
-            f"method.target_modules={list(method.target_modules)}: {error}; linear layers here: {', '.join(names)}"
-        ) from None
-
-
-def _targets(base: PreTrainedModel, method: LoraMethod) -> str | list[str]:
-    """Names of this family's modules; ChatGLM3's may be given in its own words (query_key_value, dense, ...)."""
-    if isinstance(method.target_modules, str):
-        return method.target_modules
-    return list(glm_targets(method.target_modules) if base.config.model_type == "glm" else method.target_modules)
+        if "ParamWrapper does not work with" in str(error):
+            setting = "dora: true" if method.dora else f"dropout: {method.dropout:g}"
+            raise ValueError(
+                f"method.{setting}: this model's experts are adapted as whole parameters, for which peft knows neither"
+                " dropout nor DoRA; set dropout: 0.0 and dora: false, or name target_modules that are no experts"
+            ) from None
+        written = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
+        raise ValueError(f"method.target_modules={written}: {error}") from None
 
 
 def detach_lora(model: PeftModel) -> PreTrainedModel:

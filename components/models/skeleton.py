@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora
+from components.models.empty import empty_model
 from components.models.load import DTYPES
+from components.models.reach import train_reached
 from components.models.warm import Quantize
 
 # Of one weight. nf4 with doubly quantized scales: 4 bits, 8 bits for each 64 weights, 32 for each 64 x 256.
@@ -25,16 +26,14 @@ def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype
 
     Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
     """
+    base = empty_model(config, dtype=DTYPES[dtype], attention=attention)
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
-        )
         base.config.use_cache = False
         if isinstance(method, LoraMethod):
             if method.quantize is not None:
                 _pack(base, method.quantize, DTYPES[dtype])
             return cast(nn.Module, attach_lora(base, method).train())
-    base.requires_grad_(True)
+    train_reached(base)
     return cast(nn.Module, base.train())
 
 
@@ -80,19 +79,3 @@ def _pack(base: PreTrainedModel, quantize: Quantize, dtype: torch.dtype) -> None
     for name, module in list(base.named_modules()):
         if type(module) is nn.Linear and name not in kept:
             base.set_submodule(name, PackedLinear(module, quantize, dtype))
-
-
-def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
-    """Every parameter and buffer becomes what `make` makes of it; what was shared between modules stays shared."""
-    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one, too: while it lives nobody else has its id
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    new = make(tensor)
-                    if isinstance(tensor, nn.Parameter):
-                        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-                    made[id(tensor)] = new, tensor
-                tensors[name] = made[id(tensor)][0]  # type: ignore[assignment]

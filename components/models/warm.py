@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora, detach_lora
+from components.models.reach import train_reached
 
 Quantize = Literal["nf4", "int8"] | None
 
@@ -19,7 +20,7 @@ Quantize = Literal["nf4", "int8"] | None
 class WarmBase:
     """Gives out one trainable model at a time; what was trained before leaves no trace in it.
 
-    LoRA leaves the base alone, so its adapters are taken off. Full fine-tuning changes every weight: a clean copy is kept
+    LoRA leaves the base alone, so its adapters are taken off. Full fine-tuning changes the weights: a clean copy is kept
     from its first trial on (twice the weights' memory), and copied back.
     """
 
@@ -48,10 +49,12 @@ class WarmBase:
             self._adapted_quantize = method.quantize
             return cast(nn.Module, self._adapted.train())
         base = self.load(None)
+        train_reached(base)
         if self._clean is None:
-            self._clean = {name: parameter.detach().clone() for name, parameter in base.named_parameters()}
+            self._clean = {
+                name: weight.detach().clone() for name, weight in base.named_parameters() if weight.requires_grad
+            }
         self._dirty = True
-        base.requires_grad_(True)
         return cast(nn.Module, base.train())
 
     def _clean_up(self) -> None:
@@ -63,8 +66,8 @@ class WarmBase:
         if self._dirty:
             assert self._clean is not None
             with torch.no_grad():
-                for name, parameter in self._bases[None].named_parameters():
-                    parameter.copy_(self._clean[name])
+                for name, clean in self._clean.items():
+                    self._bases[None].get_parameter(name).copy_(clean)
             self._dirty = False
 
 

@@ -57,12 +57,7 @@ class Divergence(BaseModel):
 
 def fixed_rows(chat_format: ChatFormat) -> list[list[int]]:
     """The token ids of a few conversations, the same for every model with this chat format."""
-    return [
-        chat_format.render(
-            Conversation(messages=(Message(role="user", content=asked), Message(role="assistant", content=said)))
-        ).token_ids
-        for asked, said in FIXED
-    ]
+    return [list(chat_format.render(_conversation(asked, said)).token_ids) for asked, said in FIXED]
 
 
 @torch.no_grad()
@@ -152,6 +147,10 @@ class Scorer:
             rows_per_batch=ROWS_PER_BATCH,
             pad_token_id=self.pad_token_id,
         )
+
+
+def _conversation(asked: str, said: str) -> Conversation:
+    return Conversation(messages=(Message(role="user", content=asked), Message(role="assistant", content=said)))
 
 
 def _fitted(conversations: Sequence[Conversation], chat_format: ChatFormat, max_tokens: int) -> Iterator[Entry]:

@@ -27,7 +27,8 @@ from transformers import PreTrainedConfig
 
 from components.batches.batch import Batch
 from components.experiment.spec import ModelSpec, TrialSpec
-from components.models.skeleton import PackedLinear, replace_tensors, skeleton
+from components.models.empty import replace_tensors
+from components.models.skeleton import PackedLinear, skeleton
 from components.training.loss import ScoredModel
 from components.training.session import set_gradient_checkpointing
 

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from components.models.reach import train_reached
 from components.models.tensor_files import Rows
 from components.models.warm import forget_training
 from components.training.loss import ScoredModel
@@ -62,7 +63,7 @@ class ShardedBase:
     def _sharded(self, precision: Precision) -> ScoredModel:
         base = self._load()
         base.config.use_cache = False
-        base.requires_grad_(True)
+        train_reached(base)
         scored = ScoredModel(base, precision=precision, attention=self.attention, device=self.workers.device)
         shard(scored, self.workers, self.dtype, precision)
         self._clean = {name: local(weight).detach().cpu().clone() for name, weight in base.named_parameters()}

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GlmConfig
 
-from components.models.chatglm.keys import FUSED, IN_LAYER, SPLIT, QkvRows, glm_modules, original_module
+from components.models.chatglm.keys import FUSED, IN_LAYER, SPLIT, TOP, QkvRows, glm_modules, original_module
 from components.models.chatglm.shards import tensors_of
 
 CONFIG_FILE = "adapter_config.json"
@@ -45,11 +45,19 @@ class Update:
 
 
 def glm_targets(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Module names of the original layout as Glm's; others stay as they are."""
-    known = {
-        original.rpartition(".")[2]: tuple(glm.rpartition(".")[2] for glm in its) for original, its in TARGETS.items()
+    """Module names of the original layout as Glm's, whole or by their ends; others stay as they are."""
+    known = TARGETS | {
+        original.rpartition(".")[2]: tuple(glm.rpartition(".")[2] for glm in its)
+        for original, its in [*TARGETS.items(), *((top, (glm,)) for top, glm in TOP.items())]
     }
-    return tuple(dict.fromkeys(glm for name in names for glm in known.get(name, (name,))))
+    return tuple(dict.fromkeys(glm for name in names for glm in known.get(name) or _whole_name(name)))
+
+
+def _whole_name(name: str) -> tuple[str, ...]:
+    try:
+        return glm_modules(name)
+    except ValueError:
+        return (name,)
 
 
 def is_original_adapter(directory: Path) -> bool:
