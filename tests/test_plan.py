@@ -9,7 +9,7 @@ import torch
 from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from components.batches.prepare import MANIFEST, PreparedDataset
-from components.batches.store import Entry, write_store
+from components.batches.store import Entry, digest_of, write_store
 from components.conversations.rendered import RenderedConversation
 from components.experiment.nodes import load_nodes
 from components.experiment.problems import ExperimentError
@@ -23,15 +23,19 @@ from components.experiment.spec import (
     NoSchedulerSpec,
     OptimizerSpec,
     TrialSpec,
+    WorkersSpec,
 )
+from components.reports.plan import no_room
 from components.storage.folder import folder_at
 from components.training.calibrate import Candidate, calibrate
-from components.training.memory import Group, memory_plan
+from components.training.memory import Group, memory_plan, proof_plan
+from components.training.plan import BranchPlan, ExperimentPlan, Fit
 from components.training.rehearsal import MicroBatch, Peak, Rehearsal, rehearse
-from components.training.workload import trials_worth, workload
+from components.training.workload import Workload, trials_worth, workload
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import preview
 from workflows.cli import Exit
+from workflows.planning import Estimate, Situation
 
 ROOT = Path(__file__).parents[1]
 NODES = ROOT / "experiments/cluster/nodes.yaml"
@@ -148,6 +152,15 @@ REHEARSAL = Rehearsal(
     evaluation_flops=1,
 )
 FULL = TrialSpec(method=FullMethod())
+WORK = Workload(
+    batch=BATCH,
+    evaluated=BATCH,
+    largest_step=0,
+    tokens_in_step=256,
+    target_tokens=64,
+    trained_tokens=256,
+    evaluated_tokens=256,
+)
 
 
 def test_a_full_trial_keeps_a_clean_copy_and_two_numbers_a_weight_for_adamw():
@@ -164,6 +177,65 @@ def test_the_8_bit_optimizer_takes_two_bytes_a_weight_and_a_little():
 
 def test_data_parallel_workers_hold_a_bucket_for_every_gradient():
     assert memory_plan(REHEARSAL, FULL, Group(count=2)).parts["gradients"] == 4_000_500
+
+
+def test_a_proof_holds_one_whole_model_however_few_of_it_a_sharded_worker_held():
+    sharded = Group(count=4, parallel="fsdp", cpu_offload=True)
+    proof = proof_plan(REHEARSAL, sharded, base_bytes=4_000_000)
+    assert proof.parts == {
+        "weights": 4_000_000,
+        "weight casts": 0,
+        "activations": 1_000,
+        "logits": 0,
+        "allocator": 200_050,
+        "process": 800_000_000,
+    }
+    assert proof.total > memory_plan(REHEARSAL, FULL, sharded).total
+    assert proof.fullest_in == "proof"
+
+
+def test_the_proof_of_a_quantized_winner_holds_the_base_model_as_it_is():
+    proof = proof_plan(REHEARSAL, Group(on_gpu=False), base_bytes=16_000_000)
+    assert (proof.parts["weights"], proof.device) == (16_000_000, "cpu")
+
+
+def estimate_of(group, workers, base_bytes=4_000_000):
+    return Estimate(
+        situation=Situation(model=ModelSpec(path="toy"), spec=FULL, workers=workers),
+        workload=WORK,
+        rehearsal=REHEARSAL,
+        memory=memory_plan(REHEARSAL, FULL, group),
+        proof=proof_plan(REHEARSAL, group, base_bytes=base_bytes),
+    )
+
+
+def test_a_machine_whose_gpus_hold_the_shares_but_none_the_model_is_too_small_for_the_proof():
+    workers = WorkersSpec(workers=4, gpus_per_worker=1.0, parallel="fsdp", cpu_offload=True)
+    estimate = estimate_of(Group(count=4, parallel="fsdp", cpu_offload=True), workers)
+    room = estimate.memory.total
+    assert estimate.short(room) == estimate.proof.total - room > 0
+    assert estimate.short(estimate.proof.total) == 0
+
+
+def test_a_proof_on_cpus_has_the_memory_of_all_the_workers_for_itself():
+    workers = WorkersSpec(workers=4, parallel="fsdp")
+    estimate = estimate_of(Group(count=4, on_gpu=False, parallel="fsdp"), workers, base_bytes=10**9)
+    room = estimate.memory.total
+    assert estimate.proof.total > room
+    assert estimate.short(room) == 0
+    assert estimate.short(room // 2) == estimate.proof.total - 4 * (room // 2)
+
+
+def test_the_sentence_of_what_fits_nowhere_tells_the_proofs_arithmetic_where_it_is_the_larger():
+    workers = WorkersSpec(workers=4, gpus_per_worker=1.0, parallel="fsdp", cpu_offload=True)
+    estimate = estimate_of(Group(count=4, parallel="fsdp", cpu_offload=True), workers, base_bytes=2 * 10**9)
+    room = estimate.memory.total + 10**8
+    fit = Fit(node="toy.4", room_bytes=room, short_bytes=estimate.short(room))
+    branch = BranchPlan.model_construct(branch="full", memory=estimate.memory, proof=estimate.proof, fits=(fit,))
+    assert no_room(ExperimentPlan.model_construct(branches=(branch,))) == (
+        "full: to prove a winner takes weights 2.00 + activations 0.00 + allocator 0.10 + process 0.80 = 2.90 GB, and the"
+        " most room is 0.90 GB, on toy.4"
+    )
 
 
 def test_sharded_workers_hold_their_share_and_the_layers_that_compute():
@@ -194,7 +266,8 @@ def dataset_of(folder, lengths, vocabulary=512):
     folder.mkdir(exist_ok=True)
     write_store(folder / "train.arrow", entries[:-1])
     write_store(folder / "eval.arrow", entries[-1:])
-    manifest = {"digest": folder.name, "train_digest": "", "eval_digest": "", "counts": {}}
+    digests = {f"{split}_digest": digest_of(folder / f"{split}.arrow") for split in ("train", "eval")}
+    manifest = {"digest": folder.name, **digests, "counts": {}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return PreparedDataset.open(folder_at(folder))
 

@@ -1,6 +1,7 @@
 """A version is proven in phases, each in a process of its own that holds one model, and each failure says what it was."""
 
 import math
+import os
 import shutil
 import signal
 
@@ -24,6 +25,7 @@ from components.tracking.proof import (
     is_out_of_memory,
 )
 from components.tracking.registry import save_packaged
+from components.tracking.saving import is_being_saved
 from tests.trials import MAX_TOKENS, Trials
 
 PROBES = (Probe(messages=({"role": "user", "content": "say ab"},)),)
@@ -88,6 +90,18 @@ def test_a_full_winner_is_scored_without_its_base_model_in_reach(asked, trials, 
         answer(asked("full", "base"))
 
 
+def test_a_version_is_saved_on_a_machine_that_need_not_hold_its_model_and_tried_where_it_is_proven(
+    asked, trials, tmp_path
+):
+    package = trials.packaged("full", tmp_path / PACKAGE)
+    (weights,) = package.rglob("model.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    save_packaged(package, tmp_path / "version")
+    assert not is_being_saved()
+    with pytest.raises(ValueError, match="its weights cannot be read"):
+        answer(asked("full", model=tmp_path / "version"))
+
+
 def test_losses_that_are_not_finite_survive_the_way_between_processes():
     found = PhaseResult(code="code", candidate_sums=(math.nan, math.inf, 1.0))
     back = PhaseResult.model_validate_json(found.model_dump_json())
@@ -99,7 +113,7 @@ def test_an_incumbent_whose_losses_are_not_finite_is_no_measure(asked, trials, v
     shutil.copytree(versions / "full" / "artifacts", broken / "artifacts")
     (file,) = broken.rglob("model.safetensors")
     weights = load_file(file)
-    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], math.nan)
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 3e38)  # finite, and overflows
     save_file(weights, file, metadata={"format": "pt"})
     digest = answer(asked("lora")).digest
     found = answer(asked("lora", "incumbent", incumbent=broken, digest=digest))

@@ -169,7 +169,7 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
         raise ValueError(
             f"--resume {manifest.search_id}: its prepared data {directory} is gone; start anew without --resume"
         )
-    return PreparedDataset.open(directory)
+    return PreparedDataset.open(directory).checked()
 
 
 def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset) -> SearchManifest:

@@ -13,9 +13,9 @@ from components.conversations.tokenizers import load_tokenizer
 from components.experiment.nodes import NodeTable, NodeType
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
-from components.models.load import config_of, resolve_model
+from components.models.load import DTYPES, config_of, resolve_model
 from components.training.calibrate import Calibration, Candidate, calibrate
-from components.training.memory import Group, MemoryPlan, memory_plan
+from components.training.memory import Group, MemoryPlan, memory_plan, proof_plan
 from components.training.plan import BranchPlan, ExperimentPlan, Fit, Span, WayOut
 from components.training.rehearsal import Rehearsal, rehearse
 from components.training.workload import Workload, trials_worth, workload
@@ -40,6 +40,18 @@ class Estimate:
     workload: Workload
     rehearsal: Rehearsal
     memory: MemoryPlan
+    proof: MemoryPlan
+
+    @property
+    def needed(self) -> int:
+        """Of one process at the fullest moment of the trial and of its proof."""
+        return max(self.memory.total, self.proof.total)
+
+    def short(self, room: int) -> int:
+        """Bytes that a worker's `room` lacks for the trial, or for the proof of it: one process that has the machine's CPU
+        memory for itself, but no larger a GPU than the worker."""
+        alone = room if self.memory.device == "gpu" else room * self.situation.workers.fewest
+        return max(0, self.memory.total - room, self.proof.total - alone)
 
     @property
     def flops_per_token(self) -> float:
@@ -86,7 +98,8 @@ class Planner:
             self.config, situation.model, spec, work.batch, evaluated=work.evaluated, synced=group.synced
         )
         memory = memory_plan(rehearsal, spec, group, kept=kept)
-        return Estimate(situation=situation, workload=work, rehearsal=rehearsal, memory=memory)
+        proof = proof_plan(rehearsal, group, base_bytes=_base_bytes(situation, rehearsal))
+        return Estimate(situation=situation, workload=work, rehearsal=rehearsal, memory=memory, proof=proof)
 
     def rooms(self, workers: WorkersSpec) -> dict[str, int]:
         """Bytes for one worker on each kind of machine."""
@@ -97,7 +110,7 @@ class Planner:
 
     def fitting(self, estimate: Estimate) -> tuple[str, ...]:
         rooms = self.rooms(estimate.situation.workers)
-        return tuple(name for name, room in rooms.items() if estimate.memory.total <= room)
+        return tuple(name for name, room in rooms.items() if not estimate.short(room))
 
 
 def plan_experiment(
@@ -186,6 +199,12 @@ def _kept_by_others(name: str, estimates: Mapping[str, Estimate]) -> int:
     return kept + max(copies, default=0)
 
 
+def _base_bytes(situation: Situation, rehearsal: Rehearsal) -> int:
+    """Of the base model as it is, which a proof loads."""
+    adapter = rehearsal.trained_parameters if isinstance(situation.spec.method, LoraMethod) else 0
+    return (rehearsal.parameters - adapter) * DTYPES[situation.model.dtype].itemsize
+
+
 def _quantize(situation: Situation) -> str | None:
     return situation.spec.method.quantize if isinstance(situation.spec.method, LoraMethod) else None
 
@@ -242,6 +261,7 @@ def _branch_plan(
         parameters=estimate.rehearsal.parameters,
         trained_parameters=estimate.rehearsal.trained_parameters,
         memory=estimate.memory,
+        proof=estimate.proof,
         rows=estimate.workload.batch.rows,
         tokens=estimate.workload.batch.tokens,
         trials=trials,
@@ -259,7 +279,7 @@ def _trials_of(experiment: ExperimentSpec, branch: str) -> int:
 
 
 def _fit(planner: Planner, name: str, room: int, estimate: Estimate, worth: Span, measured: Calibration | None) -> Fit:
-    fit = Fit(node=name, room_bytes=room, short_bytes=max(0, estimate.memory.total - room))
+    fit = Fit(node=name, room_bytes=room, short_bytes=estimate.short(room))
     node = planner.table.nodes.get(name) if estimate.situation.workers.gpus_per_worker else None
     speed = _speed(planner.table, node, estimate, measured)
     if speed is None:
@@ -294,10 +314,10 @@ def ways_out(planner: Planner, estimate: Estimate, kept: int = 0) -> Iterator[Wa
     changes: tuple[str, ...] = ()
     for change, changed in _changes(estimate.situation):
         smaller = planner.estimate(changed, kept)
-        if smaller.memory.total >= estimate.memory.total:
+        if smaller.needed >= estimate.needed:
             continue
         estimate, changes = smaller, (*changes, change)
-        yield WayOut(changes=changes, total_bytes=smaller.memory.total, fits_on=planner.fitting(smaller))
+        yield WayOut(changes=changes, total_bytes=smaller.needed, fits_on=planner.fitting(smaller))
         if planner.fitting(smaller):
             return
 

@@ -38,6 +38,7 @@ def memory_table(branches: Sequence[BranchPlan]) -> Table:
         if any(sizes):
             table.add_row(part, *[_gb(size) if size else "-" for size in sizes])
     table.add_row("together", *[_gb(branch.memory.total) for branch in branches], style="bold")
+    table.add_row("proof of a winner", *[_gb(branch.proof.total) for branch in branches])
     measured = [branch.calibration for branch in branches]
     if any(measured):
         table.add_row("measured", *[_gb(each.peak_bytes + each.process_bytes) if each else "-" for each in measured])
@@ -72,10 +73,12 @@ def no_room(plan: ExperimentPlan) -> str:
     for branch in plan.branches:
         if branch.fits_somewhere:
             continue
-        parts = " + ".join(f"{part} {_gb(size)}" for part, size in branch.memory.parts.items() if size)
         largest = max(branch.fits, key=lambda fit: fit.room_bytes)
+        trains = branch.memory.total > largest.room_bytes
+        who, memory = ("a worker holds", branch.memory) if trains else ("to prove a winner takes", branch.proof)
+        parts = " + ".join(f"{part} {_gb(size)}" for part, size in memory.parts.items() if size)
         sentences.append(
-            f"{branch.branch}: a worker holds {parts} = {_gb(branch.memory.total)} GB, and the most room is"
+            f"{branch.branch}: {who} {parts} = {_gb(memory.total)} GB, and the most room is"
             f" {_gb(largest.room_bytes)} GB, on {largest.node}"
         )
     return "\n".join(sentences)

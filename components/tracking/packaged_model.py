@@ -28,6 +28,7 @@ from mlflow.types.llm import (
 from components.conversations.messages import Message
 from components.conversations.openai_chat import messages_of, openai_call
 from components.models.trained import LoadedModel, load_trained
+from components.tracking.saving import is_being_saved
 from components.training.generate import Reply, reply_to, stream_reply
 
 PACKAGE = "package"
@@ -47,9 +48,13 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
     loaded: LoadedModel
 
     def load_context(self, context: Any) -> None:
+        if is_being_saved():
+            return
         self.loaded = load_trained(Path(context.artifacts[PACKAGE]))
 
     def predict(self, context: Any, messages: list[ChatMessage], params: ChatParams) -> ChatCompletionResponse:
+        if is_being_saved():
+            return ChatCompletionResponse(choices=[], model=MODEL)
         reply = reply_to(self.loaded, _messages(messages), **_settings(params))
         message = ChatMessage(role="assistant", content=reply.message.content, tool_calls=_tool_calls(reply.message))
         choice = ChatChoice(message=message, finish_reason=reply.finish_reason)

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow.pyfunc
-import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -23,10 +22,11 @@ from components.models.reference import BaseReference
 from components.models.trained import package
 from components.storage.folder import folder_at
 from components.tracking.gate import RegistryResult, Verdict, judge
-from components.tracking.packaged_model import PACKAGE, offer
+from components.tracking.packaged_model import PACKAGE
 from components.tracking.probes import Probe
 from components.tracking.proof import ProofAnswer, prove
 from components.tracking.runs import SearchRuns, git_commit
+from components.tracking.saving import without_weights
 from components.tracking.store import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 from components.training.records import Progress, TrialHistory
 
@@ -198,19 +198,21 @@ def download(model_uri: str, uri: str) -> Path:
 
 
 def save_packaged(package_folder: Path, target: Path) -> None:
-    """An MLflow model of plain files: the package, this code, a signature and an example. It is tried while it is saved."""
+    """An MLflow model of plain files: the package, this code, a signature and an example. No weights are loaded."""
     code = Path(components.__path__[0])
-    mlflow.pyfunc.save_model(
-        str(target),
-        python_model=str(code / "tracking" / "packaged_model.py"),
-        artifacts={PACKAGE: str(package_folder)},
-        code_paths=[str(code)],
-        input_example={"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 16, "temperature": 0.0},
-        pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
-    )
-    offer()  # in place of the model that was tried, and its weights, which MLflow would hold on to
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    with without_weights():
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(code / "tracking" / "packaged_model.py"),
+            artifacts={PACKAGE: str(package_folder)},
+            code_paths=[str(code)],
+            input_example={
+                "messages": [{"role": "user", "content": "Who are you?"}],
+                "max_tokens": 16,
+                "temperature": 0.0,
+            },
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
+        )
 
 
 def _registered(candidate: Candidate) -> str | None:

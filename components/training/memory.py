@@ -16,6 +16,7 @@ from components.training.rehearsal import Rehearsal
 from components.training.workers import Parallel
 
 Device = Literal["gpu", "cpu"]
+Moment = Literal["training", "evaluation", "proof"]
 
 # CUDA's context with the kernels of torch, cuBLAS and NCCL; what torch's allocator holds beyond what is in use.
 CUDA_CONTEXT, CUDA_WASTE = 0.8e9, 0.05
@@ -47,7 +48,7 @@ class MemoryPlan(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     device: Device
-    fullest_in: Literal["training", "evaluation"]
+    fullest_in: Moment
     parts: Mapping[str, int]
 
     @property
@@ -87,13 +88,32 @@ def _moment(rehearsal: Rehearsal, spec: TrialSpec, group: Group, kept: int, *, e
     }
     if full and group.parallel == "fsdp" and group.count > 1:
         parts |= _shares(rehearsal, spec, group, parts, evaluates=evaluates)
-    device: Device = "gpu" if group.on_gpu else "cpu"
-    if device == "gpu":
-        parts["allocator"], parts["process"] = round(CUDA_WASTE * sum(parts.values())), round(CUDA_CONTEXT)
-    else:
-        passing = parts["weight casts"] + parts["activations"] + parts["logits"]
-        parts["allocator"], parts["process"] = round(CPU_WASTE * passing), round(CPU_PROCESS)
-    return MemoryPlan(device=device, fullest_in="evaluation" if evaluates else "training", parts=parts)
+    return _with_overhead(parts, group, "evaluation" if evaluates else "training")
+
+
+def _with_overhead(parts: dict[str, int], group: Group, moment: Moment) -> MemoryPlan:
+    if group.on_gpu:
+        overhead = {"allocator": round(CUDA_WASTE * sum(parts.values())), "process": round(CUDA_CONTEXT)}
+        return MemoryPlan(device="gpu", fullest_in=moment, parts=parts | overhead)
+    passing = parts["weight casts"] + parts["activations"] + parts["logits"]
+    overhead = {"allocator": round(CPU_WASTE * passing), "process": round(CPU_PROCESS)}
+    return MemoryPlan(device="cpu", fullest_in=moment, parts=parts | overhead)
+
+
+def proof_plan(rehearsal: Rehearsal, group: Group, *, base_bytes: int) -> MemoryPlan:
+    """Of the process that proves the winner: one whole model, nothing to train it with, and the batch that is scored.
+
+    Args:
+        base_bytes: of the base model as it is loaded to be compared with: whole, and not quantized.
+    """
+    held = rehearsal.evaluation.bytes
+    parts = {
+        "weights": max(rehearsal.weight_bytes, base_bytes),
+        "weight casts": held.get("weight casts", 0),
+        "activations": held.get("activations", 0),
+        "logits": held.get("logits", 0),
+    }
+    return _with_overhead(parts, group, "proof")
 
 
 def optimizer_bytes(rehearsal: Rehearsal, spec: TrialSpec) -> int:

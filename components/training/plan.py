@@ -56,6 +56,7 @@ class BranchPlan(PlanRecord):
     parameters: int
     trained_parameters: int
     memory: MemoryPlan
+    proof: MemoryPlan = Field(description="Of the process that proves the winner, if it is of this branch.")
     rows: int = Field(description="Of the largest micro-batch.")
     tokens: int = Field(description="In each of its rows, padding counted.")
     trials: int

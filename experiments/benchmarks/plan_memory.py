@@ -28,7 +28,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
 from components.batches.prepare import MANIFEST, PreparedDataset
-from components.batches.store import Entry, write_store
+from components.batches.store import Entry, digest_of, write_store
 from components.conversations.rendered import RenderedConversation
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.models.fetch import fetch
@@ -193,7 +193,8 @@ def conversations(folder: Path, case: Case, vocabulary: int) -> PreparedDataset:
     directory.mkdir(exist_ok=True)
     write_store(directory / "train.arrow", [entry() for _ in range(case.spec.batch.rows_per_step)])
     write_store(directory / "eval.arrow", [entry()])
-    manifest = {"digest": directory.name, "train_digest": "", "eval_digest": "", "counts": {}}
+    digests = {f"{split}_digest": digest_of(directory / f"{split}.arrow") for split in ("train", "eval")}
+    manifest = {"digest": directory.name, **digests, "counts": {}}
     (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return PreparedDataset.open(folder_at(directory))
 
