@@ -1,6 +1,7 @@
 """What a search will need is known before it starts: memory as real trials take it, work, hours and money."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralCo
 from components.batches.prepare import MANIFEST, PreparedDataset
 from components.batches.store import Entry, digest_of, write_store
 from components.conversations.rendered import RenderedConversation
+from components.experiment.load import load_experiment
 from components.experiment.nodes import load_nodes
 from components.experiment.problems import ExperimentError
 from components.experiment.spec import (
@@ -36,6 +38,7 @@ from tests.toy import tiny_model_directory, toy_conversations, write_messages_js
 from workflows import preview
 from workflows.cli import Exit
 from workflows.planning import Estimate, Situation
+from workflows.provable import check_provable
 
 ROOT = Path(__file__).parents[1]
 NODES = ROOT / "experiments/cluster/nodes.yaml"
@@ -428,6 +431,21 @@ def test_what_fits_nowhere_ends_as_a_cluster_without_room_with_the_arithmetic_an
     assert "full fits nowhere. One after the other, these help:" in said.out
     assert "  gradient_checkpointing: true: " in said.out
     assert "and then shorter rows (data.max_tokens), a smaller model, or larger GPUs (--nodes FILE)" in said.out
+
+
+def test_a_winner_that_this_machine_cannot_hold_is_refused_before_the_search(tmp_path, experiment):
+    path = experiment(gpus=0)
+    check_provable(load_experiment(path))
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2**31, "hidden_size": 1024}))
+    with pytest.raises(ValueError, match=r"search\.space: a winner of lora, full is proven on this machine") as error:
+        check_provable(load_experiment(path))
+    assert re.search(
+        r": 2,199,0\d\d,\d{3},\d{3} weights x 4 bytes = 8796\.\d GB \+ 0\.6 GB of the process", str(error.value)
+    )
+    with pytest.raises(ValueError, match="a winner of full is proven"):
+        check_provable(load_experiment(path, ["resources.lora.gpus_per_worker=1"]))
+    check_provable(load_experiment(path, ["resources.lora.gpus_per_worker=1", "resources.full.gpus_per_worker=1"]))
 
 
 def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experiment):

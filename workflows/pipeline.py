@@ -40,6 +40,7 @@ from components.tracking.store import MLFLOW_ERRORS, check_model_name, open_stor
 from components.training.records import TrialHistory, TrialRecord, fold, num_clones
 from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
 from workflows.opening import OpenSearch, open_search
+from workflows.provable import check_provable
 
 REPORT = "report.html"
 PREVIEWED = 20  # conversations on the page that shows the mask
@@ -110,6 +111,7 @@ def _search(
         search = open_search(experiment, console, resume)
         if register:
             check_model_name(search.uri, search.experiment.registered_model)
+            check_provable(search.experiment)
     with connected() as dashboard:
         with explained(NoRoomError, status=Exit.NO_ROOM):
             check_room(search.experiment, room := room_of_cluster())
