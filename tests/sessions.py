@@ -47,12 +47,13 @@ def prepared_toy(folder: Path):
     return model, dataset.directory, chat_format.pad_token_id
 
 
-def session(toy, checkpoints, workers=None):
+def session(toy, checkpoints, workers=None, **of_the_model):
     model, prepared, pad_token_id = toy
     torch.set_num_threads(1)
     data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
-    base = BaseReference(model=ModelSpec(path=str(model)), digest=model_digest(model), chat_format="auto")
-    return Session(ModelSpec(path=str(model)), data, workers or OneWorker(), base, folder_at(checkpoints))
+    spec = ModelSpec(path=str(model), **of_the_model)
+    base = BaseReference(model=spec, digest=model_digest(model), chat_format="auto")
+    return Session(spec, data, workers or OneWorker(), base, folder_at(checkpoints))
 
 
 def reports(of, spec, trial_id="trial"):

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 import torch
 
+from components.experiment.base_kinds import BaseKind
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models import fetch
 from components.models.adapters import attach_lora, detach_lora
@@ -87,15 +88,16 @@ def test_without_its_adapters_the_base_is_what_it_was(directory):
 
 
 def test_a_warm_base_gives_every_trial_the_clean_model(directory):
-    warm = WarmBase(lambda quantize: load_base_model(ModelSpec(path=str(directory)), quantize=quantize))
-    clean = logits(warm.begin(FullMethod(), seed=0))
+    warm = WarmBase(lambda kind: load_base_model(ModelSpec(path=str(directory)), quantize=kind.quantize))
+    kind = BaseKind("fp32")
+    clean = logits(warm.begin(kind, FullMethod(), seed=0))
     with torch.no_grad():
-        for parameter in warm.begin(FullMethod(), seed=0).parameters():
+        for parameter in warm.begin(kind, FullMethod(), seed=0).parameters():
             parameter.add_(1.0)
-    trained_a_little(warm.begin(LORA, seed=0))
-    assert torch.equal(logits(warm.begin(FullMethod(), seed=0)), clean)
+    trained_a_little(warm.begin(kind, LORA, seed=0))
+    assert torch.equal(logits(warm.begin(kind, FullMethod(), seed=0)), clean)
     first, second = (
-        {name: tensor.clone() for name, tensor in warm.begin(LORA, seed=7).named_parameters()} for _ in range(2)
+        {name: tensor.clone() for name, tensor in warm.begin(kind, LORA, seed=7).named_parameters()} for _ in range(2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
 

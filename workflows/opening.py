@@ -11,14 +11,17 @@ from pathlib import Path
 from rich.console import Console
 
 from components.batches.prepare import PreparedDataset, prepare_experiment
+from components.cluster.connect import workers_are_here
 from components.cluster.context import SearchContext
 from components.cluster.remarks import check_rungs
 from components.conversations.formats import load_chat_format
 from components.conversations.preview import Decode, verbatim
 from components.conversations.tokenizers import load_tokenizer
+from components.experiment.base_kinds import dtype_warnings
 from components.experiment.remarks import experiment_remarks
 from components.experiment.space import num_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
+from components.models.attention import missing_package
 from components.models.branches import trained_by_branch
 from components.models.digest import model_digest
 from components.models.fetch import FETCHED
@@ -31,6 +34,7 @@ from components.tracking.journal import SearchManifest, searches_in
 from components.tracking.probes import Probe, load_probes
 from components.tracking.store import check_tracking, tracking_uri
 from components.training.records import Progress
+from components.training.vocabulary import check_vocabulary
 from workflows.cli import NEWEST
 
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
@@ -93,7 +97,8 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
-    for remark in experiment_remarks(written):
+    _check_attention(written.model, console)
+    for remark in (*experiment_remarks(written), *dtype_warnings(written)):
         console.print(remark, soft_wrap=True)
     console.print(f"base model {written.model.path}")
     directory = resolve_model(written.model)
@@ -109,6 +114,9 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     if problem := too_few_held_out(dataset, experiment.data):
         console.print(problem)
     check_rungs(experiment, experiment.trial.budget.in_target_tokens(dataset.train.total_targets))
+    unused = check_vocabulary(config_of(directory), tokenizer, chat_format, dataset, name=written.model.path)
+    if unused:
+        console.print(f"Warning: {unused}", soft_wrap=True)
     if manifest is None:
         manifest = _new_manifest(written, dataset)
     return OpenSearch(
@@ -124,6 +132,17 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
         resumed=resume is not None,
         trained=trained,
     )
+
+
+def _check_attention(model: ModelSpec, console: Console) -> None:
+    """Of the package only: a head without a GPU has it nevertheless, if it has the workers' environment."""
+    missing = missing_package(model.attention)
+    if missing and workers_are_here():
+        raise ValueError(missing)
+    if missing:
+        console.print(
+            f"Warning: {missing}. If the workers lack it too, the first trial ends the search", soft_wrap=True
+        )
 
 
 def _check_storage(written: ExperimentSpec) -> None:

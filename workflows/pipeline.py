@@ -38,6 +38,7 @@ from components.tracking.registry import Place, ProofError, here, register_best
 from components.tracking.runs import MOST_CHARACTERS, TRAINED_TAG, SearchRuns
 from components.tracking.store import MLFLOW_ERRORS, check_model_name, open_store, reason_of, without_secrets
 from components.training.records import TrialHistory, TrialRecord, fold, num_clones
+from components.training.workers import UnfitWorkersError
 from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
 from workflows.opening import OpenSearch, open_search
 from workflows.provable import check_provable
@@ -70,11 +71,15 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How the trials went. `owed`: records that MLflow has not taken; `stopped`: the signal that ended them early."""
+    """How the trials went. `owed`: records that MLflow has not taken; `stopped`: the signal that ended them early.
+
+    `hopeless`: why none of them could succeed on these machines.
+    """
 
     histories: Mapping[str, TrialHistory]
     owed: int
     stopped: signal.Signals | None
+    hopeless: str | None = None
 
 
 def search_and_report(
@@ -183,18 +188,22 @@ def _run_trials(
 
     ended = {trial_id: history.last for trial_id, history in known.items() if history.state != "running"}
     resume = search.resumed and can_resume(search.folder)
-    stopped = None
+    stopped = hopeless = None
     try:
         with live:
             stopped = run_search(search.context(ended), emit, histories=known, resume=resume, told=told, desk=desk)
+    except UnfitWorkersError as error:
+        hopeless = str(error)
     finally:
         owed = mirror.close(MLFLOW_SECONDS if stopped is None else MLFLOW_SECONDS_OF_A_STOP)
-    return Course(histories=live.histories, owed=owed, stopped=stopped)
+    return Course(histories=live.histories, owed=owed, stopped=stopped, hopeless=hopeless)
 
 
 def _ending(
     search: OpenSearch, runs: SearchRuns, course: Course, console: Console, command: str, register: bool
 ) -> Ending:
+    if course.hopeless is not None:
+        return Ending(outcome="no trial succeeded", message=f"No trial can succeed: {course.hopeless}")
     again = _again(command, search.search_id)
     states = [history.state for history in course.histories.values()]
     planned = num_trials(search.experiment) + num_clones(course.histories.values())

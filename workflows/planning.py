@@ -10,14 +10,16 @@ from typing import Any
 from components.batches.prepare import PreparedDataset, prepare_experiment
 from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
+from components.experiment.base_kinds import dtype_warnings
 from components.experiment.nodes import NodeTable, NodeType
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
-from components.experiment.spec import ExperimentSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
+from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
 from components.models.load import DTYPES, config_of, resolve_model
 from components.training.calibrate import Calibration, Candidate, calibrate
 from components.training.memory import Group, MemoryPlan, memory_plan, proof_plan
 from components.training.plan import BranchPlan, ExperimentPlan, Fit, Span, WayOut
 from components.training.rehearsal import Rehearsal, rehearse
+from components.training.vocabulary import check_vocabulary
 from components.training.workload import Workload, trials_worth, workload
 
 GB = 1e9
@@ -77,9 +79,12 @@ class Planner:
             raise ValueError(f"model.path={experiment.model.path}: the directory has no config.json to plan by")
         self.config = config_of(directory)
         self.dataset: PreparedDataset = prepare_experiment(experiment, directory)
-        self.pad_token_id = load_chat_format(load_tokenizer(directory), experiment.chat_format).pad_token_id
+        tokenizer = load_tokenizer(directory)
+        chat_format = load_chat_format(tokenizer, experiment.chat_format)
+        check_vocabulary(self.config, tokenizer, chat_format, self.dataset, name=experiment.model.path)
+        self.pad_token_id = chat_format.pad_token_id
 
-    def estimate(self, situation: Situation, kept: int = 0) -> Estimate:
+    def estimate(self, situation: Situation) -> Estimate:
         spec, workers = situation.spec, situation.workers
         work = workload(
             self.dataset.train,
@@ -97,7 +102,7 @@ class Planner:
         rehearsal = rehearse(
             self.config, situation.model, spec, work.batch, evaluated=work.evaluated, synced=group.synced
         )
-        memory = memory_plan(rehearsal, spec, group, kept=kept)
+        memory = memory_plan(rehearsal, spec, group)
         proof = proof_plan(rehearsal, group, base_bytes=_base_bytes(situation, rehearsal))
         return Estimate(situation=situation, workload=work, rehearsal=rehearsal, memory=memory, proof=proof)
 
@@ -124,17 +129,18 @@ def plan_experiment(
     """
     planner = Planner(experiment, table, weights=calibrated)
     told(planner.dataset.summary())
+    for warning in dtype_warnings(experiment):
+        told(f"Warning: {warning}")
     worst = {}
     for branch in branches_of(experiment).values():
         told(f"{branch.name}: one step is rehearsed")
         worst[branch.name] = _worst_corner(planner, branch)
+        if whole_logits := worst[branch.name][1].rehearsal.whole_logits:
+            told(f"{branch.name}: logits are computed at all positions, which takes memory: {whole_logits}")
     plans = []
     for name, (corner, estimate) in worst.items():
-        kept = _kept_by_others(name, {other: each for other, (_, each) in worst.items()})
-        if kept:
-            estimate = planner.estimate(estimate.situation, kept)
         measured = _measured(planner, name, estimate, told) if calibrated else None
-        plans.append(_branch_plan(planner, name, corner, estimate, measured, kept))
+        plans.append(_branch_plan(planner, name, corner, estimate, measured))
     return ExperimentPlan(
         experiment=experiment.name,
         model=experiment.model.path,
@@ -183,26 +189,10 @@ def _is_smaller(branch: Branch, values: Mapping[str, Any]) -> bool:
     )
 
 
-def _kept_by_others(name: str, estimates: Mapping[str, Estimate]) -> int:
-    """What trials of other branches leave in a slot that serves this one, too: their base models, and a clean copy."""
-    mine = estimates[name].situation
-    others = [each for each in estimates.values() if each.situation.workers == mine.workers]
-    bases = {_quantize(each.situation): each.rehearsal for each in others}
-    kept = sum(
-        base.weight_bytes - (0 if base.trained_parameters == base.parameters else base.trained_bytes)
-        for quantize, base in bases.items()
-        if quantize != _quantize(mine)
-    )
-    if isinstance(mine.spec.method, FullMethod) or mine.workers.parallel == "fsdp":
-        return kept
-    copies = [each.rehearsal.weight_bytes for each in others if isinstance(each.situation.spec.method, FullMethod)]
-    return kept + max(copies, default=0)
-
-
 def _base_bytes(situation: Situation, rehearsal: Rehearsal) -> int:
     """Of the base model as it is, which a proof loads."""
     adapter = rehearsal.trained_parameters if isinstance(situation.spec.method, LoraMethod) else 0
-    return (rehearsal.parameters - adapter) * DTYPES[situation.model.dtype].itemsize
+    return (rehearsal.parameters - adapter) * DTYPES[situation.model.dtype_of(situation.spec)].itemsize
 
 
 def _quantize(situation: Situation) -> str | None:
@@ -243,7 +233,6 @@ def _branch_plan(
     corner: dict[str, Any],
     estimate: Estimate,
     measured: Calibration | None,
-    kept: int,
 ) -> BranchPlan:
     experiment, workers, spec = planner.experiment, estimate.situation.workers, estimate.situation.spec
     trials = _trials_of(experiment, name)
@@ -269,7 +258,7 @@ def _branch_plan(
         flops_per_token=estimate.flops_per_token,
         search_tokens=worth.times(estimate.workload.trained_tokens),
         fits=fits,
-        ways_out=tuple(ways_out(planner, estimate, kept)) if lost else (),
+        ways_out=tuple(ways_out(planner, estimate)) if lost else (),
         calibration=measured,
     )
 
@@ -309,11 +298,11 @@ def _peak(node: NodeType, precision: str) -> float:
     return 1e12 * (node.bf16_tflops if precision == "bf16" else node.fp32_tflops)
 
 
-def ways_out(planner: Planner, estimate: Estimate, kept: int = 0) -> Iterator[WayOut]:
+def ways_out(planner: Planner, estimate: Estimate) -> Iterator[WayOut]:
     """Changes that take less memory, each on top of those before, until some kind of machine holds it."""
     changes: tuple[str, ...] = ()
     for change, changed in _changes(estimate.situation):
-        smaller = planner.estimate(changed, kept)
+        smaller = planner.estimate(changed)
         if smaller.needed >= estimate.needed:
             continue
         estimate, changes = smaller, (*changes, change)
@@ -339,9 +328,13 @@ def _changes(situation: Situation) -> Iterator[tuple[str, Situation]]:
 
 def _for_lora(situation: Situation) -> Iterator[tuple[str, Situation]]:
     method = situation.spec.method
-    if situation.model.dtype == "fp32":
-        situation = replace(situation, model=situation.model.model_copy(update={"dtype": "bf16"}))
-        yield "model.dtype: bf16", situation
+    if situation.model.dtype_of(situation.spec) == "fp32":
+        changes = ["precision: bf16"] * (situation.spec.precision == "fp32")
+        situation = _with(situation, precision="bf16")
+        if situation.model.dtype_of(situation.spec) == "fp32":
+            changes.append("dtype: bf16")
+            situation = _with(situation, dtype="bf16")
+        yield " and ".join(changes), situation
     for quantize in ("int8", "nf4") if _quantize(situation) is None else ():
         changed = method.model_copy(update={"quantize": quantize})
         yield f"method.quantize: {quantize}", _with(situation, method=changed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from components.experiment.space import branches_of, corners, trial_spec
+from components.experiment.space import Branch, branches_of, corners, some_trial, trial_spec
 from components.experiment.spec import ExperimentSpec, FullMethod
-from components.models.load import config_of, resolve_model
+from components.models.load import DTYPES, config_of, resolve_model
 from components.models.skeleton import skeleton
 from components.training.memory import CPU_PROCESS
 from workflows.planning import GB, physical_memory
@@ -15,25 +15,29 @@ def check_provable(experiment: ExperimentSpec) -> None:
 
     What is trained on GPUs is proven on one of their machines, which may not have been started yet: `--plan` knows those.
     """
-    here = [
-        branch.name
+    here = {
+        branch.name: _weight_bytes(experiment, branch)
         for branch in branches_of(experiment).values()
-        if not experiment.resources.of(
-            trial_spec(experiment, branch, next(iter(corners(branch)))).method
-        ).gpus_per_worker
-    ]
+        if not experiment.resources.of(some_trial(experiment, branch).method).gpus_per_worker
+    }
     if not here:
         return
-    model, room = experiment.model, physical_memory()
-    whole = skeleton(
-        config_of(resolve_model(model)), FullMethod(), dtype=model.dtype, attention=model.attention
-    ).parameters()
-    sizes = [(parameter.numel(), parameter.nbytes) for parameter in whole]
-    count, size = sum(count for count, _ in sizes), sum(size for _, size in sizes)
-    needed = size + CPU_PROCESS
-    if needed > room:
-        raise ValueError(
-            f"search.space: a winner of {', '.join(here)} is proven on this machine, which cannot hold it: {count:,} weights"
-            f" x {size // count} bytes = {size / GB:.1f} GB + {CPU_PROCESS / GB:.1f} GB of the process, and it has"
-            f" {room / GB:.1f} GB; start the search on a larger machine, or take a smaller model or model.dtype: bf16"
-        )
+    config, room = config_of(resolve_model(experiment.model)), physical_memory()
+    count = sum(
+        parameter.numel() for parameter in skeleton(config, FullMethod(), dtype="fp32", attention="sdpa").parameters()
+    )
+    problems = [
+        f"search.space.{name}: a winner is proven on this machine, which cannot hold it: {count:,} weights x {each} bytes ="
+        f" {count * each / GB:.1f} GB + {CPU_PROCESS / GB:.1f} GB of the process, and it has {room / GB:.1f} GB; start the"
+        " search on a larger machine, or take a smaller model or dtype: bf16"
+        for name, each in here.items()
+        if count * each + CPU_PROCESS > room
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _weight_bytes(experiment: ExperimentSpec, branch: Branch) -> int:
+    """Of one weight of the base, by the widest dtype that a trial of the branch may have it in."""
+    trials = (trial_spec(experiment, branch, values) for values in corners(branch))
+    return max(DTYPES[experiment.model.dtype_of(trial)].itemsize for trial in trials)

@@ -123,6 +123,14 @@ class TokenStore:
     def total_targets(self) -> int:
         return int(self.num_targets.sum())
 
+    def token_ids_from(self, first: int) -> list[int]:
+        """Those of all conversations that are `first` or more, each once, in order."""
+        found: set[int] = set()
+        for chunk in self._token_ids:
+            token_ids = chunk.flatten().to_numpy()
+            found.update(np.unique(token_ids[token_ids >= first]).tolist())
+        return sorted(found)
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(token_ids int32, target_weights float32) of a conversation, not copied."""
         if not 0 <= index < len(self):

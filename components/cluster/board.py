@@ -40,6 +40,8 @@ class Command:
 class Answer:
     """What came of a command. `error` is the trial's own fault, the same on every worker; the slot lives on.
 
+    With `ends_search` it is not the trial's: every other one would fail for the same reason.
+
     With `leave` the trial stands at the interim checkpoint `interim` (None: it had not begun) and trains no further here.
     """
 
@@ -49,6 +51,7 @@ class Answer:
     interim: str | None = None
     node: str | None = None
     error: str | None = None
+    ends_search: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

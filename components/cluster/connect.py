@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
+LOCAL = "local"
 NONE = "none"  # a cluster may run without a dashboard
 SUBMISSION = "job_submission_id"
 
@@ -31,11 +32,11 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be told to be silent
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     before = signal.getsignal(signal.SIGTERM)
     cluster = ray.init(
         address=address,
-        num_cpus=num_cpus if address == "local" else None,
+        num_cpus=num_cpus if address == LOCAL else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,
@@ -46,6 +47,11 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
     finally:
         ray.shutdown()
+
+
+def workers_are_here() -> bool:
+    """Whether a search that began now would run on this machine, and in this Python, alone."""
+    return (os.environ.get("RAY_ADDRESS") or LOCAL) == LOCAL
 
 
 def this_job(dashboard: str) -> dict[str, str]:

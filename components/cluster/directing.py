@@ -59,6 +59,7 @@ class Director:
         self.histories = dict(histories)
         self._gauges = TrialGauges(context.search_id)
         self.planned = num_trials(context.experiment)
+        self.hopeless: str | None = None  # why no trial of this search can succeed
         self._handed_out: set[str] | None = None  # until Tune has said which trials it has restored
 
     def emit(self, record: TrialRecord) -> None:
@@ -232,7 +233,10 @@ def director_of(search_id: str) -> Director:
 
 
 class StopsWhenTold(Stopper):  # type: ignore[misc]
-    """Ends a trial at the report that its workers make as soon as a person wants it to end (interruptions.py)."""
+    """Ends a trial at the report that its workers make as soon as a person wants it to end (interruptions.py).
+
+    All of them, once one has failed for a reason that is every other one's, too.
+    """
 
     def __init__(self, search_id: str) -> None:
         self.search_id = search_id
@@ -241,4 +245,4 @@ class StopsWhenTold(Stopper):  # type: ignore[misc]
         return director_of(self.search_id).stop_of(trial_id) is not None
 
     def stop_all(self) -> bool:
-        return False
+        return director_of(self.search_id).hopeless is not None

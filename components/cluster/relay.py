@@ -150,6 +150,8 @@ class Relay(Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         if failure := result.get("failed"):
+            if result.get("ends_search"):
+                director_of(self.search_id).hopeless = failure
             self._end(trial, "failed", failure)
             return
         progress = result.get("progress")
@@ -158,8 +160,10 @@ class Relay(Callback):  # type: ignore[misc]
         elif progress and progress["done"]:
             self._end(trial, "completed", "")
         else:
-            told = director_of(self.search_id).stop_of(trial.trial_id)
-            self._end(trial, "stopped", told.sentence if told else "the scheduler gave its place to others")
+            director = director_of(self.search_id)
+            told = director.stop_of(trial.trial_id)
+            why = told.sentence if told else director.hopeless or "the scheduler gave its place to others"
+            self._end(trial, "stopped", why)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()

@@ -27,6 +27,7 @@ from components.experiment.space import num_trials
 from components.storage.folder import Folder
 from components.training.records import TrialHistory
 from components.training.requests import Desk
+from components.training.workers import UnfitWorkersError
 
 TUNE_FOLDER = "tune"
 PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
@@ -43,7 +44,7 @@ def run_search(
 ) -> signal.Signals | None:
     """Blocks until every trial has ended, or a signal has ended the search (stopping.py): then returns that.
 
-    Ray must be up.
+    Ray must be up. Raises UnfitWorkersError, all trials having ended, if none of them can succeed on these machines.
 
     Args:
         emit: told every TrialRecord, in this process, in order; it must not block for long.
@@ -102,6 +103,8 @@ def run_search(
     with CleanStop(board, told) as stop, _pending(pending_trials(experiment, room_of_cluster())):
         tuner.fit()
     listener.collect_late()
+    if director.hopeless is not None:
+        raise UnfitWorkersError(director.hopeless)
     return stop.signal
 
 

@@ -70,7 +70,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             answer = self._ask(Command(kind="advance"))
         if answer.error is not None:
             # Tune throws a slot away whose trial raised; a result that says so keeps it.
-            return self._result(self.last, done=True, failed=answer.error)
+            return self._result(self.last, done=True, failed=answer.error, ends_search=answer.ends_search)
         if answer.leave is not None:
             return self._result(self.last, leave=answer.leave)
         self.last, self.node = Progress.model_validate(answer.progress), answer.node
@@ -97,7 +97,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             pass
 
     def _result(
-        self, progress: Progress | None, *, done: bool = False, failed: str | None = None, leave: Leave | None = None
+        self,
+        progress: Progress | None,
+        *,
+        done: bool = False,
+        failed: str | None = None,
+        leave: Leave | None = None,
+        ends_search: bool = False,
     ) -> dict[str, Any]:
         """One Tune result; only without `failed` and `leave` is it a report.
 
@@ -110,6 +116,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             "slot": self.slot,
             "node": self.node,
             "failed": failed,
+            "ends_search": ends_search,
             "leave": leave,
             "done": done,
         }

@@ -16,14 +16,14 @@ from components.cluster.connect import this_node
 from components.cluster.context import SearchContext
 from components.cluster.interruptions import Interruptions
 from components.cluster.resuming import furthest_whole
-from components.experiment.space import may_quantize
+from components.experiment.base_kinds import base_kinds
 from components.experiment.spec import TrialSpec, WorkersSpec
 from components.storage.folder import folder_at
 from components.training.checkpoint import reported_step
 from components.training.records import Extension, Interim
 from components.training.run import TrainingData
 from components.training.session import Session
-from components.training.workers import OneWorker, TorchWorkers, Workers
+from components.training.workers import OneWorker, TorchWorkers, UnfitWorkersError, Workers
 
 
 def serve_commands(config: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     resume = ray.get(board.attach.remote(slot)) if first else None
     try:
         workers = workers_of_this_run(config["workers"])
-        session = _ready(config["context"], workers, _from_first(resume, workers))
+        session = _ready(config["context"], config["workers"], workers, _from_first(resume, workers))
     except Exception as error:
         ray.get(board.complain.remote(slot, f"{type(error).__name__}: {error}"))
         raise
@@ -81,11 +81,12 @@ def _from_first(value: Any, workers: Workers) -> Any:
     return box[0]
 
 
-def _ready(context: SearchContext, workers: Workers, resume: Resume) -> Session:
+def _ready(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> Session:
     """A session with its base model; where this group replaces one that died, at the trial's last known checkpoint."""
     session = session_of(context, workers)
-    if not may_quantize(context.experiment):
-        session.warm_up()  # else the first trial says which base it wants: both would fill a small card
+    kinds = base_kinds(context.experiment, spec)
+    if len(kinds) == 1:  # else the first trial says which one it wants
+        session.warm_up(*kinds)
     if resume.start is not None:
         _start(session, resume.start)
         if resume.checkpoint is not None:
@@ -116,7 +117,8 @@ def _obey(
     except dist.DistError:
         raise
     except ValueError as error:
-        return Answer(number=command.number, error=str(error))
+        unfit = isinstance(error, UnfitWorkersError)
+        return Answer(number=command.number, error=str(error), ends_search=unfit)
     except (RuntimeError, OSError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
         if _is_broken_collective(error):
             raise

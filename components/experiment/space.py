@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -246,15 +247,6 @@ def some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
     return trial_spec(experiment, branch, next(corners(branch)))
 
 
-def may_quantize(experiment: ExperimentSpec) -> bool:
-    """Whether any trial may want its base model quantized."""
-    named = ({**branch.constants, **branch.domains} for branch in branches_of(experiment).values())
-    return (
-        any("method.quantize" in paths for paths in named)
-        or getattr(experiment.trial.method, "quantize", None) is not None
-    )
-
-
 def corners(branch: Branch) -> Iterator[dict[str, Any]]:
     """Every combination of extremes; where those are too many, each extreme of one domain beside the first of the others."""
     extremes = {path: domain.extremes() for path, domain in branch.domains.items()}
@@ -281,10 +273,12 @@ def _problems_at(experiment: ExperimentSpec, branch: Branch, values: Mapping[str
 
 
 def _idle_workers(experiment: ExperimentSpec, spec: TrialSpec, place: str) -> Iterator[Problem]:
-    try:
-        experiment.resources.of(spec.method).check_trial(spec)
-    except ValueError as error:
-        yield Problem(place=place, text=str(error))
+    workers = experiment.resources.of(spec.method)
+    for check in (workers.check_trial, partial(experiment.model.check_trial, workers=workers)):
+        try:
+            check(spec)
+        except ValueError as error:
+            yield Problem(place=place, text=str(error))
 
 
 def value_at(spec: TrialSpec, path: str) -> Any:

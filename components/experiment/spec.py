@@ -32,6 +32,7 @@ from components.storage.folder import Folder, folder_at
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 STORAGE = "TURNWISE_STORAGE"  # set on a cluster's head, it is where every job keeps its searches
+Dtype = Literal["fp32", "bf16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 PREPARED = "prepared"  # under the storage's path, beside the folders of experiments
 CHALLENGER = "challenger"  # the alias of the newest candidate that did not pass the gate
@@ -117,15 +118,53 @@ class ModelSpec(Spec):
         description="A directory, a Hugging Face hub id, `smollm2-135m-instruct` (fetched once), or an s3:// or gs:// URI."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    dtype: Literal["fp32", "bf16"] = Field(
-        "fp32", description="What the weights are kept in; full fine-tuning wants fp32."
+    dtype: Literal["auto"] | Dtype = Field(
+        "auto",
+        description="What the base's weights are kept in. `auto`: fp32 for full fine-tuning; for LoRA bf16, or fp32 where"
+        " the trial's precision is fp32. A trial may have a dtype of its own.",
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="flash_attention_2 needs GPUs, precision bf16 and the package flash-attn in every worker."
+    )
 
     @model_validator(mode="after")
     def _is_a_place(self) -> Self:
         _check_places(path=self.path)
         return self
+
+    def dtype_of(self, trial: TrialSpec) -> Dtype:
+        """What the base's weights are kept in while this trial trains.
+
+        LoRA leaves them as they are, and where matrices are multiplied in bf16, bf16 weights are all that is used of them:
+        float32 would take twice the memory. The adapters are float32 in any case. Full fine-tuning adds small updates to
+        the weights, and bf16 rounds most of them away.
+        """
+        wanted = trial.dtype or self.dtype
+        if wanted != "auto":
+            return wanted
+        return "bf16" if isinstance(trial.method, LoraMethod) and trial.precision == "bf16" else "fp32"
+
+    def for_trial(self, trial: TrialSpec) -> Self:
+        """This model with the dtype that the trial has it in, never `auto`."""
+        return self.model_copy(update={"dtype": self.dtype_of(trial)})
+
+    def check_trial(self, trial: TrialSpec, workers: WorkersSpec) -> None:
+        """Raises ValueError if this model cannot be computed with as the trial says."""
+        if trial.precision == "fp32" and self.dtype_of(trial) == "bf16":
+            raise ValueError(
+                "precision=fp32 with dtype=bf16: what is computed with bf16 weights is computed in bf16; set precision: bf16,"
+                " or dtype: fp32"
+            )
+        if self.attention == "flash_attention_2" and trial.precision == "fp32":
+            raise ValueError(
+                "precision=fp32 with model.attention=flash_attention_2: it computes in 16 bits only; set precision: bf16, or"
+                " model.attention: sdpa"
+            )
+        if self.attention == "flash_attention_2" and not workers.gpus_per_worker:
+            raise ValueError(
+                f"model.attention=flash_attention_2 computes on GPUs only, and resources.{trial.method.kind} has none; set"
+                f" resources.{trial.method.kind}.gpus_per_worker, or model.attention: sdpa"
+            )
 
 
 class DataSpec(Spec):
@@ -249,6 +288,9 @@ class TrialSpec(Spec):
     batch: BatchSpec = BatchSpec()
     budget: BudgetSpec = BudgetSpec(epochs=3.0)
     precision: Literal["fp32", "bf16"] = Field("bf16", description="Of the forward and backward pass (autocast).")
+    dtype: Literal["auto"] | Dtype | None = Field(
+        None, description="What the base's weights are kept in for this trial; by default what model.dtype says."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations instead of keeping them.")
     seed: NonNegativeInt = 0
 

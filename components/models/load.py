@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from components.experiment.spec import ModelSpec
+from components.models.attention import computable
 from components.models.causal_lm import check_finite, check_release, check_weights, load_causal_lm
 from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.convert import converted
@@ -24,7 +25,8 @@ from components.storage.address import is_remote
 from components.storage.folder import folder_at
 
 Quantize = Literal["nf4", "int8"] | None
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# `auto` is decided by a trial (ModelSpec.dtype_of); a base model that belongs to none is read in float32.
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
 WANTED_OF_ORIGINALS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
 WEIGHTS = ["*.safetensors"]
 WANTED = [*WEIGHTS, "*.json", "*.model", "*.jinja", "*.txt"]
@@ -101,7 +103,7 @@ def load_base_model(
         directory,
         device=None if quantize else device,
         dtype="auto" if as_stored else DTYPES[model.dtype],
-        attn_implementation=model.attention,
+        attn_implementation=computable(model.attention),
         quantization_config=_quantization(model, quantize),
         device_map={"": device} if quantize else None,
     )
@@ -117,7 +119,7 @@ def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, qua
             f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
             " room for them; set TURNWISE_CACHE to a folder on another"
         )
-    loaded = load_original(directory, dtype=DTYPES[model.dtype], attention=model.attention, device=device)
+    loaded = load_original(directory, dtype=DTYPES[model.dtype], attention=computable(model.attention), device=device)
     check_finite(loaded, directory)
     return loaded
 

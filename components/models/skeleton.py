@@ -13,9 +13,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora
 from components.models.empty import empty_model
-from components.models.load import DTYPES
+from components.models.load import DTYPES, Quantize
 from components.models.reach import train_reached
-from components.models.warm import Quantize
 
 # Of one weight. nf4 with doubly quantized scales: 4 bits, 8 bits for each 64 weights, 32 for each 64 x 256.
 BYTES_PACKED = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
@@ -26,7 +25,7 @@ def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype
 
     Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
     """
-    base = empty_model(config, dtype=DTYPES[dtype], attention=attention)
+    base = empty_model(config, dtype=DTYPES[dtype], attention=rehearsed_attention(attention))
     with torch.device("meta"):
         base.config.use_cache = False
         if isinstance(method, LoraMethod):
@@ -35,6 +34,11 @@ def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype
             return cast(nn.Module, attach_lora(base, method).train())
     train_reached(base)
     return cast(nn.Module, base.train())
+
+
+def rehearsed_attention(attention: str) -> str:
+    """What stands for it on a machine without its package or a GPU: the modules are the same, and so is what they keep."""
+    return "sdpa" if attention == "flash_attention_2" else attention
 
 
 class PackedLinear(nn.Linear):

@@ -26,11 +26,13 @@ from components.conversations.formats import load_chat_format
 from components.conversations.tokenizers import load_tokenizer
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
+from components.models.attention import computable
 from components.models.causal_lm import check_same_weights, load_causal_lm
 from components.models.digest import model_digest
 from components.models.load import DTYPES, load_base_model, resolve_model, save_config
 from components.models.reference import BASE_FILE, BaseReference
 from components.models.tensor_files import StoredTensors, write_model
+from components.models.vocabulary import check_token_ids, rows_of, spoken
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
 WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
@@ -49,6 +51,15 @@ class LoadedModel:
     precision: str = "fp32"
     reference: BaseReference | None = None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if the model has no row for a token without which nobody can talk to it."""
+        self.check_token_ids(spoken(self.chat_format))
+
+    def check_token_ids(self, used: Mapping[int, str]) -> None:
+        """Raises ValueError if the model has no row for one of them. `used` says what each is."""
+        name = self.model.name_or_path if self.reference is None else self.reference.model.path
+        check_token_ids(rows_of(self.model), used, self.tokenizer, name=name)
+
 
 def is_trained(directory: Path) -> bool:
     """Whether a directory is a checkpoint or a package, not a plain model."""
@@ -66,7 +77,7 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, chat_format),
         device=device,
-        attention=model.attention,
+        attention=computable(model.attention),
     )
 
 
@@ -86,7 +97,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None) -> Load
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         device=device,
-        attention=reference.model.attention,
+        attention=computable(reference.model.attention),
         precision=spec.precision,
         reference=reference,
     )
@@ -174,7 +185,7 @@ def _adapted(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
 def _whole(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
     """A package of a full fine-tune: needs no base model."""
     return load_causal_lm(
-        directory / WEIGHTS, device=device, dtype=DTYPES[named.dtype], attn_implementation=named.attention
+        directory / WEIGHTS, device=device, dtype=DTYPES[named.dtype], attn_implementation=computable(named.attention)
     )
 
 

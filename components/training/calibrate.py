@@ -22,6 +22,7 @@ from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.reference import BaseReference
 from components.storage.folder import Folder, folder_at
 from components.training.evaluate import evaluate
+from components.training.precision import computing
 from components.training.run import TrainingData
 from components.training.session import Session
 from components.training.workers import OneWorker
@@ -117,7 +118,7 @@ def _measured(candidate: Candidate, steps: int, evaluates: bool) -> Calibration:
 def _load_kernels(device: torch.device, spec: TrialSpec) -> None:
     """Libraries take memory when they are first used: a tiny layer uses them before anything is measured."""
     layer = torch.nn.Linear(8, 8, device=device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16"):
+    with computing(spec.precision, device):
         hidden = layer(torch.ones(1, 1, 8, 8, device=device))
         loss = torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden).float().logsumexp(-1).sum()
     loss.backward()  # type: ignore[no-untyped-call]

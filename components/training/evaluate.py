@@ -11,7 +11,9 @@ import torch
 from components.batches.collate import collate
 from components.batches.store import TokenStore
 from components.models.trained import LoadedModel
+from components.models.vocabulary import rows_of
 from components.training.loss import ScoredModel
+from components.training.vocabulary import in_store
 from components.training.workers import OneWorker, Workers
 
 
@@ -65,7 +67,11 @@ def evaluate(
 
 
 def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int) -> list[ConversationLoss]:
-    """Of every conversation, in order, by a model that is not in training, at the precision it was trained in."""
+    """Of every conversation, in order, by a model that is not in training, at the precision it was trained in.
+
+    Raises ValueError for a token that the model has no row for.
+    """
+    loaded.check_token_ids(in_store(store, rows_of(loaded.model)))
     scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
     losses = conversation_losses(
         scored,

@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from components.conversations.messages import Message
 from components.models.trained import LoadedModel
+from components.training.precision import computing
 
 UNFINISHED = "\ufffd"  # what half a character decodes to
 
@@ -56,9 +57,10 @@ def reply_to(
             distribution, by torch's global generator: nothing is cut off it but by `top_p`.
         top_p: draw from the likeliest tokens that together have this probability.
     """
-    input_ids_1T = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
+    input_ids_1T = _prompt(loaded, messages, tools)
     settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
-    output_1T = loaded.model.generate(input_ids=input_ids_1T, **settings)
+    with computing(loaded.precision, loaded.device):
+        output_1T = loaded.model.generate(input_ids=input_ids_1T, **settings)
     prompt_tokens = input_ids_1T.shape[1]
     made = output_1T[0, prompt_tokens:].tolist()
     said = _said(made, loaded)
@@ -104,11 +106,11 @@ def stream_reply(
     Args:
         only_words: the pieces make up the message's content; what may be a tool call is held back until it is none.
     """
-    input_ids_1T = torch.tensor([loaded.chat_format.prompt(messages, tools)], device=loaded.device)
+    input_ids_1T = _prompt(loaded, messages, tools)
     settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
     mouth = _Mouth()
     settings |= {"input_ids": input_ids_1T, "streamer": mouth, "stopping_criteria": StoppingCriteriaList([mouth.hush])}
-    speaking = threading.Thread(target=mouth.speak, args=(loaded.model, settings), name="generate", daemon=True)
+    speaking = threading.Thread(target=mouth.speak, args=(loaded, settings), name="generate", daemon=True)
     speaking.start()
     try:
         said, stopped = yield from _pieces(mouth.tokens(), loaded, only_words=only_words)
@@ -157,9 +159,10 @@ class _Mouth(BaseStreamer):  # type: ignore[misc]
         self._said: queue.Queue[list[int] | BaseException | None] = queue.Queue()
         self._prompt_is_over = False
 
-    def speak(self, model: Any, settings: dict[str, Any]) -> None:
+    def speak(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
         try:
-            model.generate(**settings)
+            with computing(loaded.precision, loaded.device):
+                loaded.model.generate(**settings)
         except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are waited for
             self._said.put(error)
         else:
@@ -178,6 +181,13 @@ class _Mouth(BaseStreamer):  # type: ignore[misc]
             if isinstance(said, BaseException):
                 raise said
             yield from said
+
+
+def _prompt(loaded: LoadedModel, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Tensor:
+    """Raises ValueError for a token that the model has no row for."""
+    token_ids = loaded.chat_format.prompt(messages, tools)
+    loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
+    return torch.tensor([token_ids], device=loaded.device)
 
 
 def _settings(

@@ -5,7 +5,8 @@ B rows, T tokens, N scored positions, H hidden size, V vocabulary. Letters are t
 
 from __future__ import annotations
 
-from typing import Any, cast
+import logging
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from components.batches.batch import Batch
 from components.batches.inputs import model_inputs
 from components.conversations.rendered import IGNORE_INDEX
+from components.training.head import decoder_and_head, why_whole_logits
+from components.training.precision import computing
 
+log = logging.getLogger(__name__)
 MOST_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary
 
 
@@ -48,21 +52,19 @@ class ScoredModel(nn.Module):
 
     A module of its own, so that DistributedDataParallel can wrap all of it, and FSDP be told what its forward passes are:
     forward, losses and isolates_packed_rows, and nothing else may use the weights of a sharded model. Where a model does
-    more to its logits than its head says (soft caps, scales), a probe sees it and the whole logits are used instead.
+    more to its logits than its head says (soft caps, scales), the whole logits are used instead (head.py), and the log says
+    so.
     """
 
     def __init__(self, model: nn.Module, *, precision: str, attention: str, device: torch.device) -> None:
         super().__init__()
         self.model = model
         self.attention = attention
-        self.device_type = device.type
-        self.autocast_enabled = precision == "bf16"
-        adapted: Any = model
-        base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
+        self.precision, self.device = precision, device
         # Kept out of the module tree: they are parts of `model` already, and must not be registered twice.
-        self._parts = (base.get_decoder(), base.get_output_embeddings())
-        self.device = device
-        self.head_is_all: bool | None = None  # found out in the first pass, in which a sharded model is together
+        self._parts = decoder_and_head(model)
+        # Why, if they are needed; found out in the first pass, in which a sharded model is together.
+        self.whole_logits: str | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Weighted loss summed over the batch's targets, in nats; a scalar that always carries a gradient."""
@@ -77,11 +79,12 @@ class ScoredModel(nn.Module):
         return self._losses(batch)
 
     def isolates_packed_rows(self) -> bool:
-        return isolates_packed_rows(self.model, self.attention, self.device)
+        with computing(self.precision, self.device):
+            return isolates_packed_rows(self.model, self.attention, self.device)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if self.head_is_all is None:
-            self.head_is_all = self._head_is_all()
+        if self.whole_logits is None:
+            self.look_at_head()
         rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
         labels_N = batch.labels_BT[rows_N, columns_N]
         if len(rows_N) == 0:
@@ -90,27 +93,24 @@ class ScoredModel(nn.Module):
         decoder, head = self._parts
         shape_BT = batch.token_ids_BT.shape
         inputs = model_inputs(batch, self.attention)
-        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.autocast_enabled):
-            if self.head_is_all:
+        with computing(self.precision, self.device):
+            if not self.whole_logits:
                 hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state.view(*shape_BT, -1)
                 return target_losses(hidden_BTH[rows_N, columns_N], head, labels_N), (rows_N, columns_N)
             logits_BTV = self.model(**inputs, use_cache=False).logits.view(*shape_BT, -1)
             logits_NV = logits_BTV[rows_N, columns_N]
             return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
 
-    @torch.no_grad()
-    def _head_is_all(self) -> bool:
-        """Whether head(decoder(x)) is what the model itself answers, tried on a few tokens."""
-        decoder, head = self._parts
-        if decoder is None or head is None or decoder is self.model:
-            return False
+    def look_at_head(self) -> None:
+        """Finds out whether logits can be had at scored positions only. Within a pass, if the model is sharded."""
         token_ids_BT = torch.arange(4, device=self.device)[None]
-        was_training = self.model.training
-        self.model.eval()
-        logits_BTV = self.model(input_ids=token_ids_BT, use_cache=False).logits
-        from_parts_BTV = head(decoder(input_ids=token_ids_BT, use_cache=False).last_hidden_state)
-        self.model.train(was_training)
-        return bool(torch.equal(logits_BTV, from_parts_BTV))
+        inputs = model_inputs(_probe(token_ids_BT, token_ids_BT), self.attention)
+        with computing(self.precision, self.device):
+            self.whole_logits = why_whole_logits(self.model, inputs)
+        if self.whole_logits:
+            log.warning("logits are computed at all positions, which takes memory: %s", self.whole_logits)
+        else:
+            log.info("logits are computed at scored positions only")
 
 
 LEAK = 0.25  # of what a sequence's own past does to it; rounding stays far below, a missing mask far above

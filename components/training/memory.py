@@ -61,25 +61,23 @@ class MemoryPlan(BaseModel):
         return self.total - self.parts["allocator"] - self.parts["process"]
 
 
-def memory_plan(rehearsal: Rehearsal, spec: TrialSpec, group: Group, *, kept: int = 0) -> MemoryPlan:
+def memory_plan(rehearsal: Rehearsal, spec: TrialSpec, group: Group) -> MemoryPlan:
     """The fuller of training and evaluation.
 
     Args:
         rehearsal: with `synced` as the group's.
-        kept: bytes of other bases that trials of the same slot leave here.
     """
-    moments = (_moment(rehearsal, spec, group, kept, evaluates=evaluates) for evaluates in (False, True))
+    moments = (_moment(rehearsal, spec, group, evaluates=evaluates) for evaluates in (False, True))
     return max(moments, key=lambda moment: moment.total)
 
 
-def _moment(rehearsal: Rehearsal, spec: TrialSpec, group: Group, kept: int, *, evaluates: bool) -> MemoryPlan:
+def _moment(rehearsal: Rehearsal, spec: TrialSpec, group: Group, *, evaluates: bool) -> MemoryPlan:
     peak = rehearsal.evaluation if evaluates else rehearsal.training
     held = {kind: peak.bytes.get(kind, 0) for kind in ("gradients", "weight casts", "activations", "logits")}
     full = isinstance(spec.method, FullMethod)
     parts = {
         "weights": rehearsal.weight_bytes,
         "clean copy": rehearsal.weight_bytes if full else 0,
-        "other bases": kept,
         "gradients": held["gradients"] + (rehearsal.trained_bytes if group.synced else 0),
         "optimizer": optimizer_bytes(rehearsal, spec),
         "weight casts": held["weight casts"],

@@ -140,7 +140,9 @@ class Scorer:
     def score(self, model: PreTrainedModel, *, precision: str = "fp32") -> tuple[float, int]:
         """(nats per target, targets)."""
         return evaluate(
-            ScoredModel(model.eval(), precision=precision, attention="sdpa", device=model.device),
+            ScoredModel(
+                model.eval(), precision=precision, attention=model.config._attn_implementation, device=model.device
+            ),
             self.store,
             OneWorker(model.device),
             max_tokens=self.max_tokens,

@@ -28,7 +28,8 @@ from transformers import PreTrainedConfig
 from components.batches.batch import Batch
 from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.empty import replace_tensors
-from components.models.skeleton import PackedLinear, skeleton
+from components.models.skeleton import PackedLinear, rehearsed_attention, skeleton
+from components.training.head import decoder_and_head
 from components.training.loss import ScoredModel
 from components.training.session import set_gradient_checkpointing
 
@@ -64,7 +65,8 @@ class Rehearsal:
 
     trained_bytes: of the parameters that are trained. layer_parameters: of the largest block, which a sharded model
     gathers; root_parameters: of all that is in no block (embeddings, head). `training` and `evaluation` hold the weights
-    too, `training` the gradients, but neither has an optimizer or a clean copy.
+    too, `training` the gradients, but neither has an optimizer or a clean copy. whole_logits: why logits are computed at all
+    positions; empty where they are at scored ones only.
     """
 
     parameters: int
@@ -78,6 +80,7 @@ class Rehearsal:
     evaluation: Peak
     training_flops: int
     evaluation_flops: int
+    whole_logits: str = ""
 
 
 def rehearse(
@@ -99,12 +102,12 @@ def rehearse(
     Raises:
         ValueError: the model's own code asks what is in a tensor, so nothing can be known without running it.
     """
-    trained = skeleton(config, spec.method, dtype=model.dtype, attention=model.attention)
+    trained = skeleton(config, spec.method, dtype=model.dtype_of(spec), attention=model.attention)
     set_gradient_checkpointing(trained, spec)
     try:
         with FakeTensorMode():
             replace_tensors(trained, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-            return _rehearsed(trained, model, spec, batch, evaluated or batch, synced)
+            return _rehearsed(trained, spec, batch, evaluated or batch, synced, rehearsed_attention(model.attention))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(
             f"model.path={model.path}: its code looks into its tensors ({error}), so a step cannot be rehearsed without"
@@ -114,20 +117,20 @@ def rehearse(
 
 def _rehearsed(
     trained: nn.Module,
-    model: ModelSpec,
     spec: TrialSpec,
     batch: MicroBatch,
     evaluated: MicroBatch,
     synced: bool,
+    attention: str,
 ) -> Rehearsal:
     ledger = Ledger(evaluated)
     with ledger:
         for tensor, size in _weights(trained):
             ledger.enter(tensor, "weights", size)
         weight_bytes = ledger.held("weights")
-        ledger.vocabulary = int(_decoder_and_head(trained)[1].weight.shape[0])
-        scored = ScoredModel(trained, precision=spec.precision, attention=model.attention, device=torch.device("cpu"))
-        scored.head_is_all = _head_is_all(trained, ledger)
+        ledger.vocabulary = int(decoder_and_head(trained)[1].weight.shape[0])
+        scored = ScoredModel(trained, precision=spec.precision, attention=attention, device=torch.device("cpu"))
+        scored.look_at_head()
         scored.eval()
         ledger.begin()
         with torch.no_grad():
@@ -156,6 +159,7 @@ def _rehearsed(
         evaluation=evaluation,
         training_flops=ledger.flops,
         evaluation_flops=evaluation_flops,
+        whole_logits=scored.whole_logits or "",
     )
 
 
@@ -166,7 +170,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.batch = batch
         self.vocabulary = 0
-        self.operations: Counter[str] = Counter()
         self._kinds: dict[int, tuple[Kind, int]] = {}
         self._held: Counter[Kind] = Counter()
         self.begin()
@@ -209,7 +212,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             if tensor.untyped_storage()._cdata not in self._kinds:
-                self.operations[str(func)] += 1
                 self.enter(tensor, self._kind_of(func, args, tensor))
         return result
 
@@ -267,27 +269,6 @@ def _weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             packed = isinstance(module, PackedLinear) and tensor is module.weight
             yield tensor, cast(PackedLinear, module).stored_bytes if packed else tensor.nbytes
-
-
-def _decoder_and_head(model: nn.Module) -> tuple[Any, Any]:
-    adapted: Any = model
-    base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
-    return base.get_decoder(), base.get_output_embeddings()
-
-
-def _head_is_all(model: nn.Module, ledger: Ledger) -> bool:
-    """ScoredModel compares numbers; here there are none, so what is computed is compared: the head last, or more."""
-    decoder, head = _decoder_and_head(model)
-    if decoder is None or head is None or decoder is model:
-        return False
-    token_ids_BT = torch.zeros(1, 4, dtype=torch.int64)
-    with torch.no_grad():
-        ledger.operations.clear()
-        model(input_ids=token_ids_BT, use_cache=False)
-        whole = ledger.operations.copy()
-        ledger.operations.clear()
-        head(decoder(input_ids=token_ids_BT, use_cache=False).last_hidden_state)
-    return whole == ledger.operations
 
 
 def _fake_batch(batch: MicroBatch) -> Batch:

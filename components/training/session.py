@@ -6,11 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
-from components.models.load import DTYPES, load_base_model
+from components.experiment.base_kinds import BaseKind, base_kind
+from components.experiment.spec import Dtype, LoraMethod, ModelSpec, TrialSpec
+from components.models.attention import FLASH, WAY_OUT, is_computable
+from components.models.load import load_base_model
 from components.models.reference import BaseReference
-from components.models.warm import Quantize, WarmBase
+from components.models.warm import WarmBase
 from components.storage.folder import Folder
 from components.storage.uploads import Uploads
 from components.training.checkpoint import at_report, between_reports, load_weights
@@ -18,7 +21,7 @@ from components.training.loss import ScoredModel
 from components.training.records import Extension, Interim, Progress
 from components.training.run import TrainingData, TrialRun, never
 from components.training.sharding import ShardedBase
-from components.training.workers import Workers
+from components.training.workers import UnfitWorkersError, Workers
 
 log = logging.getLogger(__name__)
 
@@ -30,38 +33,38 @@ class Session:
         self, model: ModelSpec, data: TrainingData, workers: Workers, base: BaseReference, checkpoints: Folder
     ) -> None:
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
-        self.warm = WarmBase(lambda quantize: load_base_model(model, device=workers.device, quantize=quantize))
-        self.sharded = ShardedBase(
-            lambda: load_base_model(model, as_stored=True),
-            workers,
-            dtype=DTYPES[model.dtype],
-            attention=model.attention,
-        )
+        self.warm = WarmBase(self._loaded)
+        self.sharded = ShardedBase(self._mapped, workers, attention=model.attention)
         self.run: TrialRun | None = None
         self.uploads = Uploads()
         self.trial_id = ""
-        self._isolates: dict[Quantize, bool] = {}
+        self._isolates: dict[BaseKind, bool] = {}
 
-    def warm_up(self) -> None:
+    def warm_up(self, kind: BaseKind) -> None:
         """Loads the base model; without it the first trial waits for that."""
-        if self.workers.parallel == "ddp":
-            self.warm.load(None)
+        if self.workers.parallel == "ddp" and is_computable(self.model.attention):
+            self.warm.load(kind)
 
     def start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None) -> None:
-        """A clean model for a new trial; the one before leaves no trace. Raises ValueError for an impossible spec.
+        """A clean model for a new trial; the one before leaves no trace.
+
+        Raises ValueError for an impossible spec, and UnfitWorkersError where no trial of this model can be trained.
 
         `warm_from` is a checkpoint of another trial: its weights are where this one begins, and nothing else of it.
         """
         self.run = None  # frees the old optimizer before the new one is made
         self.settle()
         self.trial_id = trial_id
+        self._check_attention()
         scored = self._clean_model(spec)
         if spec.batch.packing:
             self._assert_isolation(scored, spec)
         set_gradient_checkpointing(scored.model, spec)
         if warm_from is not None:
             load_weights(scored.model, warm_from.local())
-        self.run = TrialRun(spec, scored, self.data, self.workers, self.base)
+        # What is trained is loaded again with its base as it was here, whatever the experiment leaves to `auto`.
+        base = self.base.model_copy(update={"model": self.base.model.for_trial(spec)})
+        self.run = TrialRun(spec, scored, self.data, self.workers, base)
 
     def advance(
         self,
@@ -121,17 +124,35 @@ class Session:
 
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":
-            return self.sharded.begin(spec.precision)
-        model = self.warm.begin(spec.method, spec.seed)
+            return self.sharded.begin(spec.precision, self.model.dtype_of(spec))
+        model = self.warm.begin(base_kind(self.model, spec), spec.method, spec.seed)
         attention, device = self.model.attention, self.workers.device
         return ScoredModel(model, precision=spec.precision, attention=attention, device=device)
 
+    def _check_attention(self) -> None:
+        """All workers agree: one that trains on would wait in vain for one that cannot."""
+        if self.model.attention != FLASH:
+            return
+        (unfit,) = self.workers.sum([float(not is_computable(self.model.attention))])
+        if unfit:
+            raise UnfitWorkersError(
+                f"model.attention={FLASH}: {unfit:.0f} of {self.workers.count} workers of a trial have no package flash-attn,"
+                f" or no GPU that it supports; {WAY_OUT}"
+            )
+
+    def _loaded(self, kind: BaseKind) -> PreTrainedModel:
+        model = self.model.model_copy(update={"dtype": kind.dtype})
+        return load_base_model(model, device=self.workers.device, quantize=kind.quantize)
+
+    def _mapped(self, dtype: Dtype) -> PreTrainedModel:
+        return load_base_model(self.model.model_copy(update={"dtype": dtype}), as_stored=True)
+
     def _assert_isolation(self, scored: ScoredModel, spec: TrialSpec) -> None:
         """Tried once for each loaded base: conversations that share a row must not see each other."""
-        quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
-        if quantize not in self._isolates:
-            self._isolates[quantize] = scored.isolates_packed_rows()
-        if not self._isolates[quantize]:
+        kind = base_kind(self.model, spec)
+        if kind not in self._isolates:
+            self._isolates[kind] = scored.isolates_packed_rows()
+        if not self._isolates[kind]:
             raise ValueError(
                 f"model.path={self.model.path}: with model.attention={self.model.attention} it lets packed conversations see"
                 " each other; set batch.packing: false"

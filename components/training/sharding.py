@@ -20,6 +20,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from components.experiment.spec import Dtype
+from components.models.load import DTYPES
 from components.models.reach import train_reached
 from components.models.tensor_files import Rows
 from components.models.warm import forget_training
@@ -35,24 +37,27 @@ class ShardedBase:
     Between trials every worker keeps its own share of the clean weights, in CPU memory.
     """
 
-    def __init__(
-        self, load: Callable[[], PreTrainedModel], workers: Workers, *, dtype: torch.dtype, attention: str
-    ) -> None:
+    def __init__(self, load: Callable[[Dtype], PreTrainedModel], workers: Workers, *, attention: str) -> None:
         """`load` gives the whole model on the CPU: mapped from its file, it is shared by the workers of a machine.
 
-        `dtype` is that of the shares. Only a layer at a time is turned into it: all of a model would no longer be mapped.
+        So it comes in whatever dtype the file has. What `load` is told is what the shares will be turned into.
         """
-        self._load, self.workers, self.dtype, self.attention = load, workers, dtype, attention
+        self._load, self.workers, self.attention = load, workers, attention
         self._scored: ScoredModel | None = None
-        self._precision: Precision = "fp32"
+        self._kept_as: tuple[Precision, Dtype] = "fp32", "fp32"
         self._clean: dict[str, Tensor] = {}
 
-    def begin(self, precision: Precision) -> ScoredModel:
-        """A clean model in training mode, to be computed with at this precision."""
-        if self._scored is None or self._precision != precision:
+    def begin(self, precision: Precision, dtype: Dtype) -> ScoredModel:
+        """A clean model in training mode, to be computed with at this precision.
+
+        `dtype` is that of the shares, which the optimizer changes: in float32 nothing is rounded away, and a layer is cast
+        to bf16 only while it is together. A layer at a time is turned into it: all of a model would no longer be mapped.
+        """
+        if self._scored is None or self._kept_as != (precision, dtype):
             self._scored = None  # FSDP fixes the precision for good, and two models would not fit
+            self._clean = {}
             gc.collect()  # it refers to itself, by its hooks
-            self._scored, self._precision = self._sharded(precision), precision
+            self._scored, self._kept_as = self._sharded(precision, dtype), (precision, dtype)
         else:
             forget_training(cast(PreTrainedModel, self._scored.model))
             with torch.no_grad():
@@ -60,12 +65,12 @@ class ShardedBase:
                     local(parameter).copy_(self._clean[name])
         return self._scored.train()
 
-    def _sharded(self, precision: Precision) -> ScoredModel:
-        base = self._load()
+    def _sharded(self, precision: Precision, dtype: Dtype) -> ScoredModel:
+        base = self._load(dtype)
         base.config.use_cache = False
         train_reached(base)
         scored = ScoredModel(base, precision=precision, attention=self.attention, device=self.workers.device)
-        shard(scored, self.workers, self.dtype, precision)
+        shard(scored, self.workers, DTYPES[dtype], precision)
         self._clean = {name: local(weight).detach().cpu().clone() for name, weight in base.named_parameters()}
         return scored
 

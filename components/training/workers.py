@@ -10,6 +10,10 @@ import torch.distributed as dist
 Parallel = Literal["ddp", "fsdp"]
 
 
+class UnfitWorkersError(ValueError):
+    """What these machines lack for every trial of this model: no other trial would fare better on them."""
+
+
 class Workers(Protocol):
     """`count` processes train one trial together; this is the one called `worker_rank`.
 

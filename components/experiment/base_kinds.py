@@ -1,0 +1,51 @@
+"""How the trials of a search want their base model in memory: the dtype of its weights, and whether they are quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from components.experiment.space import branches_of, corners, trial_spec
+from components.experiment.spec import Dtype, ExperimentSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
+
+BF16_FULL = (
+    "full fine-tuning with dtype=bf16 rounds most updates away (200 steps at a learning rate of 1e-5 move one linear weight"
+    " in six, and all of them in fp32: experiments/benchmarks/full_dtype.md); dtype: auto keeps the weights in fp32"
+)
+
+
+class BaseKind(NamedTuple):
+    """Trials of one kind can have the same base model in memory."""
+
+    dtype: Dtype
+    quantize: Literal["nf4", "int8"] | None = None
+
+
+def base_kind(model: ModelSpec, trial: TrialSpec) -> BaseKind:
+    quantize = trial.method.quantize if isinstance(trial.method, LoraMethod) else None
+    return BaseKind(model.dtype_of(trial), quantize)
+
+
+def base_kinds(experiment: ExperimentSpec, workers: WorkersSpec) -> set[BaseKind]:
+    """Of all trials that such workers may be given."""
+    return {
+        base_kind(experiment.model, trial)
+        for _, trial in _corners(experiment)
+        if experiment.resources.of(trial.method) == workers
+    }
+
+
+def dtype_warnings(experiment: ExperimentSpec) -> list[str]:
+    """What is allowed, and likely a mistake: a sentence for each branch of full fine-tuning with plain bf16 weights."""
+    crippled = {
+        name
+        for name, trial in _corners(experiment)
+        if isinstance(trial.method, FullMethod) and experiment.model.dtype_of(trial) == "bf16"
+    }
+    return [f"search.space.{name}: {BF16_FULL}" for name in sorted(crippled)]
+
+
+def _corners(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:
+    for branch in branches_of(experiment).values():
+        for values in corners(branch):
+            yield branch.name, trial_spec(experiment, branch, values)
