@@ -104,8 +104,8 @@ def test_a_merge_into_the_shared_matrix_is_measured_and_refused_with_both_number
     rows = rows_of(directory)
     expected = next_tokens(model, rows)
     naive = divergence(expected, next_tokens(model.merge_and_unload(), rows))  # peft's own merge changes the embeddings
-    assert naive.mean > 0.02
-    with pytest.raises(ValueError, match=r"another one than the adapter beside its base: .* and at most 0\.02 nats"):
+    assert naive.mean > 0.005
+    with pytest.raises(ValueError, match=r"another one than the adapter beside its base: .* and at most 0\.005 nats"):
         check_merge(naive)
 
 
@@ -123,11 +123,11 @@ def test_the_bound_of_a_quantized_base_is_one_of_its_own(directory):
 def test_a_loss_that_merging_changes_is_refused_with_both_losses():
     apart = MergeCheck(adapter_loss=3.88, merged_loss=3.26, num_targets=100)  # better, and still another model
     with pytest.raises(ValueError, match=r"3\.8800 nats per target with the adapter, 3\.2600 merged"):
-        apart.check(quantized=True)
+        apart.check(quantized=False)
     MergeCheck(adapter_loss=3.88, merged_loss=3.8799, num_targets=100).check(quantized=False)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-6), ("bf16", 0.02)])
+@pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-6), ("bf16", 0.005)])
 def test_what_rounding_costs_is_measured_and_small(directory, tmp_path, capsys, dtype, most):
     adapter_on(directory, tmp_path / "adapter")
     result = export(capsys, tmp_path / "adapter", "--base", directory, "--out", tmp_path / "out", "--dtype", dtype)

@@ -6,18 +6,25 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from components.experiment.problems import ExperimentError
-from components.experiment.spec import DataSpec, ExperimentSpec, FullMethod, LoraMethod, ModelSpec, SearchSpec
+from components.experiment.spec import (
+    BudgetSpec,
+    DataSpec,
+    ExperimentSpec,
+    FullMethod,
+    LoraMethod,
+    ModelSpec,
+    SearchSpec,
+)
 from components.models.adapters import attach_lora
 from components.models.branches import trained_by_branch
-from components.models.load import config_of, load_base_model
+from components.models.load import check_base, config_of, load_base_model
 from components.models.reach import unreached_parameters, unreached_towers
 from components.models.warm import WarmBase
 from components.training.workers import TorchWorkers
-from tests.sessions import FULL, LORA, curve, prepared_toy, reports, session
+from tests.sessions import FULL, LORA, curve, prepared_toy, reports, session, weights
 from tests.toy import letter_tokenizer, tiny_model_directory
 from tests.toy_chatglm import formula_directory
 
@@ -208,6 +215,13 @@ def test_what_no_text_reaches_is_neither_trained_nor_adapted(family):
     assert len([name for name, _ in named.named_parameters() if "lora_A" in name]) == 2
 
 
+def test_a_family_that_knows_no_such_attention_is_refused_before_anything_starts(tmp_path):
+    model("got_ocr2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="does not support an attention implementation through"):
+        check_base(ModelSpec(path=str(tmp_path)))
+    check_base(ModelSpec(path=str(tmp_path), attention="eager"))
+
+
 def test_a_name_that_only_a_tower_has_is_refused():
     with pytest.raises(ExperimentError, match=r"fc1 is only where no text comes \(model\.vision_tower"):
         trained_by_branch(experiment(lora={"kind": "lora", "target_modules": ["q_proj", "fc1"]}), config("gemma3"))
@@ -224,38 +238,52 @@ def test_towers_are_said_and_models_without_them_have_none():
         assert unreached_parameters(config(family)) == frozenset()
 
 
-def trained_together(rank, toy, folder, specs, parallel):
+TOGETHER = [
+    ("gemma3", "ddp", "full"),
+    ("gemma3", "ddp", "lora"),
+    ("gemma3", "fsdp", "full"),
+    ("mixtral", "ddp", "full"),
+    ("qwen3_moe", "ddp", "full"),
+]
+ONCE = BudgetSpec(epochs=1.0, evaluations=1)
+SPECS = {
+    "full": FULL.model_copy(update={"budget": ONCE}),
+    "lora": LORA.model_copy(update={"budget": ONCE, "method": LoraMethod(rank=4)}),
+}
+
+
+def of_family(toy, family):
+    return (toy[0].with_name(family), *toy[1:])
+
+
+def trained_together(rank, toy, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    of = session(toy, folder, TorchWorkers(torch.device("cpu"), parallel=parallel))
-    result = {name: curve(reports(of, spec, name)) for name, spec in specs.items()}
-    (folder / f"worker_{rank}.json").write_text(json.dumps(result))
+    curves = {}
+    for case in TOGETHER:
+        family, parallel, method = case
+        workers = TorchWorkers(torch.device("cpu"), parallel=parallel)
+        of = session(of_family(toy, family), folder / "-".join(case), workers)
+        curves["-".join(case)] = curve(reports(of, SPECS[method], "trial"))
+    (folder / f"worker_{rank}.json").write_text(json.dumps(curves))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    ("family", "parallel", "methods"),
-    [
-        ("gemma3", "ddp", {"full": FULL, "lora": LORA}),
-        ("gemma3", "fsdp", {"full": FULL}),
-        ("got_ocr2", "ddp", {"full": FULL, "lora": LORA}),
-        ("mixtral", "ddp", {"full": FULL}),
-        ("qwen3_moe", "ddp", {"full": FULL}),
-    ],
-)
-def test_two_workers_train_a_model_with_towers_or_with_experts_that_no_token_chose(tmp_path, family, parallel, methods):
+def test_two_workers_train_models_with_towers_and_with_experts_that_no_token_chose(tmp_path):
     toy = prepared_toy(tmp_path)
-    base = model(family)
-    base.save_pretrained(toy[0])
-    before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    specs = {name: spec.model_copy(update={"precision": "fp32"}) for name, spec in methods.items()}
-    multiprocessing.spawn(trained_together, args=(toy, tmp_path, specs, parallel), nprocs=2)
+    for family in {case[0] for case in TOGETHER}:
+        directory = of_family(toy, family)[0]
+        model(family).save_pretrained(directory)
+        letter_tokenizer().save_pretrained(directory)
+    multiprocessing.spawn(trained_together, args=(toy, tmp_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"worker_{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    one = session(toy, tmp_path / "one")
-    assert first["full"] == pytest.approx(curve(reports(one, specs["full"], "full")), abs=1e-4)
-    (checkpoint,) = sorted((tmp_path / "one" / "full").iterdir())[-1:]
-    trained = load_file(checkpoint / "weights" / "model.safetensors")
-    changed = {name for name in trained if not torch.equal(trained[name], before[name])}
-    assert changed
-    assert not [name for name in changed if name.startswith(tuple(TOWERS))]
+    for family, parallel, method in TOGETHER:
+        one = session(of_family(toy, family), tmp_path / f"one-{family}-{parallel}-{method}")
+        alone = curve(reports(one, SPECS[method], "trial"))
+        assert first[f"{family}-{parallel}-{method}"] == pytest.approx(alone, abs=1e-3)
+        if method == "full":
+            before = dict(model(family).named_parameters())
+            changed = [name for name, weight in weights(one).items() if not torch.equal(weight, before[name])]
+            assert len(changed) > len(before) / 4
+            assert not [name for name in changed if name.startswith(tuple(TOWERS))]

@@ -57,13 +57,14 @@ def load_causal_lm(directory: Path, *, device: torch.device | str | None = None,
     return model
 
 
-def check_weights(directory: Path) -> None:
+def check_weights(directory: Path, attention: str = "eager") -> None:
     """Compares names and shapes of the weight files with the model that config.json describes; reads no weight.
 
     Raises ValueError as load_causal_lm does, but for numbers that are not finite.
     """
+    settings = {"dtype": "auto", "device_map": {"": "meta"}, "attn_implementation": attention}
     with _without_bar():
-        model, found = _from_pretrained(directory, {"dtype": "auto", "device_map": {"": "meta"}})
+        model, found = _from_pretrained(directory, settings)
     _check_names(directory, model, found)
 
 

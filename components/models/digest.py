@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from pathlib import Path
 
 CACHE = ".turnwise-digest.json"
@@ -29,5 +30,7 @@ def model_digest(directory: Path) -> str:
             hashed.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     digest = f"sha256:{hashed.hexdigest()}"
     with contextlib.suppress(OSError):  # a read-only model is read again next time
-        cache.write_text(json.dumps({"digest": digest, "stamp": stamp}), encoding="utf-8")
+        scratch = cache.with_name(f"{CACHE}.{os.getpid()}")  # another process may be reading it
+        scratch.write_text(json.dumps({"digest": digest, "stamp": stamp}), encoding="utf-8")
+        scratch.replace(cache)
     return digest

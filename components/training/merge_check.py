@@ -23,9 +23,9 @@ from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
 
 ROWS_PER_BATCH = 4
-# Nats, of the mean divergence and of the difference in loss. What rounding to bfloat16 costs stays ten times below the
-# first; the second also holds what 4 bits cost, since the merged weights are not quantized.
-MOST_DIFFERENCE, MOST_DIFFERENCE_QUANTIZED = 0.02, 0.5
+# Nats, of the mean divergence and of the difference in loss. Measured on SmolLM2-135M: rounding to bfloat16 costs 0.00002,
+# a head's adapter merged into shared embeddings 0.05. Weights of 4 bits are 0.9 from the unquantized ones, 0.1 once trained.
+MOST_DIFFERENCE, MOST_DIFFERENCE_QUANTIZED = 0.005, 1.0
 FIXED = (
     (
         "Who are you, and what can you do?",
