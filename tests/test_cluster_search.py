@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import urllib.request
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from components.experiment.spec import WorkersSpec
 from components.models.reference import BaseReference
 from components.training.records import TrialProgressed, TrialStarted, fold
 from components.training.requests import Request, StopTrial
+from components.training.workers import UnfitWorkersError
 from tests.servers import until
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
@@ -269,3 +271,17 @@ def test_work_is_done_in_another_process_with_the_resources_of_a_worker(cluster)
     assert on_a_worker(workers, lambda: ray.get_runtime_context().get_assigned_resources()) == {"CPU": 2.0}
     with pytest.raises(ValueError, match="invalid literal"):
         on_a_worker(workers, lambda: int("x"))
+
+
+def test_what_no_worker_can_compute_ends_the_search_with_one_sentence_and_not_trial_after_trial(files, cluster):
+    context = context_of(files, "flash", "search.max_concurrent_trials=1")
+    model = context.experiment.model.model_copy(update={"attention": "flash_attention_2"})
+    context = replace(context, experiment=context.experiment.model_copy(update={"model": model}))
+    records = []
+    with pytest.raises(UnfitWorkersError, match="have no package flash-attn") as caught:
+        run_search(context, records.append, histories={}, resume=False)
+    histories = list(fold(records).values())
+    failed = [history for history in histories if history.state == "failed"]
+    assert failed
+    assert {history.reason for history in failed} == {str(caught.value)}
+    assert len(histories) < 6  # of those that had not begun none was tried

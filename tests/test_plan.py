@@ -467,7 +467,7 @@ def test_without_a_calibration_a_cpus_hours_are_not_guessed(capsys, experiment):
     # One slot serves both, and holds the base of one of them at a time: in bf16 for LoRA, in float32 for full.
     lora, full = (branch["memory"]["parts"] for branch in plan["branches"])
     assert lora["clean copy"] == 0
-    assert lora["weights"] < 0.75 * full["weights"] == 0.75 * full["clean copy"]
+    assert lora["weights"] < full["weights"] == full["clean copy"]  # its adapters are counted, too
     assert "How long a CPU takes is measured, not computed: --calibrate." in people
 
 
