@@ -241,6 +241,22 @@ def test_an_incumbent_that_cannot_be_scored_is_a_reason_and_not_the_end(contest)
     assert contest.holder("challenger") == number
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("does not fit into the memory"), ValueError("eval.arrow is not the file")]
+)
+def test_a_proof_that_fails_leaves_a_reason_and_no_alias(contest, error):
+    number = contest.enter()
+
+    def fails(contest, round_):
+        raise error
+
+    with pytest.raises(ProofError, match=str(error)):
+        contest.register(fails)
+    assert (contest.holder(), contest.holder("challenger")) == (None, None)
+    assert contest.tags(number)["turnwise.gate"] == f"not proven: {error}"
+    assert contest.tags(number)["turnwise.gate_passed"] == "false"
+
+
 def test_two_searches_that_make_the_registered_model_at_once_both_find_it_made(contest):
     contest.client.delete_registered_model(contest.model)
     start, failures = threading.Barrier(4), []

@@ -216,9 +216,9 @@ def test_an_incumbent_that_does_not_fit_is_a_reason_and_the_candidate_is_proven(
     assert isinstance(proof, ProofAnswer)
     monkeypatch.setattr("components.tracking.proof._downloaded", lambda *_: (versions / "full", None))
     request = asked("lora", "incumbent", model=model, digest=proof.digest)
-    sums, problem = _of_incumbent(request, "models:/toy/2", "sqlite://", tmp_path, 120.0)
-    assert sums is None
-    assert problem.startswith("does not fit into the memory of the machine that proves it")
+    found = _of_incumbent(request, "models:/toy/2", "sqlite://", tmp_path, 120.0)
+    assert list(found) == ["incumbent_problem"]
+    assert found["incumbent_problem"].startswith("does not fit into the memory of the machine that proves it")
 
 
 @pytest.mark.end_to_end

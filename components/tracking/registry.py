@@ -302,7 +302,7 @@ def _proven(
             )
         )
         _check(proof, candidate.report.eval_loss, f"models:/{candidate.name}/{number}")
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter of prepared data that has come to harm
         _record(candidate, number, False, f"not proven: {error}")
         raise ProofError(str(error)) from None
     return proof
