@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.tracking.packaged_model import PACKAGE
+from components.tracking.packaging import save_packaged
 from components.tracking.probes import Probe
 from components.tracking.proof import (
     OUT_OF_MEMORY,
@@ -24,7 +25,6 @@ from components.tracking.proof import (
     answer,
     is_out_of_memory,
 )
-from components.tracking.registry import save_packaged
 from components.tracking.saving import is_being_saved
 from tests.trials import MAX_TOKENS, Trials
 

@@ -7,14 +7,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-import components
 from components.batches.prepare import PreparedDataset
 from components.batches.trained_on import keys_digest, trained_keys, write_trained_on
 from components.experiment.spec import CHALLENGER, ExperimentSpec
@@ -23,10 +20,10 @@ from components.models.trained import package
 from components.storage.folder import folder_at
 from components.tracking.gate import RegistryResult, Verdict, judge
 from components.tracking.packaged_model import PACKAGE
+from components.tracking.packaging import save_packaged
 from components.tracking.probes import Probe
 from components.tracking.proof import ProofAnswer, prove
 from components.tracking.runs import SearchRuns, git_commit
-from components.tracking.saving import without_weights
 from components.tracking.store import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 from components.training.records import Progress, TrialHistory
 
@@ -35,20 +32,6 @@ GATE_TAG = "turnwise.gate"  # the decision in a sentence
 PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that was moved by hand says nothing
 REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
 MOST_ROUNDS = 3
-SERVED_BY = (  # what a version needs where it is served, as installed here
-    "mlflow",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "safetensors",
-    "sentencepiece",
-    "gguf",
-    "pydantic",
-    "numpy",
-    "jinja2",
-)
 MOST_DEVIATION = 0.01
 NOTHING_SAYS = (
     "nothing says what the incumbent was trained on, so it was compared on all held-out conversations, some of which it may"
@@ -195,24 +178,6 @@ def download(model_uri: str, uri: str) -> Path:
         return download_version(model_uri, uri) / "artifacts" / PACKAGE
     except MLFLOW_ERRORS as error:
         raise ValueError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
-
-
-def save_packaged(package_folder: Path, target: Path) -> None:
-    """An MLflow model of plain files: the package, this code, a signature and an example. No weights are loaded."""
-    code = Path(components.__path__[0])
-    with without_weights():
-        mlflow.pyfunc.save_model(
-            str(target),
-            python_model=str(code / "tracking" / "packaged_model.py"),
-            artifacts={PACKAGE: str(package_folder)},
-            code_paths=[str(code)],
-            input_example={
-                "messages": [{"role": "user", "content": "Who are you?"}],
-                "max_tokens": 16,
-                "temperature": 0.0,
-            },
-            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
-        )
 
 
 def _registered(candidate: Candidate) -> str | None:
