@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from components.batches.membership import fraction_that_holds_out, mark_of
-from components.batches.prepare import PreparedDataset
 from components.experiment.spec import DataSpec
 from components.tracking.probes import Probe
+
+if TYPE_CHECKING:
+    from components.batches.prepare import PreparedDataset  # it renders, so it needs torch, and reports are read without
 
 RESAMPLES = 10_000
 # Conversations of equal length, fewer than which tell nothing. From here on a candidate that is no better is promoted in at
