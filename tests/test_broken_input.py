@@ -7,6 +7,7 @@ import pytest
 
 from components.experiment.load import load_experiment
 from components.storage.folder import folder_at
+from components.tracking.journal import SearchManifest
 from tests.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import tune
 from workflows.opening import _differences, lock_search
@@ -183,6 +184,15 @@ def test_nothing_to_resume(place, capsys):
     assert status == 2
     assert "no such interrupted search" in message
     assert "(interrupted: none)" in message
+
+
+def test_a_search_that_an_earlier_version_began_is_not_resumed(place, capsys):
+    experiment = load_experiment("toy.yaml")
+    manifest = SearchManifest(search_id="20250101-000000-abcd", experiment=experiment, created=1.0, prepared="p")
+    manifest.write(experiment.folder / manifest.search_id)
+    status, message = refused(capsys, "toy.yaml", "--resume")
+    assert status == 2
+    assert "--resume 20250101-000000-abcd: it was begun by another version of Turnwise" in message
 
 
 def test_a_job_whose_storage_would_go_with_it(place, capsys, monkeypatch):

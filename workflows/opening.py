@@ -30,7 +30,7 @@ from components.models.reference import BaseReference
 from components.storage.folder import Folder, folder_at
 from components.storage.locks import Held
 from components.tracking.gate import too_few_held_out
-from components.tracking.journal import SearchManifest, searches_in
+from components.tracking.journal import LAYOUT, SearchManifest, searches_in
 from components.tracking.probes import Probe, load_probes
 from components.tracking.store import check_tracking, tracking_uri
 from components.training.records import Progress
@@ -198,6 +198,7 @@ def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset) -> SearchMa
         created=time.time(),
         prepared=str(dataset.directory),
         budget=written.trial.budget.in_target_tokens(dataset.train.total_targets),
+        layout=LAYOUT,
     )
 
 
@@ -209,6 +210,11 @@ def _interrupted(written: ExperimentSpec, resume: str) -> SearchManifest:
         known = ", ".join(manifest.search_id for manifest in unfinished) or "none"
         raise ValueError(f"--resume: no such interrupted search in {written.folder} (interrupted: {known})")
     manifest = wanted[0]
+    if manifest.layout != LAYOUT:
+        raise ValueError(
+            f"--resume {manifest.search_id}: it was begun by another version of Turnwise, which kept its state otherwise; go"
+            " on with that version, or start anew without --resume (its trials and checkpoints stay)"
+        )
     differences = _differences(manifest.experiment, written)
     if differences:
         raise ValueError(

@@ -14,7 +14,9 @@ from components.experiment.spec import DataSpec
 from components.tracking.probes import Probe
 
 if TYPE_CHECKING:
-    from components.batches.prepare import PreparedDataset  # it renders, so it needs torch, and reports are read without
+    from components.batches.prepare import (
+        PreparedDataset,
+    )  # it renders, so it needs torch, and reports are read without
 
 RESAMPLES = 10_000
 # Conversations of equal length, fewer than which tell nothing. From here on a candidate that is no better is promoted in at

@@ -14,6 +14,7 @@ from components.storage.folder import Folder
 from components.training.records import TrialRecord
 
 MANIFEST, JOURNAL = "search.json", "journal.jsonl"
+LAYOUT = 2  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
 _RECORD: TypeAdapter[TrialRecord] = TypeAdapter(Annotated[TrialRecord, Field(discriminator="event")])
 
 
@@ -28,6 +29,7 @@ class SearchManifest(BaseModel):
     prepared: str
     budget: int | None = Field(None, description="Of each trial, in target tokens; searches of old do not say.")
     finished: bool = False
+    layout: int = Field(1, description="LAYOUT of the code that began it.")
 
     def write(self, folder: Folder) -> None:
         folder.write_text(MANIFEST, self.model_dump_json(indent=1) + "\n")

@@ -40,6 +40,7 @@ from components.training.generate import generate_reply
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
 CODE = "code"  # of a version: the folder that MLflow puts our code into
+ABOUT_INCUMBENT = ("incumbent_sums", "incumbent_problem", "incumbent_unseen")  # fields of ProofAnswer
 Phase = Literal["candidate", "base", "incumbent"]
 
 
@@ -144,7 +145,7 @@ def prove(
             probes=probes,
         )
         proof = earlier or _of_candidate(request, version_uri, timeout_seconds)
-        about = {"incumbent_sums": None, "incumbent_problem": None, "incumbent_unseen": None}
+        about: dict[str, Any] = dict.fromkeys(ABOUT_INCUMBENT)
         if incumbent_uri is not None:
             request = request.model_copy(update={"phase": "incumbent", "digest": proof.digest})
             about |= _of_incumbent(request, incumbent_uri, uri, folder / "incumbent", timeout_seconds)
@@ -176,7 +177,7 @@ def _of_incumbent(
         found = _in_new_process(request.model_copy(update={"incumbent": incumbent}), timeout_seconds)
     except _PhaseError as error:
         return {"incumbent_problem": str(error)}
-    return found.model_dump(include={"incumbent_sums", "incumbent_problem", "incumbent_unseen"})
+    return found.model_dump(include=set(ABOUT_INCUMBENT))
 
 
 def _downloaded(version_uri: str, uri: str, target: Path, part: str = "") -> tuple[Path | None, str | None]:

@@ -22,7 +22,7 @@ from components.tracking.gate import RegistryResult, Verdict, judge
 from components.tracking.packaged_model import PACKAGE
 from components.tracking.packaging import save_packaged
 from components.tracking.probes import Probe
-from components.tracking.proof import ProofAnswer, prove
+from components.tracking.proof import ABOUT_INCUMBENT, ProofAnswer, prove
 from components.tracking.runs import SearchRuns, git_commit
 from components.tracking.store import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 from components.training.records import Progress, TrialHistory
@@ -250,7 +250,7 @@ def _proven(
 ) -> ProofAnswer:
     """`earlier`: against another incumbent."""
     if earlier is not None and incumbent is None:
-        return earlier.model_copy(update={"incumbent_sums": None, "incumbent_problem": None})
+        return earlier.model_copy(update=dict.fromkeys(ABOUT_INCUMBENT))
     try:
         proof = place(
             partial(
