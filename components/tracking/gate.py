@@ -14,9 +14,8 @@ from components.experiment.spec import DataSpec
 from components.tracking.probes import Probe
 
 if TYPE_CHECKING:
-    from components.batches.prepare import (
-        PreparedDataset,
-    )  # it renders, so it needs torch, and reports are read without
+    # It imports what renders, and so torch, without which reports are read.
+    from components.batches.prepare import PreparedDataset
 
 RESAMPLES = 10_000
 # Conversations of equal length, fewer than which tell nothing. From here on a candidate that is no better is promoted in at
