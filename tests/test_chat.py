@@ -10,7 +10,7 @@ from components.conversations.messages import Conversation, Message
 from components.experiment.spec import ModelSpec
 from components.models.trained import load_base
 from tests.test_control_text import agent_tokenizer
-from tests.test_tools_in_use import CALL, TOOL, speak
+from tests.test_tools_in_use import CALL, ROWS, TOOL, speak
 from tests.toy import assistant, tiny_model_directory, user
 from workflows import chat
 
@@ -20,7 +20,7 @@ SECOND = {"type": "function", "function": {"name": "now", "arguments": {}}}
 @pytest.fixture
 def talk(tmp_path, monkeypatch):
     """(a conversation on the terminal with a model that gives these answers, the prompts that it gets)"""
-    tiny_model_directory(tmp_path / "model")
+    tiny_model_directory(tmp_path / "model", least_rows=ROWS)
     loaded = load_base(ModelSpec(path=str(tmp_path / "model")))
     loaded = replace(loaded, chat_format=load_chat_format(agent_tokenizer()))
 

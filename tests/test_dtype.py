@@ -150,7 +150,7 @@ def test_a_lora_trial_has_a_bf16_base_and_float32_adapters_and_is_loaded_again_w
     assert json.loads((Path(report.checkpoint) / "base.json").read_text())["model"]["dtype"] == "bf16"
     loaded = load_trained(Path(report.checkpoint))
     assert dtypes(loaded.model) == ({"torch.bfloat16"}, {"torch.float32"})
-    base = load_base_of(loaded)
+    base = load_base_of(Path(report.checkpoint))
     assert (dtypes(base.model)[0], base.precision) == ({"torch.bfloat16"}, "bf16")
     assert loss_of(loaded, toy) == pytest.approx(report.eval_loss, abs=1e-6)
 

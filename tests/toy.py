@@ -41,12 +41,18 @@ def save_letter_tokenizer(directory: Path, chat_template: str | None = None) -> 
     letter_tokenizer(chat_template).save_pretrained(directory)
 
 
-def tiny_model_directory(directory: Path, chat_template: str | None = None, *, tied: bool = True) -> None:
-    """A random two-layer Llama and the letter tokenizer, loadable by AutoModelForCausalLM and AutoTokenizer."""
+def tiny_model_directory(
+    directory: Path, chat_template: str | None = None, *, tied: bool = True, least_rows: int = 0
+) -> None:
+    """A random two-layer Llama and the letter tokenizer, loadable by AutoModelForCausalLM and AutoTokenizer.
+
+    Args:
+        least_rows: of the embeddings, for another tokenizer with more tokens.
+    """
     tokenizer = letter_tokenizer(chat_template)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=max(len(tokenizer), least_rows),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -81,7 +81,7 @@ def _check_names(base: PreTrainedModel, names: tuple[str, ...], config: LoraConf
         raise ValueError(f"method.target_modules={list(names)}: {error}") from None
     modules = {name: module for name, module in base.named_modules() if name}
     excluded = set(config.exclude_modules or ())
-    problems = [] if names else ["there is no name, so nothing would be adapted"]
+    problems: list[str] = []
     for name in names:
         for own in _own(base, (name,)):
             if own in (converted.target_modules or ()):
