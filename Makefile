@@ -12,7 +12,7 @@ test: $(VENV)/.installed-dev  ## every check and every test
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest tests
 
-test-fast: $(VENV)/.installed-dev  ## the pure tests only, some minutes
+test-fast: $(VENV)/.installed-dev  ## the pure tests only, about 6 minutes
 	$(BIN)/python -m pytest tests -m "not ray and not end_to_end"
 
 check: $(VENV)/.installed-dev  ## format, lint, types, spelling
