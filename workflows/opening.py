@@ -104,7 +104,8 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     directory = resolve_model(written.model)
     check_base(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
-    trained = trained_by_branch(experiment, config_of(directory))
+    config = config_of(directory)
+    trained = trained_by_branch(experiment, config)
     for branch, sentence in trained.items():
         console.print(f"{branch}: {sentence}", soft_wrap=True)
     tokenizer = load_tokenizer(directory)
@@ -114,7 +115,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     if problem := too_few_held_out(dataset, experiment.data):
         console.print(problem)
     check_rungs(experiment, experiment.trial.budget.in_target_tokens(dataset.train.total_targets))
-    unused = check_vocabulary(config_of(directory), tokenizer, chat_format, dataset, name=written.model.path)
+    unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
     if unused:
         console.print(f"Warning: {unused}", soft_wrap=True)
     if manifest is None:

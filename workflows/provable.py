@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.experiment.space import Branch, branches_of, corners, some_trial, trial_spec
+from components.experiment.space import Branch, branches_of, corner_trials, some_trial
 from components.experiment.spec import ExperimentSpec, FullMethod
 from components.models.load import DTYPES, config_of, resolve_model
 from components.models.skeleton import skeleton
@@ -39,5 +39,4 @@ def check_provable(experiment: ExperimentSpec) -> None:
 
 def _weight_bytes(experiment: ExperimentSpec, branch: Branch) -> int:
     """Of one weight of the base, by the widest dtype that a trial of the branch may have it in."""
-    trials = (trial_spec(experiment, branch, values) for values in corners(branch))
-    return max(DTYPES[experiment.model.dtype_of(trial)].itemsize for trial in trials)
+    return max(DTYPES[experiment.model.dtype_of(trial)].itemsize for trial in corner_trials(experiment, branch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from components.experiment.space import branches_of, corners, trial_spec
+from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import Dtype, ExperimentSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
 
 BF16_FULL = (
@@ -47,5 +47,5 @@ def dtype_warnings(experiment: ExperimentSpec) -> list[str]:
 
 def _corners(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:
     for branch in branches_of(experiment).values():
-        for values in corners(branch):
-            yield branch.name, trial_spec(experiment, branch, values)
+        for trial in corner_trials(experiment, branch):
+            yield branch.name, trial

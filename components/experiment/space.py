@@ -244,7 +244,12 @@ def _turns(experiment: ExperimentSpec, branches: Sequence[Branch]) -> Iterator[t
 
 def some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
     """At one corner of the branch: its kind of method, and so its workers, are those of all its trials."""
-    return trial_spec(experiment, branch, next(corners(branch)))
+    return next(corner_trials(experiment, branch))
+
+
+def corner_trials(experiment: ExperimentSpec, branch: Branch) -> Iterator[TrialSpec]:
+    """The configurations at the corners of a branch: whatever its trials can be, one of these is."""
+    return (trial_spec(experiment, branch, values) for values in corners(branch))
 
 
 def corners(branch: Branch) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from components.experiment.problems import ExperimentError, Problem
-from components.experiment.space import Branch, branches_of, corners, trial_spec
+from components.experiment.space import Branch, branches_of, corner_trials
 from components.experiment.spec import ExperimentSpec, FullMethod, LoraMethod
 from components.models.adapters import attach_lora
 from components.models.empty import empty_model
@@ -40,8 +40,8 @@ def trained_by_branch(experiment: ExperimentSpec, config: PreTrainedConfig) -> M
 def _methods(experiment: ExperimentSpec, branch: Branch) -> Iterator[LoraMethod | FullMethod]:
     """One of each kind that may be adapted otherwise, or not at all: whatever ranks and rates stand beside."""
     known = set()
-    for values in corners(branch):
-        method = trial_spec(experiment, branch, values).method
+    for trial in corner_trials(experiment, branch):
+        method = trial.method
         kind: tuple[object, ...] = (method.kind,)
         if isinstance(method, LoraMethod):
             kind = (method.target_modules, method.dora, method.dropout > 0, method.quantize)
