@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.conversations.messages import Message
-from components.conversations.openai_chat import openai_call
-from workflows.cli import Exit, explained, quiet_libraries
+from components.conversations.openai_messages import openai_call
+from workflows.cli import Exit, exit_on_error, quiet_libraries
 
 if TYPE_CHECKING:
-    from components.models.trained import LoadedModel
-    from components.training.generate import Reply
+    from components.inference.generate import Reply
+    from components.models.load_trained import LoadedModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     from workflows.named import load_named
 
-    with explained():
+    with exit_on_error():
         tools = _tools(arguments.tools)
         loaded = load_named(arguments.model, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
     talk = Talk(loaded, arguments, tools)
@@ -78,7 +78,7 @@ class Talk:
 
     def ask(self, said: str) -> None:
         """Prints the answer as it is made. `said` is a question, or the result of a call that waits for one."""
-        from components.training.generate import stream_reply
+        from components.inference.generate import stream_reply
 
         if waiting := self.called:
             self.messages.append(Message(role="tool", content=said, name=waiting[0]))

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from components.storage.patience import StorageError
+from components.storage.retry import StorageError
 
 NEWEST = "newest"
 REGISTERED = "models:/"  # how MLflow names what is in its registry
@@ -47,7 +47,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM raises Terminated: what must be put in order is put in order, as after Ctrl-C."""
 
     def terminated(*_: object) -> NoReturn:
@@ -61,7 +61,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(*kinds: type[Exception], status: Exit = Exit.BAD_INPUT) -> Iterator[None]:
+def exit_on_error(*kinds: type[Exception], status: Exit = Exit.BAD_INPUT) -> Iterator[None]:
     """Inside, an error of these kinds (by default bad input, and storage that refuses) ends the program with its message."""
     expected = kinds or (ValueError, StorageError)
     try:
@@ -100,7 +100,7 @@ def quiet_libraries() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def people_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> Console:
     """Where there is no terminal (a job's log, a file), lines may be long: 80 columns would break tables apart."""
     # What people and models have written is shown as it is: "[/INST]" is no markup of ours.
     console = Console(stderr=stderr, markup=False, highlight=False)

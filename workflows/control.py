@@ -14,12 +14,12 @@ from typing import Any
 
 from components.experiment.load import load_experiment, read_value
 from components.experiment.spec import ExperimentSpec
-from components.storage.folder import Folder
-from components.tracking.driver import DriverSign
-from components.tracking.journal import SearchManifest
-from components.tracking.mailbox import Mailbox
-from components.training.requests import CloneTrial, ExtendTrial, Reply, StopTrial
-from workflows.cli import NEWEST, Exit, explained, fail
+from components.records.commands import CloneTrial, ExtendTrial, Reply, StopTrial
+from components.records.heartbeat import DriverHeartbeat
+from components.records.mailbox import Mailbox
+from components.records.manifest import SearchManifest
+from components.storage.base import Folder
+from workflows.cli import NEWEST, Exit, exit_on_error, fail
 from workflows.searches import find_search
 
 PATIENCE_SECONDS = 60.0
@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
-    with explained():
+    with exit_on_error():
         wish = _wish(arguments)
         experiment = load_experiment(arguments.experiment, arguments.set)
         manifest = find_search(experiment, arguments.search, unfinished=True)
@@ -135,7 +135,7 @@ def _ask(
 
 
 def _driver(folder: Folder) -> str:
-    sign = DriverSign.read(folder)
+    sign = DriverHeartbeat.read(folder)
     if sign is None or sign.outcome is not None:
         return "no driver is at this search"
     return f"the last driver of this search was process {sign.pid} on {sign.host}"

@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.conversations.readers import read_conversations
-from workflows.cli import Exit, explained, json_line, people_console, quiet_libraries
+from components.conversations.readers.read import read_conversations
+from workflows.cli import Exit, exit_on_error, json_line, make_console, quiet_libraries
 
 if TYPE_CHECKING:
-    from components.batches.store import Entry
-    from components.models.trained import LoadedModel
-    from components.tracking.gate import Verdict
+    from components.data.token_store import Entry
+    from components.inference.comparison import Verdict
+    from components.models.load_trained import LoadedModel
     from components.training.evaluate import ConversationLoss
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     quiet_libraries()
-    console = people_console(stderr=arguments.json)
-    with explained():
+    console = make_console(stderr=arguments.json)
+    with exit_on_error():
         result = evaluated(arguments)
     console.print(result["sentence"], soft_wrap=True)
     if arguments.json:
@@ -80,8 +80,8 @@ def _losses(name: str, arguments: argparse.Namespace) -> tuple[list[Conversation
 
 
 def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> tuple[list[ConversationLoss], list[Entry]]:
-    from components.batches.store import Entry, TokenStore, write_store
-    from components.conversations.truncation import fit_length
+    from components.conversations.chat_formats.truncation import fit_length
+    from components.data.token_store import Entry, TokenStore, write_store
     from components.training.evaluate import score
 
     read = read_conversations(arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys)
@@ -103,9 +103,9 @@ def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> tuple[list[Co
 def _verdict(
     arguments: argparse.Namespace, losses: Sequence[ConversationLoss], others: Sequence[ConversationLoss]
 ) -> Verdict:
-    from components.tracking.gate import judge
+    from components.inference.comparison import paired_bootstrap
 
-    return judge(
+    return paired_bootstrap(
         f"model {arguments.against}",
         [loss.loss_sum for loss in losses],
         [loss.loss_sum for loss in others],

@@ -20,17 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.cli import REGISTERED, Exit, explained, json_line, quiet_libraries
+from workflows.cli import REGISTERED, Exit, exit_on_error, json_line, quiet_libraries
 
 if TYPE_CHECKING:
+    from components.inference.merge_check import Divergence, MergeCheck, Scorer
     from components.models.export import Exportable, Layout
-    from components.training.merge_check import Divergence, MergeCheck, Scorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     quiet_libraries()
-    with explained(), tempfile.TemporaryDirectory(prefix="turnwise-export-") as scratch:
+    with exit_on_error(), tempfile.TemporaryDirectory(prefix="turnwise-export-") as scratch:
         result = export(arguments, Path(scratch))
     print(json_line(result) if arguments.json else _sentence(result))
     return Exit.DONE
@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """What was written, for people and machines. Raises ValueError for whatever cannot be exported so."""
     from components.experiment.spec import ModelSpec
+    from components.inference.merge_check import MergeCheck
     from components.models.export import DTYPES, adapted, exportable, reload_whole, write_adapter, write_whole
-    from components.training.merge_check import MergeCheck
 
     target = Path(arguments.out).expanduser().absolute()
     if target.exists() and any(target.iterdir()):
@@ -78,9 +78,9 @@ def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: Any) 
 
     Raises ValueError if they answer something else.
     """
+    from components.inference.merge_check import check_merge, divergence, fixed_rows, next_tokens
     from components.models.adapters import merge
     from components.models.export import adapted, beside_published, reload_whole, write_whole
-    from components.training.merge_check import check_merge, divergence, fixed_rows, next_tokens
 
     rows = fixed_rows(source.chat_format)
     trained = next_tokens(adapted(source), rows) if source.quantize is not None else None
@@ -117,9 +117,9 @@ def make_parser() -> argparse.ArgumentParser:
 def _directory(arguments: argparse.Namespace) -> Path:
     """Of a registered version's package, or what a path or hub id names."""
     from components.experiment.spec import ModelSpec
-    from components.models.load import resolve_model
-    from components.tracking.registry import download
-    from components.tracking.store import check_tracking
+    from components.models.base.load import resolve_model
+    from components.registry.promotion import download
+    from components.tracking.mlflow_client import check_tracking
     from workflows.named import trained_at
 
     if arguments.model.startswith(REGISTERED):
@@ -133,14 +133,14 @@ def _directory(arguments: argparse.Namespace) -> Path:
 
 
 def _tracking(arguments: argparse.Namespace) -> str:
-    from components.tracking.store import tracking_uri
+    from components.tracking.mlflow_client import tracking_uri
 
     return str(arguments.tracking_uri or tracking_uri())
 
 
 def _scorer(arguments: argparse.Namespace, source: Exportable, scratch: Path) -> Scorer | None:
-    from components.conversations.readers import read_conversations
-    from components.training.merge_check import Scorer
+    from components.conversations.readers.read import read_conversations
+    from components.inference.merge_check import Scorer
 
     if arguments.data is None:
         return None
@@ -151,7 +151,7 @@ def _scorer(arguments: argparse.Namespace, source: Exportable, scratch: Path) ->
 def _keep(arguments: argparse.Namespace, check: MergeCheck) -> None:
     """On the version, where it is one: whoever serves it merged shall know."""
     if arguments.model.startswith(REGISTERED):
-        from components.tracking.tags import tag_version
+        from components.registry.version_tags import tag_version
 
         tag_version(arguments.model, {"turnwise.merge": check.sentence()}, _tracking(arguments))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.experiment.spec import ModelSpec
-from components.models.reference import BASE_FILE
-from components.models.trained import LoadedModel, is_trained, load_base, load_trained
-from components.storage.folder import folder_at
-from components.tracking.registry import download
-from components.tracking.store import check_tracking, tracking_uri
+from components.models.base.reference import BASE_FILE
+from components.models.load_trained import LoadedModel, is_trained, load_base, load_trained
+from components.registry.promotion import download
+from components.storage.base import folder_at
+from components.tracking.mlflow_client import check_tracking, tracking_uri
 from workflows.cli import REGISTERED
 
 

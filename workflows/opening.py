@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before a search starts is found here, and what is left is an OpenSearch."""
+"""Everything that can be known to be wrong before a search starts is found here, and what is left is an PreparedSearch."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from pathlib import Path
 
 from rich.console import Console
 
-from components.batches.prepare import PreparedDataset, prepare_experiment
-from components.cluster.connect import workers_are_here
-from components.cluster.context import SearchContext
-from components.cluster.remarks import check_rungs
-from components.conversations.formats import load_chat_format
-from components.conversations.preview import Decode, verbatim
-from components.conversations.tokenizers import load_tokenizer
-from components.experiment.base_kinds import dtype_warnings
-from components.experiment.remarks import experiment_remarks
+from components.cluster.ray_session import workers_are_here
+from components.cluster.scheduling.warnings import check_rungs
+from components.cluster.slots.context import SearchContext
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.preview.mask_preview import Decode, verbatim
+from components.conversations.tokenizers.load import load_tokenizer
+from components.data.prepare import PreparedDataset, prepare_experiment
+from components.experiment.base_variants import dtype_warnings
 from components.experiment.space import num_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
-from components.models.attention import missing_package
-from components.models.branches import trained_by_branch
+from components.experiment.warnings import experiment_warnings
+from components.models.attention_backend import missing_package
+from components.models.base.bundled import FETCHED
+from components.models.base.load import check_base, config_of, resolve_model
+from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
-from components.models.fetch import FETCHED
-from components.models.load import check_base, config_of, resolve_model
-from components.models.reference import BaseReference
-from components.storage.folder import Folder, folder_at
-from components.storage.locks import Held
-from components.tracking.gate import too_few_held_out
-from components.tracking.journal import LAYOUT, SearchManifest, searches_in
-from components.tracking.probes import Probe, load_probes
-from components.tracking.store import check_tracking, tracking_uri
-from components.training.records import Progress
-from components.training.vocabulary import check_vocabulary
+from components.models.trained_by_branch import trained_by_branch
+from components.records.events import Progress
+from components.records.manifest import LAYOUT, SearchManifest, searches_in
+from components.registry.probes import Probe, load_probes
+from components.registry.result import too_few_held_out
+from components.storage.base import Folder, folder_at
+from components.storage.file_lock import Lock
+from components.tracking.mlflow_client import check_tracking, tracking_uri
+from components.training.check_vocabulary import check_vocabulary
 from workflows.cli import NEWEST
 
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenSearch:
+class PreparedSearch:
     """A search whose model, data and tracking are at hand. `resumed`: it had been started before.
 
     `manifest` has the experiment as it was written, `experiment` has it with a model path that holds on every node. `lock`
@@ -49,7 +49,7 @@ class OpenSearch:
     """
 
     manifest: SearchManifest
-    lock: Held
+    lock: Lock
     experiment: ExperimentSpec
     dataset: PreparedDataset
     base: BaseReference
@@ -90,7 +90,7 @@ class OpenSearch:
         )
 
 
-def open_search(written: ExperimentSpec, console: Console, resume: str | None = None) -> OpenSearch:
+def open_search(written: ExperimentSpec, console: Console, resume: str | None = None) -> PreparedSearch:
     """A new search, or the interrupted one that `resume` (an id, or NEWEST) means. Raises ValueError if it cannot be."""
     _check_storage(written)
     manifest = None if resume is None else _interrupted(written, resume)
@@ -98,7 +98,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
     _check_attention(written.model, console)
-    for remark in (*experiment_remarks(written), *dtype_warnings(written)):
+    for remark in (*experiment_warnings(written), *dtype_warnings(written)):
         console.print(remark, soft_wrap=True)
     console.print(f"base model {written.model.path}")
     directory = resolve_model(written.model)
@@ -120,7 +120,7 @@ def open_search(written: ExperimentSpec, console: Console, resume: str | None = 
         console.print(f"Warning: {unused}", soft_wrap=True)
     if manifest is None:
         manifest = _new_manifest(written, dataset)
-    return OpenSearch(
+    return PreparedSearch(
         manifest=manifest,
         lock=lock_search(experiment.folder / manifest.search_id),
         experiment=experiment,
@@ -166,7 +166,7 @@ def _check_storage(written: ExperimentSpec) -> None:
         ) from None
 
 
-def lock_search(folder: Folder) -> Held:
+def lock_search(folder: Folder) -> Lock:
     """Two drivers of one search would undo each other. Raises ValueError if another one is at it."""
     try:
         return folder.lock("lock")

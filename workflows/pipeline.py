@@ -12,36 +12,36 @@ from functools import partial
 
 from rich.console import Console
 
-from components.batches.previews import stored_records, totals_of
-from components.cluster.connect import connected, this_job
-from components.cluster.elsewhere import on_a_worker
-from components.cluster.nodes import room_of_cluster
-from components.cluster.remarks import remarks
-from components.cluster.room import NoRoomError, check_room
-from components.cluster.search import can_resume, run_search
-from components.conversations.preview import preview_html
+from components.cluster.capacity.autoscaler import capacity_of_cluster
+from components.cluster.capacity.node_types import InsufficientCapacityError, check_capacity
+from components.cluster.driver.remote_task import run_on_worker
+from components.cluster.ray_session import connected, this_job
+from components.cluster.run import can_resume, run_search
+from components.cluster.scheduling.warnings import remarks
+from components.conversations.preview.mask_preview import preview_html
+from components.data.preview_records import stored_records, totals_of
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
-from components.reports.curves import loss_curves_svg
+from components.planning.verification_memory import check_provable
+from components.records.events import TrialEvent, TrialHistory, num_clones, replay
+from components.records.heartbeat import DriverInbox
+from components.records.journal import Journal
+from components.registry.promotion import Place, VerificationError, here, register_best
+from components.registry.result import RegistryResult
+from components.reports.html_page import search_page
 from components.reports.leaderboard import leaderboard, ranked
-from components.reports.live import LiveSearch
-from components.reports.page import search_page
+from components.reports.live_view import LiveView
+from components.reports.loss_curves import loss_curves_svg
 from components.reports.summary import Outcome, SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
-from components.storage.folder import folder_at
-from components.storage.patience import StorageError
-from components.tracking.driver import DriverDesk
-from components.tracking.gate import RegistryResult
-from components.tracking.journal import Journal
-from components.tracking.mirror import Mirror
-from components.tracking.registry import Place, ProofError, here, register_best
-from components.tracking.runs import MOST_CHARACTERS, TRAINED_TAG, SearchRuns
-from components.tracking.store import MLFLOW_ERRORS, check_model_name, open_store, reason_of, without_secrets
-from components.training.records import TrialHistory, TrialRecord, fold, num_clones
+from components.storage.base import folder_at
+from components.storage.retry import StorageError
+from components.tracking.journal_sync import JournalSync
+from components.tracking.mlflow_client import MLFLOW_ERRORS, check_model_name, open_store, reason_of, without_secrets
+from components.tracking.mlflow_runs import MAX_CHARACTERS, TRAINED_TAG, SearchRuns
 from components.training.workers import UnfitWorkersError
-from workflows.cli import Exit, Terminated, explained, fail, people_console, python, terminable
-from workflows.opening import OpenSearch, open_search
-from workflows.provable import check_provable
+from workflows.cli import Exit, Terminated, exit_on_error, fail, make_console, python, raise_on_sigterm
+from workflows.opening import PreparedSearch, open_search
 
 REPORT = "report.html"
 PREVIEWED = 20  # conversations on the page that shows the mask
@@ -93,10 +93,10 @@ def search_and_report(
         register: send the best trial through the registry's gate.
         as_json: the summary goes to stdout as one line of JSON, all else to stderr.
     """
-    console = people_console(stderr=as_json)
+    console = make_console(stderr=as_json)
     # Ray, too, prints; under --json stdout is the summary's alone.
     try:
-        with terminable(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        with raise_on_sigterm(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             summary = _search(experiment, console, command, resume, register)
     except KeyboardInterrupt as end:
         status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
@@ -112,33 +112,33 @@ def _search(
     experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool
 ) -> SearchSummary:
     began = time.monotonic()
-    with explained():
+    with exit_on_error():
         search = open_search(experiment, console, resume)
         if register:
             check_model_name(search.uri, search.experiment.registered_model)
             check_provable(search.experiment)
     with connected() as dashboard:
-        with explained(NoRoomError, status=Exit.NO_ROOM):
-            check_room(search.experiment, room := room_of_cluster())
+        with exit_on_error(InsufficientCapacityError, status=Exit.NO_ROOM):
+            check_capacity(search.experiment, room := capacity_of_cluster())
         for remark in remarks(search.experiment, search.budget, room):
             console.print(remark, soft_wrap=True)
         search.begin()
-        with DriverDesk(search.folder) as desk:
+        with DriverInbox(search.folder) as desk:
             summary = _searched(search, desk, dashboard, console, command, register, began)
             desk.close(summary.outcome)
     return summary
 
 
 def _searched(
-    search: OpenSearch,
-    desk: DriverDesk,
+    search: PreparedSearch,
+    desk: DriverInbox,
     dashboard: str,
     console: Console,
     command: str,
     register: bool,
     began: float,
 ) -> SearchSummary:
-    with explained(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
+    with exit_on_error(*MLFLOW_ERRORS, status=Exit.TRACKING_AWAY):
         facts = this_job(dashboard)
         runs = _runs(search, facts)
         _log_inputs(runs, search)
@@ -156,12 +156,12 @@ def _searched(
     return summary
 
 
-def _runs(search: OpenSearch, facts: Mapping[str, str]) -> SearchRuns:
-    tags = {f"{TRAINED_TAG}.{branch}": sentence[:MOST_CHARACTERS] for branch, sentence in search.trained.items()}
+def _runs(search: PreparedSearch, facts: Mapping[str, str]) -> SearchRuns:
+    tags = {f"{TRAINED_TAG}.{branch}": sentence[:MAX_CHARACTERS] for branch, sentence in search.trained.items()}
     return SearchRuns(open_store(search.uri), search.uri, search.experiment, search.search_id, {**facts, **tags})
 
 
-def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
+def _log_inputs(runs: SearchRuns, search: PreparedSearch) -> None:
     dataset = search.dataset
     digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
     runs.log_data(search.experiment.name, str(search.experiment.data.train), digests, dataset.counts)
@@ -171,14 +171,14 @@ def _log_inputs(runs: SearchRuns, search: OpenSearch) -> None:
 
 
 def _run_trials(
-    search: OpenSearch, console: Console, command: str, desk: DriverDesk, facts: Mapping[str, str]
+    search: PreparedSearch, console: Console, command: str, desk: DriverInbox, facts: Mapping[str, str]
 ) -> Course:
     journal = Journal(search.folder)
-    known = fold(journal.read())
-    mirror = Mirror(journal, lambda: _runs(search, facts))
-    live = LiveSearch(console, planned=num_trials(search.experiment), budget=search.budget, known=known)
+    known = replay(journal.read())
+    mirror = JournalSync(journal, lambda: _runs(search, facts))
+    live = LiveView(console, planned=num_trials(search.experiment), budget=search.budget, known=known)
 
-    def emit(record: TrialRecord) -> None:
+    def emit(record: TrialEvent) -> None:
         mirror.append(record)
         live.show(record)
 
@@ -200,7 +200,7 @@ def _run_trials(
 
 
 def _ending(
-    search: OpenSearch, runs: SearchRuns, course: Course, console: Console, command: str, register: bool
+    search: PreparedSearch, runs: SearchRuns, course: Course, console: Console, command: str, register: bool
 ) -> Ending:
     if course.hopeless is not None:
         return Ending(outcome="no trial succeeded", message=f"No trial can succeed: {course.hopeless}")
@@ -243,14 +243,14 @@ def _with_what_stands(histories: Iterable[TrialHistory], console: Console) -> li
     return standing
 
 
-def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, console: Console, again: str) -> Ending:
+def _registered(search: PreparedSearch, runs: SearchRuns, best: TrialHistory, console: Console, again: str) -> Ending:
     name = search.experiment.registered_model
     console.print(f"trial {best.started.number} is the best: packaging it, and proving it in a fresh process ...")
     try:
         registry = register_best(
             runs, search.uri, search.experiment, best, search.dataset, search.probes, _place_of_proof(search, best)
         )
-    except ProofError as error:
+    except VerificationError as error:
         return Ending(
             outcome="not proven",
             message=f"The best trial was not registered: {error}. Once that is mended, try again: {again}",
@@ -276,14 +276,14 @@ def _registered(search: OpenSearch, runs: SearchRuns, best: TrialHistory, consol
     return Ending(outcome="champion", message=message, registry=registry)
 
 
-def _place_of_proof(search: OpenSearch, best: TrialHistory) -> Place:
+def _place_of_proof(search: PreparedSearch, best: TrialHistory) -> Place:
     """A driver may run on a small machine without a GPU: what was trained on one is proven on one."""
     workers = search.experiment.resources.of(best.started.spec.method)
-    return partial(on_a_worker, workers) if workers.gpus_per_worker else here
+    return partial(run_on_worker, workers) if workers.gpus_per_worker else here
 
 
 def _summary(
-    search: OpenSearch, runs: SearchRuns, histories: Mapping[str, TrialHistory], ending: Ending, *, seconds: float
+    search: PreparedSearch, runs: SearchRuns, histories: Mapping[str, TrialHistory], ending: Ending, *, seconds: float
 ) -> SearchSummary:
     return SearchSummary(
         experiment=search.experiment.name,
@@ -306,7 +306,7 @@ def _again(command: str, search_id: str = "") -> str:
 
 
 def _write_reports(
-    search: OpenSearch,
+    search: PreparedSearch,
     runs: SearchRuns,
     summary: SearchSummary,
     histories: Mapping[str, TrialHistory],
@@ -331,7 +331,7 @@ def _write_reports(
         console.print(f"MLflow did not take the reports ({reason_of(error)}); they are in {search.folder}")
 
 
-def _print_next_commands(console: Console, search: OpenSearch, summary: SearchSummary) -> None:
+def _print_next_commands(console: Console, search: PreparedSearch, summary: SearchSummary) -> None:
     served = search.uri.startswith(("http://", "https://"))
     where = f"MLFLOW_TRACKING_URI={without_secrets(search.uri)} " if search.experiment.tracking.uri else ""
     lines = [f"report   {search.folder / REPORT}"]

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.conversations.layouts import LAYOUTS
-from components.conversations.readers import read_conversations
-from components.conversations.unknown_keys import unused_keys_sentences
+from components.conversations.readers.read import read_conversations
+from components.conversations.readers.record_formats import LAYOUTS
+from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.experiment.load import load_experiment
 from components.experiment.spec import ExperimentSpec, ModelSpec
-from workflows.cli import Exit, explained, fail, people_console, quiet_libraries
+from workflows.cli import Exit, exit_on_error, fail, make_console, quiet_libraries
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from components.conversations.preview import Decode, PreviewRecord, PreviewTotals
+    from components.conversations.preview.mask_preview import Decode, PreviewRecord, PreviewTotals
 
-MOST_NAMED = 20
+MAX_NAMED = 20
 NODES = Path("experiments/cluster/nodes.yaml")
 
 
@@ -43,21 +43,21 @@ class Preview:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
-    with explained():
+    with exit_on_error():
         experiment = load_experiment(arguments.experiment, arguments.set) if arguments.experiment else None
     # Imported late: what is wrong with the file is said at once, not after the seconds that torch takes.
     quiet_libraries()
     if experiment is not None and arguments.plan:
         return _plan(experiment, arguments)
-    with explained():
+    with exit_on_error():
         preview = _of_experiment(experiment, arguments) if experiment is not None else _of_file(arguments)
     if arguments.json:
         for record in preview.records:
             print(json.dumps({"token_ids": list(record.token_ids), "labels": record.labels()}))
-    console = people_console(stderr=arguments.json)
+    console = make_console(stderr=arguments.json)
     _print(preview, console, records=not arguments.json)
     if arguments.html:
-        with explained(OSError):
+        with exit_on_error(OSError):
             arguments.html.write_text(_page(preview, arguments.records), encoding="utf-8")
         console.print(f"page {arguments.html}", soft_wrap=True)
     return Exit.DONE
@@ -119,11 +119,11 @@ def _count(text: str) -> int:
 
 def _of_experiment(experiment: ExperimentSpec, arguments: argparse.Namespace) -> Preview:
     """What a search of it will train on, prepared where the search will look for it."""
-    from components.batches.prepare import prepare_experiment
-    from components.batches.previews import stored_records, totals_of
-    from components.conversations.preview import verbatim
-    from components.conversations.tokenizers import load_tokenizer
-    from components.models.load import resolve_model
+    from components.conversations.preview.mask_preview import verbatim
+    from components.conversations.tokenizers.load import load_tokenizer
+    from components.data.prepare import prepare_experiment
+    from components.data.preview_records import stored_records, totals_of
+    from components.models.base.load import resolve_model
 
     directory = resolve_model(experiment.model, weights=False)
     dataset = prepare_experiment(experiment, directory)
@@ -138,12 +138,12 @@ def _of_experiment(experiment: ExperimentSpec, arguments: argparse.Namespace) ->
 
 def _of_file(arguments: argparse.Namespace) -> Preview:
     read = read_conversations(arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys)
-    from components.batches.previews import rendered_records, totals_of_records
-    from components.batches.rendering import Renderer
-    from components.conversations.formats import load_chat_format
-    from components.conversations.preview import verbatim
-    from components.conversations.tokenizers import load_tokenizer
-    from components.models.load import resolve_model
+    from components.conversations.chat_formats import load_chat_format
+    from components.conversations.preview.mask_preview import verbatim
+    from components.conversations.tokenizers.load import load_tokenizer
+    from components.data.parallel_rendering import Renderer
+    from components.data.preview_records import rendered_records, totals_of_records
+    from components.models.base.load import resolve_model
 
     directory = resolve_model(ModelSpec(path=arguments.model), weights=False)
     tokenizer = load_tokenizer(directory)
@@ -167,15 +167,15 @@ def _of_file(arguments: argparse.Namespace) -> Preview:
 
 def _plan(experiment: ExperimentSpec, arguments: argparse.Namespace) -> int:
     """What fits nowhere ends the program as a cluster without room would."""
-    from components.experiment.nodes import load_nodes
-    from components.experiment.remarks import experiment_remarks
-    from components.reports.plan import no_room, print_plan
-    from workflows.planning import plan_experiment
+    from components.experiment.warnings import experiment_warnings
+    from components.planning.instance_types import load_nodes
+    from components.planning.planner import plan_experiment
+    from components.reports.plan_tables import no_room, print_plan
 
-    console = people_console(stderr=arguments.json)
-    for remark in experiment_remarks(experiment):
+    console = make_console(stderr=arguments.json)
+    for remark in experiment_warnings(experiment):
         console.print(remark, soft_wrap=True)
-    with explained():
+    with exit_on_error():
         plan = plan_experiment(
             experiment, load_nodes(arguments.nodes), calibrated=arguments.calibrate, told=console.print
         )
@@ -188,12 +188,12 @@ def _plan(experiment: ExperimentSpec, arguments: argparse.Namespace) -> int:
 
 
 def _named(left_out: Sequence[str]) -> list[str]:
-    more = [f"... and {len(left_out) - MOST_NAMED} more"] if len(left_out) > MOST_NAMED else []
-    return [*left_out[:MOST_NAMED], *more]
+    more = [f"... and {len(left_out) - MAX_NAMED} more"] if len(left_out) > MAX_NAMED else []
+    return [*left_out[:MAX_NAMED], *more]
 
 
 def _print(preview: Preview, console: Console, *, records: bool) -> None:
-    from components.conversations.preview import print_preview
+    from components.conversations.preview.mask_preview import print_preview
 
     if records:
         print_preview(console, preview.records, preview.decode)
@@ -202,7 +202,7 @@ def _print(preview: Preview, console: Console, *, records: bool) -> None:
 
 
 def _page(preview: Preview, count: int) -> str:
-    from components.conversations.preview import preview_html
+    from components.conversations.preview.mask_preview import preview_html
 
     return preview_html(preview.records[:count], preview.decode, preview.title, preview.totals)
 

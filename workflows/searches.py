@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.experiment.spec import ExperimentSpec
-from components.tracking.journal import SearchManifest, searches_in
+from components.records.manifest import SearchManifest, searches_in
 from workflows.cli import NEWEST
 
 

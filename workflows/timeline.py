@@ -9,35 +9,25 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from components.cluster.timeline import NodeTime, nodes_over_time
+from components.cluster.capacity.node_history import NodeTime, node_history
 from components.experiment.load import load_experiment
-from components.reports.timeline import Bar, Row, timeline_text
-from components.tracking.journal import Journal
-from components.training.records import TrialEnded, TrialProgressed, TrialRecord, TrialStarted
-from workflows.cli import NEWEST, add_experiment_file, explained
+from components.records.journal import Journal
+from components.records.slot_timeline import Stretch, stretches_of
+from components.reports.text_timeline import Bar, Row, timeline_text
+from workflows.cli import NEWEST, add_experiment_file, exit_on_error
 from workflows.searches import find_search
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of a trial that ended with a report, or with the trial: where and when (Unix seconds)."""
-
-    number: int
-    slot: str
-    began: float
-    ended: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
-    with explained():
+    with exit_on_error():
         experiment = load_experiment(arguments.experiment, arguments.set)
         records = Journal(experiment.folder / find_search(experiment, arguments.search).search_id).read()
     stretches = list(stretches_of(records))
-    nodes = nodes_over_time(arguments.address)
+    nodes = node_history(arguments.address)
     if arguments.json:
         print(json.dumps([_as_json(node, stretches) for node in nodes]))
     else:
@@ -52,22 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", help="the cluster's dashboard; by default the cluster RAY_ADDRESS points to")
     parser.add_argument("--json", action="store_true", help="the same, as JSON: nodes, and the trials on each")
     return parser
-
-
-def stretches_of(records: Iterable[TrialRecord]) -> Iterable[Stretch]:
-    """A trial that is resumed elsewhere is taken to have begun there when it last reported."""
-    numbers: dict[str, int] = {}
-    last: dict[str, float] = {}
-    slots: dict[str, str] = {}
-    for record in records:
-        if isinstance(record, TrialStarted):
-            numbers[record.trial_id] = record.number
-        elif isinstance(record, TrialProgressed):
-            slots[record.trial_id] = record.slot
-        if isinstance(record, TrialProgressed | TrialEnded) and record.trial_id in slots:
-            number, slot = numbers[record.trial_id], slots[record.trial_id]
-            yield Stretch(number=number, slot=slot, began=last[record.trial_id], ended=record.time)
-        last[record.trial_id] = record.time
 
 
 def _rows(node: NodeTime, stretches: Sequence[Stretch], *, now: float) -> list[Row]:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from components.experiment.load import load_experiment
 from components.experiment.schema import experiment_schema
-from workflows.cli import NEWEST, add_experiment_arguments, command_line, explained, quiet_libraries
+from workflows.cli import NEWEST, add_experiment_arguments, command_line, exit_on_error, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
-    with explained():
+    with exit_on_error():
         experiment = load_experiment(arguments.experiment, arguments.set)
     if arguments.watch is not None:
         from workflows.watch import watch

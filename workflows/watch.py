@@ -6,14 +6,15 @@ import time
 
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
+from components.records.events import TrialEvent, replay
+from components.records.heartbeat import SILENT_SECONDS, DriverHeartbeat
+from components.records.journal import Journal
+from components.records.manifest import SearchManifest
 from components.reports.leaderboard import leaderboard, ranked
-from components.reports.live import LiveSearch
-from components.reports.state import SearchState
-from components.storage.folder import folder_at
-from components.tracking.driver import SILENT_SECONDS, DriverSign
-from components.tracking.journal import Journal, SearchManifest
-from components.training.records import TrialRecord, fold
-from workflows.cli import Exit, explained, people_console
+from components.reports.live_view import LiveView
+from components.reports.search_state import SearchState
+from components.storage.base import folder_at
+from workflows.cli import Exit, exit_on_error, make_console
 from workflows.searches import find_search
 
 POLL_SECONDS = 1.0
@@ -21,15 +22,15 @@ POLL_SECONDS = 1.0
 
 def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
     """Until the search ends or its driver is gone; Ctrl-C ends the view only. `as_json`: the present state, once."""
-    with explained():
+    with exit_on_error():
         seen = Seen(experiment, find_search(experiment, search_id))
     if as_json:
         print(seen.state().model_dump_json())
         return Exit.DONE
-    console = people_console()
+    console = make_console()
     console.print(seen.headline(), soft_wrap=True)
-    live = LiveSearch(
-        console, planned=seen.planned, budget=seen.budget, known=fold(seen.new_records()), began=seen.manifest.created
+    live = LiveView(
+        console, planned=seen.planned, budget=seen.budget, known=replay(seen.new_records()), began=seen.manifest.created
     )
     try:
         with live:
@@ -54,22 +55,24 @@ class Seen:
         self._journal, self._records = Journal(self.folder), 0
         self._beat, self._heard = 0.0, time.monotonic()
 
-    def new_records(self) -> list[TrialRecord]:
+    def new_records(self) -> list[TrialEvent]:
         found = self._journal.read(after=self._records)
         self._records += len(found)
         return found
 
     def headline(self) -> str:
-        sign = DriverSign.read(self.folder)
+        sign = DriverHeartbeat.read(self.folder)
         links = [f"{name} {link}" for name, link in sign.links.items()] if sign else []
         return ", ".join([f"search {self.manifest.search_id} in {self.folder}", *links])
 
     def state(self) -> SearchState:
-        return SearchState.of(self.manifest, DriverSign.read(self.folder), fold(self.new_records()), self.planned)
+        return SearchState.of(
+            self.manifest, DriverHeartbeat.read(self.folder), replay(self.new_records()), self.planned
+        )
 
     def over(self) -> tuple[Exit, str] | None:
         """Why there is nothing more to see, if so."""
-        sign, again = DriverSign.read(self.folder), f"go on with --resume {self.manifest.search_id}"
+        sign, again = DriverHeartbeat.read(self.folder), f"go on with --resume {self.manifest.search_id}"
         if SearchManifest.read(self.folder).finished:
             return Exit.DONE, f"search {self.manifest.search_id} has ended: {sign.outcome if sign else 'finished'}"
         if sign is not None and sign.outcome is not None:
@@ -86,7 +89,7 @@ def _budget(manifest: SearchManifest) -> int:
     """Of each trial, in target tokens."""
     if manifest.budget is not None:
         return manifest.budget
-    from components.batches.prepare import PreparedDataset  # seconds of torch, for searches of old only
+    from components.data.prepare import PreparedDataset  # seconds of torch, for searches of old only
 
     targets = PreparedDataset.open(folder_at(manifest.prepared)).train.total_targets
     return manifest.experiment.trial.budget.in_target_tokens(targets)

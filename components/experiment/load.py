@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from components.experiment.problems import ExperimentError, Problem, problems_of, unknown_key
-from components.experiment.reading import read_branch, read_trial
+from components.experiment.errors import ExperimentError, Problem, problems_of, unknown_key
+from components.experiment.read_trial import read_branch, read_trial
 from components.experiment.space import KINDS, check_search
 from components.experiment.spec import ExperimentSpec
 

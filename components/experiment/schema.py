@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.experiment.annotations import sections
 from components.experiment.domains import DOMAINS
-from components.experiment.reading import SHARED_BY_ALL_TRIALS, Leaf
+from components.experiment.field_types import sections
+from components.experiment.read_trial import SHARED_BY_ALL_TRIALS, Leaf
 from components.experiment.spec import ExperimentSpec, TrialSpec
 
 

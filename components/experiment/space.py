@@ -19,10 +19,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from components.experiment.annotations import options
 from components.experiment.domains import Domain
-from components.experiment.problems import ExperimentError, Problem, problems_of
-from components.experiment.reading import Reading, read_branch, read_trial
+from components.experiment.errors import ExperimentError, Problem, problems_of
+from components.experiment.field_types import options
+from components.experiment.read_trial import Reading, read_branch, read_trial
 from components.experiment.spec import (
     ExperimentSpec,
     FullMethod,
@@ -34,9 +34,9 @@ from components.experiment.spec import (
 )
 
 KINDS = tuple(options(model.model_fields["kind"].annotation)[0] for model in (LoraMethod, FullMethod))
-MOST_CORNERS = 4096
+MAX_CORNERS = 4096
 DEFAULT_TRIALS = 8  # of a search that is no grid
-MOST_TRIALS_OF_A_GRID = 1000  # unless search.trials says more
+MAX_TRIALS_OF_A_GRID = 1000  # unless search.trials says more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ def _too_few_trials(experiment: ExperimentSpec) -> Iterator[Problem]:
         said = trials if search.trials else f"{trials}, the default,"
         text = f"{said} cannot be shared by {needed} branches: each needs a trial; set search.trials: {needed} or more"
         yield Problem(place="search.trials", text=text)
-    if search.trials is None and trials > MOST_TRIALS_OF_A_GRID:
+    if search.trials is None and trials > MAX_TRIALS_OF_A_GRID:
         text = f"the grid has {trials:,} points; list fewer values, or set how many trials may run"
         yield Problem(place="search.trials", text=text)
 
@@ -258,7 +258,7 @@ def corners(branch: Branch) -> Iterator[dict[str, Any]]:
     size = 1
     for values in extremes.values():
         size *= len(values)
-    if size <= MOST_CORNERS:
+    if size <= MAX_CORNERS:
         for combination in itertools.product(*extremes.values()):
             yield dict(zip(extremes, combination, strict=True))
         return

@@ -25,9 +25,9 @@ from pydantic import (
     model_validator,
 )
 
-from components.experiment.annotations import is_numeric
-from components.storage.address import checked
-from components.storage.folder import Folder, folder_at
+from components.experiment.field_types import is_numeric
+from components.storage.base import Folder, folder_at
+from components.storage.uri import checked
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -44,7 +44,7 @@ _LABEL_SELECTOR = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))")
 
 
 class Spec(BaseModel):
-    """Frozen, and an unknown key is an error (components/experiment/problems.py names the nearest valid one).
+    """Frozen, and an unknown key is an error (components/experiment/errors.py names the nearest valid one).
 
     Numbers are finite, and `true` is none.
     """

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from components.experiment.spec import LoraMethod
 from components.models.causal_lm import check_same_weights
-from components.models.targets import lora_config
+from components.models.target_modules import lora_config
 
 
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 ADAPTER_CONFIG = "adapter_config.json"
 # Who puts what before, or into, the names of weights, and how they become a plain model's again.
 WRAPPERS = {
@@ -107,7 +107,7 @@ def check_same_weights(what: str, found: Mapping[str, Sequence[int]], wanted: Ma
         raise ValueError(f"{what}; only one side has {', '.join(odd[:5])}")
     other = [name for name in wanted if list(found[name]) != list(wanted[name])]
     if other:
-        shapes = (f"{name} is {list(found[name])} and must be {list(wanted[name])}" for name in other[:MOST_NAMED])
+        shapes = (f"{name} is {list(found[name])} and must be {list(wanted[name])}" for name in other[:MAX_NAMED])
         raise ValueError(f"{what}; {len(other)} have another shape: {', '.join(shapes)}")
 
 
@@ -164,7 +164,7 @@ def _check_names(directory: Path, model: PreTrainedModel, found: _Found) -> None
         return
     shapes = [f"{name} is {has} and must be {wanted}" for name, has, wanted in found.mismatched]
     parts = [
-        f"{len(names)} {what}: {', '.join(names[:MOST_NAMED])}{', ...' if len(names) > MOST_NAMED else ''}"
+        f"{len(names)} {what}: {', '.join(names[:MAX_NAMED])}{', ...' if len(names) > MAX_NAMED else ''}"
         for what, names in (
             ("are missing", found.missing),
             ("are not the model's", found.unknown),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from components.training.records import TrialHistory, TrialState
+from components.records.events import TrialHistory, TrialState
 
 COLORS: dict[TrialState, str] = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.records.events import TrialHistory, TrialState
+from components.registry.probes import Probe
+from components.registry.result import RegistryResult
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
-from components.tracking.gate import RegistryResult
-from components.tracking.probes import Probe
-from components.training.records import TrialHistory, TrialState
 
 Outcome = Literal[
     "champion",

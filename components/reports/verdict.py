@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.registry.result import RegistryResult
 from components.reports.summary import SearchSummary, probes_answered
-from components.tracking.gate import RegistryResult
 
 
 def print_verdict(console: Console, summary: SearchSummary) -> None:

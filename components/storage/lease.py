@@ -19,10 +19,10 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from components.storage.cache import is_running
+from components.storage.node_cache import is_running
 
 if TYPE_CHECKING:
-    from components.storage.remote import RemoteFolder
+    from components.storage.object_store import RemoteFolder
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.storage.disk import path_to_disk, to_disk, tree_to_disk
-from components.storage.folder import Folder
-from components.storage.lines import LineFile
-from components.storage.locks import Held, file_lock
+from components.storage.append_log import LineFile
+from components.storage.base import Folder
+from components.storage.file_lock import Lock, file_lock
+from components.storage.fsync import path_to_disk, to_disk, tree_to_disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class LocalFolder(Folder):
     def log(self, name: str) -> LineFile:
         return LineFile(self.path / name)
 
-    def lock(self, name: str) -> Held:
+    def lock(self, name: str) -> Lock:
         self.path.mkdir(parents=True, exist_ok=True)
         return file_lock(self.path / name)
 

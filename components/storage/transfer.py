@@ -10,7 +10,7 @@ from typing import IO, Any
 import pyarrow.fs
 from pydantic import BaseModel, ConfigDict
 
-from components.storage.patience import StorageError
+from components.storage.retry import StorageError
 
 CHUNK_BYTES = 8 * 2**20
 

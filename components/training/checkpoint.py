@@ -8,7 +8,7 @@
     optimizer.safetensors   the optimizer's tensors, by parameter name
 
 Of a sharded model each worker writes its own rows of weights and optimizer state, in files that say which
-(components/models/tensor_files.py): model_00001_of_00002_001.safetensors and so on. Any number of workers reads either.
+(models/sharded_safetensors.py): model_00001_of_00002_001.safetensors and so on. Any number of workers reads either.
 There is no random state in it: what is random in a step is seeded by (seed, step, worker).
 """
 
@@ -26,38 +26,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from components.models.adapters import load_adapter_state, save_adapter
-from components.models.tensor_files import StoredTensors, write_rows
-from components.models.trained import ADAPTER, WEIGHTS, check_stored, weights_of
-from components.storage.cache import new_scratch
-from components.storage.disk import path_to_disk, tree_to_disk
-from components.storage.folder import Folder
+from components.models.load_trained import ADAPTER, WEIGHTS, check_stored, weights_of
+from components.models.sharded_safetensors import StoredTensors, write_rows
+from components.storage.background_upload import Uploads
+from components.storage.base import Folder
+from components.storage.fsync import path_to_disk, tree_to_disk
 from components.storage.local import LocalFolder
-from components.storage.remote import RemoteFolder
-from components.storage.uploads import Uploads
+from components.storage.node_cache import new_scratch
+from components.storage.object_store import RemoteFolder
+from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
-from components.training.sharding import own_rows
 from components.training.workers import Workers
 
 OPTIMIZER = "optimizer"
 OPTIMIZER_FILES = f"{OPTIMIZER}*.safetensors"  # whoever will not resume a checkpoint can do without them
-
-
-def at_report(step: int) -> str:
-    """The folder's name of the checkpoint that belongs to the report at `step`."""
-    return f"step_{step:06d}"
-
-
-def between_reports(reported_step: int, step: int) -> str:
-    """The name of an interim checkpoint: at `step`, after the report at `reported_step` (0: before the first).
-
-    Sorted by name, checkpoints are in the order of training.
-    """
-    return f"{at_report(reported_step)}+{step:06d}"
-
-
-def reported_step(name: str) -> int:
-    """Of the report a checkpoint belongs to or comes after, by its name."""
-    return int(name.removeprefix("step_").partition("+")[0])
 
 
 def write_checkpoint(directory: Folder, workers: Workers, fill: Callable[[Path], None], uploads: Uploads) -> None:

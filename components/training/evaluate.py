@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from components.batches.collate import collate
-from components.batches.store import TokenStore
-from components.models.trained import LoadedModel
-from components.models.vocabulary import rows_of
+from components.data.collate import collate
+from components.data.token_store import TokenStore
+from components.models.embedding_rows import rows_of
+from components.models.load_trained import LoadedModel
+from components.training.check_vocabulary import in_store
 from components.training.loss import ScoredModel
-from components.training.vocabulary import in_store
 from components.training.workers import OneWorker, Workers
 
 

@@ -13,23 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from components.batches.batch import Batch
-from components.batches.inputs import model_inputs
-from components.conversations.rendered import IGNORE_INDEX
-from components.training.head import decoder_and_head, why_whole_logits
+from components.conversations.chat_formats.rendered import IGNORE_INDEX
+from components.data.batch import Batch
+from components.data.model_inputs import model_inputs
+from components.training.lm_head import decoder_and_head, why_whole_logits
 from components.training.precision import computing
 
 log = logging.getLogger(__name__)
-MOST_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary
+MAX_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary
 
 
 def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tensor:
     """Cross entropy of each scored position in nats, float32 [N], through the head in chunks.
 
-    The logits of a chunk are recomputed in the backward pass, so at no time more than MOST_LOGITS_AT_ONCE exist.
+    The logits of a chunk are recomputed in the backward pass, so at no time more than MAX_LOGITS_AT_ONCE exist.
     """
     vocabulary = _vocabulary(head)
-    positions_per_chunk = max(1, MOST_LOGITS_AT_ONCE // vocabulary)
+    positions_per_chunk = max(1, MAX_LOGITS_AT_ONCE // vocabulary)
     chunks = zip(torch.split(hidden_NH, positions_per_chunk), torch.split(labels_N, positions_per_chunk), strict=True)
     return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in chunks])
 

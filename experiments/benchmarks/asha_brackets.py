@@ -27,20 +27,20 @@ from pathlib import Path
 import torch
 import transformers
 
-from components.batches.prepare import prepare_experiment
-from components.cluster.halving import Halving
-from components.conversations.formats import load_chat_format
-from components.conversations.tokenizers import load_tokenizer
+from components.cluster.scheduling.successive_halving import Halving
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.tokenizers.load import load_tokenizer
+from components.data.prepare import prepare_experiment
 from components.experiment.load import load_experiment
 from components.experiment.space import sample_trials
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
+from components.models.base.load import resolve_model
+from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
-from components.models.load import resolve_model
-from components.models.reference import BaseReference
-from components.storage.folder import folder_at
-from components.training.records import Progress, TrialHistory, TrialStarted
-from components.training.run import TrainingData
-from components.training.session import Session
+from components.records.events import Progress, TrialHistory, TrialStarted
+from components.storage.base import folder_at
+from components.training.trainer import TrainingData
+from components.training.trial_runner import Session
 from components.training.workers import OneWorker
 
 EXPERIMENT = Path(__file__).parent.parent / "quickstart.yaml"
@@ -101,10 +101,10 @@ def _reports(session: Session) -> Iterator[tuple[int, float, float]]:
         done = progress.done
 
 
-# --------------------------------------------------------------------------------------------------------------- replay
+# --------------------------------------------------------------------------------------------------------------- replay_order
 
 
-def replay(order: Sequence[Curve], halving: Halving, workers: dict[str, int]) -> Replay:
+def replay_order(order: Sequence[Curve], halving: Halving, workers: dict[str, int]) -> Replay:
     """A search over these trials on CPUS places. A trial on twice the workers takes half the time."""
     histories: dict[str, TrialHistory] = {}
     waiting, running, free, now = list(order), [], CPUS, 0.0
@@ -210,7 +210,9 @@ def policies_table(curves: Sequence[Curve], experiment: ExperimentSpec, budget: 
                 asha = AshaSpec(reduction_factor=factor, brackets=brackets)
                 halving = Halving.of(asha, budget, experiment.trial.budget.evaluations)
                 workers = {"lora": 1, "full": full_workers}
-                replays = [replay(order, halving, workers) for order in orders(curves, wide_first=full_workers > 1)]
+                replays = [
+                    replay_order(order, halving, workers) for order in orders(curves, wide_first=full_workers > 1)
+                ]
                 lines.append(_policy_row(curves, replays, [str(full_workers), str(factor), brackets]))
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/plan_memory.py --write experiments/benchmarks/plan_memory.md
 
-Planned is what components/training/memory.py makes of a rehearsed step. Measured is the most resident memory that the
+Planned is what components/planning/memory.py makes of a rehearsed step. Measured is the most resident memory that the
 kernel ever counted (VmHWM) of a new process in which the trial's own Session takes two steps and evaluates, less what the
 process held before it loaded the model (VmRSS, once the libraries had been used). Twice: as glibc's malloc is, and with
 MALLOC_MMAP_THRESHOLD_=65536, by which it gives back what is freed. The second is held against the plan's tensors alone, the
@@ -27,16 +27,16 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
-from components.batches.prepare import MANIFEST, PreparedDataset
-from components.batches.store import Entry, digest_of, write_store
-from components.conversations.rendered import RenderedConversation
+from components.conversations.chat_formats.rendered import RenderedConversation
+from components.data.prepare import MANIFEST, PreparedDataset
+from components.data.token_store import Entry, digest_of, write_store
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec
-from components.models.fetch import fetch
-from components.storage.folder import folder_at
-from components.training.calibrate import Candidate, calibrate
-from components.training.memory import Group, memory_plan
-from components.training.rehearsal import rehearse
-from components.training.workload import workload
+from components.models.base.bundled import fetch
+from components.planning.calibrate import Candidate, calibrate
+from components.planning.dry_run import dry_run_step
+from components.planning.memory import Group, memory_plan
+from components.planning.workload import workload
+from components.storage.base import folder_at
 
 LIMIT = 0.15
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -153,7 +153,7 @@ def result_of(case: Case, model: Path, folder: Path) -> Result:
     spec = case.spec
     named = ModelSpec(path=str(model))
     work = workload(dataset.train, dataset.eval, spec, max_tokens=case.tokens, workers=1)
-    rehearsal = rehearse(AutoConfig.from_pretrained(model), named, spec, work.batch, evaluated=work.evaluated)
+    rehearsal = dry_run_step(AutoConfig.from_pretrained(model), named, spec, work.batch, evaluated=work.evaluated)
     plan = memory_plan(rehearsal, spec, Group(on_gpu=False))
     candidate = Candidate(
         model=named,

@@ -37,22 +37,22 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from components.batches.prepare import prepare
-from components.cluster.connect import connected
-from components.cluster.context import SearchContext, trial_of
-from components.cluster.room import bundle
-from components.cluster.sampling import parameter_space
-from components.cluster.search import run_search
-from components.conversations.formats import load_chat_format
-from components.conversations.tokenizers import load_tokenizer
+from components.cluster.capacity.node_types import bundle
+from components.cluster.ray_session import connected
+from components.cluster.run import run_search
+from components.cluster.scheduling.search_space import parameter_space
+from components.cluster.slots.context import SearchContext, trial_of
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.tokenizers.load import load_tokenizer
+from components.data.prepare import prepare
 from components.experiment.spec import ExperimentSpec
+from components.models.base.load import resolve_model
+from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
-from components.models.load import resolve_model
-from components.models.reference import BaseReference
-from components.training.records import TrialHistory, TrialProgressed, TrialRecord, fold
+from components.records.events import TrialEvent, TrialHistory, TrialProgressed, replay
 
 DATA = Path(__file__).parent.parent / "data" / "quickstart.jsonl"
-MOST_DIFFERENCE = 1e-6  # between the final eval losses of one trial, in nats per target
+MAX_DIFFERENCE = 1e-6  # between the final eval losses of one trial, in nats per target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +77,14 @@ class Search:
 
 
 def in_warm_slots(context: SearchContext) -> Search:
-    records: list[TrialRecord] = []
+    records: list[TrialEvent] = []
     began = time.time()
     run_search(context, records.append, histories={}, resume=False)
     return search_of(records, makespan=time.time() - began)
 
 
-def search_of(records: Sequence[TrialRecord], *, makespan: float) -> Search:
-    histories = fold(records)
+def search_of(records: Sequence[TrialEvent], *, makespan: float) -> Search:
+    histories = replay(records)
     work, cold, warm = [], [], []
     for last_reports in last_reports_by_slot(records).values():
         free_since = None
@@ -100,7 +100,7 @@ def search_of(records: Sequence[TrialRecord], *, makespan: float) -> Search:
     return Search(makespan=makespan, losses=losses, work=tuple(work), cold=tuple(cold), warm=tuple(warm))
 
 
-def last_reports_by_slot(records: Sequence[TrialRecord]) -> dict[str, dict[str, float]]:
+def last_reports_by_slot(records: Sequence[TrialEvent]) -> dict[str, dict[str, float]]:
     """By slot and trial id, in the order they ran: when the driver heard the trial's last report, just before it ended it."""
     slots: dict[str, dict[str, float]] = {}
     for record in records:
@@ -174,7 +174,7 @@ def train_one_trial(config: dict[str, Any]) -> None:
     from ray.train import Checkpoint, report
     from ray.util import get_current_placement_group, placement_group_table
 
-    from components.cluster.worker import session_of, workers_of_this_run
+    from components.cluster.slots.worker import session_of, workers_of_this_run
 
     workers = workers_of_this_run(config["workers"])
     session = session_of(config["context"], workers)
@@ -279,7 +279,7 @@ def check_equal(slots: Search, trainers: Search) -> None:
     assert slots.losses.keys() == trainers.losses.keys(), (slots.losses, trainers.losses)
     for number, loss in slots.losses.items():
         other = trainers.losses[number]
-        assert abs(loss - other) <= MOST_DIFFERENCE, f"trial {number} ended at {loss} in a slot, at {other} without"
+        assert abs(loss - other) <= MAX_DIFFERENCE, f"trial {number} ended at {loss} in a slot, at {other} without"
 
 
 # ------------------------------------------------------------------------------------------------------------ the table

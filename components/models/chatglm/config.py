@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import GenerationConfig, GlmConfig
 
-from components.conversations.formats import load_chat_format
-from components.conversations.tokenizers import load_tokenizer
-from components.models.chatglm.recognize import NUMBERS, TOKENS, check_chatglm3, read_config
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.tokenizers.load import load_tokenizer
+from components.models.chatglm.detect import NUMBERS, TOKENS, check_chatglm3, read_config
 
 ROPE_BASE = 10000.0
 ROTARY_SHARE = 0.5  # of each head; the original code has no name for it

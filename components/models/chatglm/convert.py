@@ -13,13 +13,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 
-from components.conversations.chatglm_tokenizer import MODEL_FILE
-from components.conversations.tokenizers import load_tokenizer
+from components.conversations.tokenizers.chatglm3 import MODEL_FILE
+from components.conversations.tokenizers.load import load_tokenizer
 from components.models.chatglm.config import generation_config, glm_config
-from components.models.chatglm.shards import shards_of
-from components.models.chatglm.weights import glm_weights, shapes_of
+from components.models.chatglm.state_dict import glm_weights, shapes_of
+from components.models.chatglm.weight_files import shards_of
 from components.models.digest import model_digest
-from components.storage.cache import cache_folder, locked
+from components.storage.node_cache import cache_folder, locked
 
 LAYOUT = 1  # of a converted directory; a new layout is another folder
 RECORD = "converted_from.json"

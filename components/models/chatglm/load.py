@@ -10,10 +10,10 @@ from torch import nn
 from transformers import GlmForCausalLM, PreTrainedModel
 from transformers.models.glm.modeling_glm import GlmRotaryEmbedding
 
-from components.conversations.chatglm_tokenizer import MODEL_FILE
+from components.conversations.tokenizers.chatglm3 import MODEL_FILE
 from components.models.chatglm.config import generation_config, glm_config
-from components.models.chatglm.shards import shards_of
-from components.models.chatglm.weights import glm_weights
+from components.models.chatglm.state_dict import glm_weights
+from components.models.chatglm.weight_files import shards_of
 
 
 def load_original(

@@ -1,0 +1,53 @@
+"""Which nodes a cluster had when, and which slots stood on them. Ray remembers the nodes that are gone, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray.util.state import list_actors, list_nodes
+
+NODE_TYPE = "ray.io/node-group"
+SLOT = "slot "  # how a Slot names itself to Ray
+MOST = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeTime:
+    """A node from when it joined to when it left (Unix seconds; None: it is up), and the slots whose workers it had."""
+
+    kind: str
+    node_id: str
+    began: float
+    ended: float | None
+    slots: frozenset[str]
+
+
+def node_history(address: str | None = None) -> list[NodeTime]:
+    """All nodes since the cluster began, oldest first. `address`: the dashboard's; by default where RAY_ADDRESS points."""
+    slots = _slots_by_node(address)
+    nodes = [
+        NodeTime(
+            kind="head" if node.is_head_node else node.labels.get(NODE_TYPE, "node"),
+            node_id=node.node_id,
+            began=node.start_time_ms / 1000,
+            ended=node.end_time_ms / 1000 if node.state == "DEAD" else None,
+            slots=frozenset(slots.get(node.node_id, ())),
+        )
+        for node in list_nodes(address=address, detail=True, limit=MOST)
+    ]
+    return sorted(nodes, key=lambda node: node.began)
+
+
+def _slots_by_node(address: str | None) -> dict[str, set[str]]:
+    """A slot and its workers share a placement group, which may lie on several nodes."""
+    actors = list_actors(address=address, detail=True, limit=MOST)
+    slot_of = {
+        actor.placement_group_id: actor.repr_name.removeprefix(SLOT)
+        for actor in actors
+        if (actor.repr_name or "").startswith(SLOT)
+    }
+    found: dict[str, set[str]] = {}
+    for actor in actors:
+        if actor.node_id and actor.placement_group_id in slot_of:
+            found.setdefault(actor.node_id, set()).add(slot_of[actor.placement_group_id])
+    return found

@@ -1,0 +1,168 @@
+"""The text that a Jinja chat template makes of a conversation, and which stretches of it are the assistant's.
+
+Turns are found by segments: the template is rendered up to where each assistant turn begins and to where it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from components.conversations.chat_formats.control_tokens import AddedTexts
+from components.conversations.messages import Message, reasoning_is_not_shown
+
+SAID = ("content", "reasoning_content")  # what an assistant's message says itself
+PROBE = (
+    Message(role="user", content="one"),
+    Message(role="assistant", content="two"),
+    Message(role="user", content=" three\n"),
+    Message(role="assistant", content="four"),
+)
+PROBE_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object"}}}
+PROBE_CALL: dict[str, Any] = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "probe", "arguments": {"key": "value"}},
+}
+_SYSTEM = Message(role="system", content="zero")
+_CALLING = (
+    PROBE[0],
+    Message(role="assistant", content="", tool_calls=(PROBE_CALL,)),
+    Message(role="tool", content="five", tool_call_id="call00001", name="probe"),
+    PROBE[3],
+)
+# A template may refuse or ignore some of them.
+PROBES: tuple[tuple[tuple[Message, ...], list[dict[str, Any]]], ...] = (
+    (PROBE, []),
+    ((_SYSTEM, *PROBE), []),
+    (_CALLING, []),
+    (_CALLING, [PROBE_TOOL]),
+    ((PROBE[0], Message(role="assistant", content="two", reasoning_content="six")), []),
+    ((_SYSTEM, *_CALLING), [PROBE_TOOL]),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Characters [start, end) of a text: an assistant's words and the stop that ends them; `stop` is where that begins."""
+
+    start: int
+    stop: int
+    end: int
+    weight: float
+
+
+@dataclass(slots=True)
+class Structure:
+    """The added tokens that a template writes itself: where a role begins, inside assistant's turns, and anywhere."""
+
+    begins: set[str] = field(default_factory=set)
+    inside: set[str] = field(default_factory=set)
+    anywhere: set[str] = field(default_factory=set)
+
+
+class TemplateText:
+    """`stop_text` is the control text with which the template ends an assistant turn. Raises ValueError if none does."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str, added: AddedTexts) -> None:
+        self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
+        self.stop_text = self._find_stop()
+
+    def write(self, raw: Sequence[dict[str, Any]], tools: list[Any], source: str, *, ask: bool = False) -> str:
+        """`ask` ends it where the assistant's next turn begins."""
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(raw),
+                    tools=tools or None,
+                    chat_template=self.template,
+                    add_generation_prompt=ask,
+                    tokenize=False,
+                )
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise ValueError(f"{source}: the chat template of {self.name} refuses it: {error}") from None
+
+    def turn(
+        self, text: str, raw: Sequence[dict[str, Any]], tools: list[Any], position: int, weight: float, source: str
+    ) -> Turn:
+        """Where message `position`, an assistant's, lies in the text."""
+        number = position + 1
+        asked = self.write(raw[:position], tools, source, ask=True)
+        said = self.write(raw[:number], tools, source)
+        if not (text.startswith(said) and said.startswith(asked)):
+            raise ValueError(
+                f"{source}: message {number} is rendered otherwise once the conversation goes on, so one pass over it is"
+                f" not what the model sees in use; {self.lacks('cannot train this', 'can')}"
+            )
+        stop = said.rfind(self.stop_text, len(asked))
+        if stop < 0:
+            raise ValueError(f"{source}: no stop token {self.stop_text} ends message {number}")
+        for words in _spoken(raw[position]):
+            if words not in said[len(asked) : stop]:
+                raise ValueError(f"{source}: message {number}: {self.lacks(f'does not show {words!r}', 'does')}")
+        if raw[position].get("reasoning_content", "").strip() not in said[len(asked) : stop]:
+            raise ValueError(f"{source}: message {number}: {reasoning_is_not_shown(self.name)}")
+        return Turn(len(asked), stop, stop + len(self.stop_text), weight)
+
+    def structure(self) -> Structure:
+        """Found by rendering trial conversations, in whose messages no added token stands."""
+        found = Structure()
+        for messages, tools in PROBES:
+            try:
+                self._add_structure(found, [raw_message(message) for message in messages], tools)
+            except ValueError:
+                continue
+        return found
+
+    def lacks(self, what: str, chatml: str) -> str:
+        way_out = "" if self.name == "chatml" else f", chat_format: chatml {chatml}"
+        return f"chat_format {self.name} {what}{way_out}"
+
+    def _add_structure(self, found: Structure, raw: list[dict[str, Any]], tools: list[Any]) -> None:
+        source = "a trial conversation"
+        text = self.write(raw, tools, source)
+        found.anywhere |= self.added.found(text)
+        found.begins |= {token for token in self.added.texts if text.lstrip().startswith(token)}
+        ended = 0  # where the assistant's last turn did
+        for position, message in enumerate(raw):
+            if message["role"] == "assistant":
+                turn = self.turn(text, raw, tools, position, 1.0, source)
+                silent = self.write(raw[:position], tools, source)
+                found.begins |= self.added.found(text[len(silent) : turn.start])
+                found.inside |= self.added.found(text[turn.start : turn.stop])
+                ended = turn.end
+            elif ended:
+                found.begins |= self.added.found(text[ended : text.find(message["content"].strip(), ended)])
+
+    def _find_stop(self) -> str:
+        said = self.write([raw_message(message) for message in PROBE], [], "a trial conversation")
+        after = said[said.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
+        for text in self.added.texts:
+            if after.lstrip().startswith(text):
+                return text
+        raise ValueError(
+            f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
+            " learn to end its turn; chat_format: chatml adds one"
+        )
+
+
+def raw_message(message: Message) -> dict[str, Any]:
+    """A message as chat templates want it."""
+    optional = {
+        "tool_calls": list(message.tool_calls),
+        "tool_call_id": message.tool_call_id,
+        "name": message.name,
+        "reasoning_content": message.reasoning_content,
+    }
+    said = {"role": message.role, "content": message.content}
+    return said | {key: value for key, value in optional.items() if value}
+
+
+def _spoken(raw: dict[str, Any]) -> list[str]:
+    """What an assistant's turn must hold: its words, and the names of the functions it calls."""
+    return [raw["content"].strip(), *(call["function"]["name"] for call in raw.get("tool_calls", []))]

@@ -1,0 +1,74 @@
+"""Tool calls as one chat template writes them, read back from what a model wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from components.conversations.chat_formats.template_spans import PROBE_CALL
+
+BARE = ("{", "[")  # a call that begins so looks like any other answer in JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenCalls:
+    """The texts of a call: before its name, between name and arguments, and after them. No blanks at their outer ends."""
+
+    before: str
+    between: str
+    after: str
+
+    def read(self, text: str) -> tuple[str, list[dict[str, Any]]] | None:
+        """(what stands before the first call, the calls), if the text ends with calls and nothing else."""
+        start = text.find(self.before)
+        if start < 0:
+            return None
+        calls = list(self._calls(text[start:]))
+        return None if None in calls else (text[:start], [call for call in calls if call is not None])
+
+    def words(self, text: str) -> str:
+        """What of an unfinished text can no longer become part of a call."""
+        start = text.find(self.before)
+        if start >= 0:
+            return text[:start].rstrip()
+        begun = next((size for size in range(len(self.before), 0, -1) if text.endswith(self.before[:size])), 0)
+        return text[: len(text) - begun].rstrip()
+
+    def _calls(self, text: str) -> Iterator[dict[str, Any] | None]:
+        """None, and no more, where the text is not a call."""
+        while text:
+            name, found, rest = text.removeprefix(self.before).partition(self.between)
+            if not (found and text.startswith(self.before)):
+                yield None
+                return
+            try:
+                arguments, end = json.JSONDecoder().raw_decode(rest)
+            except (json.JSONDecodeError, RecursionError):
+                yield None
+                return
+            rest = rest[end:].lstrip()
+            if not rest.startswith(self.after):
+                yield None
+                return
+            yield {"type": "function", "function": {"name": name, "arguments": arguments}}
+            text = rest.removeprefix(self.after).lstrip()
+
+
+def written_calls(write: Callable[[dict[str, Any]], str]) -> WrittenCalls | None:
+    """How a template writes calls, learned from one. None if it does not, or if a call would look like any other answer.
+
+    Args:
+        write: gives an assistant's turn of one call, without its stop. Raises ValueError if the template has no calls.
+    """
+    function = PROBE_CALL["function"]
+    try:
+        text = write(PROBE_CALL)
+    except ValueError:
+        return None
+    before, _, rest = text.partition(function["name"])
+    between, found, after = rest.partition(json.dumps(function["arguments"]))
+    if not (found and between and before.strip() and after.strip()) or before.lstrip().startswith(BARE):
+        return None
+    return WrittenCalls(before=before.lstrip(), between=between, after=after.strip())

@@ -1,0 +1,19 @@
+"""A conversation that is too long loses its last turns, never the stop token that ends a scored one."""
+
+from __future__ import annotations
+
+from components.conversations.chat_formats.rendered import RenderedConversation
+
+
+def fit_length(rendered: RenderedConversation, max_tokens: int, *, truncate: bool) -> RenderedConversation | None:
+    """What fits into max_tokens: all of it, or (truncate) its first turns; None if not even one scored turn fits."""
+    if len(rendered.token_ids) <= max_tokens:
+        return rendered
+    ends = [end for end in rendered.turn_ends if end <= max_tokens]
+    if not truncate or not ends:
+        return None
+    return RenderedConversation(
+        token_ids=rendered.token_ids[: ends[-1]],
+        target_weights=rendered.target_weights[: ends[-1]],
+        turn_ends=tuple(ends),
+    )

@@ -1,0 +1,60 @@
+"""Messages as OpenAI's API has them, plain dicts, and as they are here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
+
+from components.conversations.canonical_tools import canonical_call
+from components.conversations.messages import Message, Role
+
+# OpenAI's newer word for system, and its older one for a tool's result.
+SAME_ROLES = {"developer": "system", "function": "tool"}
+
+
+def messages_of(raw: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Raises ValueError naming the first message that cannot be read."""
+    return [_message(number, message) for number, message in enumerate(raw, start=1)]
+
+
+def openai_call(call: dict[str, Any]) -> tuple[str, str]:
+    """(name, arguments as the text that the API has) of a tool call."""
+    function = canonical_call(call)["function"]
+    arguments = function["arguments"]
+    return function["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _message(number: int, raw: Mapping[str, Any]) -> Message:
+    role = SAME_ROLES.get(raw["role"], raw["role"])
+    if role not in get_args(Role):
+        known = ", ".join((*get_args(Role), *SAME_ROLES))
+        raise ValueError(f"message {number} is from {raw['role']!r}; roles are {known}")
+    return Message(
+        role=cast(Role, role),
+        content=_text(number, raw.get("content") or raw.get("refusal")),
+        tool_calls=tuple(_call(number, role, call) for call in raw.get("tool_calls") or ()),
+        tool_call_id=raw.get("tool_call_id"),
+        name=raw.get("name"),
+        reasoning_content=raw.get("reasoning_content") or "",
+    )
+
+
+def _text(number: int, content: Any) -> str:
+    """Of parts, their texts one after another; nothing beside tool calls is the empty text."""
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str | None):
+        raise ValueError(f"message {number}: content must be text")
+    return content or ""
+
+
+def _call(number: int, role: str, call: Any) -> dict[str, Any]:
+    if role != "assistant":
+        raise ValueError(f'message {number} from "{role}" has tool_calls; only an assistant calls tools')
+    try:
+        return canonical_call(call)
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(
+            f'message {number} has a tool call that is no {{"function": {{"name", "arguments"}}}}'
+        ) from None

@@ -1,0 +1,152 @@
+"""What a model will be trained on, token by token: in a terminal, and as one self-contained page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from components.conversations.chat_formats.rendered import labels_of
+
+PAGE = Path(__file__).with_name("mask_preview.html.jinja")
+MAX_TOKENS_OF_A_CHARACTER = 4  # tokens may be single bytes, and UTF-8 has four at most
+INCOMPLETE = "\ufffd"
+CONTEXT = ("none", "dim")  # two shades each, so that neighboring tokens can be told apart; every terminal has these
+SCORED = ("black on green", "black on bright_green")
+WEIGHTED = ("black on yellow", "black on bright_yellow")
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewRecord:
+    """One conversation as it is trained on. `note` says if it was truncated, or why nothing of it is left."""
+
+    source: str
+    token_ids: Sequence[int]
+    target_weights: Sequence[float]
+    note: str = ""
+
+    @property
+    def num_targets(self) -> int:
+        return sum(weight > 0 for weight in self.target_weights)
+
+    @property
+    def num_turns(self) -> int:
+        """Stretches of targets: the assistant's turns that are scored."""
+        before = [0.0, *self.target_weights]
+        return sum(weight > 0 and not past > 0 for past, weight in zip(before, self.target_weights, strict=False))
+
+    def labels(self) -> list[int]:
+        return labels_of(self.token_ids, self.target_weights)
+
+    def sentence(self) -> str:
+        turns = f"{self.num_turns} turn" + ("s" if self.num_turns != 1 else "")
+        note = f"; {self.note}" if self.note else ""
+        return f"{_share(len(self.token_ids), self.num_targets)} in {turns}{note}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreviewTotals:
+    """Of all the data, not only of what is shown."""
+
+    conversations: int
+    tokens: int
+    targets: int
+    dropped: int
+    truncated: int
+
+    def sentence(self) -> str:
+        return (
+            f"{self.conversations:,} conversations, {_share(self.tokens, self.targets)};"
+            f" {self.dropped:,} dropped, {self.truncated:,} truncated"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A token as text; several, where one character is spread over them."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    weight: float
+
+
+def verbatim(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """Decodes control tokens too, and every blank as it is."""
+    return lambda token_ids: str(
+        tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    )
+
+
+def pieces(record: PreviewRecord, decode: Decode) -> Iterator[Piece]:
+    """The record's tokens in order, as they read within the whole text."""
+    token_ids = [int(token) for token in record.token_ids]
+    start = 0
+    while start < len(token_ids):
+        text, end = _readable(token_ids, start, decode)
+        yield Piece(text=text, token_ids=tuple(token_ids[start:end]), weight=float(record.target_weights[start]))
+        start = end
+
+
+def print_preview(console: Console, records: Iterable[PreviewRecord], decode: Decode) -> None:
+    """Scored tokens stand out by color; where there is none, in ⟦ ⟧."""
+    for record in records:
+        console.print(Text(f"{record.source}: {record.sentence()}", style="bold"), soft_wrap=True)
+        text = _colored(record, decode) if console.color_system else _bracketed(record, decode)
+        console.print(text, soft_wrap=True, end="\n" if text.plain.endswith("\n") else "\n\n")
+
+
+def preview_html(
+    records: Iterable[PreviewRecord], decode: Decode, title: str, totals: PreviewTotals | None = None
+) -> str:
+    """One page that loads nothing from anywhere; each token tells its id and weight when pointed at."""
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
+    shown = [(record, list(pieces(record, decode))) for record in records]
+    return template.render(title=title, totals=totals, shown=shown)
+
+
+def _share(tokens: int, targets: int) -> str:
+    return f"{tokens:,} tokens, {targets:,} of them scored ({targets / max(1, tokens):.0%})"
+
+
+def _readable(token_ids: list[int], start: int, decode: Decode) -> tuple[str, int]:
+    """(text, end) of the token at `start`, or of the few that make up its character.
+
+    It is read behind the token before it: alone, some tokenizers take the blank off a word.
+    """
+    before = token_ids[start - 1 : start] if start else []
+    said = decode(before) if before else ""
+    for end in range(start + 1, min(start + MAX_TOKENS_OF_A_CHARACTER, len(token_ids)) + 1):
+        together = decode(before + token_ids[start:end])
+        text = together[len(said) :] if together.startswith(said) else decode(token_ids[start:end])
+        if not text.endswith(INCOMPLETE):
+            return text, end
+    return INCOMPLETE, start + 1
+
+
+def _colored(record: PreviewRecord, decode: Decode) -> Text:
+    text = Text()
+    for number, piece in enumerate(pieces(record, decode)):
+        shades = CONTEXT if not piece.weight > 0 else SCORED if piece.weight == 1 else WEIGHTED
+        text.append(piece.text.replace("\n", "↵\n"), style=shades[number % 2])
+    return text
+
+
+def _bracketed(record: PreviewRecord, decode: Decode) -> Text:
+    text, weight = Text(), 0.0
+    for piece in [*pieces(record, decode), Piece(text="", token_ids=(), weight=0.0)]:
+        if piece.weight != weight:
+            text.append(_closing(weight) + ("⟦" if piece.weight > 0 else ""))
+            weight = piece.weight
+        text.append(piece.text)
+    return text
+
+
+def _closing(weight: float) -> str:
+    return "" if not weight > 0 else "⟧" if weight == 1 else f"⟧×{weight:g}"

@@ -1,0 +1,250 @@
+"""The layouts in which people keep conversations, each turned into raw messages. What is odd is left to rules.py to report.
+
+A layout function takes a raw record and returns its messages in OpenAI's words, every other key left on them.
+It raises RecordFormatError with what it missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.conversations.readers.chatglm3_records import are_described, in_openai_words, with_described_tools
+from components.conversations.readers.raw_message import Raw, RawMessage, RecordFormatError
+from components.conversations.readers.tool_calls import CallError, tool_names, tools_of
+from components.conversations.readers.unknown_keys import UnknownKey, is_absent, keys_of_record
+
+SYSTEM_KEYS = ("system", "system_prompt", "system_message")
+TOOL_KEYS = ("tools", "functions")
+GROUP_KEY = "group"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawConversation:
+    """A record's messages, tools and group. `notes` are keys of it that change no token, `unknown` those that might."""
+
+    messages: list[RawMessage]
+    tools: tuple[dict[str, Any], ...] = ()
+    group: str | None = None
+    unknown: list[UnknownKey] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "bing": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "observation",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "function_call": "function_call",
+    "tool_call": "function_call",
+}
+# What an Alpaca-like record may call its question and its answer; content and summary are AdvertiseGen's, the data of
+# ChatGLM's own demos.
+PAIRS = (("prompt", "response"), ("prompt", "completion"), ("query", "response"), ("content", "summary"))
+
+
+def _openai(record: Any) -> RawConversation:
+    """{"messages": [{"role", "content", ...}], "tools": [...]}; content may be a list of text parts."""
+    messages = _numbered(_field(record, "messages", list))
+    return _conversation(record, messages, ("messages",))
+
+
+def _sharegpt(record: Any) -> RawConversation:
+    """{"conversations": [{"from": "human", "value": ...}], "system": ..., "tools": ...}; `conversation` is the same."""
+    key = (
+        "conversation"
+        if detect_record_format(record) == "sharegpt" and "conversations" not in record
+        else "conversations"
+    )
+    turns = _numbered(_field(record, key, list))
+    return _conversation(record, [_sharegpt_turn(turn) for turn in turns], (key,))
+
+
+def _sharegpt_turn(turn: RawMessage) -> RawMessage:
+    keys = dict(turn.keys)
+    for ours, theirs in {"role": "from", "content": "value"}.items():
+        if theirs in keys:
+            said = keys.pop(theirs)
+            if keys.setdefault(ours, said) != said:
+                raise RecordFormatError(f'{turn.place} has both "{theirs}" and "{ours}", and they differ')
+    keys["role"] = SHAREGPT_ROLES.get(str(keys.get("role")).lower(), keys.get("role"))
+    if keys["role"] == "function_call":
+        if is_absent(keys.get("content")):
+            raise RecordFormatError(f"{turn.place} is a function call, but an empty one")
+        keys |= {"role": "assistant", "content": "", "function_call": keys["content"]}
+    return RawMessage(place=turn.place, keys=keys)
+
+
+def _alpaca(record: Any) -> RawConversation:
+    """{"instruction", "input", "output", "history": [[question, answer], ...], "system"}"""
+    instruction, output = _field(record, "instruction", str), _field(record, "output", str)
+    extra = _optional_text(record, "input")
+    question = f"{instruction}\n{extra}" if extra else instruction
+    return _conversation(record, _asked(record, question, output), ("instruction", "input", "output", "history"))
+
+
+def _pairs(record: Any) -> RawConversation:
+    """{"prompt", "response"} or another of PAIRS, with "history" and "system" as in Alpaca."""
+    found = _pair_in(record)
+    if found is None:
+        named = ", ".join(f'"{asks}" and "{answers}"' for asks, answers in PAIRS)
+        raise RecordFormatError(f"has no pair of keys for a question and its answer ({named})")
+    asks, answers = found
+    messages = _asked(record, _field(record, asks, str), _field(record, answers, str))
+    return _conversation(record, messages, (asks, answers, "history"))
+
+
+def _nested(record: Any) -> RawConversation:
+    """[{"role": "USER", "content"}, {"role": "ASSISTANT", "content"}, ...]"""
+    if not isinstance(record, list):
+        raise RecordFormatError(f"must be a list of messages, not {type(record).__name__}")
+    messages = _numbered(record)
+    lowered = [message.with_keys(role=str(message.keys.get("role")).lower()) for message in messages]
+    return _conversation({}, lowered, ())
+
+
+LAYOUTS: dict[str, Callable[[Any], RawConversation]] = {
+    "messages": _openai,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "pairs": _pairs,
+    "nested": _nested,
+}
+_BY_KEY = {
+    "messages": "messages",
+    "conversations": "sharegpt",
+    "conversation": "sharegpt",
+    "instruction": "alpaca",
+}
+
+
+def detect_record_format(record: Any) -> str | None:
+    """The layout of a record by its keys, or None."""
+    if isinstance(record, list):
+        return "nested"
+    if isinstance(record, dict):
+        for key, layout in _BY_KEY.items():
+            if record.get(key) is not None:
+                return layout
+        return "pairs" if _pair_in(record) else None
+    return None
+
+
+def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str]) -> RawConversation:
+    """What all layouts share: a record's system message and tools, and ChatGLM3's messages in OpenAI's words."""
+    unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_KEYS, GROUP_KEY))
+    messages, listed = _without_tools(messages)
+    messages = [*_system(record, messages), *messages]
+    if are_described(described := record.get("tools"), messages):
+        record, messages = {**record, "tools": None}, with_described_tools(messages, described)
+    tools = _tools(record) or listed
+    if listed and tools != listed:
+        raise RecordFormatError("has tools for the record and others in its system message; give them once")
+    messages = in_openai_words(messages, tool_names(tools))
+    return RawConversation(messages=messages, tools=tools, group=_group(record), unknown=unknown, notes=notes)
+
+
+def _group(record: Raw) -> str | None:
+    """A text or a whole number: conversations that belong together, e.g. those of one user."""
+    group = record.get(GROUP_KEY)
+    if group is None or (isinstance(group, str) and not group.strip()):
+        return None
+    if isinstance(group, bool) or not isinstance(group, str | int):
+        raise RecordFormatError(f'"{GROUP_KEY}" must be a text or a whole number, not {type(group).__name__}')
+    return str(group)
+
+
+def _system(record: Raw, messages: Sequence[RawMessage]) -> list[RawMessage]:
+    """The record's own, as a message, unless the first message says the same."""
+    given = {key: text for key in SYSTEM_KEYS if (text := _optional_text(record, key))}
+    if not given:
+        return []
+    key, text = next(iter(given.items()))
+    stands = bool(messages) and messages[0].role == "system"
+    if len(set(given.values())) > 1 or (stands and messages[0].keys.get("content") != text):
+        raise RecordFormatError(f'has a "{key}" and another system message; give it once')
+    return [] if stands else [RawMessage(place=f'"{key}"', keys={"role": "system", "content": text})]
+
+
+def _without_tools(messages: list[RawMessage]) -> tuple[list[RawMessage], tuple[Raw, ...]]:
+    """ChatGLM3 lists tools in the system message. One that has nothing else is no message: formats introduce tools."""
+    if not messages or messages[0].role != "system":
+        return messages, ()
+    system, tools = messages[0], _tools(messages[0].keys)
+    keys = {key: value for key, value in system.keys.items() if key not in TOOL_KEYS}
+    only_tools = tools and "content" not in keys and all(is_absent(keys[key]) for key in keys if key != "role")
+    kept = [] if only_tools else [RawMessage(place=system.place, keys=keys)]
+    return [*kept, *messages[1:]], tools
+
+
+def _tools(mapping: Raw) -> tuple[Raw, ...]:
+    """Of OpenAI's older `functions` each becomes a tool."""
+    try:
+        tools, functions = (tools_of(mapping.get(key)) for key in TOOL_KEYS)
+    except CallError as error:
+        raise RecordFormatError(str(error)) from None
+    if tools and functions:
+        raise RecordFormatError("has both tools and functions; give them once, as tools")
+    return tools or tuple({"type": "function", "function": function} for function in functions)
+
+
+def _asked(record: Raw, question: str, answer: str) -> list[RawMessage]:
+    """A question and its answer, behind those of the history."""
+    turns: list[tuple[str, Any]] = []
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise RecordFormatError(f'"history" must be a list of pairs, not {type(history).__name__}')
+    for number, pair in enumerate(history, start=1):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise RecordFormatError(f"history {number} must be a pair [question, answer], not {pair!r}")
+        turns += [(f"history {number}", text) for text in pair]
+    turns += [("the question", question), ("the answer", answer)]
+    roles = ("user", "assistant") * len(turns)
+    return [
+        RawMessage(place=place, keys={"role": role, "content": text})
+        for (place, text), role in zip(turns, roles, strict=False)
+    ]
+
+
+def _pair_in(record: Any) -> tuple[str, str] | None:
+    keys = record if isinstance(record, dict) else {}
+    return next((pair for pair in PAIRS if all(keys.get(key) is not None for key in pair)), None)
+
+
+def _field(record: Any, key: str, kind: type) -> Any:
+    if not isinstance(record, dict):
+        raise RecordFormatError(f"must be an object, not {type(record).__name__}")
+    if key not in record:
+        raise RecordFormatError(f'has no "{key}" (keys: {", ".join(map(str, record)) or "none"})')
+    if not isinstance(record[key], kind):
+        raise RecordFormatError(f'"{key}" must be a {kind.__name__}, not {type(record[key]).__name__}')
+    return record[key]
+
+
+def _numbered(messages: list[Any]) -> list[RawMessage]:
+    """With the keys that say something: null is none."""
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, dict):
+            raise RecordFormatError(f"message {number} must be an object, not {type(message).__name__}")
+    return [
+        RawMessage(place=f"message {number}", keys={key: value for key, value in message.items() if value is not None})
+        for number, message in enumerate(messages, start=1)
+    ]
+
+
+def _optional_text(record: Any, key: str) -> str:
+    value = record.get(key) or ""
+    if not isinstance(value, str):
+        raise RecordFormatError(f'"{key}" must be a string, not {type(value).__name__}')
+    return value

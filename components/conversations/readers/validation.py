@@ -1,0 +1,166 @@
+"""What a conversation must be to train on. Every broken rule is reported, not only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from components.conversations.messages import Conversation, Message, Role
+from components.conversations.readers.loss_weights import LOSS_KEYS, asks_to_be_scored, broken_weights, weight_of
+from components.conversations.readers.message_text import content_of
+from components.conversations.readers.raw_message import Raw, RawMessage
+from components.conversations.readers.record_formats import RawConversation
+from components.conversations.readers.tool_calls import CallError, calls_of, legacy_calls_of
+from components.conversations.readers.unknown_keys import UnknownKey, is_absent, unknown_keys
+
+ROLES = ("system", "user", "assistant", "tool")
+UNKNOWN = "unknown"
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+COMMON_KEYS = ("role", "content", "name", *LOSS_KEYS)
+KEYS = {
+    "system": COMMON_KEYS,
+    "user": COMMON_KEYS,
+    "assistant": (*COMMON_KEYS, "tool_calls", "function_call", *REASONING_KEYS),
+    "tool": (*COMMON_KEYS, "tool_call_id"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The conversation, or None and all that is wrong with it. `unknown` are the keys that were left out of it."""
+
+    conversation: Conversation | None
+    problems: list[str]
+    unknown: list[UnknownKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """One message; `problems` and `unknown` name its place."""
+
+    message: Message | None
+    problems: list[str]
+    unknown: list[UnknownKey]
+    calls: bool
+
+
+def check(raw: RawConversation, source: str) -> Checked:
+    read = [_check_message(message) for message in raw.messages]
+    problems = [*_out_of_order(raw.messages, read)]
+    unknown = [*raw.unknown, *(key for one in read for key in one.unknown)]
+    messages = tuple(one.message for one in read if one.message is not None)
+    if not problems and not any(message.role == "assistant" and message.loss > 0 for message in messages):
+        problems = ["no assistant message has a loss above 0, so there is nothing to train on"]
+    conversation = (
+        None if problems else Conversation(messages=messages, tools=raw.tools, source=source, group=raw.group)
+    )
+    return Checked(conversation=conversation, problems=problems, unknown=unknown)
+
+
+def _out_of_order(messages: Sequence[RawMessage], read: Sequence[_Checked]) -> Iterator[str]:
+    """What is wrong with each message, and with its turn."""
+    if not messages:
+        yield "there are no messages"
+        return
+    before: str | None = None
+    called = False
+    for message, one in zip(messages, read, strict=True):
+        role = message.role
+        yield from one.problems
+        if role not in ROLES:
+            before, called = UNKNOWN, True  # whatever follows may be right
+            continue
+        if text := _out_of_turn(role, before, called):
+            yield f"{message.place} {text}"
+        if role != "system" or before is None:  # a misplaced one changes nobody's turn
+            before, called = role, one.calls or (role == "tool" and called)
+    if before in ("user", "tool"):
+        yield f'{messages[-1].place}, the last, is from "{before}"; the last word must be the assistant\'s'
+
+
+def _out_of_turn(role: str, before: str | None, called: bool) -> str | None:
+    if role == "system":
+        return None if before is None else 'is from "system"; a system message can only be the first'
+    if role == "user":
+        if before == "user":
+            return 'is from "user" after "user"; roles must alternate'
+        return (
+            'is from "user" after tool calls; their results (role "tool") must come first'
+            if called and before == "assistant"
+            else None
+        )
+    if role == "assistant":
+        if before in (None, "system"):
+            return 'is from "assistant"; a conversation must begin with the user'
+        return 'is from "assistant" after "assistant"; roles must alternate' if before == "assistant" else None
+    return None if called else 'is from "tool", but no tool was called before it'
+
+
+def _check_message(message: RawMessage) -> _Checked:
+    keys, role = message.keys, message.role
+    try:
+        calls, unknown = _calls(message)
+        broken_calls = []
+    except CallError as error:
+        calls, unknown, broken_calls = [{}], [], [str(error)]  # there is one, whatever it is
+    content, broken_content, of_parts = content_of(keys, role, calls=bool(calls))
+    problems = [
+        *([] if role in ROLES else [f"has the role {role!r}; roles are {', '.join(ROLES)}"]),
+        *broken_content,
+        *_broken_keys(keys, role),
+        *broken_calls,
+    ]
+    if calls and role in ROLES and role != "assistant":
+        problems.append(f'from "{role}" has tool_calls; only an assistant calls tools')
+    known = (*KEYS.get(role, tuple(keys)), "tool_calls") if isinstance(role, str) else tuple(keys)
+    unknown = [*unknown, *of_parts, *unknown_keys(keys, known, of="message")]
+    return _Checked(
+        message=None if problems else _message(keys, role, content, calls),
+        problems=[f"{message.place} {text}" for text in problems],
+        unknown=[UnknownKey(where=key.where, text=f"{message.place} {key.text}") for key in unknown],
+        calls=bool(calls),
+    )
+
+
+def _calls(message: RawMessage) -> tuple[list[Raw], list[UnknownKey]]:
+    """Those in one shape already, OpenAI's, and those of its older key."""
+    legacy, given = message.keys.get("function_call"), message.keys.get("tool_calls")
+    if not is_absent(legacy) and not is_absent(given):
+        raise CallError("has both tool_calls and a function_call; give its calls once, as tool_calls")
+    if message.role == "assistant" and not is_absent(legacy):
+        given = legacy_calls_of(legacy)
+    calls, unknown = ([], []) if is_absent(given) else calls_of(given)
+    return [*message.calls, *calls], unknown
+
+
+def _broken_keys(keys: Raw, role: Any) -> Iterator[str]:
+    broken = broken_weights(keys)
+    yield from broken
+    if role in ROLES and role != "assistant" and not broken and (said := asks_to_be_scored(keys)):
+        yield f'from "{role}" has {said}: {keys[said]!r}; only what an assistant says is scored'
+    for key in ("name", "tool_call_id"):
+        if not isinstance(keys.get(key), str | None):
+            yield f"has the {key} {keys[key]!r}; it must be a text"
+    if role == "assistant":
+        yield from _broken_reasoning([keys[key] for key in REASONING_KEYS if not is_absent(keys.get(key))])
+
+
+def _broken_reasoning(given: Sequence[Any]) -> Iterator[str]:
+    if not all(isinstance(text, str) for text in given):
+        yield f"has reasoning that is no text ({', '.join(REASONING_KEYS)})"
+    elif len(set(given)) > 1:
+        yield f"has different texts as {', '.join(REASONING_KEYS)}; give one of them"
+
+
+def _message(keys: Raw, role: str, content: str, calls: Sequence[Raw]) -> Message:
+    reasoning = [keys[key] for key in REASONING_KEYS if keys.get(key)]
+    return Message(
+        role=cast(Role, role),
+        content=content,
+        loss=weight_of(keys) if role == "assistant" else 1.0,
+        tool_calls=tuple(calls),
+        tool_call_id=keys.get("tool_call_id"),
+        name=keys.get("name"),
+        reasoning_content=reasoning[0] if reasoning else "",
+    )

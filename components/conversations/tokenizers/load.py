@@ -1,0 +1,20 @@
+"""Loading a tokenizer, from a local directory or the hub, without running its code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from components.conversations.tokenizers.chatglm3 import is_original, load_original_tokenizer
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """ChatGLM3's is made of its tokenizer.model. Raises ValueError if there is none, or if it would need code of its own."""
+    if is_original(path):
+        return load_original_tokenizer(Path(path))
+    try:
+        return AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"model.path={path}: no tokenizer can be loaded from there: {reason}") from None

@@ -1,0 +1,61 @@
+"""Many conversations through one chat format: in this process, or in several that each load the tokenizer once."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.rendered import RenderedConversation
+from components.conversations.messages import Conversation
+from components.conversations.tokenizers.load import load_tokenizer
+
+FEWER_IN_PROCESS = 500  # below this, starting processes costs more than it saves
+CHUNK = 64
+
+Rendered = RenderedConversation | str  # the text says why there is none
+
+
+class Renderer:
+    """`processes`: by default one per core."""
+
+    def __init__(
+        self, chat_format: ChatFormat, *, model_path: Path, chat_format_name: str, processes: int | None = None
+    ) -> None:
+        self.chat_format = chat_format
+        self.setup = (model_path, chat_format_name)
+        self.processes = processes or os.cpu_count() or 1
+
+    def render(self, conversations: Sequence[Conversation]) -> Iterator[Rendered]:
+        """In order; of a conversation that the format refuses, why it does."""
+        if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
+            yield from (_rendered(self.chat_format, conversation) for conversation in conversations)
+            return
+        chunks = [conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK)]
+        with ProcessPoolExecutor(self.processes, get_context("spawn"), _load_in_process, self.setup) as pool:
+            yield from itertools.chain.from_iterable(pool.map(_render_in_process, chunks))
+
+
+def _rendered(chat_format: ChatFormat, conversation: Conversation) -> Rendered:
+    try:
+        return chat_format.render(conversation)
+    except ValueError as error:
+        return str(error)
+
+
+_format_of_this_process: ChatFormat | None = None
+
+
+def _load_in_process(model_path: Path, name: str) -> None:
+    global _format_of_this_process
+    _format_of_this_process = load_chat_format(load_tokenizer(model_path), name)
+
+
+def _render_in_process(conversations: Sequence[Conversation]) -> list[Rendered]:
+    assert _format_of_this_process is not None
+    return [_rendered(_format_of_this_process, conversation) for conversation in conversations]

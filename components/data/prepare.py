@@ -1,0 +1,244 @@
+"""Conversations become token stores, once per content: everything that could change a token is in the folder's name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.truncation import fit_length
+from components.conversations.messages import Conversation
+from components.conversations.readers.errors import MAX_SHOWN
+from components.conversations.readers.read import content_digest
+from components.conversations.readers.unknown_keys import unused_keys_sentences
+from components.conversations.tokenizers.load import load_tokenizer
+from components.data.parallel_rendering import Renderer
+from components.data.split import Split, read_and_split
+from components.data.split_membership import keys_of
+from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
+from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
+from components.storage.base import Folder
+
+LAYOUT = 3  # of the files below; a new layout is a new digest
+MANIFEST = "manifest.json"
+MAX_NAMED = 1000  # of what was left out
+MAX_READS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedDataset:
+    """Two token stores in one folder. `reused` says that they had been prepared before.
+
+    `counts` has conversations, tokens and targets of each split, and how many conversations were dropped, truncated, equal
+    to another, or held out and therefore not trained on. `left_out` says of the dropped ones which they are, and why.
+    `unused_keys` counts keys of records that change no token, `ignored_keys` unknown ones that were ignored by wish.
+    """
+
+    directory: Folder
+    digest: str
+    train_digest: str
+    eval_digest: str
+    reused: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    unused_keys: dict[str, int] = field(default_factory=dict)
+    ignored_keys: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, directory: Folder, *, reused: bool = True) -> PreparedDataset:
+        try:
+            manifest = json.loads(directory.read_text(MANIFEST))
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{directory}: {MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
+            ) from None
+        left_out = tuple(manifest.pop("left_out", ()))
+        return cls(directory=directory, reused=reused, left_out=left_out, **manifest)
+
+    @cached_property
+    def train(self) -> TokenStore:
+        return self._store("train", self.train_digest)
+
+    @cached_property
+    def eval(self) -> TokenStore:
+        return self._store("eval", self.eval_digest)
+
+    def checked(self) -> Self:
+        """Itself. Raises ValueError if a split is not what was prepared."""
+        assert self.train
+        assert self.eval
+        return self
+
+    def _store(self, split: str, digest: str) -> TokenStore:
+        path = self.directory.local() / f"{split}.arrow"
+        try:
+            check_file(path, digest)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{error}; {_way_out(self.directory)}") from None
+        return TokenStore(path)
+
+    def summary(self) -> str:
+        """One line for people."""
+        counts = self.counts
+        parts = [
+            f"{counts['train_conversations']} conversations to train on ({counts['train_targets']:,} target tokens)",
+            f"{counts['eval_conversations']} held out ({counts['eval_targets']:,})",
+        ]
+        for key, words in _LOSSES.items():
+            if counts.get(key):
+                parts.append(f"{counts[key]} {words}")
+        parts += unused_keys_sentences(self.unused_keys, self.ignored_keys)
+        how = "reused from before" if self.reused else "prepared"
+        return f"data {self.digest[:12]} {how}: " + ", ".join(parts)
+
+
+def _way_out(directory: Folder) -> str:
+    return f"remove {directory}, and start again: the data is prepared anew"
+
+
+_LOSSES = {
+    "dropped_bad": "dropped as unusable",
+    "dropped_too_long": "dropped as too long",
+    "truncated": "truncated",
+    "duplicates": "duplicates left out",
+    "leaked": "held out and therefore not trained on",
+}
+
+
+def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> PreparedDataset:
+    """On the storage all experiments share, so that the next one over the same data finds it. Raises as `prepare` does."""
+    return prepare(
+        experiment.data,
+        model_path=model_path,
+        chat_format_name=experiment.chat_format,
+        storage=experiment.folder.parent,
+    )
+
+
+def prepare(
+    data: DataSpec, *, model_path: Path, chat_format_name: str, storage: Folder, processes: int | None = None
+) -> PreparedDataset:
+    """Reads, splits, renders and stores; or finds that all this has been done before with the same content.
+
+    Args:
+        storage: prepared data lies under storage/prepared/<digest>/.
+        processes: for rendering; by default one per core.
+
+    Raises:
+        ValueError: with what is wrong with the conversations; or if a split would be empty.
+    """
+    chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
+    for _ in range(MAX_READS):
+        contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
+        digest = _digest(data, chat_format, contents)
+        directory = storage / PREPARED / digest
+        if directory.is_whole():
+            return PreparedDataset.open(directory).checked()
+        split = read_and_split(data)
+        if list(split.contents) == contents:  # else the digest is that of other conversations
+            break
+    else:
+        raise ValueError(
+            f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
+            " they are written, or name copies of them"
+        )
+    renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
+    directory.fill(lambda scratch: _write(scratch, digest, split, renderer, data))
+    return PreparedDataset.open(directory, reused=False).checked()
+
+
+def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec) -> None:
+    tally, digests = _Tally(split), {}
+    for name, conversations in {"train": split.train, "eval": split.eval}.items():
+        file = scratch / f"{name}.arrow"
+        # Held-out conversations are kept as they are, too: another version's chat format may have to render them.
+        write_store(file, _entries(conversations, renderer, data, tally, keep=name == "eval"))
+        tally.count_store(name, TokenStore(file))
+        digests[f"{name}_digest"] = digest_of(file)
+    manifest = {
+        "digest": digest,
+        **digests,
+        "counts": tally.counts,
+        "left_out": tally.left_out[:MAX_NAMED],
+        "unused_keys": split.unused_keys,
+        "ignored_keys": split.ignored_keys,
+    }
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None]) -> str:
+    hashed = hashlib.sha256(f"layout {LAYOUT}\n{chat_format.digest()}\n".encode())
+    hashed.update(data.model_dump_json(exclude={"train", "eval"}).encode())
+    for content in contents:
+        hashed.update(b"\0" if content is None else content.encode())
+    return hashed.hexdigest()[:32]
+
+
+class _Tally:
+    """What became of the conversations: numbers, and of those that were left out, where they stand and why."""
+
+    def __init__(self, split: Split) -> None:
+        self.left_out = list(split.left_out)
+        self.counts = {
+            "dropped_bad": len(split.left_out),
+            "duplicates": split.duplicates,
+            "leaked": split.leaked,
+            "dropped_too_long": 0,
+            "truncated": 0,
+            "ignored_keys": sum(split.ignored_keys.values()),
+        }
+
+    def leave_out(self, kind: str, problem: str) -> None:
+        self.counts[kind] += 1
+        self.left_out.append(problem)
+
+    def count_store(self, name: str, store: TokenStore) -> None:
+        if len(store) == 0:
+            listed = "".join(f"\n  {problem}" for problem in self.left_out[-MAX_SHOWN:])
+            raise ValueError(f"data.{name}: every conversation was dropped, so none is left{listed}")
+        self.counts[f"{name}_conversations"] = len(store)
+        self.counts[f"{name}_tokens"] = int(store.lengths.sum())
+        self.counts[f"{name}_targets"] = store.total_targets
+
+
+def _entries(
+    conversations: Sequence[Conversation], renderer: Renderer, data: DataSpec, tally: _Tally, *, keep: bool
+) -> Iterator[Entry]:
+    """Those that can be rendered and fit, in order. The others are tallied; where `data` says fail, they fail together."""
+    refused: list[str] = []
+    for conversation, rendered in zip(conversations, renderer.render(conversations), strict=True):
+        if isinstance(rendered, str):
+            kind, problem, fails = "dropped_bad", rendered, data.on_bad_row == "fail"
+            way_out = " (data.on_bad_row=drop leaves it out)"
+        else:
+            fitted = fit_length(rendered, data.max_tokens, truncate=data.too_long == "truncate")
+            if fitted is not None:
+                truncated = len(fitted.token_ids) < len(rendered.token_ids)
+                tally.counts["truncated"] += truncated
+                yield Entry(
+                    source=conversation.source,
+                    rendered=fitted,
+                    truncated=truncated,
+                    keys=keys_of(conversation),
+                    conversation=conversation if keep else None,
+                )
+                continue
+            length = f"{len(rendered.token_ids)} tokens, data.max_tokens is {data.max_tokens}"
+            kind, problem, fails = "dropped_too_long", f"{conversation.source}: {length}", data.too_long == "fail"
+            way_out = "; raise it, or set data.too_long to truncate or drop"
+        if not fails:
+            tally.leave_out(kind, problem)
+            continue
+        refused.append(problem + way_out)
+        if len(refused) == MAX_SHOWN:
+            break
+    if refused:
+        count = f"at least {MAX_SHOWN}" if len(refused) == MAX_SHOWN else f"{len(refused)}"
+        listed = "".join(f"\n  {problem}" for problem in refused)
+        raise ValueError(f"data: {count} of {len(conversations)} conversations cannot be used{listed}")

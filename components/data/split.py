@@ -1,0 +1,117 @@
+"""Which conversations are trained on and which are held out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from components.conversations.messages import Conversation
+from components.conversations.readers.errors import Problem
+from components.conversations.readers.read import ReadResult, read_conversations
+from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
+from components.experiment.spec import DataSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """`contents` are the digests of what was read of data.train and data.eval, `None` where that is not given.
+
+    `unused_keys` and `ignored_keys` are keys that nothing read, with their numbers of conversations (see ReadResult).
+
+    `left_out` says of each unusable record where it stands and what is wrong; equal conversations are only counted.
+
+    `leaked` counts conversations that stood among those to train on, while their words or their group are held out.
+    """
+
+    train: tuple[Conversation, ...]
+    eval: tuple[Conversation, ...]
+    left_out: tuple[str, ...]
+    duplicates: int
+    leaked: int
+    contents: tuple[str | None, str | None]
+    unused_keys: dict[str, int]
+    ignored_keys: dict[str, int]
+
+
+def read_and_split(data: DataSpec) -> Split:
+    """Reads all of it. Equal conversations count once, and what is said in a held-out one is never trained on.
+
+    Raises ValueError with all that is wrong with the conversations, or if one side would be empty.
+    """
+    read = _read(data.train, data)
+    dropped, unused, ignored = list(read.dropped), Counter(read.unused_keys), Counter(read.ignored_keys)
+    contents: tuple[str | None, str | None] = read.digest, None
+    if data.eval is None:
+        held_out, rest = _sides(read.conversations, data)
+    else:
+        held = _read(data.eval, data)
+        held_out, rest = held.conversations, read.conversations
+        contents = read.digest, held.digest
+        dropped += held.dropped
+        unused.update(held.unused_keys)
+        ignored.update(held.ignored_keys)
+    held_out, twice = _distinct(held_out)
+    rest, again = _distinct(rest)
+    known = {key for conversation in held_out for key in keys_of(conversation)}
+    train = [conversation for conversation in rest if known.isdisjoint(keys_of(conversation))]
+    if not train:
+        raise ValueError("data.train: every conversation is held out as well, so there is none to train on")
+    return Split(
+        train=tuple(train),
+        eval=tuple(held_out),
+        left_out=_by_record(dropped),
+        duplicates=twice + again,
+        leaked=len(rest) - len(train),
+        contents=contents,
+        unused_keys=dict(unused),
+        ignored_keys=dict(ignored),
+    )
+
+
+def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:
+    return read_conversations(source, format=data.format, on_bad_row=data.on_bad_row, unknown_keys=data.unknown_keys)
+
+
+def _by_record(problems: Sequence[Problem]) -> tuple[str, ...]:
+    """One line a record, however much is wrong with it."""
+    texts: dict[str, list[str]] = {}
+    for problem in problems:
+        texts.setdefault(f"{problem.file}, {problem.place}", []).append(problem.text)
+    return tuple(f"{place}: {'; '.join(found)}" for place, found in texts.items())
+
+
+def _sides(
+    conversations: Sequence[Conversation], data: DataSpec
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
+    """(held out, the rest), each in the order of the file. Where a conversation goes depends on nothing but itself."""
+    marks = [mark_of(keys_of(conversation), data.split_seed) for conversation in conversations]
+    held_out = [each for each, mark in zip(conversations, marks, strict=True) if mark < data.eval_fraction]
+    rest = [each for each, mark in zip(conversations, marks, strict=True) if mark >= data.eval_fraction]
+    if held_out and rest:
+        return held_out, rest
+    distinct = set(marks)
+    if len(distinct) < 2:
+        raise ValueError(
+            f"data.train: {len(distinct)} distinct conversation (or group of them) cannot be split into train and eval;"
+            " add conversations, or give data.eval"
+        )
+    found, wanted, enough = (
+        ("leaves none to train on", "leaves some", fraction_that_leaves(1, distinct))
+        if held_out
+        else ("holds out none", "holds out some", fraction_that_holds_out(1, distinct))
+    )
+    raise ValueError(
+        f"data.eval_fraction={data.eval_fraction} {found} of {len(distinct)} distinct conversations (or groups), for where"
+        f" each goes depends on itself alone; {enough} {wanted}; or add conversations, or give data.eval"
+    )
+
+
+def _distinct(conversations: Sequence[Conversation]) -> tuple[list[Conversation], int]:
+    """(the first of each, how many more there were). Equal are those of which nothing differs that could change a token."""
+    first: dict[str, Conversation] = {}
+    for conversation in conversations:
+        said = asdict(replace(conversation, source="", group=None))
+        first.setdefault(json.dumps(said, sort_keys=True), conversation)
+    return list(first.values()), len(conversations) - len(first)

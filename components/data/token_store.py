@@ -1,0 +1,172 @@
+"""Rendered conversations on disk: one Arrow file a split, memory-mapped, so that all workers of a node share it."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from components.conversations.chat_formats.rendered import RenderedConversation
+from components.conversations.messages import Conversation
+
+SCHEMA = pa.schema(
+    {
+        "token_ids": pa.list_(pa.int32()),
+        "target_weights": pa.list_(pa.float32()),
+        "num_targets": pa.int32(),
+        "truncated": pa.bool_(),
+        "source": pa.string(),
+        "keys": pa.list_(pa.string()),
+        "conversation": pa.string(),
+    }
+)
+ROWS_PER_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One conversation of a store. `truncated`: it lost its last turns to fit.
+
+    `keys` are membership.keys_of it, and `conversation` is what it was rendered from, kept where it may be rendered anew.
+    """
+
+    source: str
+    rendered: RenderedConversation
+    truncated: bool = False
+    keys: tuple[str, ...] = ()
+    conversation: Conversation | None = None
+
+
+def write_store(path: Path, entries: Iterable[Entry]) -> None:
+    """Writes entries in order; at most ROWS_PER_CHUNK of them are in memory at a time."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        rows: list[dict[str, object]] = []
+        for entry in entries:
+            rows.append(
+                {
+                    "token_ids": entry.rendered.token_ids,
+                    "target_weights": entry.rendered.target_weights,
+                    "num_targets": entry.rendered.num_targets,
+                    "truncated": entry.truncated,
+                    "source": entry.source,
+                    "keys": entry.keys,
+                    "conversation": None if entry.conversation is None else _written(entry.conversation),
+                }
+            )
+            if len(rows) == ROWS_PER_CHUNK:
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+                rows = []
+        if rows:
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Raises ValueError unless the file has this digest, FileNotFoundError if there is none.
+
+    A file may have gigabytes, so the answer is kept beside it, under its size and times: it is read once, not once a worker.
+    """
+    status = path.stat()
+    stamp = f"{digest} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n"
+    answer = path.with_name(f".{path.name}.checked")
+    with contextlib.suppress(OSError):
+        if answer.read_text(encoding="utf-8") == stamp:
+            return
+    if digest_of(path) != digest:
+        raise ValueError(f"{path} is not the file that was prepared: its bytes have another digest")
+    with contextlib.suppress(OSError):  # what cannot be written to is read again next time
+        answer.write_text(stamp, encoding="utf-8")
+
+
+class TokenStore:
+    """One split. Indices are conversations, in the order they were written.
+
+    The file's chunks are used where they lie: to combine them would copy the file into every worker's memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._token_ids = self._table.column("token_ids").chunks
+        self._target_weights = self._table.column("target_weights").chunks
+        self._starts = np.cumsum([0, *map(len, self._token_ids)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each conversation, int64."""
+        each = [np.diff(chunk.offsets.to_numpy()) for chunk in self._token_ids]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *each])
+
+    @cached_property
+    def num_targets(self) -> np.ndarray:
+        """Scored tokens of each conversation, int32."""
+        return np.asarray(self._table.column("num_targets").to_numpy())
+
+    @property
+    def total_targets(self) -> int:
+        return int(self.num_targets.sum())
+
+    def token_ids_from(self, first: int) -> list[int]:
+        """Those of all conversations that are `first` or more, each once, in order."""
+        found: set[int] = set()
+        for chunk in self._token_ids:
+            token_ids = chunk.flatten().to_numpy()
+            found.update(np.unique(token_ids[token_ids >= first]).tolist())
+        return sorted(found)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(token_ids int32, target_weights float32) of a conversation, not copied."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chunk = bisect.bisect_right(self._starts, index) - 1
+        inside = index - self._starts[chunk]
+        return _slice(self._token_ids[chunk], inside), _slice(self._target_weights[chunk], inside)
+
+    def source(self, index: int) -> str:
+        return str(self._table.column("source")[index].as_py())
+
+    @cached_property
+    def keys(self) -> list[tuple[str, ...]] | None:
+        """Of each conversation; None if the store was written before they were kept."""
+        if "keys" not in self._table.column_names:
+            return None
+        return [tuple(keys) for keys in self._table.column("keys").to_pylist()]
+
+    def conversation(self, index: int) -> Conversation | None:
+        """What the tokens were rendered from, where that was kept."""
+        if "conversation" not in self._table.column_names:
+            return None
+        text = self._table.column("conversation")[index].as_py()
+        return None if text is None else _CONVERSATION.validate_python(json.loads(text))
+
+    def is_truncated(self, index: int) -> bool:
+        return bool(self._table.column("truncated")[index].as_py())
+
+
+_CONVERSATION = TypeAdapter(Conversation)
+
+
+def _written(conversation: Conversation) -> str:
+    return json.dumps(asdict(conversation))
+
+
+def _slice(column: pa.ListArray, index: int) -> np.ndarray:
+    start, end = column.offsets[index].as_py(), column.offsets[index + 1].as_py()
+    return np.asarray(column.values.slice(start, end - start).to_numpy(zero_copy_only=True))

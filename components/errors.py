@@ -1,0 +1,9 @@
+"""The errors that are meant for users: one family, so that a program or a notebook can catch them all, or one kind."""
+
+
+class TurnwiseError(Exception):
+    """Base of all of them. Its message names the place, the value, the rule and the way out."""
+
+
+class InputError(TurnwiseError, ValueError):
+    """Something that a user wrote or named cannot be used: an argument, a file, a directory, a model."""

@@ -1,0 +1,349 @@
+"""Reads what is written of a trial along the types of TrialSpec, so that every key is known to be a real field.
+
+Where a value stands, a mapping is either exactly one domain that the field can have, or a problem that names the nearest
+right one. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from components.experiment.domain_dialects import Translation, translation
+from components.experiment.domains import DOMAINS, Domain
+from components.experiment.errors import Problem, problems_of, unknown_key
+from components.experiment.field_types import members, options, sections
+from components.experiment.spec import TrialSpec
+
+SHARED_BY_ALL_TRIALS = ("budget", "seed")
+LONGEST_SHOWN = 100
+Where = Literal["branch", "trial", "clone"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """One value of a trial: the field `name` of `model`, at a dotted `path` into a TrialSpec."""
+
+    path: str
+    model: type[BaseModel]
+    name: str
+
+    @property
+    def annotation(self) -> Any:
+        return self.model.model_fields[self.name].annotation
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The domains it may have."""
+        parts = members(self.annotation)
+        if float in parts:
+            return tuple(DOMAINS)
+        if int in parts:
+            return ("choice", "grid", "integer")
+        return () if self.is_tag else ("choice", "grid")
+
+    @property
+    def is_tag(self) -> bool:
+        """Whether it names the member of a tagged union, as `method.kind`."""
+        return len(members(self.annotation)) == 1 == len(options(self.annotation))
+
+    @property
+    def noun(self) -> str:
+        parts = members(self.annotation)
+        if float in parts:
+            return "a number"
+        if int in parts:
+            return "a whole number"
+        if bool in parts:
+            return "true or false"
+        return "a list" if self.takes_lists else f"one of {', '.join(options(self.annotation))}"
+
+    @property
+    def takes_lists(self) -> bool:
+        return any(get_origin(each) is tuple for each in members(self.annotation))
+
+    @property
+    def default(self) -> Any:
+        value = self.model.model_fields[self.name].get_default()
+        return list(value) if isinstance(value, tuple) else value
+
+    def typed(self, value: Any, section: str) -> tuple[Any, list[Problem]]:
+        """The value as the field has it, in JSON's types, or what is wrong with it. `section` is the place of its model."""
+        place = below(section, self.name)
+        try:
+            typed = self.model.model_validate({self.name: value})
+        except ValidationError as error:
+            found = problems_of(error, self.model, prefix=section)
+            return value, [problem for problem in found if (problem.place + ".").startswith(place + ".")]
+        return typed.model_dump(mode="json")[self.name], []
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What stands in one place, by its dotted path into a TrialSpec; `problems` is what could not be read."""
+
+    constants: dict[str, Any] = field(default_factory=dict)
+    domains: dict[str, Domain] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_trial(tree: Any, *, kind: str, place: str, where: Where) -> Reading:
+    """Reads what is written like the `trial:` section.
+
+    Args:
+        kind: the method that is meant where none is named.
+        place: where it stands in the file.
+        where: only in a branch values may have domains.
+    """
+    reader = _Reader(kind, place, where)
+    reader.read_section(TrialSpec, tree, ())
+    return reader.reading
+
+
+def read_branch(name: str, tree: Any, *, kind: str) -> Reading:
+    """One branch of search.space; `kind` is the method under `trial:`."""
+    place = f"search.space.{name}"
+    if name in TrialSpec.model_fields:
+        text = f"is a value of a trial and no branch: write search.space.BRANCH.{name}, with a name for the branch"
+        return Reading(problems=[Problem(place=place, text=text)])
+    return read_trial(tree, kind=kind, place=place, where="branch")
+
+
+def leaves_of(model: type[BaseModel] = TrialSpec, above: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """Every value that a trial can have. Those of all methods, so a path may come twice."""
+    for name, info in model.model_fields.items():
+        if inner := sections(info.annotation):
+            for member in inner:
+                yield from leaves_of(member, (*above, name))
+        else:
+            yield Leaf(path=".".join((*above, name)), model=model, name=name)
+
+
+def below(place: str, path: str) -> str:
+    """A dotted place in the file; each part may be empty."""
+    return ".".join(filter(None, (place, path)))
+
+
+def shown(value: Any) -> str:
+    """As one would write it in YAML, in a line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+class _Reader:
+    def __init__(self, kind: str, place: str, where: Where) -> None:
+        self.kind, self.place, self.where = kind, place, where
+        self.reading = Reading()
+
+    def read_section(self, model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> None:
+        is_empty = tree == {} and path and self.where != "trial"
+        if not isinstance(tree, Mapping) or is_empty or set(tree) & set(DOMAINS):
+            self._refuse(path, _no_section(model, tree, path))
+            return
+        for key, value in tree.items():
+            here = (*path, str(key))
+            info = model.model_fields.get(str(key))
+            if info is None:
+                self._refuse(here, unknown_key(str(key), sorted(model.model_fields)))
+            elif here[0] in SHARED_BY_ALL_TRIALS and self.where != "trial":
+                self._refuse_shared(value if sections(info.annotation) else None, here)
+            elif inner := sections(info.annotation):
+                self._read_member(inner, info.discriminator, value, here)
+            else:
+                self._read_leaf(Leaf(path=".".join(here), model=model, name=str(key)), value)
+
+    def _read_member(self, models: Sequence[type[BaseModel]], tag: Any, tree: Any, path: tuple[str, ...]) -> None:
+        """A section; where there are several kinds of it, the one that its tag names."""
+        if len(models) == 1:
+            self.read_section(models[0], tree, path)
+            return
+        kinds = {options(model.model_fields[tag].annotation)[0]: model for model in models}
+        named = tree.get(tag, self.kind) if isinstance(tree, Mapping) else self.kind
+        if isinstance(named, str) and named in kinds:
+            self.read_section(kinds[named], tree, path)
+        else:
+            self._refuse((*path, tag), self._no_kind(named, tuple(kinds)))
+
+    def _no_kind(self, named: Any, kinds: tuple[str, ...]) -> str:
+        if self.where == "branch" and (isinstance(named, Mapping | list) or translation(named) is not None):
+            each = ", ".join(f"{kind}: {{method: {{kind: {kind}}}}}" for kind in kinds)
+            return f"a method is not drawn: make a branch of search.space for each, e.g. {{{each}}}"
+        hint = "; QLoRA is kind: lora with quantize: nf4" if "qlora" in str(named).lower() else ""
+        return f"is one of {', '.join(kinds)}, not {_written(named)}{hint}"
+
+    def _read_leaf(self, leaf: Leaf, value: Any) -> None:
+        kind = _domain_kind(value)
+        if (
+            kind in leaf.kinds
+            and isinstance(value[kind], list | tuple)
+            and value[kind]
+            and not _holds_mapping(value[kind])
+        ):
+            self._read_domain(leaf, value)
+        elif isinstance(value, Mapping) or translation(value) is not None:
+            self._refuse_range(leaf, value, translation(value))
+        elif _holds_mapping(value):
+            example = shown({leaf.name: _example(leaf)})[1:-1]
+            self._refuse(leaf.path, f"a range cannot stand inside a list; choose among whole lists, e.g. {example}")
+        elif isinstance(value, list | tuple) and not leaf.takes_lists:
+            self._refuse_range(leaf, value, translation({"choice": value}))
+        else:
+            self.reading.constants[leaf.path], problems = leaf.typed(value, self._section(leaf))
+            self.reading.problems.extend(problems)
+
+    def _read_domain(self, leaf: Leaf, value: Mapping[str, Any]) -> None:
+        domain, problems = parsed(leaf, value, self._section(leaf))
+        if self.where != "branch":
+            self._refuse(leaf.path, f"{_written(value)} is a range: {self._instead(leaf, value)}")
+        elif domain is not None:
+            self.reading.domains[leaf.path] = domain
+        else:
+            right = self._fitting(leaf, value) if "integer" in value else None
+            advice = f"; {self._instead(leaf, right)}" if right is not None else ""
+            self.reading.problems.extend(Problem(place=each.place, text=each.text + advice) for each in problems)
+
+    def _refuse_range(self, leaf: Leaf, written: Any, meant: Translation | None) -> None:
+        """A mapping, a list or a text where one value or one domain is wanted."""
+        right = None if meant is None or meant.right is None else self._fitting(leaf, meant.right)
+        kind, note = _domain_kind(written), "" if meant is None else meant.note
+        if kind is not None and kind not in leaf.kinds:
+            reason = f"is {leaf.noun}, so {_written(written)} cannot be drawn for it"
+            note = (
+                "each whole number is equally likely; list some as a choice for others"
+                if "integer" in leaf.kinds
+                else note
+            )
+        elif right is None and note:
+            reason, note = f"{_written(written)} {note}", ""
+        else:
+            reason = f"{_written(written)} is neither a value nor one range of {', '.join(leaf.kinds)}"
+        advice = self._instead(leaf, right) if right is not None else f"e.g. {self._assignment(leaf, _example(leaf))}"
+        self._refuse(leaf.path, f"{reason}; {advice}" + f" ({note})" * bool(note))
+
+    def _fitting(self, leaf: Leaf, right: Any) -> Any:
+        """A domain or a value, bent to what the field can have; None where it cannot be bent."""
+        bent = _bent(leaf, right) if isinstance(right, Mapping) else right
+        if bent is None:
+            return None
+        if isinstance(bent, Mapping):
+            domain, _ = parsed(leaf, bent, self._section(leaf))
+            return bent if domain is not None else None
+        return bent if not leaf.typed(bent, self._section(leaf))[1] else None
+
+    def _instead(self, leaf: Leaf, right: Any) -> str:
+        if not isinstance(right, Mapping) or self.where == "branch":
+            return f"write {self._assignment(leaf, right)}"
+        if leaf.path.partition(".")[0] in SHARED_BY_ALL_TRIALS:
+            return "all trials share one value"
+        if self.where == "clone":
+            return f"a clone has one value, e.g. {leaf.path}={shown(leaf.default)}"
+        return f"all trials share what stands under trial:, so write search.space.BRANCH.{leaf.path}: {shown(right)}"
+
+    def _assignment(self, leaf: Leaf, right: Any) -> str:
+        if isinstance(right, Mapping) and self.where == "clone":
+            return f"{leaf.path}={shown(leaf.default)}"
+        return f"{leaf.name}: {shown(right)}"
+
+    def _refuse_shared(self, value: Any, path: tuple[str, ...]) -> None:
+        text = {
+            "branch": "is shared by all trials; set it under trial: as {}",
+            "clone": "is shared by all trials of a search, so that they can be compared",
+        }[self.where]
+        for here in [(*path, str(key)) for key in value] if isinstance(value, Mapping) and value else [path]:
+            self._refuse(here, text.format(".".join(here)))
+
+    def _refuse(self, path: tuple[str, ...] | str, text: str) -> None:
+        dotted = path if isinstance(path, str) else ".".join(path)
+        self.reading.problems.append(Problem(place=below(self.place, dotted), text=text))
+
+    def _section(self, leaf: Leaf) -> str:
+        return below(self.place, leaf.path.rpartition(".")[0])
+
+
+def parsed(leaf: Leaf, written: Mapping[str, Any], section: str) -> tuple[Domain | None, list[Problem]]:
+    """A domain whose values are typed by the field, or what is wrong with it."""
+    (kind,) = written
+    place = below(section, leaf.name)
+    try:
+        domain = DOMAINS[kind].model_validate(written)
+    except ValidationError as error:
+        return None, problems_of(error, DOMAINS[kind], prefix=place)
+    typed = [leaf.typed(value, section) for value in domain.extremes()]
+    problems = [problem for _, found in typed for problem in found]
+    if problems:
+        return None, problems
+    if kind not in ("choice", "grid"):
+        return domain, []
+    values = [value for value, _ in typed]
+    twice = next((value for position, value in enumerate(values) if value in values[:position]), ...)
+    if twice is not ...:
+        return None, [Problem(place=place, text=f"{shown(twice)} stands twice in {kind}; each value is named once")]
+    return DOMAINS[kind].model_validate({kind: values}), []
+
+
+def _bent(leaf: Leaf, right: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The nearest domain that the field can have, whether or not its bounds may be."""
+    (kind,) = right
+    if kind in leaf.kinds and kind != "integer":
+        return right
+    if "integer" not in leaf.kinds:
+        return _example(leaf)
+    try:
+        ends = [float(end) for end in right[kind]]
+        low, high = math.ceil(ends[0]), math.floor(ends[1])
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    if float in members(leaf.annotation):
+        return right if ends == [low, high] else {"uniform": ends}
+    if low > high:
+        low, high = high, low  # there is none in between: those beside it
+    return {"integer": [low, high]} if low < high else {"choice": [low]}
+
+
+def _example(leaf: Leaf) -> Mapping[str, Any]:
+    """A domain that the field can have."""
+    default, parts = leaf.default, members(leaf.annotation)
+    if bool in parts:
+        return {"choice": [True, False]}
+    if float in parts:
+        return {"uniform": [default / 2, default] if default else [0.0, 0.1]}
+    if int in parts:
+        return {"integer": [default or 1, 2 * (default or 1)]}
+    values = options(leaf.annotation)
+    return {"choice": [default] if leaf.takes_lists or not values else list(values)}
+
+
+def _no_section(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> str:
+    name, keys = path[-1] if path else "a branch", ", ".join(sorted(model.model_fields))
+    if isinstance(tree, Mapping) and tree:
+        return (
+            f"{name} is a section: write a range at each of its values that varies ({keys}), or make a branch for each"
+        )
+    if tree is None or tree == {}:
+        return f"is empty: leave it out, or give some of {keys}"
+    taken = [key for key, info in model.model_fields.items() if tree in options(info.annotation)]
+    hint = f"; write {name}: {{{taken[0]}: {tree}}}" if taken else ""
+    return f"has keys of its own ({keys}), so it cannot be {_written(tree)}{hint}"
+
+
+def _domain_kind(value: Any) -> str | None:
+    if isinstance(value, Mapping) and len(value) == 1:
+        (key,) = value
+        return key if key in DOMAINS else None
+    return None
+
+
+def _holds_mapping(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, list | tuple) and any(_holds_mapping(each) for each in value)
+
+
+def _written(value: Any) -> str:
+    text = shown(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

@@ -1,0 +1,178 @@
+"""Base models: from what an experiment names to a directory, and from a directory to a model in memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from components.experiment.spec import ModelSpec
+from components.models.attention_backend import computable
+from components.models.base.bundled import FETCHED, fetch
+from components.models.causal_lm import check_finite, check_release, check_weights, load_causal_lm
+from components.models.chatglm.config import generation_config, glm_config
+from components.models.chatglm.convert import converted
+from components.models.chatglm.detect import is_original
+from components.models.chatglm.load import load_original
+from components.models.chatglm.state_dict import glm_weights
+from components.models.chatglm.weight_files import shards_of
+from components.storage.base import folder_at
+from components.storage.uri import is_remote
+
+Quantize = Literal["nf4", "int8"] | None
+# `auto` is decided by a trial (ModelSpec.dtype_of); a base model that belongs to none is read in float32.
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
+WANTED_OF_ORIGINALS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
+WEIGHTS = ["*.safetensors"]
+WANTED = [*WEIGHTS, "*.json", "*.model", "*.jinja", "*.txt"]
+
+
+def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
+    """The local directory of a base model, fetched if need be. Raises ValueError if there is none.
+
+    Without `weights` a directory with a tokenizer is enough, and of a hub model only such small files are fetched.
+    """
+    if model.path in FETCHED:
+        return fetch(model.path)
+    directory = _brought(model.path, weights) if is_remote(model.path) else Path(model.path).expanduser()
+    if directory.is_dir():
+        if weights and not (directory / "config.json").exists():
+            raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
+        return _known(model, directory.absolute())
+    if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
+        raise ValueError(f"model.path={model.path}: no such directory")
+    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern not in WEIGHTS]
+    try:
+        directory = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, etag_timeout=5))
+        if weights and is_original(directory):
+            patterns = WANTED_OF_ORIGINALS if list(directory.glob("*.safetensors")) else [*WANTED_OF_ORIGINALS, "*.bin"]
+            snapshot_download(model.path, revision=model.revision, allow_patterns=patterns, etag_timeout=5)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        known = ", ".join(FETCHED)
+        raise ValueError(
+            f"model.path={model.path}: neither a local directory, nor one of {known}, nor to be had from the hub ({reason})"
+        ) from None
+    return _known(model, directory)
+
+
+def _brought(uri: str, weights: bool) -> Path:
+    """The node's copy of a model directory in a bucket."""
+    wanted = [*WANTED, *WANTED_OF_ORIGINALS, "*.bin"]
+    try:
+        patterns = wanted if weights else [pattern for pattern in wanted if pattern not in (*WEIGHTS, "*.bin")]
+        return folder_at(uri).copied(patterns)
+    except OSError as error:
+        raise ValueError(f"model.path={uri}: no such model, or it cannot be read: {error}") from None
+
+
+def check_base(model: ModelSpec) -> None:
+    """Whether the files of a base model hold all of its weights, by names and shapes: no weight is read.
+
+    Raises ValueError if they do not.
+    """
+    directory = resolve_model(model)
+    if not is_original(directory):
+        # Whether a kernel's package is there is known where it will run, not here.
+        check_weights(directory, model.attention if model.attention in ("sdpa", "eager") else "eager")
+        return
+    for _ in glm_weights(shards_of(directory), glm_config(directory)):
+        pass
+
+
+def load_base_model(
+    model: ModelSpec, *, device: torch.device | str = "cpu", quantize: Quantize = None, as_stored: bool = False
+) -> PreTrainedModel:
+    """The model on a device. Its weights stay in the file, mapped, as long as nobody changes them, dtype included.
+
+    Args:
+        quantize: nf4 or int8 keep the linear layers in 4 or 8 bits (bitsandbytes), embeddings and head as they are.
+        as_stored: leaves the weights in the file's dtype, and so in the file, whatever model.dtype says.
+    """
+    directory = resolve_model(model)
+    if is_original(directory):
+        glm = converted(directory, DTYPES[model.dtype])
+        if glm is None:
+            return _streamed(model, directory, device, quantize)
+        directory = glm
+    loaded = load_causal_lm(
+        directory,
+        device=None if quantize else device,
+        dtype="auto" if as_stored else DTYPES[model.dtype],
+        attn_implementation=computable(model.attention),
+        quantization_config=_quantization(model, quantize),
+        device_map={"": device} if quantize else None,
+    )
+    if quantize is not None:
+        _keep_differentiable(loaded)
+    return loaded
+
+
+def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize) -> PreTrainedModel:
+    """An original ChatGLM3 without a conversion on disk."""
+    if quantize is not None:
+        raise ValueError(
+            f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
+            " room for them; set TURNWISE_CACHE to a folder on another"
+        )
+    loaded = load_original(directory, dtype=DTYPES[model.dtype], attention=computable(model.attention), device=device)
+    check_finite(loaded, directory)
+    return loaded
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """In eval mode bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16, rounds their scales, and leaves them so:
+
+    from the first evaluation on no gradient passes through them, and adapters below the last layer train nothing.
+    """
+    from bitsandbytes.nn import Linear4bit  # a second's import, for quantized models only
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def config_of(directory: Path) -> PreTrainedConfig:
+    """As transformers itself has it."""
+    return glm_config(directory) if is_original(directory) else AutoConfig.from_pretrained(str(directory))
+
+
+def save_config(directory: Path, target: Path) -> None:
+    """config.json and generation_config.json of a base model, beside other weights of its kind."""
+    if is_original(directory):
+        glm_config(directory).save_pretrained(target)
+        generation_config(directory).save_pretrained(target)
+        return
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).exists():
+            shutil.copy(directory / name, target)
+
+
+def _known(model: ModelSpec, directory: Path) -> Path:
+    """What cannot be trained on (another generation of ChatGLM, a quantized release) is named before anything starts."""
+    try:
+        if is_original(directory):
+            glm_config(directory)
+        else:
+            check_release(directory)
+    except ValueError as error:
+        raise ValueError(f"model.path={error}") from None
+    return directory
+
+
+def _quantization(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | None:
+    if quantize is None:
+        return None
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[model.dtype],
+    )

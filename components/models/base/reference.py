@@ -1,0 +1,37 @@
+"""Which base model, and which chat format, something trained belongs to: base.json of checkpoints and packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from components.experiment.spec import ModelSpec
+from components.models.base.bundled import FETCHED
+
+BASE_FILE = "base.json"
+
+
+class BaseReference(BaseModel):
+    """`digest` is components/models/digest.py's; wherever the base lies on another machine, this is how it is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelSpec
+    digest: str
+    chat_format: str
+
+    @field_validator("model")
+    @classmethod
+    def _known_from_everywhere(cls, model: ModelSpec) -> ModelSpec:
+        """A directory is known by its whole path: whoever reads this stands in another one. A hub id is one everywhere."""
+        if model.path in FETCHED or not Path(model.path).expanduser().is_dir():
+            return model
+        return model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
+
+    @classmethod
+    def read(cls, directory: Path) -> BaseReference:
+        return cls.model_validate_json((directory / BASE_FILE).read_text(encoding="utf-8"))
+
+    def write(self, directory: Path) -> None:
+        (directory / BASE_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

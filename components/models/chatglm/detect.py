@@ -1,0 +1,138 @@
+"""What a directory with model_type chatglm is. Five generations share that name; ChatGLM3 alone is read here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from components.conversations.tokenizers.chatglm3 import is_original
+
+__all__ = ["check_chatglm3", "is_original", "read_config"]
+
+GLM4_VOCABULARY = 151552
+# An absent key means what the original code's own default, given here, makes of it.
+ABSENT = {
+    "rmsnorm": True,
+    "post_layer_norm": True,
+    "add_bias_linear": False,
+    "add_qkv_bias": False,
+    "apply_residual_connection_post_layernorm": False,
+    "fp32_residual_connection": False,
+    "hidden_dropout": 0.0,
+    "original_rope": True,
+    "tie_word_embeddings": False,
+}
+WANTED = {**ABSENT, "add_qkv_bias": True}
+SIZES = (
+    "padded_vocab_size",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "kv_channels",
+    "seq_length",
+)
+MAX_OF_A_SIZE = 2**20  # positions of the longest model of this kind; JSON has room for more zeros than a machine has
+# What an absent key means, and the range (both ends are in it) outside of which a model computes nothing, or NaN.
+NUMBERS = {
+    "layernorm_epsilon": (1e-5, 1e-12, 1e-2),
+    "rope_ratio": (1, 1e-3, 1e4),
+    "attention_dropout": (0.0, 0.0, 0.99),
+}
+TOKENS = {"eos_token_id": 2, "pad_token_id": 0}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def check_chatglm3(directory: Path, config: dict[str, Any]) -> None:
+    """Raises ValueError if it is another model, or one whose architecture Glm does not have."""
+    if other := next(_other_models(directory, config), None):
+        raise ValueError(f"{directory}: {other}")
+    if problems := [*_odd_sizes(config), *_odd_values(config), *_odd_numbers(config)]:
+        raise ValueError(f"{directory}: no ChatGLM3 that Glm can hold exactly; in config.json {'; '.join(problems)}")
+
+
+def _other_models(directory: Path, config: dict[str, Any]) -> Iterator[str]:
+    names = _names(directory, config)
+    if config.get("vision_config") is not None:
+        yield "a vision model (GLM-4V: its config has a vision_config); only ChatGLM3's text models are read here"
+    if {"position_encoding_2d", "inner_hidden_size", "max_sequence_length"} & config.keys():
+        yield "the first ChatGLM-6B, whose architecture no class of transformers has; use ChatGLM3-6B"
+    if config.get("padded_vocab_size") == GLM4_VOCABULARY or _named("glm-?4", names) or _has_many_ends(config):
+        yield "GLM-4, not ChatGLM3; take its release for transformers (the hub id that ends in -hf), which loads as it is"
+    if _named("chatglm-?2|codegeex-?2", names) or _has_code_without_roles(directory):
+        yield "ChatGLM2, not ChatGLM3: it has no role tokens (<|user|>, <|assistant|>), so no chat format here fits it"
+    if config.get("quantization_bit") or config.get("quantization_config"):
+        bits = config.get("quantization_bit") or "a few"
+        yield (
+            f"quantized to {bits} bits (packed weights that nothing but its own code reads); take the 16-bit release,"
+            " and let method.quantize: nf4 or int8 do it while loading"
+        )
+    if config.get("pre_seq_len"):
+        yield (
+            f"a P-tuning checkpoint (pre_seq_len={config['pre_seq_len']}): a prefix for another model, no model itself;"
+            " name the model it was trained on"
+        )
+
+
+def _odd_sizes(config: dict[str, Any]) -> Iterator[str]:
+    for key in SIZES:
+        if not _is_size(config.get(key)):
+            yield f"{key} must be a whole number from 1 to {MAX_OF_A_SIZE}, not {config.get(key)!r}"
+    groups, heads = config.get("multi_query_group_num"), config.get("num_attention_heads")
+    if config.get("multi_query_attention") and _is_size(heads) and not (_is_size(groups) and heads % groups == 0):
+        yield f"multi_query_group_num must divide num_attention_heads={heads}, which {groups!r} does not"
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_OF_A_SIZE
+
+
+def _odd_numbers(config: dict[str, Any]) -> Iterator[str]:
+    for key, (absent, least, most) in NUMBERS.items():
+        value = config.get(key, absent)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            yield f"{key} must be a number from {least:g} to {most:g}, not {value!r}"
+    rows = config.get("padded_vocab_size")
+    for key, token in TOKENS.items():
+        value = token if config.get(key) is None else config[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (_is_size(rows) and value >= rows):
+            yield f"{key} must be the number of a token, below padded_vocab_size={rows!r}, not {value!r}"
+
+
+def _odd_values(config: dict[str, Any]) -> Iterator[str]:
+    for key, wanted in WANTED.items():
+        value = config.get(key, ABSENT[key])
+        if value != wanted:
+            given = f"is {value!r}" if key in config else f"is absent, which means {value!r}"
+            yield f"{key} {given} and must be {wanted!r}"
+
+
+def _names(directory: Path, config: dict[str, Any]) -> list[str]:
+    """What it calls itself: the last part of a hub id."""
+    names = [config.get("_name_or_path")]
+    tokenizer_config = directory / "tokenizer_config.json"
+    if tokenizer_config.is_file():
+        names.append(json.loads(tokenizer_config.read_text(encoding="utf-8")).get("name_or_path"))
+    return [str(name).rstrip("/").rpartition("/")[2].lower() for name in names if name]
+
+
+def _named(pattern: str, names: list[str]) -> bool:
+    return any(re.match(pattern, name) for name in names)
+
+
+def _has_many_ends(config: dict[str, Any]) -> bool:
+    """GLM-4 ends on a list of tokens, ChatGLM2 and 3 on one."""
+    return isinstance(config.get("eos_token_id"), list)
+
+
+def _has_code_without_roles(directory: Path) -> bool:
+    """Its tokenizer's code is read as text, never run: only ChatGLM3's knows roles."""
+    code = directory / "tokenization_chatglm.py"
+    return code.is_file() and "<|user|>" not in code.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,82 @@
+"""A tiny ChatGLM3 in the original layout: random weights, and a SentencePiece model of the real one's kind.
+
+For smoke runs and tests, where nobody has 12 GB to spare. It has learned nothing. Run by hand:
+
+    python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl]
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import sentencepiece
+import torch
+from transformers import GlmConfig, GlmForCausalLM
+
+from components.conversations.chat_formats.chatglm3 import COMMANDS
+from components.conversations.readers.read import read_conversations
+from components.conversations.tokenizers.chatglm3 import MODEL_FILE
+from components.models.chatglm.config import ROTARY_SHARE
+from components.models.chatglm.save import write_original
+
+CONVERSATIONS = "experiments/data/quickstart.jsonl"
+MAX_PIECES = 1200
+SPARE_ROWS = 6  # like the real one, whose embeddings have more rows than there are tokens
+
+
+def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_size: int = 64, seed: int = 0) -> None:
+    """config.json, tokenizer.model and two or three float16 shards."""
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = [message.content for chat in read_conversations(conversations).conversations for message in chat.messages]
+    pieces = train_sentencepiece(texts, directory / MODEL_FILE)
+    config = GlmConfig(
+        vocab_size=pieces + len(COMMANDS) + SPARE_ROWS,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=hidden_size // 4,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": ROTARY_SHARE},
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=1,
+    )
+    torch.manual_seed(seed)
+    weights = GlmForCausalLM(config).state_dict()
+    size = sum(tensor.nbytes for tensor in weights.values()) // 2  # in float16
+    write_original(weights, config, directory, base=None, dtype=torch.float16, shard_bytes=size // 2)
+
+
+def train_sentencepiece(texts: list[str], file: Path, most_pieces: int = MAX_PIECES) -> int:
+    """A BPE with ChatGLM3's settings. Returns how many pieces it has."""
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=trained,
+        model_type="bpe",
+        vocab_size=most_pieces,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=0.9999,
+        normalization_rule_name="identity",
+        add_dummy_prefix=True,
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        num_threads=1,
+        minloglevel=2,
+    )
+    file.write_bytes(trained.getvalue())
+    return int(sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue()).vocab_size())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl]")
+    make_tiny(Path(sys.argv[1]), *sys.argv[2:])
+    print(f"{sys.argv[1]}: a tiny ChatGLM3 in the original layout, with random weights")

@@ -1,0 +1,219 @@
+"""Loading what a trial has left: a checkpoint, or the package of a registered version. Both have the same files.
+
+base.json                    which base model and chat format
+spec.json                    the TrialSpec it was trained by
+adapter/ or weights/         as in components/training/checkpoint.py; a package's weights/ has the config beside it
+tokenizer/                   packages only; a checkpoint uses its base model's
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.tokenizers.load import load_tokenizer
+from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
+from components.models.adapters import load_adapter, load_adapter_state
+from components.models.attention_backend import computable
+from components.models.base.load import DTYPES, load_base_model, resolve_model, save_config
+from components.models.base.reference import BASE_FILE, BaseReference
+from components.models.causal_lm import check_same_weights, load_causal_lm
+from components.models.digest import model_digest
+from components.models.embedding_rows import check_token_ids, rows_of, spoken
+from components.models.sharded_safetensors import StoredTensors, write_model
+
+ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
+WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
+BASE_OVERRIDE = "TURNWISE_BASE_MODEL"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """Ready to talk or to be scored: in eval mode, on its device."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    chat_format: ChatFormat
+    device: torch.device
+    attention: str
+    precision: str = "fp32"
+    reference: BaseReference | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the model has no row for a token without which nobody can talk to it."""
+        self.check_token_ids(spoken(self.chat_format))
+
+    def check_token_ids(self, used: Mapping[int, str]) -> None:
+        """Raises ValueError if the model has no row for one of them. `used` says what each is."""
+        name = self.model.name_or_path if self.reference is None else self.reference.model.path
+        check_token_ids(rows_of(self.model), used, self.tokenizer, name=name)
+
+
+def is_trained(directory: Path) -> bool:
+    """Whether a directory is a checkpoint or a package, not a plain model."""
+    return (directory / BASE_FILE).exists()
+
+
+def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.device | None = None) -> LoadedModel:
+    """A base model as it is. Raises ValueError if there is none, or no chat format fits it."""
+    device = device or default_device()
+    directory = resolve_model(model)
+    tokenizer = load_tokenizer(directory)
+    loaded = load_base_model(model, device=device)
+    return LoadedModel(
+        model=loaded.eval(),
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(tokenizer, chat_format),
+        device=device,
+        attention=computable(model.attention),
+    )
+
+
+def load_trained(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
+    """A checkpoint or package.
+
+    Raises ValueError if its base model is not to be had, or is another one by its digest, or if its weights are not whole.
+    """
+    device = device or default_device()
+    reference = BaseReference.read(directory)
+    spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    base = None if needs_no_base(directory) else _same_base(reference)
+    own_tokenizer = directory / TOKENIZER
+    tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
+    return LoadedModel(
+        model=_model(directory, base, reference.model, spec, device).eval(),
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(tokenizer, reference.chat_format),
+        device=device,
+        attention=computable(reference.model.attention),
+        precision=spec.precision,
+        reference=reference,
+    )
+
+
+def base_of(reference: BaseReference) -> ModelSpec:
+    """The base model something was trained on, as it lies on this machine. Raises ValueError if it is not here."""
+    return _at(_same_base(reference), reference.model)
+
+
+def load_base_of(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
+    """The base model of a checkpoint or package, found as load_trained finds it, and scored at the same precision."""
+    reference = BaseReference.read(directory)
+    spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    base = load_base(base_of(reference), reference.chat_format, device=device)
+    return replace(base, precision=spec.precision)
+
+
+def package(checkpoint: Path, directory: Path) -> None:
+    """A checkpoint's files without its optimizer, and all that it needs beside its base model (none, if full).
+
+    What several workers wrote is put together, a few weights in memory at a time: a package loads by from_pretrained.
+    """
+    directory.mkdir(parents=True)
+    for name in (BASE_FILE, SPEC_FILE):
+        shutil.copy(checkpoint / name, directory)
+    base = _same_base(BaseReference.read(checkpoint))
+    load_tokenizer(base).save_pretrained(directory / TOKENIZER)
+    if (checkpoint / ADAPTER).is_dir():
+        shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
+        return
+    (directory / WEIGHTS).mkdir()
+    if (checkpoint / WEIGHTS / WEIGHTS_FILE).is_file():
+        shutil.copy(checkpoint / WEIGHTS / WEIGHTS_FILE, directory / WEIGHTS)
+    else:
+        stored = weights_of(checkpoint)
+        write_model(((name, stored.whole(name)) for name in stored.names), directory / WEIGHTS)
+    save_config(base, directory / WEIGHTS)
+
+
+def weights_of(checkpoint: Path) -> StoredTensors:
+    """Of a full fine-tune, whether one worker wrote them or several. Raises ValueError if they are not whole."""
+    return StoredTensors(sorted((checkpoint / WEIGHTS).glob("*.safetensors")))
+
+
+def check_stored(stored: StoredTensors, parameters: Mapping[str, nn.Parameter], source: Path) -> None:
+    """Raises ValueError if stored weights have other names or shapes than a model's parameters."""
+    shapes = {name: stored.shape(name) for name in stored.names}
+    wanted = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    check_same_weights(f"{source}: weights of another model, or not all of them", shapes, wanted)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def needs_no_base(directory: Path) -> bool:
+    """The package of a full fine-tune has all its weights and their configuration."""
+    return (directory / WEIGHTS / "config.json").exists()
+
+
+def _model(
+    directory: Path, base: Path | None, named: ModelSpec, spec: TrialSpec, device: torch.device
+) -> PreTrainedModel:
+    quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
+    try:
+        if base is None:
+            return _whole(directory, named, device)
+        model = load_base_model(_at(base, named), device=device, quantize=quantize)
+        return _adapted(model, directory) if isinstance(spec.method, LoraMethod) else _with_weights(model, directory)
+    except SafetensorError as error:
+        raise ValueError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
+
+
+def _adapted(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    adapted = load_adapter(base, directory / ADAPTER)
+    try:
+        # Where names are missing, peft leaves those adapters out, with a warning.
+        load_adapter_state(adapted, load_file(directory / ADAPTER / ADAPTER_FILE))
+    except ValueError as error:
+        raise ValueError(f"{directory / ADAPTER}: {error}") from None
+    return cast(PreTrainedModel, adapted)
+
+
+def _whole(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
+    """A package of a full fine-tune: needs no base model."""
+    return load_causal_lm(
+        directory / WEIGHTS, device=device, dtype=DTYPES[named.dtype], attn_implementation=computable(named.attention)
+    )
+
+
+def _with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """A checkpoint of a full fine-tune: each weight of its base model, replaced."""
+    stored = weights_of(directory)
+    parameters: dict[str, nn.Parameter] = dict(base.named_parameters())
+    check_stored(stored, parameters, directory / WEIGHTS)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored.whole(name))
+    return base
+
+
+def _same_base(reference: BaseReference) -> Path:
+    """Where the base model lies on this machine, proven by its digest."""
+    override = os.environ.get(BASE_OVERRIDE)
+    named = reference.model.model_copy(update={"path": override, "revision": None}) if override else reference.model
+    way_out = f"set {BASE_OVERRIDE} to a directory with the model of digest {reference.digest}"
+    try:
+        directory = resolve_model(named)
+    except ValueError as error:
+        raise ValueError(f"the base model this was trained on is not here: {error}; {way_out}") from None
+    found = model_digest(directory)
+    if found != reference.digest:
+        raise ValueError(f"the base model at {directory} is another one: its digest is {found}; {way_out}")
+    return directory
+
+
+def _at(directory: Path, named: ModelSpec) -> ModelSpec:
+    return named.model_copy(update={"path": str(directory), "revision": None})

@@ -1,0 +1,86 @@
+"""What text can reach of a model. Towers for pictures or sound take no part in a batch of text, and get no gradient.
+
+So they are neither trained nor adapted: DistributedDataParallel waits for the gradient of every parameter that is trained.
+Nothing here knows an architecture: a forward pass on tensors without content is followed back from its logits.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from components.models.meta_tensors import empty_model, replace_tensors
+
+TOKENS = 4
+_known: dict[str, frozenset[str]] = {}  # by configuration: asked for by every trial
+
+
+def unreached_parameters(config: PreTrainedConfig) -> frozenset[str]:
+    """Names of the parameters that the logits of a text do not depend on.
+
+    Empty where the model's code looks into its tensors, and so cannot be followed without weights (some experts' code).
+    """
+    key = config.to_json_string(use_diff=False)
+    if key not in _known:
+        _known[key] = _unreached(config)
+    return _known[key]
+
+
+def train_reached(base: PreTrainedModel) -> None:
+    """Every weight becomes trainable but those that no text reaches."""
+    unreached = unreached_parameters(base.config)
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_(name not in unreached)
+
+
+def unreached_modules(base: PreTrainedModel) -> list[str]:
+    """Names of the modules of which no text reaches a parameter, those inside of them too."""
+    unreached = unreached_parameters(base.config)
+    if not unreached:
+        return []
+    return [name for name, module in base.named_modules() if name and _is_unreached(name, module, unreached)]
+
+
+def unreached_towers(base: PreTrainedModel) -> list[str]:
+    """The outermost of unreached_modules: what people call a vision tower, a projector."""
+    names = unreached_modules(base)
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _is_unreached(name: str, module: nn.Module, unreached: frozenset[str]) -> bool:
+    inside = [f"{name}.{each}" for each, _ in module.named_parameters()]
+    return bool(inside) and unreached.issuperset(inside)
+
+
+def _unreached(config: PreTrainedConfig) -> frozenset[str]:
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config  # of a base that was quantized while it was loaded
+    model = empty_model(plain, dtype=torch.bfloat16, attention="eager").eval()
+    model.requires_grad_(True)
+    try:
+        with FakeTensorMode(), torch.device("cpu"), torch.enable_grad():
+            replace_tensors(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+            token_ids_BT = torch.zeros(1, TOKENS, dtype=torch.int64)
+            reached = {id(leaf) for leaf in _leaves(model(input_ids=token_ids_BT, use_cache=False).logits.grad_fn)}
+            return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in reached)
+    except RuntimeError:  # torch's errors for what depends on the content of tensors are all of this kind
+        return frozenset()
+
+
+def _leaves(root: Any) -> Iterator[torch.Tensor]:
+    """The parameters at the ends of an autograd graph."""
+    seen, waiting = {root}, [root]
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        following = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= following
+        waiting.extend(following)

@@ -1,0 +1,292 @@
+"""One step of a trial on tensors without content: what it will hold in memory, and compute, before anything is loaded.
+
+The trial's own code runs (adapters, attention, checkpointing, the loss with its chunks, the backward pass) under torch's
+FakeTensorMode, and every tensor is entered in a ledger when it is made and crossed out when it is freed. So nothing here
+knows an architecture, and what changes in the loop changes in the plan.
+
+What it cannot see is what a kernel takes for itself while it runs, and what an allocator keeps: components/planning/memory.py
+allows for those. CPU kernels are rehearsed; CUDA's save the same tensors (attention: q, k, v, output, log-sum-exp).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedConfig
+
+from components.data.batch import Batch
+from components.experiment.spec import ModelSpec, TrialSpec
+from components.models.meta_tensors import replace_tensors
+from components.planning.meta_model import PackedLinear, rehearsed_attention, skeleton
+from components.training.lm_head import decoder_and_head
+from components.training.loss import ScoredModel
+from components.training.trial_runner import set_gradient_checkpointing
+
+aten = torch.ops.aten
+FLASH = 1  # torch's number for attention that never holds the scores
+Kind = Literal["weights", "gradients", "weight casts", "activations", "logits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """The largest one of a trial on one worker. `accumulates`: a step has several, so gradients wait beside the next."""
+
+    rows: int
+    tokens: int
+    targets: int
+    accumulates: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The bytes of each kind at the moment when most was held."""
+
+    bytes: dict[Kind, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """Sizes in bytes, work in floating-point operations of one micro-batch, and of one batch of an evaluation.
+
+    trained_bytes: of the parameters that are trained. layer_parameters: of the largest block, which a sharded model
+    gathers; root_parameters: of all that is in no block (embeddings, head). `training` and `evaluation` hold the weights
+    too, `training` the gradients, but neither has an optimizer or a clean copy. whole_logits: why logits are computed at all
+    positions; empty where they are at scored ones only.
+    """
+
+    parameters: int
+    trained_parameters: int
+    trained_tensors: int
+    trained_bytes: int
+    weight_bytes: int
+    layer_parameters: int
+    root_parameters: int
+    training: Peak
+    evaluation: Peak
+    training_flops: int
+    evaluation_flops: int
+    whole_logits: str = ""
+
+
+def dry_run_step(
+    config: PreTrainedConfig,
+    model: ModelSpec,
+    spec: TrialSpec,
+    batch: MicroBatch,
+    *,
+    evaluated: MicroBatch | None = None,
+    synced: bool = False,
+) -> DryRun:
+    """Takes seconds, and next to no memory.
+
+    Args:
+        evaluated: the largest batch of an evaluation; by default as large as one of training.
+        synced: the gradients of a step's last micro-batch go into buckets that are there already, as with
+            DistributedDataParallel; the buckets themselves are not counted.
+
+    Raises:
+        ValueError: the model's own code asks what is in a tensor, so nothing can be known without running it.
+    """
+    trained = skeleton(config, spec.method, dtype=model.dtype_of(spec), attention=model.attention)
+    set_gradient_checkpointing(trained, spec)
+    try:
+        with FakeTensorMode():
+            replace_tensors(trained, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+            return _rehearsed(trained, spec, batch, evaluated or batch, synced, rehearsed_attention(model.attention))
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValueError(
+            f"model.path={model.path}: its code looks into its tensors ({error}), so a step cannot be rehearsed without"
+            " weights"
+        ) from None
+
+
+def _rehearsed(
+    trained: nn.Module,
+    spec: TrialSpec,
+    batch: MicroBatch,
+    evaluated: MicroBatch,
+    synced: bool,
+    attention: str,
+) -> DryRun:
+    ledger = MemTracker(evaluated)
+    with ledger:
+        for tensor, size in _weights(trained):
+            ledger.enter(tensor, "weights", size)
+        weight_bytes = ledger.held("weights")
+        ledger.vocabulary = int(decoder_and_head(trained)[1].weight.shape[0])
+        scored = ScoredModel(trained, precision=spec.precision, attention=attention, device=torch.device("cpu"))
+        scored.look_at_head()
+        scored.eval()
+        ledger.begin()
+        with torch.no_grad():
+            scored.losses(_fake_batch(evaluated))
+        evaluation, evaluation_flops = ledger.peak, ledger.flops
+        scored.train()
+        ledger.batch, fake = batch, _fake_batch(batch)
+        ledger.begin()
+        if batch.accumulates:
+            with _each_gradient(trained, ledger.is_gradient):
+                scored(fake).backward()
+            ledger.flops = 0
+        with _each_gradient(trained, _into_bucket if synced else ledger.is_gradient):
+            scored(fake).backward()
+    layers = max((_parameters(layer) for layer in _blocks(trained)), default=0)
+    mine = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    return DryRun(
+        parameters=_parameters(trained),
+        trained_parameters=sum(parameter.numel() for parameter in mine),
+        trained_tensors=len(mine),
+        trained_bytes=sum(parameter.nbytes for parameter in mine),
+        weight_bytes=weight_bytes,
+        layer_parameters=layers,
+        root_parameters=_parameters(trained) - sum(_parameters(layer) for layer in _blocks(trained)),
+        training=ledger.peak,
+        evaluation=evaluation,
+        training_flops=ledger.flops,
+        evaluation_flops=evaluation_flops,
+        whole_logits=scored.whole_logits or "",
+    )
+
+
+class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every storage that is alive, by kind; the fullest moment since `begin`; and the operations since then."""
+
+    def __init__(self, batch: MicroBatch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.batch = batch
+        self.vocabulary = 0
+        self._kinds: dict[int, tuple[Kind, int]] = {}
+        self._held: Counter[Kind] = Counter()
+        self.begin()
+
+    def begin(self) -> None:
+        self.flops = 0
+        self._most, self.peak = 0, Peak(bytes={})
+        self._look()
+
+    def enter(self, tensor: Tensor, kind: Kind, size: int | None = None) -> None:
+        """A tensor that is known already stays what it was."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._kinds:
+            return
+        self._kinds[key] = kind, storage.nbytes() if size is None else size
+        self._held[kind] += self._kinds[key][1]
+        weakref.finalize(storage, self._leave, key)
+        self._look()
+
+    def held(self, kind: Kind) -> int:
+        return self._held[kind]
+
+    def is_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        key = parameter.grad.untyped_storage()._cdata
+        kind, size = self._kinds[key]
+        self._held[kind] -= size
+        self._held["gradients"] += size
+        self._kinds[key] = "gradients", size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = self._answered(func, args)
+        if result is None:
+            result = func(*args, **kwargs)
+        operations = flop_registry.get(func._overloadpacket)
+        if operations is not None:
+            self.flops += operations(*args, **kwargs, out_val=result)
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        for tensor in made:
+            if tensor.untyped_storage()._cdata not in self._kinds:
+                self.enter(tensor, self._kind_of(func, args, tensor))
+        return result
+
+    def _answered(self, func: Any, args: Any) -> Any:
+        """What depends on the content of tensors, and is known here without it."""
+        if func is aten.nonzero.default and args[0].shape == (self.batch.rows, self.batch.tokens):
+            return torch.empty((self.batch.targets, 2), dtype=torch.int64)  # the scored positions
+        if func is aten._fused_sdp_choice.default:
+            return FLASH
+        if func is aten._grouped_mm.default:  # experts; torch's own answer for tensors without content knows bf16 only
+            left, right, ends = args[:3]
+            shape = (len(ends), left.shape[0], right.shape[1]) if right.dim() == 2 else (left.shape[0], right.shape[2])
+            self.flops += 2 * left.numel() * right.shape[-1]
+            return torch.empty(shape, dtype=left.dtype)
+        return None
+
+    def _kind_of(self, func: Any, args: Any, made: Tensor) -> Kind:
+        if func is aten._to_copy.default and self._is_weight(args[0]):
+            return "weight casts"
+        if made.dim() > 1 and made.shape[-1] == self.vocabulary:
+            return "logits"
+        return "activations"
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        kind, _ = self._kinds.get(tensor.untyped_storage()._cdata, (None, 0))
+        return kind == "weights"
+
+    def _leave(self, key: int) -> None:
+        kind, size = self._kinds.pop(key)
+        self._held[kind] -= size
+
+    def _look(self) -> None:
+        total = self._held.total()
+        if total > self._most:
+            self._most, self.peak = total, Peak(bytes=dict(self._held))
+
+
+@contextlib.contextmanager
+def _each_gradient(model: nn.Module, then: Callable[[Tensor], None]) -> Iterator[None]:
+    """Inside, `then` is called with each parameter whose gradient is complete."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles = [cast(Any, parameter).register_post_accumulate_grad_hook(then) for parameter in trained]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def _into_bucket(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """Every parameter and buffer once, with the bytes it takes where the model is real."""
+    for module in model.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            packed = isinstance(module, PackedLinear) and tensor is module.weight
+            yield tensor, cast(PackedLinear, module).stored_bytes if packed else tensor.nbytes
+
+
+def _fake_batch(batch: MicroBatch) -> Batch:
+    integers_BT = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64)
+    return Batch(
+        token_ids_BT=integers_BT,
+        labels_BT=integers_BT,
+        weights_BT=torch.zeros(batch.rows, batch.tokens),
+        position_ids_BT=integers_BT,
+        segment_ids_BT=integers_BT,
+    )
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder's layers: the longest list of modules in it."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=_parameters, default=[]))
+
+
+def _parameters(model: nn.Module | nn.ModuleList) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,85 @@
+"""A model without its weights: its modules and shapes, exactly, from a configuration alone."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from components.experiment.spec import FullMethod, LoraMethod
+from components.models.adapters import attach_lora
+from components.models.base.load import DTYPES, Quantize
+from components.models.meta_tensors import empty_model
+from components.models.modality_towers import train_reached
+
+# Of one weight. nf4 with doubly quantized scales: 4 bits, 8 bits for each 64 weights, 32 for each 64 x 256.
+BYTES_PACKED = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+
+
+def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype: str, attention: str) -> nn.Module:
+    """What ReusableBase.begin gives for this method, on the meta device: no memory is taken, nothing can be computed.
+
+    Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
+    """
+    base = empty_model(config, dtype=DTYPES[dtype], attention=rehearsed_attention(attention))
+    with torch.device("meta"):
+        base.config.use_cache = False
+        if isinstance(method, LoraMethod):
+            if method.quantize is not None:
+                _pack(base, method.quantize, DTYPES[dtype])
+            return cast(nn.Module, attach_lora(base, method).train())
+    train_reached(base)
+    return cast(nn.Module, base.train())
+
+
+def rehearsed_attention(attention: str) -> str:
+    """What stands for it on a machine without its package or a GPU: the modules are the same, and so is what they keep."""
+    return "sdpa" if attention == "flash_attention_2" else attention
+
+
+class PackedLinear(nn.Linear):
+    """Stands for bitsandbytes' quantized layers, of which there is no version without weights.
+
+    Like theirs it unpacks its weight anew in the forward and in the backward pass. Its parameter has the weight's shape,
+    but takes `stored_bytes`.
+    """
+
+    def __init__(self, linear: nn.Linear, quantize: str, dtype: torch.dtype) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = nn.Parameter(torch.empty_like(linear.weight, dtype=torch.uint8), requires_grad=False)
+        self.bias = linear.bias
+        self.compute_dtype, self.keeps_input = dtype, quantize == "int8"
+        self.stored_bytes = round(self.weight.numel() * BYTES_PACKED[quantize])
+
+    def forward(self, input: Tensor) -> Tensor:
+        unpacked = input if self.keeps_input else input.to(self.compute_dtype)
+        return cast(Tensor, _Unpacked.apply(unpacked, self)).to(input.dtype)  # type: ignore[no-untyped-call]
+
+
+class _Unpacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(*([input] if layer.keeps_input else []))
+        return F.linear(input, _unpack(layer, input), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ _unpack(ctx.layer, gradients[0]), None
+
+
+def _unpack(layer: PackedLinear, like: Tensor) -> Tensor:
+    return torch.empty(layer.weight.shape, dtype=like.dtype, device=like.device)
+
+
+def _pack(base: PreTrainedModel, quantize: Quantize, dtype: torch.dtype) -> None:
+    """The linear layers that transformers would have quantized: all but the head and what is tied to it."""
+    assert quantize is not None
+    kept = set(get_keys_to_not_convert(base))
+    for name, module in list(base.named_modules()):
+        if type(module) is nn.Linear and name not in kept:
+            base.set_submodule(name, PackedLinear(module, quantize, dtype))

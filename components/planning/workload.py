@@ -1,0 +1,101 @@
+"""How much work a trial is, known from its prepared data: the largest batches, and all tokens that are computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from components.data.collate import MULTIPLE
+from components.data.sampler import Row, StepSampler, micro_batches
+from components.data.token_store import TokenStore
+from components.experiment.spec import AshaSpec, BudgetSpec, Scheduler, TrialSpec
+from components.planning.dry_run import MicroBatch
+from components.training.evaluate import batches_by_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Of a whole trial, over all its workers. Tokens are those that are computed, padding counted.
+
+    batch, evaluated: the largest of training and of an evaluation. largest_step: where in the first epoch the former
+    stands; tokens_in_step: that step's, over all workers.
+    """
+
+    batch: MicroBatch
+    evaluated: MicroBatch
+    largest_step: int
+    tokens_in_step: int
+    target_tokens: int
+    trained_tokens: int
+    evaluated_tokens: int
+
+
+def workload(train: TokenStore, held_out: TokenStore, spec: TrialSpec, *, max_tokens: int, workers: int) -> Workload:
+    """The first epoch stands for all: every one has the same conversations, in another order."""
+    sampler = StepSampler(train.lengths, spec.batch, max_tokens=max_tokens, seed=spec.seed)
+    budget = spec.budget.in_target_tokens(train.total_targets)
+    per_worker = [list(_shares(rows, spec, workers)) for rows in sampler.plan(0)]
+    sized = [[_size(train, rows) for rows in shares] for shares in per_worker]
+    largest = max(range(len(sized)), key=lambda step: max(batch.rows * batch.tokens for batch in sized[step]))
+    everything = [batch for step in sized for batch in step]
+    biggest = max(sized[largest], key=lambda batch: batch.rows * batch.tokens)
+    evaluations = list(_evaluations(held_out, spec.batch.rows_per_micro_batch * max_tokens))
+    return Workload(
+        batch=MicroBatch(
+            rows=biggest.rows,
+            tokens=biggest.tokens,
+            targets=max(batch.targets for batch in everything),
+            accumulates=max(len(step) for step in sized) > workers,
+        ),
+        evaluated=max(evaluations, key=lambda batch: batch.rows * batch.tokens),
+        largest_step=largest,
+        tokens_in_step=sum(batch.rows * batch.tokens for batch in sized[largest]),
+        target_tokens=budget,
+        trained_tokens=round(sum(b.rows * b.tokens for b in everything) * budget / train.total_targets),
+        evaluated_tokens=sum(b.rows * b.tokens for b in evaluations) * spec.budget.evaluations,
+    )
+
+
+def trials_worth(scheduler: Scheduler, budget: BudgetSpec, target_tokens: int, trials: int) -> tuple[float, float]:
+    """How many whole trials' work a branch of `trials` is: if each rung passes one in reduction_factor, and if it passes all.
+
+    The best of a bracket passes every rung: in a bracket of its own a branch keeps at least one trial, in a shared one its
+    share of what passes need not be a whole trial. Which of the two comes near is the losses' affair: where trials get
+    better with the time they start, all pass.
+    """
+    if not isinstance(scheduler, AshaSpec):
+        return float(trials), float(trials)
+    distance = target_tokens / budget.evaluations
+    worth, running, spent = 0.0, float(trials), 0.0
+    for rung in scheduler.rungs(target_tokens, budget.evaluations):
+        stops = min(1.0, math.ceil(rung / distance - 1e-9) * distance / target_tokens)  # a trial stops at a report only
+        worth += running * max(0.0, stops - spent)
+        passing = running / scheduler.reduction_factor
+        running, spent = math.ceil(passing) if scheduler.brackets == "per_branch" else passing, max(spent, stops)
+    return worth + running * (1.0 - spent), float(trials)
+
+
+def _shares(rows: list[Row], spec: TrialSpec, workers: int) -> Iterator[list[Row]]:
+    for rank in range(workers):
+        yield from micro_batches(
+            rows, worker_rank=rank, worker_count=workers, rows_per_micro_batch=spec.batch.rows_per_micro_batch
+        )
+
+
+def _size(store: TokenStore, rows: Sequence[Row]) -> MicroBatch:
+    """As collate lays it out."""
+    longest = max((sum(int(store.lengths[index]) for index in row) for row in rows), default=1)
+    return MicroBatch(
+        rows=max(1, len(rows)),
+        tokens=max(MULTIPLE, -(-longest // MULTIPLE) * MULTIPLE),
+        targets=max(1, sum(int(store.num_targets[index]) for row in rows for index in row)),
+    )
+
+
+def _evaluations(store: TokenStore, most_tokens: int) -> Iterator[MicroBatch]:
+    longest_first = [int(index) for index in np.argsort(-store.lengths, kind="stable")]
+    for rows in batches_by_length(store.lengths, longest_first, most_tokens):
+        yield _size(store, rows)

@@ -1,0 +1,233 @@
+"""Plain records of what happens to trials: the only thing cluster/, tracking/ and reports/ tell each other.
+
+A search is a stream of TrialEvents. Each is JSON on one line of the journal; `replay` turns any stream, replays and
+duplicates included, into the present state of every trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.experiment.spec import TrialSpec
+
+TrialState = Literal["running", "completed", "stopped", "failed"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class StepMetrics(Record):
+    """One optimizer step. `loss` is nats per target of this step; `seconds` is training time since the trial began."""
+
+    step: int
+    target_tokens: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    time: float = Field(description="Unix seconds at its end, by the first worker's clock.")
+
+
+class Progress(Record):
+    """One report: the trial has trained up to here, was evaluated, and (with `checkpoint`) can be resumed from here."""
+
+    step: int
+    target_tokens: int = Field(description="Targets trained on so far, over all workers and epochs.")
+    epoch: float
+    train_loss: float = Field(description="Nats per target since the report before.")
+    eval_loss: float = Field(description="Nats per target over the whole eval split, exact over workers.")
+    eval_num_targets: int
+    tokens_per_second: float = Field(
+        description="All tokens, padding excluded, over all workers, since the report before."
+    )
+    seconds: float = Field(description="Training time since the trial began, evaluation and waiting excluded.")
+    workers: int = Field(1, description="How many trained it when it reported; an elastic trial's number changes.")
+    worker_seconds: float = Field(0.0, description="`seconds` of every worker: GPU-seconds where a worker is a GPU.")
+    steps: tuple[StepMetrics, ...] = ()
+    checkpoint: str | None = None
+    done: bool = False
+    diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
+
+
+class Interim(Record):
+    """A checkpoint between two reports: the trial was interrupted here, and can be resumed as if it had not been."""
+
+    step: int
+    checkpoint: str
+
+
+class TrialStarted(Record):
+    event: Literal["started"] = "started"
+    trial_id: str
+    number: int = Field(description="1, 2, ... in the order of sampling.")
+    branch: str
+    spec: TrialSpec
+    workers: int
+    varied: dict[str, object] = Field(description="What the search drew: dotted path -> value.")
+    parent: str | None = Field(None, description="The trial this one was cloned from.")
+    warm_from: str | None = Field(None, description="The checkpoint of its parent whose weights it began with.")
+    time: float = Field(description="Unix seconds.")
+
+
+class TrialProgressed(Record):
+    event: Literal["progressed"] = "progressed"
+    trial_id: str
+    progress: Progress
+    slot: str = Field(description="Where it ran; a slot serves one trial after another.")
+    node: str | None = Field(None, description="The first worker's: IP address and Ray's id.")
+    time: float
+
+
+class TrialEnded(Record):
+    event: Literal["ended"] = "ended"
+    trial_id: str
+    state: TrialState = Field(description="completed: whole budget; stopped: by the scheduler; failed: see reason.")
+    reason: str = ""
+    time: float
+
+
+class Stop(Record):
+    """The trial shall end after the step it is at, with a report."""
+
+    kind: Literal["stop"] = "stop"
+
+    @property
+    def done(self) -> str:
+        return "stopped"
+
+
+class Extension(Record):
+    """A new budget, for what the trial trains from a step on.
+
+    The step makes it repeatable: a trial that goes on from a checkpoint knows whether the budget was this one already.
+    """
+
+    kind: Literal["extend"] = "extend"
+    target_tokens: int = Field(description="The whole budget from then on.")
+    from_step: int = Field(description="Stretches that begin at this step or later have it.")
+
+    @property
+    def done(self) -> str:
+        return f"extended to {self.target_tokens:,} target tokens"
+
+
+class Clone(Record):
+    """A new trial of the search, made from this one with changes."""
+
+    kind: Literal["clone"] = "clone"
+    trial_id: str
+    number: int
+    branch: str
+    spec: TrialSpec
+    varied: dict[str, object]
+    warm_from: str | None = Field(None, description="A checkpoint whose weights it begins with.")
+
+    @property
+    def done(self) -> str:
+        return f"cloned as trial {self.number}" + (" with its weights" if self.warm_from else "")
+
+
+class TrialInstructed(Record):
+    """A person told the running search what to do with a trial, and the search will."""
+
+    event: Literal["instructed"] = "instructed"
+    trial_id: str
+    instruction: Annotated[Stop | Extension | Clone, Field(discriminator="kind")]
+    request_id: str
+    by: str = Field(description="user@host")
+    time: float
+
+    @property
+    def sentence(self) -> str:
+        """E.g. `extended to 3,000 target tokens by ann@desk`."""
+        return f"{self.instruction.done} by {self.by}"
+
+
+TrialEvent = TrialStarted | TrialProgressed | TrialEnded | TrialInstructed
+
+
+class TrialHistory(Record):
+    """All that is known of one trial. `reports` are ordered by step, one per step, the last one told wins."""
+
+    started: TrialStarted
+    reports: tuple[Progress, ...] = ()
+    instructions: tuple[TrialInstructed, ...] = ()
+    state: TrialState = "running"
+    reason: str = ""
+    ended_at: float | None = None
+
+    @property
+    def trial_id(self) -> str:
+        return self.started.trial_id
+
+    @property
+    def last(self) -> Progress | None:
+        return self.reports[-1] if self.reports else None
+
+    @property
+    def best(self) -> Progress | None:
+        """The report with the lowest eval loss among those that left a checkpoint."""
+        return best_report(self.reports)
+
+    @property
+    def stop(self) -> TrialInstructed | None:
+        """Who wants it to end, if anybody does."""
+        return next((told for told in self.instructions if isinstance(told.instruction, Stop)), None)
+
+    @property
+    def extensions(self) -> tuple[Extension, ...]:
+        return tuple(told.instruction for told in self.instructions if isinstance(told.instruction, Extension))
+
+    @property
+    def clones(self) -> tuple[Clone, ...]:
+        return tuple(told.instruction for told in self.instructions if isinstance(told.instruction, Clone))
+
+    def budget(self, planned: int) -> int:
+        """In target tokens, extensions included. `planned` is what every trial of the search was given."""
+        return max([planned, *(extension.target_tokens for extension in self.extensions)])
+
+
+def best_report(reports: Iterable[Progress]) -> Progress | None:
+    """Of those with a checkpoint. A loss that is not finite is no loss, and NaN compares with nothing."""
+    known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.eval_loss)]
+    return min(known, key=lambda report: report.eval_loss, default=None)
+
+
+def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:
+    """The budget, in target tokens, of a stretch that begins at a step."""
+    return max([planned, *(given.target_tokens for given in extensions if given.from_step <= step)])
+
+
+def apply_event(known: TrialHistory | None, record: TrialEvent) -> TrialHistory:
+    """A trial's state once this is known too. A trial that starts again after an end is running again."""
+    if isinstance(record, TrialStarted):
+        if known is None:
+            return TrialHistory(started=record)
+        return known.model_copy(update={"state": "running", "reason": "", "ended_at": None})
+    if known is None:
+        raise ValueError(f"trial {record.trial_id} is reported before it started")
+    if isinstance(record, TrialProgressed):
+        reports = {report.step: report for report in known.reports} | {record.progress.step: record.progress}
+        return known.model_copy(update={"reports": tuple(reports[step] for step in sorted(reports))})
+    if isinstance(record, TrialInstructed):
+        told = {told.request_id: told for told in known.instructions} | {record.request_id: record}
+        return known.model_copy(update={"instructions": tuple(told.values())})
+    return known.model_copy(update={"state": record.state, "reason": record.reason, "ended_at": record.time})
+
+
+def num_clones(histories: Iterable[TrialHistory]) -> int:
+    """Trials that people have asked for, beside those that were drawn, whether or not they have started."""
+    return sum(len(history.clones) for history in histories)
+
+
+def replay(records: Iterable[TrialEvent]) -> dict[str, TrialHistory]:
+    """Present state by trial id, in order of first start."""
+    histories: dict[str, TrialHistory] = {}
+    for record in records:
+        histories[record.trial_id] = apply_event(histories.get(record.trial_id), record)
+    return histories

@@ -1,0 +1,59 @@
+"""The trials of one search as its events tell them: the one place that holds their state.
+
+The journal, the MLflow sync, the live view, the gauges and the checkpoint retention subscribe to the events; whoever
+wants to know how a trial stands asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from components.records.events import TrialEvent, TrialHistory, apply_event, num_clones
+
+Subscriber = Callable[[TrialEvent], None]
+
+
+class TrialHistories(Mapping[str, TrialHistory]):
+    """Trial id -> history, in order of first start. Used by one thread, the driver's.
+
+    Args:
+        events: what is already known, e.g. the journal of a search that is resumed. Subscribers are not told of these.
+    """
+
+    def __init__(self, events: Iterable[TrialEvent] = ()) -> None:
+        self._histories: dict[str, TrialHistory] = {}
+        self._subscribers: list[Subscriber] = []
+        for event in events:
+            self._apply(event)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Subscribers are called in the order of their subscription: the journal is the first."""
+        self._subscribers.append(subscriber)
+
+    def record(self, event: TrialEvent) -> TrialHistory:
+        """Tells every subscriber, once the state of its trial is known. Returns that state.
+
+        Raises ValueError for an event of a trial that never started, before anybody is told.
+        """
+        history = self._apply(event)
+        for subscriber in self._subscribers:
+            subscriber(event)
+        return history
+
+    @property
+    def num_clones(self) -> int:
+        return num_clones(self.values())
+
+    def __getitem__(self, trial_id: str) -> TrialHistory:
+        return self._histories[trial_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._histories)
+
+    def __len__(self) -> int:
+        return len(self._histories)
+
+    def _apply(self, event: TrialEvent) -> TrialHistory:
+        history = apply_event(self._histories.get(event.trial_id), event)
+        self._histories[event.trial_id] = history
+        return history

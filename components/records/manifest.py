@@ -1,0 +1,41 @@
+"""What a search was asked for: search.json in its folder."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.experiment.spec import ExperimentSpec
+from components.storage.base import Folder
+
+MANIFEST = "search.json"
+
+
+LAYOUT = 3  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
+
+
+class SearchManifest(BaseModel):
+    """What a search was asked for. `finished` is set when all its trials have ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search_id: str
+    experiment: ExperimentSpec
+    created: float
+    prepared: str
+    budget: int | None = Field(None, description="Of each trial, in target tokens; searches of old do not say.")
+    finished: bool = False
+    layout: int = Field(1, description="LAYOUT of the code that began it.")
+
+    def write(self, folder: Folder) -> None:
+        folder.write_text(MANIFEST, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Folder) -> SearchManifest:
+        return cls.model_validate_json(folder.read_text(MANIFEST))
+
+
+def searches_in(folder: Folder) -> list[SearchManifest]:
+    """All searches of an experiment's folder, oldest first."""
+    searches = [folder / name for name in folder.names()]
+    manifests = [SearchManifest.read(search) for search in searches if search.has(MANIFEST)]
+    return sorted(manifests, key=lambda manifest: manifest.created)

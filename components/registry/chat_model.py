@@ -1,0 +1,139 @@
+"""The registered model as MLflow runs it: OpenAI chat messages in, a chat completion out.
+
+MLflow reads this file from inside the version ("models from code"), with components/ beside it, wherever it is loaded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import set_model
+from mlflow.pyfunc import ChatModel
+from mlflow.types.llm import (
+    ChatChoice,
+    ChatChoiceDelta,
+    ChatChunkChoice,
+    ChatCompletionChunk,
+    ChatCompletionResponse,
+    ChatMessage,
+    ChatParams,
+    FunctionToolCallArguments,
+    TokenUsageStats,
+    ToolCall,
+)
+
+from components.conversations.messages import Message
+from components.conversations.openai_messages import messages_of, openai_call
+from components.inference.generate import Reply, reply_to, stream_reply
+from components.models.load_trained import LoadedModel, load_trained
+from components.registry.weightless_save import is_being_saved
+
+PACKAGE = "package"
+MODEL = "turnwise"
+MAX_TOKENS = 256  # where a request does not say
+NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
+
+
+class PackagedChatModel(ChatModel):  # type: ignore[misc]
+    """Answers with the assistant's next message, and refuses what it cannot honor.
+
+    temperature (0 is greedy; MLflow sends 1 where a request says nothing), top_p, max_tokens and tools are honored. Tools
+    whose schemas hold more than MLflow's types do ($defs, default, objects in objects) go into
+    custom_inputs: {"tools": [...]}.
+    """
+
+    loaded: LoadedModel
+
+    def load_context(self, context: Any) -> None:
+        if is_being_saved():
+            return
+        self.loaded = load_trained(Path(context.artifacts[PACKAGE]))
+
+    def predict(self, context: Any, messages: list[ChatMessage], params: ChatParams) -> ChatCompletionResponse:
+        if is_being_saved():
+            return ChatCompletionResponse(choices=[], model=MODEL)
+        reply = reply_to(self.loaded, _messages(messages), **_settings(params))
+        message = ChatMessage(role="assistant", content=reply.message.content, tool_calls=_tool_calls(reply.message))
+        choice = ChatChoice(message=message, finish_reason=reply.finish_reason)
+        return ChatCompletionResponse(choices=[choice], usage=_usage(reply), model=MODEL)
+
+    def predict_stream(
+        self, context: Any, messages: list[ChatMessage], params: ChatParams
+    ) -> Iterator[ChatCompletionChunk]:
+        """Words as they are made; tool calls whole, with the last chunk."""
+        pieces = stream_reply(self.loaded, _messages(messages), only_words=True, **_settings(params))
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as ended:
+                reply: Reply = ended.value
+                break
+            yield _chunk(ChatChoiceDelta(content=piece))
+        delta = ChatChoiceDelta(content="", tool_calls=_tool_calls(reply.message))
+        yield _chunk(delta, finish_reason=reply.finish_reason, usage=_usage(reply))
+
+
+def _chunk(
+    delta: ChatChoiceDelta, finish_reason: str | None = None, usage: TokenUsageStats | None = None
+) -> ChatCompletionChunk:
+    return ChatCompletionChunk(
+        choices=[ChatChunkChoice(delta=delta, finish_reason=finish_reason)], usage=usage, model=MODEL
+    )
+
+
+def _usage(reply: Reply) -> TokenUsageStats:
+    return TokenUsageStats(
+        prompt_tokens=reply.prompt_tokens,
+        completion_tokens=reply.new_tokens,
+        total_tokens=reply.prompt_tokens + reply.new_tokens,
+    )
+
+
+def _tool_calls(message: Message) -> list[ToolCall] | None:
+    """Each with an id of its own, by which a tool message may answer it."""
+    calls = [openai_call(call) for call in message.tool_calls]
+    return [FunctionToolCallArguments(name, arguments).to_tool_call() for name, arguments in calls] or None
+
+
+def _settings(params: ChatParams) -> dict[str, Any]:
+    refused = [name for name in NOT_HONORED if getattr(params, name)] + (["n"] if params.n != 1 else [])
+    if refused:
+        raise ValueError(f"{', '.join(refused)}: not supported; leave it out")
+    return {
+        "max_new_tokens": params.max_tokens or MAX_TOKENS,
+        "temperature": params.temperature,
+        "top_p": 1.0 if params.top_p is None else params.top_p,
+        "tools": _tools(params),
+    }
+
+
+def _tools(params: ChatParams) -> list[dict[str, Any]]:
+    custom = params.custom_inputs or {}
+    if odd := sorted(custom.keys() - {"tools"}):
+        raise ValueError(f"custom_inputs: {', '.join(odd)}: not supported; it may hold tools")
+    if "tools" not in custom:
+        return [tool.to_dict() for tool in params.tools or ()]
+    tools = custom["tools"]
+    if params.tools or not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError("custom_inputs: tools must be a list of objects, and there can be no other tools beside them")
+    return tools
+
+
+def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    if not messages:
+        raise ValueError("messages: empty; the last one should be the user's question")
+    return messages_of([message.to_dict() for message in messages])
+
+
+def offer() -> None:
+    """Makes a model that holds no weights yet the one MLflow will load."""
+    with warnings.catch_warnings():
+        # MLflow would rather see a ResponsesAgent, which does not speak chat completions; a version pins its MLflow.
+        warnings.simplefilter("ignore", FutureWarning)
+        set_model(PackagedChatModel())
+
+
+offer()

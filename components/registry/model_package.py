@@ -1,0 +1,45 @@
+"""A package as an MLflow model: the files that are uploaded and become a version."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.pyfunc
+
+import components
+from components.registry.chat_model import PACKAGE
+from components.registry.weightless_save import without_weights
+
+SERVED_BY = (  # what a version needs where it is served, as installed here
+    "mlflow",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "safetensors",
+    "sentencepiece",
+    "gguf",
+    "pydantic",
+    "numpy",
+    "jinja2",
+)
+
+
+def save_packaged(package_folder: Path, target: Path) -> None:
+    """An MLflow model of plain files: the package, this code, a signature and an example. No weights are loaded."""
+    code = Path(components.__path__[0])
+    with without_weights():
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(code / "registry" / "chat_model.py"),
+            artifacts={PACKAGE: str(package_folder)},
+            code_paths=[str(code)],
+            input_example={
+                "messages": [{"role": "user", "content": "Who are you?"}],
+                "max_tokens": 16,
+                "temperature": 0.0,
+            },
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
+        )

@@ -1,0 +1,67 @@
+"""Held-out questions that are asked of candidate and base side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from typing_extensions import TypedDict
+
+from components.conversations.messages import Message
+from components.conversations.openai_messages import messages_of
+
+FORM = '{"messages": [{"role": "user", "content": "..."}], "expect": "a word"}'
+
+
+class Turn(TypedDict):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Probe(BaseModel):
+    """A question, with what was said before it, and a word its answer should hold."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages: tuple[Turn, ...]
+    expect: str | None = None
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        last = self.messages[-1]["role"] if self.messages else "nobody"
+        if last != "user":
+            raise ValueError(f'the last message is from "{last}", and must be the user\'s question')
+        return self
+
+    def conversation(self) -> list[Message]:
+        return messages_of(self.messages)
+
+
+def load_probes(path: Path) -> tuple[Probe, ...]:
+    """From a JSONL file. Raises ValueError with all that is wrong with it."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"registry.probes={path}: cannot be read: {error}") from None
+    probes: list[Probe] = []
+    problems: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                probes.append(Probe.model_validate_json(line))
+        except ValidationError as error:
+            problems.extend(f"  line {number}: {text}" for text in _texts(error))
+    if problems:
+        raise ValueError("\n".join([f"registry.probes={path}: each line must look like {FORM}", *problems]))
+    if not probes:
+        raise ValueError(f"registry.probes={path}: holds no probe; each line must look like {FORM}")
+    return tuple(probes)
+
+
+def _texts(error: ValidationError) -> Iterator[str]:
+    for finding in error.errors(include_url=False):
+        place = ".".join(map(str, finding["loc"]))
+        text = str(finding["msg"]).removeprefix("Value error, ")
+        yield f"{place}: {text}" if place else text

@@ -1,0 +1,50 @@
+"""Is one model truly better than another on the held-out conversations, or is it luck? No MLflow in here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+from components.data.split_membership import fraction_that_holds_out, mark_of
+from components.experiment.spec import DataSpec
+from components.inference.comparison import Verdict, number_needed
+from components.registry.probes import Probe
+
+if TYPE_CHECKING:
+    # It imports what renders, and so torch, without which reports are read.
+    from components.data.prepare import PreparedDataset
+
+
+class RegistryResult(BaseModel):
+    """What became of a candidate. `promoted`: it holds the alias now."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    alias: str
+    promoted: bool
+    reason: str
+    verdicts: tuple[Verdict, ...]
+    probes: tuple[Probe, ...]
+    base_answers: tuple[str, ...]
+    candidate_answers: tuple[str, ...]
+    base_loss: float
+    candidate_loss: float
+
+
+def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:
+    """Why the gate will promote no candidate that is judged on this data, and the way out; None if it may."""
+    held_out, needed = len(dataset.eval), number_needed(dataset.eval.num_targets)
+    if held_out >= needed:
+        return None
+    fraction = None
+    if data.eval is None and dataset.train.keys is not None and dataset.eval.keys is not None:
+        marks = [mark_of(keys, data.split_seed) for keys in (*dataset.train.keys, *dataset.eval.keys)]
+        fraction = fraction_that_holds_out(needed, marks)
+    way_out = "add conversations, or give data.eval" if data.eval is None else "add conversations to data.eval"
+    return (
+        f"{held_out} conversations held out are too few to tell a better model: the gate needs {needed} like these and will"
+        f" promote none; {f'data.eval_fraction={fraction} would do' if fraction is not None else way_out}"
+    )

@@ -1,0 +1,33 @@
+"""Facts that are found out about a registered version later, kept on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+
+from components.tracking.mlflow_client import MLFLOW_ERRORS, open_store, reason_of
+
+SCHEME = "models:/"
+
+
+def tag_version(model_uri: str, tags: Mapping[str, str], uri: str) -> str:
+    """Sets tags on models:/NAME/VERSION or models:/NAME@ALIAS. Returns the version's number.
+
+    Raises ValueError if MLflow does not take them.
+    """
+    try:
+        return _tag(open_store(uri), model_uri, tags)
+    except MLFLOW_ERRORS as error:
+        raise ValueError(f"{model_uri}: MLflow did not take the tags {dict(tags)}: {reason_of(error)}") from None
+
+
+def _tag(client: MlflowClient, model_uri: str, tags: Mapping[str, str]) -> str:
+    name, at, alias = model_uri.removeprefix(SCHEME).partition("@")
+    if at:
+        version = str(client.get_model_version_by_alias(name, alias).version)
+    else:
+        name, _, version = name.partition("/")
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    return version

@@ -1,0 +1,20 @@
+"""One self-contained page about a search: verdict, leaderboard, curves, answers. It loads nothing from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from components.reports.leaderboard import hyperparameters
+from components.reports.summary import SearchSummary
+
+PAGE = Path(__file__).with_name("html_page.html.jinja")
+
+
+def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
+    """HTML. `curves` is an SVG picture, `command` is how to run the search again."""
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
+    return template.render(
+        summary=summary, command=command, hyperparameters=hyperparameters, curves=curves[curves.index("<svg") :]
+    )

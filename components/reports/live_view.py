@@ -1,0 +1,110 @@
+"""What a search is doing, while it does it: a table that renews itself; without a terminal, a line per event."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from components.records.events import (
+    TrialEnded,
+    TrialEvent,
+    TrialHistory,
+    TrialInstructed,
+    TrialProgressed,
+    TrialStarted,
+    apply_event,
+    num_clones,
+)
+from components.reports.leaderboard import best_loss, hyperparameters, leaderboard, origin, share_spent
+
+REFRESHES_PER_SECOND = 2
+
+
+class LiveView:
+    """Told every TrialEvent by `show`, from any thread. A context manager: the table stands while it is open."""
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        planned: int,
+        budget: int,
+        known: dict[str, TrialHistory] | None = None,
+        began: float | None = None,
+    ) -> None:
+        """
+        Args:
+            planned: how many trials the search set out with; clones come on top.
+            budget: of each, in target tokens.
+            known: what the journal of a resumed search holds.
+            began: Unix seconds from which time is counted; by default now.
+        """
+        self.console, self._drawn, self.budget = console, planned, budget
+        self.histories: dict[str, TrialHistory] = dict(known or {})
+        self._began = began or time.time()
+        self._live = Live(
+            console=console, get_renderable=self._renderable, refresh_per_second=REFRESHES_PER_SECOND, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    @property
+    def planned(self) -> int:
+        """How many trials there will be."""
+        return self._drawn + num_clones(list(self.histories.values()))
+
+    @property
+    def elapsed(self) -> float:
+        return max(0.0, time.time() - self._began)
+
+    def show(self, record: TrialEvent) -> None:
+        history = self.histories[record.trial_id] = apply_event(self.histories.get(record.trial_id), record)
+        if not self.console.is_terminal:
+            self.console.print(self._line(record, history), soft_wrap=True)
+
+    def _renderable(self) -> RenderableType:
+        histories = list(self.histories.values())  # the search adds to it while this thread draws
+        return Group(Text(self._summary(histories), style="dim"), leaderboard(histories, budget=self.budget))
+
+    def _summary(self, histories: list[TrialHistory]) -> str:
+        states = [history.state for history in histories]
+        ended = sum(state != "running" for state in states)
+        best = min(histories, key=best_loss, default=None)
+        leader = f", best so far trial {best.started.number}" if best and best.best else ""
+        waiting = self.planned - len(states)
+        minutes, seconds = divmod(int(self.elapsed), 60)
+        return (
+            f"{ended} of {self.planned} ended, {len(states) - ended} running, {waiting} waiting{leader}"
+            f", {minutes}:{seconds:02}"
+        )
+
+    def _line(self, record: TrialEvent, history: TrialHistory) -> str:
+        head = f"[{self.elapsed:5.0f} s] trial {history.started.number}/{self.planned} {history.started.branch}"
+        match record:
+            case TrialStarted():
+                numbers = {trial_id: known.started.number for trial_id, known in self.histories.items()}
+                about = [origin(history, numbers), hyperparameters(record.varied)]
+                return f"{head} started: {', '.join(filter(None, about))}"
+            case TrialProgressed(progress=progress):
+                spent = f"{progress.target_tokens:,} target tokens ({share_spent(history, self.budget)})"
+                return (
+                    f"{head} {spent}, train loss {progress.train_loss:.4f}, eval loss {progress.eval_loss:.4f},"
+                    f" {progress.tokens_per_second:.0f} tokens/s"
+                )
+            case TrialEnded(state=state, reason=reason):
+                return f"{head} {state}" + (f": {reason}" if reason else "")
+            case TrialInstructed():
+                return f"{head} {record.sentence}"

@@ -1,0 +1,312 @@
+"""MLflow runs of a search, filled from its journal: one run for the search, one child run for each trial, for ever.
+
+Runs are found again by tag, so a search that is resumed (even from another machine) writes on in the same ones. A run
+that was found is asked what it has before more is written: a step that was trained twice, before and after a failure,
+has another time the second time, and the store would keep both points. The first one told stays.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+from components.experiment.spec import ExperimentSpec
+from components.records.events import (
+    Clone,
+    Extension,
+    Progress,
+    TrialEnded,
+    TrialEvent,
+    TrialInstructed,
+    TrialProgressed,
+    TrialStarted,
+)
+from components.tracking.mlflow_client import experiment_id, without_secrets
+
+SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
+STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
+SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
+TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
+NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
+BEST_LOSS = "eval/best_loss"
+MAX_CHARACTERS = 500
+LIBRARIES = ("torch", "transformers", "peft", "ray", "mlflow", "bitsandbytes", "optuna")
+STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
+    "failed": "FAILED",
+    "no trial succeeded": "FAILED",
+    "not proven": "FAILED",
+    "interrupted": "KILLED",
+    "terminated": "KILLED",
+}
+
+
+@dataclass(slots=True)
+class _TrialRun:
+    """What is known of a trial's run. `points` is what it has, by metric and step; None until it was asked."""
+
+    run_id: str
+    best_loss: float = math.inf
+    points: set[tuple[str, int]] | None = None
+
+
+class SearchRuns:
+    """Writes one search's records to MLflow. Any method may raise what MLflow raises.
+
+    After an error nobody knows what has arrived: make a new one, which asks.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        uri: str,
+        experiment: ExperimentSpec,
+        search_id: str,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
+        """`facts` are tags of all runs that are written to: where else the search can be looked at."""
+        self.client, self.uri, self.experiment, self.search_id = client, uri, experiment, search_id
+        self.facts = [RunTag(key, value) for key, value in (facts or {}).items()]
+        self.experiment_id = experiment_id(client, experiment.mlflow_experiment, uri)
+        self.parent_id = self._parent()
+        self._trials: dict[str, _TrialRun] = {}
+
+    def apply(self, record: TrialEvent) -> None:
+        """Writes one record; one that is there already changes nothing."""
+        if isinstance(record, TrialStarted):
+            self._start(record)
+        elif isinstance(record, TrialProgressed):
+            self._progress(record)
+        elif isinstance(record, TrialInstructed):
+            self._instruct(record)
+        else:
+            self._end(record)
+
+    @property
+    def link(self) -> str:
+        """The search's run in a browser; the store's URI where no server shows it."""
+        if not self.uri.startswith(("http://", "https://")):
+            return without_secrets(self.uri)
+        return f"{without_secrets(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
+
+    def trial_run(self, trial_id: str) -> str:
+        """The run id of a trial that has started."""
+        return self._trial(trial_id).run_id
+
+    def log_data(self, name: str, source: str, digests: Mapping[str, str], counts: Mapping[str, int]) -> None:
+        """The prepared data as MLflow inputs of the search's run, one for each split of `digests`."""
+        inputs = []
+        for split, digest in digests.items():
+            others = tuple(f"{other}_" for other in digests if other != split)
+            dataset = Dataset(
+                name=f"{name}-{split}",
+                digest=digest[:36],  # as long as MLflow's may be
+                source_type="local",
+                source=json.dumps({"uri": source}),
+                profile=json.dumps({key: count for key, count in counts.items() if not key.startswith(others)}),
+            )
+            inputs.append(DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=split)]))
+        self.client.log_inputs(self.parent_id, inputs)
+
+    def log_text(self, trial_id: str | None, text: str, file: str) -> None:
+        """An artifact of a trial's run, or (None) of the search's."""
+        self.client.log_text(self.parent_id if trial_id is None else self.trial_run(trial_id), text, file)
+
+    def log_search_metrics(self, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            self.client.log_metric(self.parent_id, key, value)
+
+    def end_search(self, state: str) -> None:
+        self.client.set_tag(self.parent_id, STATE_TAG, state)
+        self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))
+
+    def _parent(self) -> str:
+        run = self._find(f"tags.`{SEARCH_TAG}` = '{self.search_id}'")
+        if run is None:
+            tags = {SEARCH_TAG: self.search_id, **_environment()}
+            run = self.client.create_run(self.experiment_id, tags=tags, run_name=self.search_id)
+        elif run.info.status != "RUNNING":
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        self.client.log_batch(run.info.run_id, tags=self.facts)
+        tree = self.experiment.model_dump(mode="json", exclude={"tracking"})
+        self._describe(run, tree, "experiment.json", json.dumps(tree, indent=1))
+        return str(run.info.run_id)
+
+    def _start(self, record: TrialStarted) -> None:
+        run = self._find_trial(record.trial_id)
+        if run is None:
+            run = self._create_trial(record)
+        elif run.info.end_time is not None and record.time * 1000 > run.info.end_time:
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            self.client.log_batch(run.info.run_id, tags=[RunTag(STATE_TAG, "running"), RunTag(REASON_TAG, "")])
+        self._trials.setdefault(record.trial_id, _known(run))
+        self.client.log_batch(run.info.run_id, tags=self.facts)
+        params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
+        self._describe(run, params, "spec.json", record.spec.model_dump_json(indent=1))
+
+    def _create_trial(self, record: TrialStarted) -> Run:
+        return self.client.create_run(
+            self.experiment_id,
+            start_time=int(record.time * 1000),
+            tags={
+                PARENT_TAG: self.parent_id,
+                TRIAL_TAG: record.trial_id,
+                "turnwise.search": self.search_id,
+                "turnwise.branch": record.branch,
+                STATE_TAG: "running",
+                **self._origin(record),
+            },
+            run_name=f"{record.number:03d} {record.branch}",
+        )
+
+    def _describe(self, run: Run, tree: Mapping[str, Any], file: str, text: str) -> None:
+        """Params, cut where they are long, and the whole text as an artifact, unless the run has them."""
+        missing = [param for param in _params(tree) if param.key not in run.data.params]
+        if missing:
+            self.client.log_text(run.info.run_id, text, file)
+            self.client.log_batch(run.info.run_id, params=missing)  # last: where they are, the artifact is too
+
+    def _progress(self, record: TrialProgressed) -> None:
+        trial, progress = self._trial(record.trial_id), record.progress
+        tags = [RunTag(SLOT_TAG, record.slot)]
+        if record.node is not None:
+            tags.append(RunTag(NODE_TAG, record.node))
+        if progress.checkpoint is not None and progress.eval_loss < trial.best_loss:
+            tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
+            trial.best_loss = progress.eval_loss
+        if trial.points is None:
+            trial.points = self._points(trial.run_id)
+        fresh = [point for point in _metrics(record, trial.best_loss) if (point.key, point.step) not in trial.points]
+        # Tags first: the best loss is among the metrics, and once that is there the tag is not written again.
+        self.client.log_batch(trial.run_id, tags=tags)
+        self.client.log_batch(trial.run_id, metrics=fresh)
+        trial.points.update((point.key, point.step) for point in fresh)
+
+    def _end(self, record: TrialEnded) -> None:
+        run_id = self.trial_run(record.trial_id)
+        tags = [RunTag(STATE_TAG, record.state), RunTag(REASON_TAG, record.reason[:MAX_CHARACTERS])]
+        self.client.log_batch(run_id, tags=tags)
+        status = STATUS_OF_END.get(record.state, "FINISHED")
+        self.client.set_terminated(run_id, status, end_time=int(record.time * 1000))
+
+    def _origin(self, record: TrialStarted) -> dict[str, str]:
+        """Tags of a trial that was cloned from another."""
+        if record.parent is None:
+            return {}
+        tags = {"turnwise.parent": record.parent, "turnwise.parent_run_id": self.trial_run(record.parent)}
+        return tags | {"turnwise.warm_from": record.warm_from} if record.warm_from else tags
+
+    def _instruct(self, record: TrialInstructed) -> None:
+        """A tag that a program reads, and a line in the run's description for people; each once."""
+        run_id = self.trial_run(record.trial_id)
+        tags = [_instruction_tag(record)]
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(record.time))} UTC: {record.sentence}"
+        note = self.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+        if line not in note.splitlines():
+            tags.append(RunTag(NOTE_TAG, f"{note}\n\n{line}".strip()))  # Markdown: else one paragraph
+        self.client.log_batch(run_id, tags=tags)
+
+    def _trial(self, trial_id: str) -> _TrialRun:
+        if trial_id not in self._trials:
+            run = self._find_trial(trial_id)
+            if run is None:
+                raise MlflowException(
+                    f"trial {trial_id} of search {self.search_id} has no MLflow run", error_code=RESOURCE_DOES_NOT_EXIST
+                )
+            self._trials[trial_id] = _known(run)
+        return self._trials[trial_id]
+
+    def _points(self, run_id: str) -> set[tuple[str, int]]:
+        keys = self.client.get_run(run_id).data.metrics
+        return {(key, point.step) for key in keys for point in self.client.get_metric_history(run_id, key)}
+
+    def _find_trial(self, trial_id: str) -> Run | None:
+        return self._find(f"tags.`{PARENT_TAG}` = '{self.parent_id}' and tags.`{TRIAL_TAG}` = '{trial_id}'")
+
+    def _find(self, condition: str) -> Run | None:
+        return next(iter(self.client.search_runs([self.experiment_id], condition, max_results=1)), None)
+
+
+def _instruction_tag(record: TrialInstructed) -> RunTag:
+    match record.instruction:
+        case Extension(target_tokens=tokens):
+            return RunTag("turnwise.extended_to", str(tokens))
+        case Clone(number=number, trial_id=clone):
+            return RunTag(f"turnwise.clone.{number}", clone)
+        case _:
+            return RunTag("turnwise.stopped_by", record.by)
+
+
+def _known(run: Run) -> _TrialRun:
+    return _TrialRun(run.info.run_id, best_loss=run.data.metrics.get(BEST_LOSS, math.inf))
+
+
+def _metrics(record: TrialProgressed, best_loss: float) -> Iterator[Metric]:
+    """One point per optimizer step, and one per report. What is not finite is left out: the store would bend it."""
+    progress = record.progress
+    for point in progress.steps:
+        values = {
+            "train/step_loss": point.loss,
+            "train/learning_rate": point.learning_rate,
+            "train/grad_norm": point.grad_norm,
+            "train/target_tokens": point.target_tokens,
+        }
+        yield from _finite(values, int(point.time * 1000), point.step)
+    yield from _finite(_report(progress) | {BEST_LOSS: best_loss}, int(record.time * 1000), progress.step)
+
+
+def _finite(values: Mapping[str, float], timestamp: int, step: int) -> Iterator[Metric]:
+    return (Metric(key, value, timestamp, step) for key, value in values.items() if math.isfinite(value))
+
+
+def _report(progress: Progress) -> dict[str, float]:
+    return {
+        "train/loss": progress.train_loss,
+        "eval/loss": progress.eval_loss,
+        "eval/num_targets": progress.eval_num_targets,
+        "train/tokens_per_second": progress.tokens_per_second,
+        "train/seconds": progress.seconds,
+        "train/epoch": progress.epoch,
+    }
+
+
+def _params(tree: Mapping[str, Any]) -> list[Param]:
+    return [Param(key, value[:MAX_CHARACTERS]) for key, value in _flat(tree, "")]
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, str(value)
+
+
+def _environment() -> dict[str, str]:
+    """Library versions and, inside a git checkout, its commit."""
+    tags = {f"version.{name}": version(name) for name in LIBRARIES} | {"version.python": platform.python_version()}
+    commit = git_commit()
+    return tags | {"mlflow.source.git.commit": commit} if commit else tags
+
+
+def git_commit() -> str | None:
+    """Of this code, if it lies in a git checkout with git at hand."""
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return git.stdout.strip() if git.returncode == 0 else None

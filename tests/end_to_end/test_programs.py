@@ -1,0 +1,233 @@
+"""The product as people use it: programs started on a tiny model, real Ray, a real MLflow store, fresh processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow.pyfunc
+import pytest
+from mlflow import MlflowClient
+
+from components.records.events import replay
+from components.records.journal import Journal
+from components.records.manifest import searches_in
+from components.storage.base import folder_at
+from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = """
+name: toy
+model: {path: model}
+data: {train: data.jsonl, eval_fraction: 0.4, max_tokens: 128}
+trial:
+  budget: {epochs: 8, evaluations: 4}
+  batch: {rows_per_step: 2, rows_per_micro_batch: 2}
+  precision: fp32
+search:
+  trials: 4
+  scheduler: {name: none}
+  space:
+    lora:
+      method: {kind: lora, rank: {choice: [2, 4]}}
+      optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}
+    full:
+      method: {kind: full}
+      optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}
+registry: {name: toy, probes: probes.jsonl}
+"""
+SECONDS = 240
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def command(workflow, *arguments):
+    return [sys.executable, str(ROOT / "workflows" / f"{workflow}.py"), *map(str, arguments)]
+
+
+def ran(folder, workflow, *arguments):
+    return subprocess.run(
+        command(workflow, *arguments),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def summary_of(process):
+    assert process.returncode == 0, process.stderr[-2000:]
+    return json.loads(process.stdout)
+
+
+def new_folder(folder):
+    tiny_model_directory(folder / "model")
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
+    (folder / "toy.yaml").write_text(EXPERIMENT)
+    (folder / "probes.jsonl").write_text('{"messages": [{"role": "user", "content": "say ab"}], "expect": "ab"}\n')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return new_folder(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def searched(place):
+    return summary_of(ran(place, "tune", "toy.yaml", "--json"))
+
+
+def store(folder):
+    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def test_a_search_ends_with_a_champion_that_beats_the_base(place, searched):
+    assert searched["outcome"] == "champion"
+    assert searched["registry"]["candidate_loss"] < 0.8 * searched["registry"]["base_loss"]
+    assert [trial["state"] for trial in searched["trials"]] == ["completed"] * 4
+    assert sorted(trial["branch"] for trial in searched["trials"]) == ["full", "full", "lora", "lora"]
+    assert str(store(place).get_model_version_by_alias("toy", "champion").version) == "1"  # a number, from a file
+
+
+def test_every_trial_is_a_child_run_of_the_search_with_all_its_metrics(place, searched):
+    client = store(place)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "toy"]
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{searched['run_id']}'")
+    losses = {run.data.tags["turnwise.trial_id"]: run.data.metrics["eval/loss"] for run in children}
+    assert losses.keys() == {trial["trial_id"] for trial in searched["trials"]}
+    histories = replay(Journal(folder_at(searched["folder"])).read())
+    assert losses == {trial_id: history.reports[-1].eval_loss for trial_id, history in histories.items()}
+    for run in children:
+        steps = client.get_metric_history(run.info.run_id, "train/step_loss")
+        assert len(steps) == histories[run.data.tags["turnwise.trial_id"]].reports[-1].step
+    files = {file.path for file in client.list_artifacts(searched["run_id"])}
+    assert {"experiment.json", "report.html", "summary.json", "mask_preview.html", "eval_loss.svg"} <= files
+
+
+def test_the_champion_talks_in_a_fresh_process_and_through_mlflow(place, searched, monkeypatch):
+    said = ran(place, "chat", "models:/toy@champion", "--message", "say ab")
+    assert said.returncode == 0, said.stderr
+    # Not by set_tracking_uri: it would outlive this test, in the environment of all programs started after it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+    loaded = mlflow.pyfunc.load_model("models:/toy@champion")
+    question = {"messages": [{"role": "user", "content": "say ab"}], "temperature": 0.0}
+    assert loaded.predict(question)["choices"][0]["message"]["content"].strip() == said.stdout.strip()
+    assert said.stdout.strip() == searched["registry"]["candidate_answers"][0].strip()
+
+
+def test_the_champion_is_scored_against_its_base_on_other_conversations(place, searched):
+    write_messages_jsonl(place / "other.jsonl", toy_conversations(30, seed=5))
+    arguments = ("--against", "model", "--data", "other.jsonl", "--max-tokens", "128", "--json")
+    result = summary_of(ran(place, "evaluate", "models:/toy@champion", *arguments))
+    assert result["conversations"] == 30
+    assert result["verdict"]["beats"]
+    assert result["verdict"]["other_loss"] == pytest.approx(searched["registry"]["base_loss"], rel=0.05)
+
+
+def test_a_second_search_over_the_same_data_finds_it_prepared_and_an_equal_model_is_no_champion(place, searched):
+    again = ran(place, "tune", "toy.yaml", "--json")
+    assert "reused from before" in again.stderr
+    summary = summary_of(again)
+    assert summary["data_reused"]
+    assert not searched["data_reused"]
+    assert summary["outcome"] == "not promoted"
+    assert "does not beat the incumbent" in summary["message"]
+    assert str(store(place).get_model_version_by_alias("toy", "champion").version) == "1"  # a number, from a file
+
+
+def test_one_configuration_trains_without_a_search(place):
+    summary = summary_of(ran(place, "train", "toy.yaml", "--set", "trial.method.rank=2", "--json"))
+    assert summary["outcome"] == "finished"
+    (trial,) = summary["trials"]
+    assert (Path(trial["checkpoint"]) / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_full_fine_tune_shared_out_over_two_workers_becomes_a_version_that_loads_and_talks(place):
+    sets = ["trial.method={kind: full}", "trial.optimizer.learning_rate=5e-3", "registry.name=sharded"]
+    sets.append("resources.full={workers: 2, parallel: fsdp}")
+    arguments = [argument for one in sets for argument in ("--set", one)]
+    summary = summary_of(ran(place, "train", "toy.yaml", *arguments, "--register", "--json"))
+    assert summary["outcome"] == "champion"
+    (trial,) = summary["trials"]
+    assert len(list((Path(trial["checkpoint"]) / "weights").glob("model_0000?_of_00002_001.safetensors"))) == 2
+    assert summary["registry"]["candidate_loss"] == pytest.approx(trial["eval_loss"], abs=1e-5)
+    assert ran(place, "chat", "models:/sharded@champion", "--message", "say ab").stdout.strip()
+
+
+def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses(tmp_path, searched):
+    folder = new_folder(tmp_path)
+    driver = subprocess.Popen(
+        command("tune", "toy.yaml"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for_reports(folder, 5, driver)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
+    assert not manifest.finished
+    summary = summary_of(ran(folder, "tune", "toy.yaml", "--resume", "--json"))
+    assert summary["search_id"] == manifest.search_id
+    assert outcomes(summary) == outcomes(searched)
+    client = store(folder)
+    (experiment,) = [found for found in client.search_experiments() if found.name == "toy"]
+    assert len(client.search_runs([experiment.experiment_id])) == 1 + 4
+    for run in client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{summary['run_id']}'"):
+        points = client.get_metric_history(run.info.run_id, "train/step_loss")
+        assert sorted(point.step for point in points) == list(range(1, len(points) + 1))
+
+
+def test_a_search_that_is_told_to_end_writes_interim_checkpoints_and_goes_on_from_them(tmp_path, searched):
+    """SIGTERM is what `ray job stop` sends."""
+    folder = new_folder(tmp_path)
+    with (folder / "output").open("w") as output:
+        driver = subprocess.Popen(
+            command("tune", "toy.yaml"), cwd=folder, env=environment(), stderr=output, stdout=output
+        )
+        try:
+            wait_for_reports(folder, 3, driver)
+            driver.send_signal(signal.SIGTERM)
+            status = driver.wait(SECONDS)
+        finally:
+            driver.kill()
+            driver.wait()
+    said = (folder / "output").read_text()
+    (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
+    assert status == 143, said
+    assert f"Go on with: python workflows/tune.py toy.yaml --resume {manifest.search_id}" in said
+    assert not manifest.finished
+    interim = list((folder / "runs" / "toy" / manifest.search_id / "checkpoints").glob("*/step_*+*"))
+    assert interim
+    summary = summary_of(ran(folder, "tune", "toy.yaml", "--resume", "--json"))
+    assert outcomes(summary) == outcomes(searched)
+    assert not any(path.exists() for path in interim)
+
+
+def wait_for_reports(folder, count, driver):
+    """Until so many reports of a running search are in its journal."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, "the search ended before it could be killed"
+        lines = [line for path in folder.glob("runs/toy/*/journal.jsonl") for line in path.read_text().splitlines()]
+        if sum('"event":"progressed"' in line for line in lines) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the search made no progress")
+
+
+def outcomes(summary):
+    """What a search came to, apart from its ids and times."""
+    return {
+        trial["number"]: (trial["branch"], trial["varied"], trial["state"], trial["target_tokens"], trial["eval_loss"])
+        for trial in summary["trials"]
+    }

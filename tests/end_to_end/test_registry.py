@@ -1,0 +1,737 @@
+"""No alias points at a model that did not load, talk, and beat what was there before."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.types.llm import ChatMessage, ChatParams
+
+import components
+from components.conversations.messages import Message
+from components.data.trained_on import TRAINED_ON, keys_digest, trained_keys, write_trained_on
+from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
+from components.inference.comparison import Verdict, paired_bootstrap
+from components.inference.generate import generate_reply
+from components.models.digest import model_digest
+from components.models.load_trained import load_base, load_trained
+from components.records.events import replay
+from components.registry import result as gate
+from components.registry.chat_model import PackagedChatModel
+from components.registry.probes import Probe, load_probes
+from components.registry.promotion import (
+    Candidate,
+    VerificationError,
+    _check,
+    _decision,
+    _register,
+    _verdicts,
+    download,
+    here,
+    register_best,
+)
+from components.registry.result import RegistryResult
+from components.registry.verification import VerificationReport, VerificationRequest, _incumbent_sums, _unseen
+from components.tracking.mlflow_client import open_store
+from components.tracking.mlflow_runs import SearchRuns
+from tests.support.servers import MlflowServer, ModelServer
+from tests.support.trials import MAX_TOKENS, Trials
+
+QUESTION = "say ab"
+CHATML_OF_OLD = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] + ': ' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
+)
+PROBES = (Probe(messages=({"role": "user", "content": QUESTION},), expect="ab"),)
+
+# The gate
+
+
+def verdict(candidate_sums, other_sums, num_targets, confidence=0.95):
+    return paired_bootstrap("base", candidate_sums, other_sums, num_targets, confidence=confidence)
+
+
+def test_losses_are_per_target_over_all_conversations_not_means_of_means():
+    found = verdict([10.0, 60.0], [20.0, 90.0], [10, 30])
+    assert (found.candidate_loss, found.other_loss, found.difference) == (70 / 40, 110 / 40, 1.0)
+
+
+def test_one_that_is_better_by_as_much_everywhere_wins_without_doubt():
+    found = verdict([10.0, 20.0] * 15, [15.0, 30.0] * 15, [10, 20] * 15)
+    assert (found.low, found.high, found.beats, found.state) == (0.5, 0.5, True, "better")
+    assert found.sentence() == (
+        "beats the base on held-out conversations: 1.0000 against 1.5000 nats per target,"
+        " difference +0.5000 [+0.5000, +0.5000] at 95%"
+    )
+
+
+def test_an_equal_one_does_not_win():
+    found = verdict([10.0, 20.0] * 15, [10.0, 20.0] * 15, [10, 20] * 15)
+    assert (found.low, found.high, found.beats, found.state) == (0.0, 0.0, False, "not better")
+
+
+def test_one_that_is_worse_everywhere_loses():
+    found = verdict([15.0, 30.0] * 15, [10.0, 20.0] * 15, [10, 20] * 15)
+    assert (found.low, found.high, found.beats) == (-0.5, -0.5, False)
+    assert found.sentence().startswith("does not beat the base")
+
+
+def test_what_is_better_on_average_may_be_luck_and_is_not_with_more_of_the_same():
+    candidate, other, targets = [10.0, 10.0, 10.0, 10.0], [13.0, 9.0, 12.0, 8.0], [10, 10, 10, 10]
+    few = verdict(candidate * 5, other * 5, targets * 5)
+    assert few.difference == pytest.approx(0.05)
+    assert few.low < 0 < few.high
+    assert (few.beats, few.state) == (False, "not better")
+    many = verdict(candidate * 100, other * 100, targets * 100)
+    assert many.difference == pytest.approx(0.05)
+    assert 0 < many.low < 0.05 < many.high
+    assert many.beats
+
+
+def test_more_confidence_asks_for_more():
+    losses = [10.0] * 40, [12.0, 9.4] * 20, [10] * 40
+    sure, surer = verdict(*losses, confidence=0.5), verdict(*losses, confidence=0.999)
+    assert surer.low < sure.low < sure.high < surer.high
+
+
+def test_resampling_in_blocks_draws_the_same(monkeypatch):
+    losses = [10.0, 11.0, 9.0], [12.0, 9.0, 10.0], [10, 7, 12]
+    whole = verdict(*losses)
+    monkeypatch.setattr(gate, "MAX_DRAWN_AT_ONCE", 1000)
+    assert verdict(*losses) == whole
+
+
+def test_conversations_that_cannot_be_paired_are_an_error():
+    with pytest.raises(ValueError, match="2, 1 and 2 conversations cannot be paired"):
+        verdict([1.0, 2.0], [1.0], [1, 1])
+    with pytest.raises(ValueError, match="0, 0 and 0"):
+        verdict([], [], [])
+
+
+# Too few to tell
+
+
+@pytest.mark.parametrize("count", [1, 2, 19])
+def test_too_few_conversations_tell_nothing_however_clear_they_look(count):
+    found = verdict([10.0] * count, [10.0002, 15.0, 20.0][-count:] if count < 3 else [15.0] * count, [10] * count)
+    assert (found.state, found.beats, found.conversations, found.needed) == ("too few to tell", False, count, 20)
+    there = "there is 1" if count == 1 else f"there are {count}"
+    assert found.sentence() == (
+        f"too few to tell whether it beats the base: 20 held-out conversations needed, {there}: add conversations, or hold"
+        " out more of them (data.eval_fraction, data.eval)"
+    )
+
+
+def test_twenty_conversations_can_tell():
+    found = verdict([10.0] * 20, [15.0, 16.0] * 10, [10] * 20)
+    assert (found.state, found.conversations, found.effective, found.needed) == ("better", 20, 20.0, 20)
+
+
+def test_one_conversation_that_has_nearly_all_targets_is_nearly_one_conversation():
+    found = verdict([10.0] * 30, [20.0] * 30, [10] * 29 + [2000])
+    assert (found.state, found.beats) == ("too few to tell", False)
+    assert found.effective == pytest.approx((29 * 10 + 2000) ** 2 / (29 * 100 + 2000**2))
+    assert found.needed == 458
+    assert found.sentence().startswith(
+        "too few to tell whether it beats the base: 458 held-out conversations needed, there are 30 (as unequal in length as"
+        " they are, they count as 1.3): add"
+    )
+
+
+def test_one_conversation_alone_that_differs_is_no_proof():
+    better = verdict([10.0] * 30, [10.0] * 29 + [40.0], [10] * 30)
+    assert (better.state, better.high) == ("not better", None)
+    assert better.sentence().endswith(", unbounded] at 95%")
+    worse = verdict([10.0] * 30, [10.01] * 29 + [9.0], [10] * 30)
+    assert worse.difference < 0
+    assert (worse.state, worse.low) == ("not better", None)
+    assert RegistryResult.model_validate_json(result_with(worse).model_dump_json()).verdicts == (worse,)
+
+
+def test_a_few_that_deceive_widen_the_side_on_which_they_do():
+    """Most a little better, some much worse: the interval reaches further down than up."""
+    found = verdict([10.0] * 40, [11.0, 11.0, 11.0, 8.0] * 10, [10] * 40)
+    assert found.difference == pytest.approx(0.025)
+    assert found.difference - found.low > 1.1 * (found.high - found.difference)
+
+
+@pytest.mark.parametrize(("count", "least", "most"), [(5, 0.0, 0.05), (20, 0.005, 0.045)])
+def test_a_candidate_that_is_no_better_is_seldom_found_better(count, least, most):
+    """1,000 splits drawn so that nothing is better; the interval lies above 0 in 2.5 % of them (percentiles: 9 % of 5)."""
+    generator = np.random.default_rng(0)
+    above = 0
+    for _ in range(1000):
+        targets = generator.integers(30, 90, size=count).astype(float)
+        differences = targets * generator.normal(size=count)
+        above += gate.studentized_interval(differences, targets, 0.95, generator, resamples=400)[0] > 0
+    assert least <= above / 1000 <= most
+
+
+def test_a_verdict_of_before_conversations_were_counted_stands():
+    old = {
+        "other": "base", "candidate_loss": 1.0, "other_loss": 1.5, "difference": 0.5, "low": 0.1, "high": 0.9,
+        "confidence": 0.95, "beats": True,
+    }  # fmt: skip
+    assert Verdict.model_validate(old).state == "better"
+
+
+def result_with(found):
+    return RegistryResult(
+        name="toy", version="1", alias="champion", promoted=False, reason="", verdicts=(found,), probes=(),
+        base_answers=(), candidate_answers=(), base_loss=1.0, candidate_loss=1.0,
+    )  # fmt: skip
+
+
+# Probes
+
+
+def test_probes_are_read_in_order(tmp_path):
+    lines = [
+        {"messages": [{"role": "user", "content": "你是谁"}], "expect": "Linnet"},
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]},
+    ]
+    path = tmp_path / "probes.jsonl"
+    path.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", encoding="utf-8")
+    first, second = load_probes(path)
+    assert (first.messages[0]["content"], first.expect) == ("你是谁", "Linnet")
+    assert second.conversation() == [Message(role="system", content="s"), Message(role="user", content="q")]
+    assert second.expect is None
+
+
+def test_all_that_is_wrong_with_a_file_of_probes_is_said_together(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    path.write_text(
+        '{"messages": [{"role": "user", "content": "fine"}]}\n'
+        "not json\n"
+        '{"messages": [{"role": "user"}], "expected": "x"}\n'
+        '{"messages": [{"role": "robot", "content": "q"}]}\n'
+        '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
+        '{"messages": []}\n'
+    )
+    with pytest.raises(ValueError, match=r"probes\.jsonl: each line must look like") as error:
+        load_probes(path)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(":")[0] for line in lines] == ["  line 2", *["  line 3"] * 2, "  line 4", "  line 5", "  line 6"]
+    assert "messages.0.role" in lines[3]
+    assert lines[4:] == [
+        '  line 5: the last message is from "assistant", and must be the user\'s question',
+        '  line 6: the last message is from "nobody", and must be the user\'s question',
+    ]
+
+
+def test_a_file_of_probes_that_is_missing_or_empty_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"registry\.probes=.*gone\.jsonl: cannot be read"):
+        load_probes(tmp_path / "gone.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="holds no probe"):
+        load_probes(tmp_path / "empty.jsonl")
+
+
+# The packaged model, in this process
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    return Trials(tmp_path_factory.mktemp("trials"))
+
+
+@pytest.fixture(scope="module")
+def packaged(trials):
+    with pytest.warns(FutureWarning):  # MLflow would rather see another kind; see packaged_model.offer
+        model = PackagedChatModel()
+    model.loaded = load_base(ModelSpec(path=str(trials.model)))
+    return model
+
+
+def test_a_completion_says_whether_it_was_cut_and_what_it_used(packaged):
+    messages = [ChatMessage(role="system", content="be kind"), ChatMessage(role="user", content=QUESTION)]
+    answer = packaged.predict(None, messages, ChatParams(temperature=0.0, max_tokens=3))
+    prompt = packaged.loaded.chat_format.prompt(
+        [Message(role="system", content="be kind"), Message(role="user", content=QUESTION)]
+    )
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 3)
+
+
+def test_a_streamed_completion_is_the_same_text(packaged):
+    messages, params = [ChatMessage(role="user", content=QUESTION)], ChatParams(temperature=0.0, max_tokens=6)
+    whole = packaged.predict(None, messages, params).choices[0].message.content
+    chunks = list(packaged.predict_stream(None, messages, params))
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == whole
+    assert chunks[-1].choices[0].finish_reason is not None
+
+
+@pytest.mark.parametrize(
+    ("messages", "params", "reason"),
+    [
+        ([], {}, "messages: empty"),
+        ([ChatMessage(role="robot", content="x")], {}, "message 1 is from 'robot'; roles are system, user"),
+        ([ChatMessage(role="user", content=[{"type": "image_url"}])], {}, "message 1: content must be text"),
+        ([ChatMessage(role="user", content="x")], {"n": 2, "stop": ["."]}, "stop, n: not supported"),
+    ],
+)
+def test_what_cannot_be_honored_is_refused(packaged, messages, params, reason):
+    with pytest.raises(ValueError, match=reason):
+        packaged.predict(None, messages, ChatParams(**params))
+
+
+# The decision
+
+
+def proof_answer(**fields):
+    """Of a candidate that is clearly better than its base, on thirty conversations of ten targets."""
+    fields = {
+        "code": "code",
+        "reply": "hello",
+        "candidate_sums": (10.0,) * 30,
+        "base_sums": (30.0,) * 30,
+        "incumbent_sums": None,
+        "incumbent_problem": None,
+        "num_targets": (10,) * 30,
+        "candidate_answers": (),
+        "base_answers": (),
+        **fields,
+    }
+    return VerificationReport(**fields)
+
+
+@pytest.mark.parametrize("trained", [1.0, 1.009, 0.992])
+def test_a_loss_after_loading_that_is_the_trained_one_but_for_rounding_is_proof(trained):
+    _check(proof_answer(), trained, "models:/toy/1")
+
+
+@pytest.mark.parametrize("trained", [1.02, 0.98])
+def test_another_loss_after_loading_is_no_proof(trained):
+    with pytest.raises(
+        VerificationError, match=rf"models:/toy/1 scores 1.0000 nats .* and scored {trained}00 in training"
+    ):
+        _check(proof_answer(), trained, "models:/toy/1")
+
+
+@pytest.mark.parametrize("sums", [(math.nan,) + (10.0,) * 29, (math.inf,) + (10.0,) * 29])
+def test_a_loss_that_is_not_finite_is_no_proof(sums):
+    with pytest.raises(VerificationError, match="nats per target after loading"):
+        _check(proof_answer(candidate_sums=sums), 1.0, "models:/toy/1")
+
+
+def test_a_model_that_answers_nothing_is_no_proof():
+    with pytest.raises(VerificationError, match="models:/toy/1 loads, but answers nothing"):
+        _check(proof_answer(reply=" \n"), 1.0, "models:/toy/1")
+
+
+@pytest.mark.parametrize(
+    ("incumbent_sums", "incumbent_problem", "promoted", "reason"),
+    [
+        (None, None, True, "beats the base"),
+        ((20.0,) * 30, None, True, "beats the base .*; beats the incumbent"),
+        ((10.0,) * 30, None, False, "does not beat the incumbent"),
+        (None, "cannot be loaded here: gone", False, "version 7 holds the alias and cannot be loaded here: gone; move"),
+    ],
+)
+def test_the_alias_is_for_what_beats_base_and_incumbent(incumbent_sums, incumbent_problem, promoted, reason):
+    proof = proof_answer(incumbent_sums=incumbent_sums, incumbent_problem=incumbent_problem)
+    incumbent = "7" if incumbent_sums or incumbent_problem else None
+    found, why = _decision(incumbent, proof, _verdicts(proof, 0.95))
+    assert found == promoted
+    assert re.match(reason, why)
+
+
+def against_incumbent(unseen, sums=(20.0,) * 30, **fields):
+    proof = proof_answer(incumbent_sums=sums, incumbent_unseen=unseen, **fields)
+    verdicts = _verdicts(proof, 0.95)
+    return verdicts[1], *_decision("7", proof, verdicts)
+
+
+def test_the_incumbent_is_compared_on_what_it_was_not_trained_on():
+    """It knows the last five by heart, which would have saved it."""
+    sums = (11.0,) * 25 + (0.0,) * 5
+    found, promoted, reason = against_incumbent(tuple(range(25)), sums)
+    assert (found.conversations, found.other_loss, found.state, promoted) == (25, 1.1, "better", True)
+    assert reason.endswith("; the incumbent was trained on 5 more of the held-out ones, which do not count")
+    assert against_incumbent(tuple(range(30)), sums)[1] is False
+
+
+def test_an_incumbent_of_which_nothing_says_what_it_was_trained_on_is_compared_on_all():
+    found, promoted, reason = against_incumbent(None)
+    assert (found.conversations, promoted) == (30, True)
+    assert reason.endswith(
+        "; nothing says what the incumbent was trained on, so it was compared on all held-out conversations, some of which it"
+        " may know"
+    )
+
+
+@pytest.mark.parametrize("left", [0, 1, 19])
+def test_where_too_few_are_new_to_the_incumbent_nothing_is_decided(left):
+    found, promoted, reason = against_incumbent(tuple(range(left)))
+    assert (found.state, found.conversations, promoted) == ("too few to tell", left, False)
+    assert reason == (
+        f"too few to tell whether it beats the incumbent: 20 held-out conversations needed, there"
+        f" {'is' if left == 1 else 'are'} {left}: add conversations, or hold out more of them (data.eval_fraction,"
+        f" data.eval); the incumbent was trained on {30 - left} more of the held-out ones, which do not count"
+    )
+
+
+def test_the_first_candidate_needs_as_many_conversations_to_beat_the_base():
+    proof = proof_answer(candidate_sums=(10.0,) * 6, base_sums=(30.0,) * 6, num_targets=(10,) * 6)
+    verdicts = _verdicts(proof, 0.95)
+    assert [found.state for found in verdicts] == ["too few to tell"]
+    promoted, reason = _decision(None, proof, verdicts)
+    assert (promoted, reason) == (False, verdicts[0].sentence())
+
+
+def proof_request(trials, incumbent):
+    """Of a candidate whose incumbent is in a folder, as a version lies there."""
+    return VerificationRequest(
+        model=trials.folder,
+        incumbent=incumbent,
+        eval_store=trials.dataset.eval.path,
+        max_tokens=MAX_TOKENS,
+        rows_per_batch=4,
+        probes=(),
+    )
+
+
+def test_an_incumbent_is_scored_on_the_candidates_conversations(trials, packaged, tmp_path):
+    trials.packaged("full", tmp_path / "artifacts" / "package")
+    sums, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    assert problem is None
+    assert sum(sums) / trials.dataset.eval.total_targets == pytest.approx(trials.trained("full")[1], abs=1e-6)
+
+
+def test_an_incumbent_whose_chat_format_gives_other_tokens_cannot_be_compared(trials, packaged, tmp_path):
+    package = trials.packaged("full", tmp_path / "artifacts" / "package")
+    template = package / "tokenizer" / "chat_template.jinja"
+    template.write_text(CHATML_OF_OLD)
+    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    store = trials.dataset.eval
+    assert problem == (
+        f"renders {len(store)} of {len(store)} held-out conversations to other tokens (the first: {store.source(0)}), so"
+        " losses per target cannot be compared"
+    )
+    cut_short(package)
+    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    assert problem.startswith("cannot be loaded here: ")
+
+
+def test_an_incumbent_whose_chat_format_is_another_one_with_equal_tokens_is_compared(trials, packaged, tmp_path):
+    package = trials.packaged("full", tmp_path / "artifacts" / "package")
+    template = package / "tokenizer" / "chat_template.jinja"
+    template.write_text(
+        "{# the same, written anew #}" + CHATML_OF_OLD.replace("+ ': ' +", "+ '\\n' +").replace(": '", "\\n'")
+    )
+    sums, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    assert (problem, len(sums)) == (None, len(trials.dataset.eval))
+
+
+def test_an_incumbent_that_does_not_say_whole_what_it_was_trained_on_is_not_compared(trials, packaged, tmp_path):
+    package = trials.packaged("full", tmp_path / "artifacts" / "package")
+    write_trained_on(trials.dataset.train, package)
+    request = proof_request(trials, tmp_path)
+    assert _unseen(request) == tuple(range(len(trials.dataset.eval)))
+    (package / TRAINED_ON).write_text((package / TRAINED_ON).read_text()[:100])
+    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), request)
+    assert problem.startswith("cannot be loaded here: ")
+    assert problem.endswith("trained_on.txt: cut short or changed, so nothing says what the version was trained on")
+
+
+# The whole way, on a real server
+
+
+class Registry:
+    """A real MLflow server, and searches whose best trial is the one of a method."""
+
+    def __init__(self, server, trials):
+        self.server, self.trials, self.client = server, trials, open_store(server.uri)
+
+    def experiment(self, **registry):
+        return ExperimentSpec(
+            name="toy",
+            model=ModelSpec(path=str(self.trials.model)),
+            data=DataSpec(train="conversations.jsonl", max_tokens=MAX_TOKENS),
+            search=SearchSpec(space={"lora": {"method": {"kind": "lora"}}}),
+            registry=RegistrySpec(**registry),
+        )
+
+    def candidate(self, method, search_id, **registry):
+        experiment = self.experiment(**registry)
+        runs = SearchRuns(open_store(self.server.uri), self.server.uri, experiment, search_id)
+        records = self.trials.records(method, f"{search_id}-trial")
+        for record in records:
+            runs.apply(record)
+        (trial,) = replay(records).values()
+        return Candidate(
+            runs=runs,
+            uri=self.server.uri,
+            experiment=experiment,
+            trial=trial,
+            report=trial.best,
+            dataset=self.trials.dataset,
+        )
+
+    def register(self, candidate, place=here):
+        return register_best(
+            candidate.runs, candidate.uri, candidate.experiment, candidate.trial, candidate.dataset, PROBES, place
+        )
+
+    def holder(self, name, alias):
+        try:
+            return self.client.get_model_version_by_alias(name, alias).version
+        except MlflowException:
+            return None
+
+    def versions(self, name):
+        return self.client.search_model_versions(f"name = '{name}'")
+
+    def files(self, name, number):
+        """Where the server keeps a version's files."""
+        source = self.client.get_model_version(name, number).source
+        return self.server.folder / "artifacts" / source.removeprefix("mlflow-artifacts:/").lstrip("/")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory, trials):
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    try:
+        server.start()
+        yield Registry(server, trials)
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def first(registry):
+    """The first candidate of a model, registered by a search that had died once it had made the version."""
+    candidate = registry.candidate("lora", "search-1")
+    assert _register(candidate) == "1"
+    assert registry.holder("turnwise-toy", "champion") is None
+    return candidate, registry.register(candidate)
+
+
+@pytest.fixture(scope="module")
+def champion(registry, first):
+    """A better one, which takes the first one's place. It is proven from a process that knows nothing but what it is told."""
+    candidate = registry.candidate("full", "search-2")
+    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
+        return candidate, registry.register(candidate, lambda work: elsewhere.submit(work).result())
+
+
+@pytest.mark.end_to_end
+def test_the_first_candidate_that_beats_the_base_is_champion_and_its_version_is_made_once(registry, first):
+    _, result = first
+    assert (result.version, result.promoted) == ("1", True)
+    assert [version.version for version in registry.versions("turnwise-toy") if version.version == "1"] == ["1"]
+    assert [found.other for found in result.verdicts] == ["base"]
+    assert result.candidate_loss == pytest.approx(registry.trials.trained("lora")[1], abs=1e-6)
+    base = load_base(ModelSpec(path=str(registry.trials.model)))
+    assert result.base_loss == pytest.approx(registry.trials.loss_of(base), abs=1e-6)
+    question = [Message(role="user", content=QUESTION)]
+    assert result.base_answers == (generate_reply(base, question, max_new_tokens=64),)
+    trained = load_trained(registry.trials.trained("lora")[0])
+    assert result.candidate_answers == (generate_reply(trained, question, max_new_tokens=64),)
+
+
+@pytest.mark.end_to_end
+def test_a_better_candidate_takes_the_alias_with_the_reason(registry, champion):
+    _, result = champion
+    assert (result.version, result.promoted) == ("2", True)
+    assert [found.other for found in result.verdicts] == ["base", "incumbent"]
+    assert result.verdicts[1].other_loss == pytest.approx(registry.trials.trained("lora")[1], abs=1e-6)
+    assert result.verdicts[1].note == ""  # all held out are new to both
+    assert registry.holder("turnwise-toy", "champion") == "2"
+    assert registry.holder("turnwise-toy", "challenger") is None
+    tags = registry.client.get_model_version("turnwise-toy", "2").tags
+    assert tags["turnwise.replaces"] == "1"
+    assert tags["turnwise.against_incumbent"].startswith("beats the incumbent on held-out conversations: 1.7906")
+    assert tags["turnwise.gate"] == result.reason
+
+
+@pytest.mark.end_to_end
+def test_a_version_knows_where_it_comes_from(registry, champion):
+    candidate, _ = champion
+    version = registry.client.get_model_version("turnwise-toy", "2")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    expected = {
+        "turnwise.search_id": "search-2",
+        "turnwise.trial_id": "search-2-trial",
+        "turnwise.step": "30",
+        "turnwise.experiment": "toy",
+        "turnwise.branch": "full",
+        "turnwise.method": "full",
+        "turnwise.data_digest": registry.trials.dataset.digest,
+        "turnwise.metric": "eval/loss",
+        "turnwise.eval_loss": f"{registry.trials.trained('full')[1]:.6f}",
+        "turnwise.base_model": str(registry.trials.model),
+        "turnwise.base_digest": model_digest(registry.trials.model),
+        "turnwise.chat_format": "auto",
+        "turnwise.trained_on": keys_digest(trained_keys(registry.trials.dataset.train)),
+    }
+    assert expected.items() <= version.tags.items()
+    if head.returncode == 0:
+        assert version.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert version.run_id == candidate.runs.trial_run("search-2-trial")
+
+
+@pytest.mark.end_to_end
+def test_a_version_has_a_signature_an_example_and_pinned_requirements(registry, champion):
+    folder = registry.files("turnwise-toy", "2")
+    model = mlflow.models.Model.load(folder)
+    assert "messages" in model.signature.inputs.input_names()
+    example = json.loads((folder / "input_example.json").read_text())
+    assert example["messages"] == [{"role": "user", "content": "Who are you?"}]
+    pinned = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
+    assert {"mlflow", "torch", "transformers", "peft", "bitsandbytes"} <= pinned.keys()
+    assert not list(folder.rglob("*.pkl")) + list(folder.rglob("*.bin")) + list(folder.rglob("*.pyc"))
+
+
+@pytest.mark.end_to_end
+def test_a_worse_candidate_stays_a_challenger_with_the_reason(registry, champion):
+    result = registry.register(registry.candidate("lora", "search-3"))
+    assert (result.version, result.promoted) == ("3", False)
+    assert registry.holder("turnwise-toy", "champion") == "2"
+    assert registry.holder("turnwise-toy", "challenger") == "3"
+    assert result.reason.startswith("does not beat the incumbent on held-out conversations")
+    assert registry.client.get_model_version("turnwise-toy", "3").tags["turnwise.gate"] == result.reason
+
+
+@pytest.mark.end_to_end
+def test_a_search_that_registers_again_finds_its_champion(registry, champion):
+    candidate, before = champion
+    count = len(registry.versions("turnwise-toy"))
+    again = registry.register(candidate)
+    assert (again.version, again.promoted, again.reason) == ("2", True, before.reason)
+    assert len(registry.versions("turnwise-toy")) == count
+    assert registry.holder("turnwise-toy", "champion") == "2"
+
+
+def cut_short(folder):
+    (file,) = folder.rglob("*.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def of_another_base(folder):
+    file = folder / "artifacts" / "package" / "base.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"digest": "sha256:0"}))
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (cut_short, "its weights cannot be read"),
+        (of_another_base, "is another one: its digest is"),
+    ],
+)
+def test_a_version_that_came_to_harm_gets_no_alias(registry, harm, reason):
+    name = f"harmed-{harm.__name__}"
+    candidate = registry.candidate("lora", f"search-{name}", name=name)
+    number = _register(candidate)
+    harm(registry.files(name, number))
+    with pytest.raises(VerificationError, match=reason):
+        registry.register(candidate)
+    assert len(registry.versions(name)) == 1
+    assert registry.client.get_registered_model(name).aliases == {}
+    assert registry.client.get_model_version(name, number).tags["turnwise.gate"].startswith("not proven: models:/")
+
+
+@pytest.mark.end_to_end
+def test_a_checkpoint_without_its_base_model_makes_no_version(registry, monkeypatch, tmp_path):
+    candidate = registry.candidate("lora", "search-baseless", name="baseless")
+    monkeypatch.setenv("TURNWISE_BASE_MODEL", str(tmp_path))
+    with pytest.raises(VerificationError, match=r"step_000010 cannot be packaged: the base model .* is not here"):
+        registry.register(candidate)
+    assert registry.versions("baseless") == []
+
+
+@pytest.mark.end_to_end
+def test_a_registry_that_does_not_answer_is_not_taken_for_an_empty_one(registry):
+    candidate = registry.candidate("lora", "search-away")
+    registry.server.kill()
+    try:
+        with pytest.raises(MlflowException):
+            registry.register(candidate)
+    finally:
+        registry.server.start()
+
+
+@pytest.mark.end_to_end
+def test_a_version_is_downloaded_by_alias_and_a_missing_one_is_an_error(registry, champion):
+    eval_loss = registry.trials.trained("full")[1]
+    loaded = load_trained(download("models:/turnwise-toy@champion", registry.server.uri))
+    assert registry.trials.loss_of(loaded) == pytest.approx(eval_loss, abs=1e-6)
+    with pytest.raises(ValueError, match=r"models:/nobody@champion: not to be had from the registry: .*nobody"):
+        download("models:/nobody@champion", registry.server.uri)
+
+
+ALONE = """
+import json, sys
+sys.path.append(sys.argv[1])
+try:
+    import components
+    sys.exit("components can be imported before the version is loaded")
+except ImportError:
+    pass
+import mlflow
+mlflow.set_tracking_uri(sys.argv[2])
+model = mlflow.pyfunc.load_model("models:/turnwise-toy@champion")
+request = {"messages": [{"role": "user", "content": sys.argv[3]}], "temperature": 0.0, "max_tokens": 64}
+reply = model.predict(request)
+import components
+chunks = model.predict_stream(request)
+streamed = "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
+print(json.dumps({"reply": reply, "streamed": streamed, "code": components.__path__[0]}))
+"""
+
+
+def expected_reply(registry):
+    trained = load_trained(registry.trials.trained("full")[0])
+    return generate_reply(trained, [Message(role="user", content=QUESTION)], max_new_tokens=64)
+
+
+@pytest.mark.end_to_end
+def test_a_champion_talks_where_this_repository_is_not_known(registry, champion, tmp_path):
+    """Without site, and with it without the editable install of this repository: site-packages alone are added."""
+    arguments = [sysconfig.get_path("purelib"), registry.server.uri, QUESTION]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", ALONE, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["reply"]["choices"][0]["message"] == {"role": "assistant", "content": expected_reply(registry)}
+    assert said["streamed"] == expected_reply(registry)
+    assert said["code"].endswith("/code/components")
+    assert not Path(said["code"]).is_relative_to(Path(components.__path__[0]).parent)
+
+
+@pytest.mark.end_to_end
+def test_a_champion_answers_behind_mlflows_model_server(registry, champion, tmp_path):
+    server = ModelServer(tmp_path, "models:/turnwise-toy@champion", registry.server.uri)
+    try:
+        server.start()
+        body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0.0, "max_tokens": 64}
+        request = urllib.request.Request(
+            f"{server.uri}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            reply = json.load(answer)
+    finally:
+        server.kill()
+    assert reply["choices"][0]["message"]["content"] == expected_reply(registry)
+    assert reply["choices"][0]["finish_reason"] == "length"  # so little training has not taught it to stop
+    assert reply["usage"]["completion_tokens"] == 64

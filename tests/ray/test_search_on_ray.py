@@ -1,0 +1,288 @@
+"""Whole searches on a real Ray cluster of this test's own, with a tiny real model."""
+
+import collections
+import contextlib
+import os
+import re
+import signal
+import threading
+import urllib.request
+from dataclasses import replace
+
+import psutil
+import pytest
+import ray
+
+from components.cluster.capacity.autoscaler import capacity_of_cluster
+from components.cluster.capacity.node_types import InsufficientCapacityError, check_capacity
+from components.cluster.driver.remote_task import run_on_worker
+from components.cluster.ray_session import connected
+from components.cluster.run import run_search
+from components.cluster.slots.context import SearchContext
+from components.data.prepare import prepare
+from components.experiment.load import load_experiment
+from components.experiment.spec import WorkersSpec
+from components.models.base.reference import BaseReference
+from components.records.commands import Request, StopTrial
+from components.records.events import TrialProgressed, TrialStarted, replay
+from components.training.workers import UnfitWorkersError
+from tests.support.servers import until
+from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+
+pytestmark = pytest.mark.ray
+
+EXPERIMENT = """
+name: toy
+model: {{path: {model}}}
+data: {{train: {data}, eval_fraction: 0.15, max_tokens: 128}}
+trial:
+  budget: {{epochs: 2, evaluations: 2}}
+  batch: {{rows_per_step: 2, rows_per_micro_batch: 1}}
+  precision: fp32
+search:
+  trials: 6
+  scheduler: {{name: none}}
+  space:
+    lora:
+      method: {{kind: lora, rank: {{choice: [2, 4]}}}}
+      optimizer: {{learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}}}
+    full:
+      method: {{kind: full}}
+      optimizer: {{learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}}}
+resources: {{lora: {{workers: 1}}, full: {{workers: 2}}}}
+storage: {{path: {folder}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cluster")
+    tiny_model_directory(folder / "model")
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(25))
+    text = EXPERIMENT.format(model=folder / "model", data=folder / "data.jsonl", folder=folder / "runs")
+    (folder / "toy.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(num_cpus=2):
+            yield
+
+
+def context_of(files, name, *overrides):
+    experiment = load_experiment(files / "toy.yaml", overrides)
+    dataset = prepare(experiment.data, model_path=files / "model", chat_format_name="auto", storage=experiment.folder)
+    return SearchContext(
+        experiment=experiment,
+        search_id=name,
+        folder=experiment.folder / name,
+        prepared=dataset.directory,
+        pad_token_id=0,
+        base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
+    )
+
+
+def searched(context, when=None):
+    """All records of a search; `when` is told each as it comes."""
+    records = []
+
+    def emit(record):
+        records.append(record)
+        if when is not None:
+            when(record)
+
+    run_search(context, emit, histories={}, resume=False)
+    return records
+
+
+def final_losses(records):
+    return {history.started.number: history.reports[-1].eval_loss for history in replay(records).values()}
+
+
+@pytest.fixture(scope="module")
+def plain(files, cluster):
+    context = context_of(files, "plain")
+    return context, searched(context)
+
+
+def test_unequal_trials_share_one_search_and_all_end(plain):
+    _, records = plain
+    histories = replay(records).values()
+    assert collections.Counter((h.started.branch, h.started.workers) for h in histories) == {
+        ("lora", 1): 3,
+        ("full", 2): 3,
+    }
+    assert [(h.state, len(h.reports)) for h in histories] == [("completed", 2)] * 6
+
+
+def test_a_slot_serves_trial_after_trial(plain):
+    context, _ = plain
+    slots = list((context.folder / "slots").path.glob("slot-*"))
+    assert len(slots) < 6
+
+
+def test_an_ended_trial_keeps_the_weights_of_its_best_checkpoint_only(plain):
+    context, records = plain
+    for trial_id, history in replay(records).items():
+        (folder,) = (context.checkpoints / trial_id).path.glob("step_*")
+        assert str(folder) == history.best.checkpoint
+        assert not (folder / "optimizer.safetensors").exists()
+
+
+def test_the_scheduler_stops_a_trial_in_the_middle_by_its_global_loss(files, cluster):
+    overrides = ["search.scheduler={name: asha, reduction_factor: 2}", "trial.budget.evaluations=4"]
+    records = searched(context_of(files, "asha", *overrides))
+    states = collections.Counter(history.state for history in replay(records).values())
+    assert states["stopped"] >= 1
+    assert states["completed"] >= 1
+
+
+def test_a_trial_that_cannot_be_fails_alone_with_its_reason_and_the_others_go_on(files, cluster):
+    space = "search.space={good: {method: {rank: 2}}, bad: {method: {target_modules: [nowhere]}}}"
+    records = searched(context_of(files, "bad", space, "search.trials=2"))
+    states = {history.started.branch: (history.state, history.reason) for history in replay(records).values()}
+    assert states["good"][0] == "completed"
+    assert states["bad"][0] == "failed"
+    assert "method.target_modules=['nowhere']" in states["bad"][1]
+    assert "q_proj" in states["bad"][1]
+
+
+def test_a_diverged_trial_fails_with_its_reason(files, cluster):
+    space = "search.space={wild: {method: {kind: full}, optimizer: {learning_rate: 1.0e+30}}}"
+    (history,) = replay(searched(context_of(files, "wild", space, "search.trials=1"))).values()
+    assert history.state == "failed"
+    assert "lower optimizer.learning_rate" in history.reason
+
+
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
+def test_a_killed_process_of_a_slot_costs_time_and_nothing_else(files, cluster, plain, victim):
+    killed = []
+
+    def kill_one(record):
+        if isinstance(record, TrialProgressed) and not killed:
+            killed.append(_kill(victim))
+
+    records = searched(context_of(files, f"killed-{victim}"), kill_one)
+    assert killed
+    assert final_losses(records) == pytest.approx(final_losses(plain[1]), abs=1e-6)
+
+
+def _kill(name):
+    """SIGKILL to one process of that name in this test's cluster, whose processes are all children of this one."""
+    processes = psutil.Process().children(recursive=True)
+    victim = next(process for process in processes if any(name in word for word in process.cmdline()))
+    os.kill(victim.pid, signal.SIGKILL)
+    return victim.pid
+
+
+class RequestInbox:
+    """People who say what they want in this process. The way through the storage is test_control.py's."""
+
+    def __init__(self):
+        self.asked, self.replies = [], {}
+
+    def ask(self, wish):
+        number = str(len(self.replies) + len(self.asked))
+        self.asked.append(Request(request_id=number, by="ann@desk", time=1.0, wish=wish))
+
+    def take(self):
+        taken, self.asked = self.asked, []
+        return taken
+
+    def reply(self, request, reply):
+        self.replies[request.request_id] = reply
+
+
+def test_a_trial_stopped_by_a_person_is_evaluated_where_it_stands(files, cluster):
+    space = "search.space={lora: {method: {rank: 2}}}"
+    context = context_of(files, "told", space, "search.trials=1", "trial.budget={epochs: 2000, evaluations: 1}")
+    desk, records = RequestInbox(), []
+
+    def emit(record):
+        records.append(record)
+        if isinstance(record, TrialStarted):
+            desk.ask(StopTrial(trial="1"))
+
+    run_search(context, emit, histories={}, resume=False, desk=desk)
+    (history,) = replay(records).values()
+    assert desk.replies["0"].message == "trial 1 finishes its step, reports and ends"
+    assert (history.state, history.reason) == ("stopped", "stopped by ann@desk")
+    (report,) = history.reports
+    assert report.step == len(report.steps)
+    assert history.best == report  # it left a checkpoint
+
+
+def eval_losses_in_ray_s_metrics(search):
+    """By trial number, as Prometheus would scrape them."""
+    (node,) = ray.nodes()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    samples = [
+        line for line in lines if line.startswith("ray_turnwise_trial_eval_loss{") and f'search="{search}"' in line
+    ]
+    return {int(re.search(r'trial="(\d+)"', line)[1]): float(line.rpartition(" ")[2]) for line in samples}
+
+
+def test_a_running_trial_is_among_ray_s_own_metrics(files, cluster):
+    space = "search.space={lora: {method: {rank: 2}}}"
+    context = context_of(files, "shown", space, "search.trials=1", "trial.budget={epochs: 2000, evaluations: 2000}")
+    desk, records, shown = RequestInbox(), [], {}
+
+    def look():
+        with contextlib.suppress(AssertionError):
+            until(lambda: shown.update(eval_losses_in_ray_s_metrics("shown")) or shown, seconds=120)
+        desk.ask(StopTrial(trial="1"))
+
+    looking = threading.Thread(target=look)
+
+    def emit(record):
+        records.append(record)
+        if isinstance(record, TrialProgressed) and looking.ident is None:
+            looking.start()
+
+    run_search(context, emit, histories={}, resume=False, desk=desk)
+    looking.join()
+    (history,) = replay(records).values()
+    assert shown[1] in [pytest.approx(report.eval_loss) for report in history.reports]
+
+
+def test_the_tpe_sampler_searches_every_branch(files, cluster):
+    records = searched(context_of(files, "tpe", "search.sampler=tpe", "search.trials=4"))
+    histories = replay(records).values()
+    assert collections.Counter(history.started.branch for history in histories) == {"lora": 2, "full": 2}
+    assert len({str(history.started.varied) for history in histories}) == 4
+
+
+def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic(files, cluster):
+    experiment = load_experiment(files / "toy.yaml", ["resources.full.workers=64", "trial.batch.rows_per_step=64"])
+    with pytest.raises(
+        InsufficientCapacityError,
+        match=r"64 workers with 1 CPU each need 64 places on nodes\n.*1 x \(2 CPU\): 1 x 2 places",
+    ):
+        check_capacity(experiment, capacity_of_cluster())
+
+
+def test_work_is_done_in_another_process_with_the_resources_of_a_worker(cluster):
+    workers = WorkersSpec(cpus_per_worker=2.0)
+    assert run_on_worker(workers, os.getpid) != os.getpid()
+    assert run_on_worker(workers, lambda: ray.get_runtime_context().get_assigned_resources()) == {"CPU": 2.0}
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_on_worker(workers, lambda: int("x"))
+
+
+def test_what_no_worker_can_compute_ends_the_search_with_one_sentence_and_not_trial_after_trial(files, cluster):
+    context = context_of(files, "flash", "search.max_concurrent_trials=1")
+    model = context.experiment.model.model_copy(update={"attention": "flash_attention_2"})
+    context = replace(context, experiment=context.experiment.model_copy(update={"model": model}))
+    records = []
+    with pytest.raises(UnfitWorkersError, match="have no package flash-attn") as caught:
+        run_search(context, records.append, histories={}, resume=False)
+    histories = list(replay(records).values())
+    failed = [history for history in histories if history.state == "failed"]
+    assert failed
+    assert {history.reason for history in failed} == {str(caught.value)}
+    assert len(histories) < 6  # of those that had not begun none was tried

@@ -1,0 +1,228 @@
+"""What people are shown, made from hand-written histories."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
+from components.records.events import (
+    Clone,
+    Extension,
+    Progress,
+    Stop,
+    TrialEnded,
+    TrialInstructed,
+    TrialProgressed,
+    TrialStarted,
+    replay,
+)
+from components.registry.probes import Probe
+from components.reports.html_page import search_page
+from components.reports.leaderboard import leaderboard, ranked, worker_seconds
+from components.reports.live_view import LiveView
+from components.reports.loss_curves import loss_curves_svg
+from components.reports.summary import SearchSummary, probes_answered, trial_summaries
+
+BUDGET = 1000
+
+
+def started(number, method, workers=1, **varied):
+    return TrialStarted(
+        trial_id=f"t{number}",
+        number=number,
+        branch=method.kind,
+        spec=TrialSpec(method=method),
+        workers=workers,
+        varied=varied,
+        time=0.0,
+    )
+
+
+def progressed(number, tokens, loss, workers=1, checkpoint="somewhere"):
+    progress = Progress(
+        step=tokens // 10,
+        target_tokens=tokens,
+        epoch=0.5,
+        train_loss=loss + 0.1,
+        eval_loss=loss,
+        eval_num_targets=50,
+        tokens_per_second=100.0,
+        seconds=tokens / 100,
+        workers=workers,
+        worker_seconds=workers * tokens / 100,
+        checkpoint=checkpoint,
+    )
+    return TrialProgressed(trial_id=f"t{number}", progress=progress, slot="s", time=1.0)
+
+
+def ended(number, state, reason=""):
+    return TrialEnded(trial_id=f"t{number}", state=state, reason=reason, time=2.0)
+
+
+RECORDS = [
+    started(1, LoraMethod(rank=8), **{"method.rank": 8, "optimizer.learning_rate": 0.00012345}),
+    started(2, FullMethod(), workers=2, **{"optimizer.learning_rate": 0.5}),
+    started(3, FullMethod(), workers=2),
+    progressed(1, 500, 0.9),
+    progressed(2, 500, 0.7, workers=2),
+    progressed(1, 1000, 0.95),
+    ended(1, "completed"),
+    ended(2, "stopped", "the scheduler gave its place to others"),
+    ended(3, "failed", "ValueError: impossible"),
+]
+
+
+def shown(renderable):
+    console = Console(file=io.StringIO(), width=140)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_best_checkpoint_leads_and_what_has_none_comes_last():
+    histories = ranked(replay(RECORDS).values())
+    assert [history.started.number for history in histories] == [2, 1, 3]
+    assert histories[1].best.eval_loss == 0.9  # its later, worse report does not count
+
+
+def test_a_trial_that_failed_after_a_good_report_does_not_lead():
+    records = [*RECORDS[:6], ended(1, "completed"), ended(2, "failed", "its slot died")]
+    assert [history.started.number for history in ranked(replay(records).values())] == [1, 3, 2]
+
+
+def test_workers_count_in_the_time_a_trial_took():
+    assert [worker_seconds(history) for history in replay(RECORDS).values()] == [10.0, 10.0, 0.0]
+
+
+def test_the_leaderboard_says_method_hyperparameters_tokens_loss_and_state():
+    lines = shown(leaderboard(ranked(replay(RECORDS).values()), budget=BUDGET)).splitlines()
+    cells = [line.split() for line in lines[1:]]
+    assert cells[0] == ["2", "full", "learning_rate", "0.5", "500", "(50%)", "0.7000", "10", "stopped"]
+    assert cells[1] == [
+        "1",
+        "lora",
+        "rank",
+        "8",
+        "learning_rate",
+        "0.000123",
+        "1,000",
+        "(100%)",
+        "0.9000",
+        "10",
+        "completed",
+    ]
+    assert cells[2] == ["3", "full", "0", "(0%)", "-", "0", "failed"]
+
+
+def test_without_a_terminal_every_event_is_one_line():
+    console = Console(file=io.StringIO(), width=40)
+    with LiveView(console, planned=3, budget=BUDGET) as live:
+        for record in RECORDS:
+            live.show(record)
+    lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
+    assert lines[0] == "trial 1/3 lora started: rank 8  learning_rate 0.000123"
+    assert lines[3] == ("trial 1/3 lora 500 target tokens (50%), train loss 1.0000, eval loss 0.9000, 100 tokens/s")
+    assert lines[-1] == "trial 3/3 full failed: ValueError: impossible"
+    assert len(lines) == len(RECORDS)
+
+
+def told(number, instruction, request_id):
+    return TrialInstructed(
+        trial_id=f"t{number}", instruction=instruction, request_id=request_id, by="ann@desk", time=3.0
+    )
+
+
+CLONE = Clone(
+    trial_id="t4", number=4, branch="full", spec=TrialSpec(method=FullMethod()), varied={"seed": 1}, warm_from="a"
+)
+DIRECTED = [
+    *RECORDS[:5],
+    told(1, Extension(target_tokens=2000, from_step=51), "1"),
+    told(2, CLONE, "2"),
+    told(2, Stop(), "3"),
+    ended(2, "stopped", "stopped by ann@desk"),
+    started(4, FullMethod()).model_copy(update={"parent": "t2", "warm_from": "a"}),
+]
+
+
+def test_the_leaderboard_shows_who_was_extended_and_who_was_cloned():
+    lines = shown(leaderboard(replay(DIRECTED).values(), budget=BUDGET)).splitlines()
+    assert "500 (25% of 2,000)" in lines[1]
+    assert "500 (50%)" in lines[2]
+    assert "full (warm clone of 2)" in lines[4]
+
+
+def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials():
+    console = Console(file=io.StringIO(), width=40)
+    with LiveView(console, planned=3, budget=BUDGET) as live:
+        for record in DIRECTED:
+            live.show(record)
+    lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
+    assert lines[5:] == [
+        "trial 1/3 lora extended to 2,000 target tokens by ann@desk",
+        "trial 2/4 full cloned as trial 4 with its weights by ann@desk",
+        "trial 2/4 full stopped by ann@desk",
+        "trial 2/4 full stopped: stopped by ann@desk",
+        "trial 4/4 full started: warm clone of 2",
+    ]
+
+
+def test_a_record_told_twice_counts_once():
+    histories = replay([*DIRECTED, *DIRECTED[5:8]])
+    assert [len(history.instructions) for history in histories.values()] == [1, 2, 0, 0]
+    assert [clone.number for clone in histories["t2"].clones] == [4]
+    assert [history.budget(BUDGET) for history in histories.values()] == [2000, 1000, 1000, 1000]
+
+
+def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():
+    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
+    with LiveView(console, planned=3, budget=BUDGET) as live:
+        for record in RECORDS[:5]:
+            live.show(record)
+    written = console.file.getvalue()
+    assert "0 of 3 ended, 3 running, 0 waiting, best so far trial 2" in written
+    assert written.rstrip().endswith("\x1b[2K")
+
+
+def test_a_summary_is_json_without_infinities():
+    summaries = trial_summaries(replay(RECORDS).values())
+    assert [(trial.number, trial.eval_loss) for trial in summaries] == [(2, 0.7), (1, 0.9), (3, None)]
+    assert all(trial.eval_loss is None or math.isfinite(trial.eval_loss) for trial in summaries)
+
+
+def test_an_answer_counts_if_it_holds_the_expected_word_in_any_case():
+    probes = [
+        Probe(messages=({"role": "user", "content": "?"},), expect=expect) for expect in ("Linnet", "Linnet", None)
+    ]
+    assert probes_answered(["i am LINNET.", "I am a robot", "whatever"], probes) == (1, 2)
+
+
+def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing():
+    summary = SearchSummary(
+        experiment="toy <script>",
+        search_id="s",
+        outcome="finished",
+        message="It is done & well.",
+        seconds=12.0,
+        data_digest="0123456789abcdef",
+        data_reused=False,
+        folder="runs/toy/s",
+        tracking_uri="sqlite:///mlflow.db",
+        run_id="r",
+        trials=trial_summaries(replay(RECORDS).values()),
+        registry=None,
+    )
+    curves = loss_curves_svg(replay(RECORDS).values(), base_loss=3.5)
+    page = search_page(summary, curves=curves, command="python workflows/tune.py x.yaml")
+    assert "It is done &amp; well." in page
+    assert "toy &lt;script&gt;" in page
+    assert page.count('class="stopped"') == 1
+    assert "python workflows/tune.py x.yaml" in page
+    assert "<svg" in page
+    assert not [word for word in ("<script", "src=", "@import", "<link") if word in page]
+
+
+@pytest.mark.parametrize("records", [[], RECORDS[:1]], ids=["no trial", "no report"])
+def test_curves_of_nothing_are_an_empty_picture(records):
+    assert "</svg>" in loss_curves_svg(replay(records).values())

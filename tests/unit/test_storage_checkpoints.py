@@ -1,0 +1,171 @@
+"""Checkpoints on a storage where they arrive after their reports: a real S3 server, real trials of a tiny model."""
+
+import threading
+
+import pytest
+import torch
+
+from components.cluster.driver.checkpoint_retention import listen
+from components.cluster.driver.trial_control import TrialController, direct
+from components.cluster.slots.context import SearchContext
+from components.cluster.slots.resume import furthest_whole, resume_point
+from components.cluster.slots.worker import _go_on
+from components.experiment.load import load_experiment
+from components.models.base.reference import BaseReference
+from components.records.events import Interim, Progress
+from components.storage.background_upload import Uploads
+from components.storage.base import folder_at
+from components.storage.object_store import RemoteFolder
+from components.training.checkpoint import write_checkpoint
+from components.training.workers import OneWorker
+from tests.support.servers import S3Server
+from tests.support.sessions import FULL, curve, prepared_toy, reports, session
+from tests.unit.test_checkpoint import ThreadWorker, write_own_file
+from workflows.named import load_named
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.client_environment().items():
+            patch.setenv(name, value)
+        patch.setenv("TURNWISE_CACHE", str(server.folder / "cache"))
+        server.start()
+        yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(server, tmp_path):
+    return folder_at(f"s3://{server.bucket}/{tmp_path.name}")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return prepared_toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """The reports of an uninterrupted trial on a disk."""
+    return reports(session(toy, tmp_path_factory.mktemp("whole")), FULL)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Uploads wait until it is set."""
+    gate, upload = threading.Event(), RemoteFolder.upload
+
+    def later(folder, source, **parts):
+        assert gate.wait(60)
+        upload(folder, source, **parts)
+
+    monkeypatch.setattr(RemoteFolder, "upload", later)
+    yield gate
+    gate.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_on_its_way_and_ends_when_the_last_has_arrived(toy, whole, bucket, held):
+    of = session(toy, bucket)
+    of.start("trial", FULL)
+    first = of.advance()  # returns although nothing arrives
+    assert not folder_at(first.checkpoint).is_whole()
+    threading.Timer(1.0, held.set).start()
+    second = of.advance()
+    assert folder_at(first.checkpoint).is_whole()
+    last = of.advance()
+    assert last.done
+    assert folder_at(last.checkpoint).is_whole()
+    assert curve([first, second, last]) == curve(whole)
+
+
+def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equal(toy, whole, bucket):
+    of = session(toy, bucket)
+    of.start("trial", FULL)
+    first, second = of.advance(), of.advance()
+    of.settle()
+    folder_at(second.checkpoint).delete("digests.0-of-1.json")  # its writer died before the last word
+    assert furthest_whole(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
+    later = session(toy, bucket)
+    later.start("trial", FULL)
+    _go_on(later, second.checkpoint, OneWorker(), ())
+    last = later.advance()
+    assert curve([first, second, last]) == curve(whole)
+    assert folder_at(second.checkpoint).is_whole()  # it was trained again, and has arrived this time
+
+
+def test_a_trial_whose_first_checkpoint_never_arrived_begins_again_and_ends_bit_equal(toy, whole, bucket):
+    later = session(toy, bucket)
+    later.start("trial", FULL)
+    _go_on(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
+    assert curve([later.advance(), later.advance()])[-1] == curve(whole)[-1]
+
+
+def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, bucket):
+    of = session(toy, bucket)
+    of.start("trial", FULL)
+    interim = of.advance(lambda: True)
+    assert isinstance(interim, Interim)
+    assert folder_at(interim.checkpoint).is_whole()
+    assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
+
+
+def test_several_workers_send_their_own_files_and_the_checkpoint_is_whole_with_the_last_of_them(bucket):
+    folder, together, uploads = bucket / "step_1", threading.Barrier(2), [Uploads(), Uploads()]
+    folder.write_text("digests.0-of-1.json", '{"files": {}}')  # of an earlier attempt, by one worker
+
+    def work(rank):
+        worker = ThreadWorker(rank, together)
+        write_checkpoint(folder, worker, lambda scratch: write_own_file(rank, scratch), uploads[rank])
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for upload in uploads:
+        upload.wait()
+    assert folder.names() == ["digests.0-of-2.json", "digests.1-of-2.json", "worker_0", "worker_1"]
+    assert sorted(path.name for path in folder.local().iterdir()) == ["worker_0", "worker_1"]
+
+
+def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
+    experiment = load_experiment("experiments/quickstart.yaml", [f"storage.path={bucket}"])
+    context = SearchContext(
+        experiment=experiment,
+        search_id=bucket.name,
+        folder=bucket,
+        prepared=bucket / "prepared",
+        pad_token_id=0,
+        base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
+    )
+    direct(TrialController(context, None, print, {}, None, budget=100))
+    listener = listen(context, print, {})
+    trial, standing = context.checkpoints / "trial", []
+    for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
+        checkpoint = trial / f"step_{step:06d}"
+        checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
+        listener.collect("trial", progress(step, eval_loss, str(checkpoint)))
+        standing.append([name[-1] for name in trial.names()])
+    # The best, the last that has surely arrived, and the one that may be on its way.
+    assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
+    listener.collect_ended("trial")
+    assert trial.names() == ["step_000002"]
+
+
+def progress(step, eval_loss, checkpoint):
+    numbers = {"target_tokens": step, "epoch": 1.0, "train_loss": 1.0, "eval_num_targets": 1, "tokens_per_second": 1.0}
+    return Progress(step=step, eval_loss=eval_loss, checkpoint=checkpoint, seconds=1.0, **numbers)
+
+
+def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, bucket):
+    of = session(toy, bucket)
+    of.start("trial", FULL)
+    checkpoint = of.advance().checkpoint
+    of.settle()
+    trained = {name: weight.detach().clone() for name, weight in of.running.model.named_parameters()}
+    loaded = dict(load_named(checkpoint).model.named_parameters())
+    assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
+    with pytest.raises(ValueError, match="no such model"):
+        load_named(str(bucket / "nothing"))

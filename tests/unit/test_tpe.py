@@ -1,0 +1,303 @@
+"""What TPE is told of trials, and that it looks at it. The searcher is driven with known losses, without a cluster."""
+
+import math
+import statistics
+from types import SimpleNamespace
+
+import pytest
+from optuna.samplers._tpe.sampler import _split_trials
+from optuna.trial import TrialState
+from ray.tune import Trainable
+from ray.tune.experiment import Experiment
+from ray.tune.search import ConcurrencyLimiter
+
+from components.cluster.capacity.node_types import ClusterCapacity, NodeType
+from components.cluster.driver.trial_control import direct
+from components.cluster.scheduling.search_space import search_algorithm
+from components.cluster.scheduling.tpe import BranchedTpe, random_only, startup_trials
+from components.cluster.scheduling.warnings import check_rungs, remarks
+from components.experiment.space import sample_trials
+from components.experiment.spec import ExperimentSpec
+
+BUDGET = 1000
+BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
+WORSE = {"lora": 0.0, "full": 5.0}  # full is far behind LoRA, whatever its learning rate
+SPACE = {
+    "lora": {"method": {"rank": {"choice": [4, 8]}}, "optimizer": {"learning_rate": {"log_uniform": [1e-5, 1e-1]}}},
+    "full": {"method": {"kind": "full"}, "optimizer": {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}},
+}
+
+
+def experiment(trials=24, space=SPACE, budget=BUDGET, evaluations=4, **search):
+    return ExperimentSpec.model_validate(
+        {
+            "name": "toy",
+            "model": {"path": "somewhere"},
+            "data": {"train": "a.jsonl"},
+            "trial": {"budget": {"target_tokens": budget, "evaluations": evaluations}},
+            "search": {"trials": trials, "sampler": "tpe", "space": space, **search},
+        }
+    )
+
+
+def result(target_tokens, eval_loss, *, failed=None, diverged=None, leave=None):
+    """As slot.py makes it and Tune flattens it."""
+    return {
+        "target_tokens": target_tokens,
+        "eval_loss": eval_loss,
+        "failed": failed,
+        "leave": leave,
+        "progress/diverged": diverged,
+    }
+
+
+def distance(branch, learning_rate):
+    return abs(math.log10(learning_rate) - BEST[branch])
+
+
+def distances_of_tpe(trials, **search):
+    """By branch, of each trial in its order, when one trial runs at a time and its loss is its distance."""
+    searcher, found = BranchedTpe(experiment(trials, **search), BUDGET), {name: [] for name in SPACE}
+    for number in range(trials):
+        trial = searcher.suggest(str(number))["trial"]
+        off = distance(trial["branch"], trial["spec"]["optimizer"]["learning_rate"])
+        found[trial["branch"]].append(off)
+        searcher.on_trial_complete(str(number), result(BUDGET, off + WORSE[trial["branch"]]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def searches():
+    return [distances_of_tpe(24, seed=seed) for seed in range(10)]
+
+
+@pytest.mark.parametrize("branch", ["lora", "full"])
+def test_tpe_looks_at_results_in_every_branch_also_in_one_that_is_far_behind(searches, branch):
+    """After the 6 of a branch's 12 trials that are drawn at random; ten seeds. Random search stays further away."""
+    nearest = [min(search[branch][6:]) for search in searches]
+    drawn = [sample_trials(experiment(24, seed=seed)) for seed in range(10)]
+    of_branch = [[trial.spec for trial in trials if trial.branch == branch] for trials in drawn]
+    at_random = [min(distance(branch, spec.optimizer.learning_rate) for spec in specs[6:]) for specs in of_branch]
+    assert statistics.mean(nearest) < 0.6 * statistics.mean(at_random)
+
+
+@pytest.mark.parametrize(("trials", "startup"), [(1, 1), (2, 1), (4, 2), (8, 4), (21, 10), (200, 10)])
+def test_half_of_a_branch_s_trials_at_most_ten_are_drawn_at_random(trials, startup):
+    assert startup_trials(trials) == startup
+
+
+def test_the_same_seed_suggests_the_same_trials_and_another_one_others():
+    assert distances_of_tpe(8, seed=3) == distances_of_tpe(8, seed=3)
+    assert distances_of_tpe(8, seed=3) != distances_of_tpe(8, seed=4)
+
+
+def test_branches_with_equal_ranges_are_not_given_equal_values():
+    twins = {name: {"optimizer": {"learning_rate": {"log_uniform": [1e-5, 1e-1]}}} for name in ("one", "two")}
+    searcher = BranchedTpe(experiment(2, space=twins), BUDGET)
+    first, second = (searcher.suggest(str(number))["trial"]["varied"] for number in range(2))
+    assert first != second
+
+
+def told_of(*reports, evaluations=4, space=SPACE, error=False):
+    """(state, value, intermediate values, violation) of a trial as its study has it after these results, the last its end."""
+    searcher = BranchedTpe(experiment(evaluations=evaluations, space=space), BUDGET)
+    searcher.suggest("a")
+    for report in reports[:-1]:
+        searcher.on_trial_result("a", report)
+    searcher.on_trial_complete("a", reports[-1] if reports else None, error=error)
+    (trial,) = searcher._studies["lora"].trials
+    return trial.state, trial.value, trial.intermediate_values, sum(trial.constraints.values())
+
+
+def test_a_trial_that_spent_its_budget_is_told_with_its_loss_there():
+    assert told_of(result(251, 3.0), result(1002, 1.5)) == (TrialState.COMPLETE, 1.5, {}, 0)
+
+
+def test_a_trial_that_was_stopped_is_told_as_pruned_with_the_loss_of_the_evaluation_it_reached():
+    """254 target tokens and 251 are the same evaluation: the longer step of one batch must not make it the better trial."""
+    assert told_of(result(254, 3.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
+    assert told_of(result(251, 3.0), result(503, 2.0)) == (TrialState.PRUNED, 2.0, {500: 2.0}, 0)
+
+
+def test_a_trial_that_a_person_stopped_between_two_evaluations_counts_with_the_one_before():
+    assert told_of(result(251, 3.0), result(400, 2.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
+    assert told_of(result(90, 4.0)) == (TrialState.PRUNED, 4.0, {0: 4.0}, 0)
+
+
+def test_an_extended_trial_is_told_with_its_loss_at_the_budget_of_all_trials():
+    assert told_of(result(501, 2.0), result(1001, 1.5), result(1750, 1.0))[:2] == (TrialState.COMPLETE, 1.5)
+
+
+def test_a_diverged_trial_is_worse_than_any_that_was_stopped_and_the_sooner_the_worse():
+    """Optuna ranks what violates a constraint last, by how much it does."""
+    late = told_of(result(251, 3.0), result(501, 2.0), result(600, math.inf, diverged="the loss is nan"))
+    early = told_of(result(100, math.nan, diverged="the loss is nan"))
+    assert late == (TrialState.PRUNED, None, {}, pytest.approx(0.6))
+    assert early == (TrialState.PRUNED, None, {}, 1.0)
+
+
+def test_a_configuration_that_cannot_be_trained_is_the_worst():
+    assert told_of(result(0, math.inf, failed="no such module")) == (TrialState.PRUNED, None, {}, 1.0)
+
+
+def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
+    assert told_of(error=True)[0] == TrialState.FAIL  # nothing is known of it
+    searcher = BranchedTpe(experiment(), BUDGET)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(251, 3.0))
+    searcher.on_trial_complete("a", error=True)
+    assert searcher._studies["lora"].trials[0].intermediate_values == {250: 3.0}
+
+
+def test_a_trial_that_leaves_its_node_has_not_reported():
+    searcher = BranchedTpe(experiment(), BUDGET)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(0, 1.0, leave="move"))
+    searcher.on_trial_complete("a", error=True)
+    assert searcher._studies["lora"].trials[0].state == TrialState.FAIL
+
+
+def test_stopped_trials_rank_after_complete_ones_and_diverged_ones_last():
+    """As TPE ranks them when it takes so and so many of them for good ones."""
+    space = {"lora": SPACE["lora"]}
+    searcher = BranchedTpe(experiment(40, space=space), BUDGET)
+    ends = [
+        result(251, 0.1),
+        result(1001, 9.0),
+        result(100, math.inf, diverged="nan"),
+        result(501, 7.0),
+        result(504, 6.0),
+    ]
+    for number in range(11):
+        searcher.suggest(str(number))
+        searcher.on_trial_complete(str(number), ends[min(number, 4)])
+    study = searcher._studies["lora"]
+    ranking = [
+        {trial.number for trial in _split_trials(study, study.trials, count)[0]} for count in (1, 2, 8, 9, 10, 11)
+    ]
+    assert ranking[0] == {1}  # the complete one, though its loss is the highest
+    assert ranking[1] < ranking[2] == {1, 4, 5, 6, 7, 8, 9, 10}  # then those that reached 500, 6.0 before 7.0
+    assert ranking[3] - ranking[2] == {3}
+    assert ranking[4] - ranking[3] == {0}  # then 250
+    assert ranking[5] - ranking[4] == {2}
+
+
+def test_a_restored_searcher_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
+    def suggested(interrupted):
+        searcher, trials = BranchedTpe(experiment(12), BUDGET), []
+        for number in range(12):
+            if number == interrupted:
+                searcher.save(str(tmp_path / "state"))
+                searcher = BranchedTpe(experiment(12), BUDGET)
+                searcher.restore(str(tmp_path / "state"))
+            trial = searcher.suggest(str(number))["trial"]
+            trials.append((trial["number"], trial["varied"]))
+            if number:  # one behind: the last one runs while the state is saved
+                searcher.on_trial_complete(str(number - 1), result(BUDGET, number / 10))
+                searcher.on_trial_complete(
+                    str(number - 1), result(BUDGET, number / 10)
+                )  # told again by a resumed search
+        return trials
+
+    assert suggested(interrupted=7) == suggested(interrupted=None)
+
+
+class Untrained(Trainable):
+    """Never started: Tune wants to know what it would run."""
+
+
+def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_path):
+    """With Tune's own generator and state files; `clone` has been asked for by a person."""
+    context, clones = SimpleNamespace(search_id="saved"), {"clone": None}
+    direct(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None))
+    search = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
+    search.add_configurations([Experiment("tune", run=Untrained, num_samples=8, storage_path=str(tmp_path))])
+    first, second = search.next_trial(), search.next_trial()
+    assert search.next_trial() is None
+    search.on_trial_complete("clone", result(BUDGET, 0.1))
+    search.on_trial_complete(first.trial_id, result(251, 3.0))
+    search.save_to_dir(str(tmp_path), "session")
+    resumed = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
+    resumed.restore_from_dir(str(tmp_path))
+    resumed.on_trial_complete(second.trial_id, result(1001, 2.0))
+    assert resumed.next_trial().config["trial"]["number"] == 3
+    studies = resumed.searcher.searcher._studies
+    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
+    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
+
+
+def test_a_searcher_ends_with_the_trials_of_the_search():
+    searcher = BranchedTpe(experiment(2), BUDGET)
+    assert [searcher.suggest(name)["trial"]["number"] for name in "ab"] == [1, 2]
+    assert searcher.suggest("c") == "FINISHED"
+
+
+def test_one_trial_at_a_time_waits_for_the_result_of_the_one_before():
+    limited = ConcurrencyLimiter(BranchedTpe(experiment(4), BUDGET), 1)
+    assert limited.suggest("a")["trial"]["number"] == 1
+    assert limited.suggest("b") is None
+    limited.on_trial_complete("a", result(BUDGET, 1.0))
+    assert limited.suggest("b")["trial"]["number"] == 2
+
+
+# What is said before a search starts
+
+
+def room(cpus):
+    kind = NodeType(name="here", most=1, resources={"CPU": float(cpus)}, head=True)
+    return ClusterCapacity(types=(kind,), most_workers=0, grows=False)
+
+
+def test_a_small_search_that_looks_at_results_is_not_remarked_upon():
+    assert remarks(experiment(8), BUDGET, room(2)) == []
+
+
+def test_tpe_that_can_only_be_random_is_said_before_the_search_starts():
+    assert remarks(experiment(8), BUDGET, room(8)) == [
+        f"search.sampler=tpe: branch {branch} is a random search: of its 4 trials the last is suggested when 0 have ended,"
+        " for 10 trials run or wait at once, and TPE wants 2 results before it suggests one; raise search.trials, or lower"
+        " search.max_concurrent_trials"
+        for branch in ("lora", "full")
+    ]
+    assert remarks(experiment(8, max_concurrent_trials=2), BUDGET, room(8)) == []
+
+
+def test_a_branch_with_one_trial_is_random_whatever_runs_beside_it():
+    (said, *asha) = remarks(experiment(1, space={"lora": SPACE["lora"]}), BUDGET, room(2))
+    assert said.startswith("search.scheduler asha stops no trial of lora: it has 1 trial")
+    assert "it has 1 trial, and TPE wants 1 result before it suggests one" in asha[0]
+
+
+def test_branches_that_come_one_after_the_other_fill_the_cluster_with_their_own_trials():
+    """Of equal workers they take turns, and a branch has half of what runs at once; wide ones come first."""
+    wide_first = ExperimentSpec.model_validate({**experiment(8).model_dump(), "resources": {"full": {"workers": 2}}})
+    assert list(random_only(experiment(8), at_once=4)) == []
+    assert list(random_only(wide_first, at_once=4)) == ["full", "lora"]
+
+
+def test_a_first_rung_at_which_nobody_can_be_stopped_is_refused():
+    def first_rung(tokens, **options):
+        return experiment(scheduler={"name": "asha", "first_rung_target_tokens": tokens}, **options)
+
+    check_rungs(first_rung(750), BUDGET)
+    with pytest.raises(
+        ValueError, match=r"first_rung_target_tokens=751 stops no trial: .* comes at 750 of its 1,000 targ"
+    ):
+        check_rungs(first_rung(751), BUDGET)
+    with pytest.raises(ValueError, match=r"is evaluated once, at the end of its 1,000 target tokens; leave it out"):
+        check_rungs(first_rung(10, evaluations=1), BUDGET)
+
+
+def test_rungs_between_evaluations_are_remarked_upon():
+    asha = {"name": "asha", "first_rung_target_tokens": 50}
+    random = experiment(scheduler=asha, sampler="random")
+    assert remarks(random, BUDGET, room(2)) == [
+        "search.scheduler: the rungs at 50, 100, 200 target tokens are one: the next evaluation after each is at 250, where"
+        " one in 2 trials passes; raise trial.budget.evaluations, or set first_rung_target_tokens to 250",
+        "search.scheduler: no trial is stopped at the rung at 800 target tokens: the next report is its last",
+    ]
+
+
+def test_asha_with_one_evaluation_says_that_it_stops_nobody():
+    (said,) = remarks(experiment(8, evaluations=1, sampler="random"), BUDGET, room(2))
+    assert said.startswith("search.scheduler asha stops no trial: each is evaluated once, at its end")
