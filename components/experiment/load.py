@@ -78,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise ExperimentError([Problem(place=str(path), text=f"not a text file: {error}")]) from None
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ExperimentError([Problem(place=str(path), text=f"not YAML: {' '.join(str(error).split())}")]) from None
     if not isinstance(tree, dict):
@@ -86,10 +86,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def parse_yaml(text: str) -> Any:
+    """The tree of a YAML text, by the rules of _Loader. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_value(text: str) -> Any:
     """What stands behind the `=` of an override, typed as in a file; text that is no YAML stands for itself."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return parse_yaml(text)
     except yaml.YAMLError:
         return text
 

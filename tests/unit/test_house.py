@@ -12,7 +12,7 @@ SOURCES = sorted([*(ROOT / "components").rglob("*.py"), *(ROOT / "workflows").rg
 
 # A room may import itself and rooms of the floors below. Rooms of one floor do not know each other.
 FLOORS = [
-    {"errors"},
+    {"errors", "notebook"},
     {"storage"},
     {"experiment"},
     {"conversations", "records"},

@@ -10,7 +10,7 @@ import yaml
 from components.experiment.load import load_experiment
 from components.experiment.space import check_search
 from components.experiment.spec import ExperimentSpec
-from workflows import chat, control, evaluate, export, preview, timeline, train, tune
+from workflows import chat, control, evaluate, export, plan, preview, timeline, train, tune
 from workflows.cli import Exit
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +20,7 @@ PROGRAMS = {
     "control": control,
     "evaluate": evaluate,
     "export": export,
+    "plan": plan,
     "preview": preview,
     "timeline": timeline,
     "train": train,
