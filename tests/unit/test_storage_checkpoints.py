@@ -13,6 +13,7 @@ from components.cluster.slots.worker import _go_on
 from components.experiment.load import load_experiment
 from components.models.base.reference import BaseReference
 from components.records.events import Interim, Progress
+from components.registry.resolve import load_by_name
 from components.storage.background_upload import Uploads
 from components.storage.base import folder_at
 from components.storage.object_store import RemoteFolder
@@ -21,7 +22,6 @@ from components.training.workers import OneWorker
 from tests.support.servers import S3Server
 from tests.support.sessions import FULL, curve, prepared_toy, reports, session
 from tests.unit.test_checkpoint import ThreadWorker, write_own_file
-from workflows.named import load_named
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, b
     checkpoint = of.advance().checkpoint
     of.settle()
     trained = {name: weight.detach().clone() for name, weight in of.running.model.named_parameters()}
-    loaded = dict(load_named(checkpoint).model.named_parameters())
+    loaded = dict(load_by_name(checkpoint).model.named_parameters())
     assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
     with pytest.raises(ValueError, match="no such model"):
-        load_named(str(bucket / "nothing"))
+        load_by_name(str(bucket / "nothing"))
