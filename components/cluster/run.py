@@ -23,8 +23,9 @@ from components.cluster.scheduling.scheduler import pending_trials, scheduler
 from components.cluster.scheduling.search_space import parameter_space, search_algorithm
 from components.cluster.scheduling.stopper import ControlledStopper
 from components.cluster.slots.command_board import CommandBoard
-from components.cluster.slots.context import SearchContext, trial_of
+from components.cluster.slots.context import SearchContext
 from components.cluster.slots.trainable import Slot
+from components.cluster.slots.trial_config import TrialConfig
 from components.data.prepare import PreparedDataset
 from components.experiment.space import num_trials
 from components.records.commands import RequestInbox
@@ -76,7 +77,7 @@ def run_search(
     listener = listen(context, director.emit, histories)
 
     def placement(config: dict[str, Any]) -> SlotPlacement:
-        workers = experiment.resources.of(trial_of(config)[3].method)
+        workers = experiment.resources.of(TrialConfig.of(config).spec.method)
         return SlotPlacement(workers, workers.fewest)  # the scheduler gives elastic trials more (elastic.py)
 
     trainable = tune.with_resources(tune.with_parameters(Slot, context=context, board=board), placement)

@@ -19,7 +19,7 @@ from components.cluster.capacity.node_types import ClusterCapacity, Places
 from components.cluster.capacity.placement import SlotPlacement
 from components.cluster.scheduling.migration import Moving, start_anew
 from components.cluster.scheduling.successive_halving import SuccessiveHalving
-from components.cluster.slots.context import trial_of
+from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec, WorkersSpec
 
@@ -127,7 +127,7 @@ class Elastic(Moving):
         return capacity_of_cluster()
 
     def _workers(self, trial: Trial) -> WorkersSpec:
-        return self._experiment.resources.of(trial_of(trial.config)[3].method)
+        return self._experiment.resources.of(TrialConfig.of(trial).spec.method)
 
 
 class ElasticAsha(Elastic, SuccessiveHalving):

@@ -13,6 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.scheduling.search_algorithms import ClonesFirst
+from components.cluster.slots.slot_result import ExitReason, SlotResult
 
 
 class Moving(ClonesFirst):
@@ -24,9 +25,10 @@ class Moving(ClonesFirst):
         self._begun = False
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if result["leave"] is None:
+        exit_reason = SlotResult.of(result).exit_reason
+        if exit_reason is None:
             return str(super().on_trial_result(tune_controller, trial, result))
-        if result["leave"] == "move":
+        if exit_reason is ExitReason.PREEMPTED:
             return self._leave(trial, trial.placement_group_factory)
         return str(TrialScheduler.NOOP)
 

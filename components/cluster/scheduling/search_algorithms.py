@@ -16,7 +16,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlg
 from ray.tune.search.search_generator import SearchGenerator
 
 from components.cluster.driver.trial_control import controller_of
-from components.cluster.slots.context import origin_of, tune_config
+from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Clone
 
 
@@ -25,7 +25,7 @@ class ClonesFirst(FIFOScheduler):  # type: ignore[misc]
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         for trial in tune_controller.get_trials():
-            if trial.status == Trial.PENDING and origin_of(trial.config)[0] is not None:
+            if trial.status == Trial.PENDING and TrialConfig.of(trial).parent is not None:
                 return trial
         return super().choose_trial_to_run(tune_controller)
 
@@ -54,11 +54,16 @@ class _HandsOutClones(SearchAlgorithm):  # type: ignore[misc]
             super().on_trial_complete(trial_id, result, error)
 
     def _trial(self, parent: str, clone: Clone) -> Trial:
-        drawn = tune_config(
-            clone.number, clone.branch, clone.varied, clone.spec, parent=parent, warm_from=clone.warm_from
+        config = TrialConfig(
+            number=clone.number,
+            branch=clone.branch,
+            varied=clone.varied,
+            spec=clone.spec,
+            parent=parent,
+            warm_from=clone.warm_from,
         )
         return _create_trial_from_spec(
-            {**self.tune_spec, "config": {"trial": drawn}},
+            {**self.tune_spec, "config": config.to_tune()},
             _make_parser(),
             trial_id=clone.trial_id,
             experiment_tag=f"clone_{clone.number}",

@@ -1,6 +1,6 @@
 """From the experiment's sampler to what Tune asks: a parameter space or a searcher, and the scheduler.
 
-Every Tune config is {"trial": context.tune_config(...)}, whichever sampler made it.
+Every Tune config is a TrialConfig, whichever sampler made it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ray.tune.search import SearchAlgorithm
 
 from components.cluster.scheduling.search_algorithms import PresampledSearch, SearcherWithClones
 from components.cluster.scheduling.tpe import BranchedTpe
-from components.cluster.slots.context import tune_config
+from components.cluster.slots.trial_config import KEY, TrialConfig
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
 
@@ -21,9 +21,11 @@ def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
     """All trials of a random or grid search, already drawn; nothing for a searcher that draws them one by one."""
     if experiment.search.sampler == "tpe":
         return {}
-    drawn = sample_trials(experiment)
-    configs = [tune_config(n, trial.branch, trial.varied, trial.spec) for n, trial in enumerate(drawn, start=1)]
-    return {"trial": tune.grid_search(configs)}
+    configs = [
+        TrialConfig(number=number, branch=trial.branch, varied=trial.varied, spec=trial.spec).to_tune()
+        for number, trial in enumerate(sample_trials(experiment), start=1)
+    ]
+    return {KEY: tune.grid_search([config[KEY] for config in configs])}
 
 
 def search_algorithm(experiment: ExperimentSpec, budget: int, search_id: str) -> SearchAlgorithm:

@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from components.cluster.driver.trial_control import controller_of
-from components.cluster.slots.context import METRIC, TIME
+from components.cluster.slots.slot_result import METRIC, TIME
 from components.experiment.spec import AshaSpec
 from components.records.events import Progress, TrialHistory
 

@@ -21,7 +21,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from components.cluster.slots.context import METRIC, TIME, tune_config
+from components.cluster.slots.slot_result import METRIC, SlotResult
+from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.space import Branch, branch_order, trial_spec
 from components.experiment.spec import ExperimentSpec
@@ -104,12 +105,13 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
         self._running[trial_id] = branch.name, suggested
         self._losses[trial_id] = {}
         spec = trial_spec(self._experiment, branch, varied)
-        return {"trial": tune_config(self._num_suggested, branch.name, varied, spec)}
+        return TrialConfig(number=self._num_suggested, branch=branch.name, varied=varied, spec=spec).to_tune()
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keeps the loss of the first report at each planned evaluation, so that trials meet at equal target tokens."""
-        if trial_id in self._running and result["leave"] is None and math.isfinite(result[METRIC]):
-            self._losses[trial_id].setdefault(self._evaluations(result[TIME]), result[METRIC])
+        report = SlotResult.of(result).report
+        if trial_id in self._running and report is not None and math.isfinite(report.eval_loss):
+            self._losses[trial_id].setdefault(self._evaluations(report.target_tokens), report.eval_loss)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Nothing, if the study has been told already: a search that is resumed ends some trials a second time."""
@@ -189,4 +191,5 @@ def _value(domain: Domain, suggested: Any) -> Any:
 
 def _is_impossible(result: Mapping[str, Any]) -> bool:
     """Whether the trial ended for a reason that lies in its configuration."""
-    return result["failed"] is not None or result.get("progress/diverged") is not None
+    outcome = SlotResult.of(result)
+    return outcome.failure is not None or (outcome.report is not None and outcome.report.diverged is not None)

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train.v2._internal.execution.context import get_train_context
 
-from components.cluster.slots.command_board import Leave
+from components.cluster.slots.slot_result import ExitReason
 
 
 class Interruptions:
@@ -33,9 +33,9 @@ class Interruptions:
         return self._stopping.is_set() or node_is_leaving()
 
     @property
-    def reason(self) -> Leave:
+    def reason(self) -> ExitReason:
         """Once the workers have agreed to leave: of a search that ends, the first worker knows."""
-        return "stop" if self._stopping.is_set() else "move"
+        return ExitReason.STOP if self._stopping.is_set() else ExitReason.PREEMPTED
 
     def ends(self, trial_id: str) -> bool:
         """Whether a person wants this trial to end (directing.py)."""
