@@ -19,7 +19,7 @@ from components.cluster.driver.callback import TrialEventCallback
 from components.cluster.driver.checkpoint_retention import Emit, listen
 from components.cluster.driver.shutdown import GracefulShutdown, Told
 from components.cluster.driver.trial_control import TrialController, direct
-from components.cluster.scheduling.scheduler import pending_trials, scheduler
+from components.cluster.scheduling.scheduler import make_scheduler, pending_trials
 from components.cluster.scheduling.search_space import parameter_space, search_algorithm
 from components.cluster.scheduling.stopper import ControlledStopper
 from components.cluster.slots.command_board import CommandBoard
@@ -78,7 +78,7 @@ def run_search(
 
     def placement(config: dict[str, Any]) -> SlotPlacement:
         workers = experiment.resources.of(TrialConfig.of(config).spec.method)
-        return SlotPlacement(workers, workers.fewest)  # the scheduler gives elastic trials more (elastic.py)
+        return SlotPlacement(workers, workers.min_workers)  # the scheduler gives elastic trials more (elastic.py)
 
     trainable = tune.with_resources(tune.with_parameters(Slot, context=context, board=board), placement)
     if resume:
@@ -88,7 +88,7 @@ def run_search(
             trainable,
             param_space=parameter_space(experiment),
             tune_config=tune.TuneConfig(
-                scheduler=scheduler(experiment, budget, context.search_id),
+                scheduler=make_scheduler(experiment, budget, context.search_id),
                 search_alg=search_algorithm(experiment, budget, context.search_id),
                 num_samples=num_trials(experiment) if experiment.search.sampler == "tpe" else 1,
                 reuse_actors=True,

@@ -347,7 +347,7 @@ class WorkersSpec(Spec):
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g}: a worker uses one GPU; set gpus_per_worker: 1 and more workers"
             )
-        if 0 < self.gpus_per_worker < 1 and self.most > 1:
+        if 0 < self.gpus_per_worker < 1 and self.max_workers > 1:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g} with workers={self.workers}: workers of one trial cannot share"
                 " a GPU; set gpus_per_worker: 1, or workers: 1"
@@ -362,7 +362,7 @@ class WorkersSpec(Spec):
 
     def check_trial(self, trial: TrialSpec) -> None:
         """Raises ValueError if these workers cannot train it."""
-        trial.batch.check_workers(self.most)
+        trial.batch.check_workers(self.max_workers)
         if self.parallel == "fsdp" and trial.optimizer.name == "paged_adamw_8bit":
             raise ValueError(
                 "optimizer.name=paged_adamw_8bit cannot keep its state for shares of a weight, as parallel: fsdp has them;"
@@ -374,21 +374,21 @@ class WorkersSpec(Spec):
 
     @model_validator(mode="after")
     def _min_before_max(self) -> Self:
-        if self.fewest > self.most:
-            raise ValueError(f"workers [{self.fewest}, {self.most}] must be [min, max]")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers [{self.min_workers}, {self.max_workers}] must be [min, max]")
         return self
 
     @property
-    def fewest(self) -> int:
+    def min_workers(self) -> int:
         return self.workers[0] if isinstance(self.workers, tuple) else self.workers
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
     @property
     def elastic(self) -> bool:
-        return self.fewest < self.most
+        return self.min_workers < self.max_workers
 
 
 class ResourcesSpec(Spec):

@@ -160,7 +160,7 @@ def fit_one_trial(config: dict[str, Any], context: SearchContext, tuned: bool) -
     result = TorchTrainer(
         train_one_trial,
         train_loop_config={"context": context, "spec": trial.spec, "workers": workers, "trial_id": trial_id},
-        scaling_config=ScalingConfig(num_workers=workers.most, resources_per_worker=bundle(workers)),
+        scaling_config=ScalingConfig(num_workers=workers.max_workers, resources_per_worker=bundle(workers)),
         run_config=RunConfig(
             name=trial_id,
             storage_path=str(context.folder / "trains"),

@@ -8,9 +8,8 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.driver.trial_control import direct
-from components.cluster.scheduling.elastic import ElasticAsha
-from components.cluster.scheduling.scheduler import scheduler
-from components.cluster.scheduling.successive_halving import Halving
+from components.cluster.scheduling.scheduler import make_scheduler
+from components.cluster.scheduling.successive_halving import Halving, SuccessiveHalving
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
@@ -193,8 +192,8 @@ def test_branches_have_brackets_of_their_own_unless_told_otherwise():
 
 def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():
     """Tune restores schedulers as they were before the first trial: rungs kept inside would be empty."""
-    asha = pickle.loads(pickle.dumps(scheduler(experiment(), BUDGET, "resumed")))
-    assert isinstance(asha, ElasticAsha)
+    asha = pickle.loads(pickle.dumps(make_scheduler(experiment(), BUDGET, "resumed")))
+    assert isinstance(asha.base, SuccessiveHalving)
     histories = replay([started("a"), reported("a", 100, 1.0), started("b"), started("c", branch="full")])
     direct(SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories))
 

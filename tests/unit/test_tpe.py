@@ -252,8 +252,8 @@ def test_one_trial_at_a_time_waits_for_the_result_of_the_one_before():
 
 
 def room(cpus):
-    kind = NodeType(name="here", most=1, resources={"CPU": float(cpus)}, head=True)
-    return ClusterCapacity(types=(kind,), most_workers=0, grows=False)
+    kind = NodeType(name="here", max_count=1, resources={"CPU": float(cpus)}, head=True)
+    return ClusterCapacity(types=(kind,), max_nodes=0, grows=False)
 
 
 def test_a_small_search_that_looks_at_results_is_not_remarked_upon():

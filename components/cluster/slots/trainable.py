@@ -21,7 +21,7 @@ from ray.util import get_current_placement_group, placement_group_table
 
 from components.cluster.capacity.node_history import SLOT
 from components.cluster.capacity.node_types import bundle
-from components.cluster.capacity.placement import SlotTrainer
+from components.cluster.ray_internals.train import BorrowedGroupTrainer
 from components.cluster.slots.command_board import Answer, Command
 from components.cluster.slots.context import SearchContext
 from components.cluster.slots.resume import resume_point
@@ -131,7 +131,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _run_train(self) -> None:
         config = {"context": self.context, "board": self.board, "slot": self.slot, "workers": self.workers}
-        trainer = SlotTrainer(
+        trainer = BorrowedGroupTrainer(
             _serve,
             train_loop_config=config,
             scaling_config=ScalingConfig(
