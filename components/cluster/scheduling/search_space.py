@@ -1,4 +1,4 @@
-"""From the experiment's sampler to what Tune asks: a parameter space or a searcher, and the scheduler.
+"""Translates the experiment's sampler for Tune: into a parameter space, or into a searcher.
 
 Every Tune config is a TrialConfig, whichever sampler made it.
 """
@@ -18,7 +18,7 @@ from components.experiment.spec import ExperimentSpec
 
 
 def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
-    """All trials of a random or grid search, already drawn; nothing for a searcher that draws them one by one."""
+    """Returns all trials of a random or grid search, already sampled; nothing for TPE, which suggests one after another."""
     if experiment.search.sampler == "tpe":
         return {}
     configs = [
@@ -29,11 +29,11 @@ def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
 
 
 def search_algorithm(experiment: ExperimentSpec, budget: int, search_id: str) -> SearchAlgorithm:
-    """Optuna's TPE, which learns within each branch from what its trials have shown; else all that was drawn, in order.
+    """Returns Optuna's TPE, which learns within each branch from the results of its trials; else the sampled trials in order.
 
     `budget` is in target tokens.
     """
-    most = experiment.search.max_concurrent_trials
+    max_concurrent = experiment.search.max_concurrent_trials
     if experiment.search.sampler != "tpe":
-        return PresampledSearch(search_id, most)
-    return SearcherWithClones(search_id, BranchedTpe(experiment, budget), most)
+        return PresampledSearch(search_id, max_concurrent)
+    return SearcherWithClones(search_id, BranchedTpe(experiment, budget), max_concurrent)

@@ -1,8 +1,8 @@
-"""TPE (Optuna's) as a searcher for Tune: one study per branch, and results as they can be compared.
+"""Optuna's TPE as a searcher for Tune: one study per branch, with losses that can be compared.
 
-Each branch has a study of its own because TPE divides a study's trials into good and bad ones. In one study for all, whatever
-its `group` setting, the trials of a branch whose losses are higher than another's are all bad ones, and its good region is
-never looked for. Branches share the trials evenly (branch_order), so nothing is lost: a study is never asked which branch.
+Each branch has a study of its own because TPE divides a study's trials into good and bad ones. In one study for all, with any
+`group` setting, the trials of a branch whose losses are higher than another's are all bad ones, and TPE never looks for
+its good region. Nothing is lost: branches share the trials evenly (branch_order), so no study has to choose a branch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ MAX_STARTUP_TRIALS = 10  # Optuna's own number, for studies of a hundred trials 
 
 
 def startup_trials(trials: int) -> int:
-    """How many of a branch's trials are drawn at random before TPE suggests: half of them, at least 1, at most 10."""
+    """Returns how many of a branch's trials are drawn at random before TPE suggests: half of them, at least 1, at most 10."""
     return max(1, min(MAX_STARTUP_TRIALS, trials // 2))
 
 
 def good_trials(trials: int) -> int:
-    """How many of so many ended trials TPE takes for good ones: a quarter, at most 25.
+    """Returns how many of this many ended trials TPE takes for good ones: a quarter, at most 25.
 
     Optuna takes a tenth. Of a branch's dozen trials that is one or two, and from those TPE learns little.
     """
@@ -44,10 +44,10 @@ def good_trials(trials: int) -> int:
 
 
 def random_only(experiment: ExperimentSpec, at_once: int) -> dict[str, str]:
-    """Branches in which TPE never sees enough results to suggest from, with the reason.
+    """Returns the branches in which TPE never sees enough results to suggest from, with the reason.
 
-    `at_once` trials run or wait at any time. Trials are taken to end in the order in which they were suggested: as many
-    have ended before a suggestion as come before it in that order, less those at once.
+    `at_once` trials run or wait at any time. Trials are assumed to end in the order in which they were suggested: at the
+    n-th suggestion, all trials before it have ended except the last `at_once` - 1 of them.
     """
     order = [branch.name for branch in branch_order(experiment)]
     reasons = {}
@@ -108,13 +108,13 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
         return TrialConfig(number=self._num_suggested, branch=branch.name, varied=varied, spec=spec).to_tune()
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keeps the loss of the first report at each planned evaluation, so that trials meet at equal target tokens."""
+        """Keeps the loss of the first report at each planned evaluation, to compare trials at equal target tokens."""
         report = SlotResult.of(result).report
         if trial_id in self._running and report is not None and math.isfinite(report.eval_loss):
             self._losses[trial_id].setdefault(self._evaluations(report.target_tokens), report.eval_loss)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing, if the study has been told already: a search that is resumed ends some trials a second time."""
+        """Does nothing for a trial that has ended before: a resumed search ends some trials a second time."""
         if trial_id not in self._running:
             return
         if result is not None:
@@ -140,7 +140,7 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
             study.tell(suggested, state=TrialState.FAIL)
 
     def _evaluations(self, target_tokens: int) -> int:
-        """How many of the planned evaluations lie at or below so many target tokens."""
+        """Returns how many of the planned evaluations come at or before this many target tokens."""
         evaluations = self._experiment.trial.budget.evaluations
         return min(evaluations, target_tokens * evaluations // self._budget)
 
@@ -152,7 +152,7 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
 
 
 def _sampler(seed: int, position: int, startup: int) -> optuna.samplers.TPESampler:
-    """`constant_liar`: trials that run are taken for bad ones, so that those suggested beside them are other ones.
+    """`constant_liar` takes running trials for bad ones, so that the next suggestions differ from them.
 
     Optuna's `group` is for spaces in which some parameters are missing from some trials; within a branch none is.
     """
@@ -182,7 +182,7 @@ def _distribution(domain: Domain) -> BaseDistribution:
 
 
 def _value(domain: Domain, suggested: Any) -> Any:
-    """What the suggestion stands for in a trial."""
+    """Returns the trial's value for a suggestion."""
     match domain:
         case Choice(choice=values) | Grid(grid=values):
             return values[suggested]
