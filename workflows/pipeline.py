@@ -34,7 +34,7 @@ from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.summary import Outcome, SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.storage.retry import StorageError
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_client import MLFLOW_ERRORS, check_model_name, open_store, reason_of, without_secrets
@@ -230,7 +230,7 @@ def _with_what_stands(histories: Iterable[TrialHistory], console: Console) -> li
     """A kill may have come before a trial's last checkpoint had arrived on a remote storage: its report has none then."""
     standing = []
     for history in histories:
-        while history.best is not None and not folder_at(str(history.best.checkpoint)).is_whole():
+        while history.best is not None and not folder_at(str(history.best.checkpoint)).is_complete():
             console.print(
                 f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
             )

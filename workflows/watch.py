@@ -13,7 +13,7 @@ from components.records.manifest import SearchManifest
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.live_view import LiveView
 from components.reports.search_state import SearchState
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from workflows.cli import Exit, exit_on_error, make_console
 from workflows.searches import find_search
 

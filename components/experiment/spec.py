@@ -26,8 +26,9 @@ from pydantic import (
 )
 
 from components.experiment.field_types import is_numeric
-from components.storage.base import Folder, folder_at
-from components.storage.uri import checked
+from components.storage.base import Folder
+from components.storage.open import folder_at
+from components.storage.uri import check_uri
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -72,7 +73,7 @@ def _check_places(**fields: str | tuple[str, ...] | None) -> None:
     for field, value in fields.items():
         for place in (value,) if isinstance(value, str) else value or ():
             try:
-                checked(place)
+                check_uri(place)
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
 

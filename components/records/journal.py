@@ -20,8 +20,8 @@ class Journal:
     """Append-only. `place` is where it stands, for people."""
 
     def __init__(self, folder: Folder) -> None:
-        self._lines = folder.log(JOURNAL)
-        self.place = self._lines.place
+        self._lines = folder.append_log(JOURNAL)
+        self.place = self._lines.location
 
     def append(self, record: TrialEvent) -> None:
         """Returns once the record would survive this process and the machine."""

@@ -91,7 +91,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would end by itself too, seconds later, and the slots that wait for this one's place would wait for that.
         left = self.board.call.remote(self.slot, Command(kind="exit"))
-        patience = LAST_UPLOAD_SECONDS if self.context.folder.lags else EXIT_SECONDS
+        patience = EXIT_SECONDS if self.context.folder.complete_on_commit else LAST_UPLOAD_SECONDS
         deadline = time.monotonic() + patience
         while not ray.wait([left], timeout=1.0)[0] and self.train_run.is_alive() and time.monotonic() < deadline:
             pass
