@@ -26,13 +26,14 @@ from components.planning.verification_memory import check_provable
 from components.records.events import TrialEvent, TrialHistory, num_clones, replay
 from components.records.heartbeat import DriverInbox
 from components.records.journal import Journal
+from components.records.outcome import Outcome
 from components.registry.promotion import Place, VerificationError, here, register_best
 from components.registry.result import RegistryResult
 from components.reports.html_page import search_page
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
-from components.reports.summary import Outcome, SearchSummary, trial_summaries
+from components.reports.summary import SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
 from components.storage.open import folder_at
 from components.storage.retry import StorageError
@@ -46,14 +47,14 @@ from workflows.opening import PreparedSearch, open_search
 REPORT = "report.html"
 PREVIEWED = 20  # conversations on the page that shows the mask
 STATUS: Mapping[Outcome, Exit] = {
-    "champion": Exit.DONE,
-    "not promoted": Exit.DONE,
-    "finished": Exit.DONE,
-    "no trial succeeded": Exit.NO_TRIAL_SUCCEEDED,
-    "not proven": Exit.NOT_PROVEN,
-    "tracking away": Exit.TRACKING_AWAY,
-    "interrupted": Exit.INTERRUPTED,
-    "terminated": Exit.TERMINATED,
+    Outcome.CHAMPION: Exit.DONE,
+    Outcome.NOT_PROMOTED: Exit.DONE,
+    Outcome.FINISHED: Exit.DONE,
+    Outcome.NO_TRIAL_SUCCEEDED: Exit.NO_TRIAL_SUCCEEDED,
+    Outcome.NOT_PROVEN: Exit.NOT_PROVEN,
+    Outcome.TRACKING_AWAY: Exit.TRACKING_AWAY,
+    Outcome.INTERRUPTED: Exit.INTERRUPTED,
+    Outcome.TERMINATED: Exit.TERMINATED,
 }
 
 RESUMABLE = (Exit.NOT_PROVEN, Exit.TRACKING_AWAY, Exit.INTERRUPTED, Exit.TERMINATED)
@@ -203,26 +204,28 @@ def _ending(
     search: PreparedSearch, runs: SearchRuns, course: Course, console: Console, command: str, register: bool
 ) -> Ending:
     if course.hopeless is not None:
-        return Ending(outcome="no trial succeeded", message=f"No trial can succeed: {course.hopeless}")
+        return Ending(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial can succeed: {course.hopeless}")
     again = _again(command, search.search_id)
     states = [history.state for history in course.histories.values()]
     planned = num_trials(search.experiment) + num_clones(course.histories.values())
     unfinished = planned - sum(state != "running" for state in states)
     if course.stopped is not None or unfinished > 0:
         message = f"Interrupted with {unfinished} trials to go. Go on with: {again}"
-        return Ending(outcome="terminated" if course.stopped == signal.SIGTERM else "interrupted", message=message)
+        return Ending(
+            outcome=Outcome.TERMINATED if course.stopped == signal.SIGTERM else Outcome.INTERRUPTED, message=message
+        )
     best = ranked(_with_what_stands(course.histories.values(), console))[0]
     if best.best is None or best.state == "failed":
         reasons = "; ".join(dict.fromkeys(history.reason for history in course.histories.values()))
-        return Ending(outcome="no trial succeeded", message=f"No trial succeeded: {reasons}")
+        return Ending(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial succeeded: {reasons}")
     if course.owed:
         return Ending(
-            outcome="tracking away",
+            outcome=Outcome.TRACKING_AWAY,
             message=f"The search is done, but MLflow is away: {course.owed} records wait in {search.folder}."
             f" When it is back: {again}",
         )
     if not register:
-        return Ending(outcome="finished", message=f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}")
+        return Ending(outcome=Outcome.FINISHED, message=f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}")
     return _registered(search, runs, best, console, again)
 
 
@@ -252,20 +255,20 @@ def _registered(search: PreparedSearch, runs: SearchRuns, best: TrialHistory, co
         )
     except VerificationError as error:
         return Ending(
-            outcome="not proven",
+            outcome=Outcome.NOT_PROVEN,
             message=f"The best trial was not registered: {error}. Once that is mended, try again: {again}",
         )
     except StorageError as error:
         return Ending(
-            outcome="not proven", message=f"The best trial was not registered: {error}. Then try again: {again}"
+            outcome=Outcome.NOT_PROVEN, message=f"The best trial was not registered: {error}. Then try again: {again}"
         )
     except MLFLOW_ERRORS as error:
         return Ending(
-            outcome="tracking away", message=f"MLflow took no version ({reason_of(error)}). Try again: {again}"
+            outcome=Outcome.TRACKING_AWAY, message=f"MLflow took no version ({reason_of(error)}). Try again: {again}"
         )
     if not registry.promoted:
         return Ending(
-            outcome="not promoted",
+            outcome=Outcome.NOT_PROMOTED,
             message=f"{name} version {registry.version} is a challenger only: {registry.reason}",
             registry=registry,
         )
@@ -273,7 +276,7 @@ def _registered(search: PreparedSearch, runs: SearchRuns, best: TrialHistory, co
         f"Champion: models:/{name}@{registry.alias} is version {registry.version}, eval loss"
         f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}"
     )
-    return Ending(outcome="champion", message=message, registry=registry)
+    return Ending(outcome=Outcome.CHAMPION, message=message, registry=registry)
 
 
 def _place_of_proof(search: PreparedSearch, best: TrialHistory) -> Place:

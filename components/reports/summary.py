@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.records.events import TrialHistory, TrialState
+from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
-
-Outcome = Literal[
-    "champion",
-    "not promoted",
-    "finished",
-    "no trial succeeded",
-    "not proven",
-    "tracking away",
-    "interrupted",
-    "terminated",
-]
 
 
 class TrialSummary(BaseModel):
