@@ -129,13 +129,13 @@ def _run_prepared(prepared: PreparedSearch, console: Console, say: Callable[[str
             say(f"{stop.reason}: trials write a checkpoint and end. Go on with: {search.resume_command}")
 
         live = LiveView(console, search.histories, planned=search.planned, budget=prepared.budget)
-        with live, _request_on_signal(stop, announce):
+        with live, request_on_signal(stop, announce):
             trials = search.run_trials(live.show)
         return search.conclude(trials)
 
 
 @contextlib.contextmanager
-def _request_on_signal(stop: StopRequest, announce: Callable[[], None]) -> Iterator[None]:
+def request_on_signal(stop: StopRequest, announce: Callable[[], None]) -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM requests the stop; a second one acts as it does outside."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
