@@ -25,7 +25,17 @@ from components.search.find import find_search
 from components.search.follow import FollowedSearch
 from components.search.outcome import SearchResult, resume_command
 from components.storage.retry import StorageError
-from workflows.cli import Exit, Terminated, exit_on_error, fail, make_console, python, raise_on_sigterm, status_of
+from workflows.cli import (
+    Exit,
+    Terminated,
+    exit_on_error,
+    fail,
+    make_console,
+    program,
+    python,
+    raise_on_sigterm,
+    status_of,
+)
 
 if TYPE_CHECKING:
     # It takes seconds of torch and Ray, which the view of a search does without.
@@ -166,7 +176,7 @@ def _print_next_commands(console: Console, experiment: ExperimentSpec, result: S
     if registry is not None:
         where = f"MLFLOW_TRACKING_URI={uri} " if experiment.tracking.uri else ""
         name = f"@{registry.alias}" if registry.promoted else f"/{registry.version}"
-        lines.append(f"chat     {where}{python()} workflows/chat.py models:/{registry.name}{name}")
+        lines.append(f"chat     {where}{program('chat')} models:/{registry.name}{name}")
     served = uri.startswith(("http://", "https://"))
     lines.append(f"MLflow   {uri if served else f'{python()} -m mlflow ui --backend-store-uri {uri}'}")
     for line in lines:

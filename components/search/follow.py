@@ -12,7 +12,7 @@ from components.records.histories import TrialHistories
 from components.records.journal import Journal
 from components.records.manifest import SearchManifest
 from components.reports.search_state import SearchSnapshot, SearchState
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 
 
 @dataclass(frozen=True, kw_only=True)

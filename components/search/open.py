@@ -31,8 +31,8 @@ from components.records.manifest import LAYOUT, SearchManifest
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.search.find import find_interrupted
-from components.storage.base import Folder, folder_at
-from components.storage.file_lock import Lock
+from components.storage.base import Folder, Lock
+from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_model_name, check_tracking, tracking_uri
 from components.training.check_vocabulary import check_vocabulary
 
@@ -180,16 +180,11 @@ def _check_storage(written: ExperimentSpec) -> None:
             f" folder that all nodes see or a bucket, e.g. --set storage.path=s3://BUCKET/runs, or set {STORAGE} on the head"
         )
     try:
-        written.folder.probe()
+        written.folder.check_access()
     except OSError as error:
-        way_out = (
-            "make the bucket, or give this machine the right to read, write and delete there (AWS_ENDPOINT_URL names another"
-            " server than Amazon's)"
-            if written.folder.lags
-            else "name another folder, e.g. --set storage.path=runs"
-        )
         raise InputError(
-            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error}; {way_out}"
+            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error};"
+            f" {written.folder.access_advice}"
         ) from None
 
 
@@ -212,7 +207,7 @@ def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
 def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     """The data that the search began with, even if the files it was made of have changed since."""
     directory = folder_at(manifest.prepared)
-    if not directory.is_whole():
+    if not directory.is_complete():
         raise InputError(
             f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
         )

@@ -33,7 +33,7 @@ from components.search.outcome import (
     resume_command,
 )
 from components.search.write_reports import log_inputs, summarize, write_reports
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.storage.retry import StorageError
 from components.tracking.errors import TrackingError
 from components.tracking.journal_sync import JournalSync
@@ -234,7 +234,7 @@ class SearchRun:
     def _with_complete_checkpoints(self) -> Iterator[TrialHistory]:
         """A kill may have come before a trial's last checkpoint had reached a remote storage: its report then has none."""
         for history in self.histories.values():
-            while history.best is not None and not folder_at(str(history.best.checkpoint)).is_whole():
+            while history.best is not None and not folder_at(str(history.best.checkpoint)).is_complete():
                 self.on_message(
                     f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
                 )

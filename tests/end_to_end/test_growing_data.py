@@ -9,7 +9,7 @@ from components.data.split_membership import keys_of
 from components.data.trained_on import read_trained_on
 from components.records.manifest import searches_in
 from components.registry.promotion import download
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.end_to_end.test_programs import EXPERIMENT, ran, summary_of
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
 pytestmark = pytest.mark.end_to_end

@@ -9,7 +9,7 @@ from components.experiment.load import load_experiment
 from components.records.manifest import SearchManifest
 from components.search.find import differences
 from components.search.open import lock_search
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import tune
 

@@ -23,7 +23,7 @@ from components.records.heartbeat import DriverHeartbeat, DriverInbox
 from components.records.journal import Journal
 from components.records.mailbox import Mailbox
 from components.records.manifest import SearchManifest, searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.servers import until
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import control, tune
