@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict
 
 import components
 from components.conversations.chat_formats.base import ChatFormat
-from components.data.comparable_rows import rendered_otherwise, unseen
+from components.data.comparable_conversations import find_render_differences, unseen_conversations
 from components.data.prepare import PreparedDataset
 from components.data.token_store import TokenStore
 from components.data.trained_on import read_trained_on
@@ -322,7 +322,7 @@ def _incumbent_sums(digest: str, request: VerificationRequest) -> tuple[tuple[fl
 def _incomparable(chat_format: ChatFormat, digest: str, request: VerificationRequest) -> str | None:
     """Why losses under the incumbent's chat format say nothing beside those under the candidate's, which has the digest."""
     store = TokenStore(request.eval_store)
-    others = rendered_otherwise(store, chat_format, request.max_tokens)
+    others = find_render_differences(store, chat_format, request.max_tokens)
     if others is None:  # data of before conversations were kept: only an equal format is sure to render them alike
         same = chat_format.digest() == digest
         return None if same else "has another tokenizer or chat format, so losses per target cannot be compared"
@@ -336,7 +336,9 @@ def _incomparable(chat_format: ChatFormat, digest: str, request: VerificationReq
 
 def _unseen(request: VerificationRequest) -> tuple[int, ...] | None:
     assert request.incumbent is not None
-    return unseen(TokenStore(request.eval_store), read_trained_on(request.incumbent / "artifacts" / "package"))
+    return unseen_conversations(
+        TokenStore(request.eval_store), read_trained_on(request.incumbent / "artifacts" / "package")
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

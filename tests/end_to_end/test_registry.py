@@ -20,7 +20,7 @@ from mlflow.types.llm import ChatMessage, ChatParams
 
 import components
 from components.conversations.messages import Message
-from components.data.trained_on import TRAINED_ON, keys_digest, trained_keys, write_trained_on
+from components.data.trained_on import TRAINED_ON, keys_digest, training_keys, write_trained_on
 from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
 from components.inference import comparison
 from components.inference.comparison import Verdict, paired_bootstrap
@@ -575,7 +575,7 @@ def test_a_version_knows_where_it_comes_from(registry, champion):
         "turnwise.base_model": str(registry.trials.model),
         "turnwise.base_digest": model_digest(registry.trials.model),
         "turnwise.chat_format": "auto",
-        "turnwise.trained_on": keys_digest(trained_keys(registry.trials.dataset.train)),
+        "turnwise.trained_on": keys_digest(training_keys(registry.trials.dataset.train)),
     }
     assert expected.items() <= version.tags.items()
     if head.returncode == 0:

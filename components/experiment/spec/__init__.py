@@ -7,7 +7,7 @@ from components.experiment.spec.base import Dtype, Fraction, Name, Share, Spec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
-from components.experiment.spec.model import ModelSpec
+from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
 from components.experiment.spec.search import AshaSpec, NoSchedulerSpec, Scheduler, SearchSpec
 from components.experiment.spec.storage import PREPARED, STORAGE, StorageSpec
@@ -16,6 +16,7 @@ from components.experiment.spec.workers import ResourcesSpec, WorkersSpec
 
 __all__ = [
     "CHALLENGER",
+    "FLASH_ATTENTION",
     "PREPARED",
     "STORAGE",
     "AshaSpec",

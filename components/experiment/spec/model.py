@@ -11,6 +11,8 @@ from components.experiment.spec.method import LoraMethod
 from components.experiment.spec.trial import TrialSpec
 from components.experiment.spec.workers import WorkersSpec
 
+FLASH_ATTENTION = "flash_attention_2"
+
 
 class ModelSpec(Spec):
     """The base model every trial starts from."""
@@ -56,13 +58,13 @@ class ModelSpec(Spec):
                 "precision=fp32 with dtype=bf16: what is computed with bf16 weights is computed in bf16; set precision: bf16,"
                 " or dtype: fp32"
             )
-        if self.attention == "flash_attention_2" and trial.precision == "fp32":
+        if self.attention == FLASH_ATTENTION and trial.precision == "fp32":
             raise ValueError(
-                "precision=fp32 with model.attention=flash_attention_2: it computes in 16 bits only; set precision: bf16, or"
+                f"precision=fp32 with model.attention={FLASH_ATTENTION}: it computes in 16 bits only; set precision: bf16, or"
                 " model.attention: sdpa"
             )
-        if self.attention == "flash_attention_2" and not workers.gpus_per_worker:
+        if self.attention == FLASH_ATTENTION and not workers.gpus_per_worker:
             raise ValueError(
-                f"model.attention=flash_attention_2 computes on GPUs only, and resources.{trial.method.kind} has none; set"
+                f"model.attention={FLASH_ATTENTION} computes on GPUs only, and resources.{trial.method.kind} has none; set"
                 f" resources.{trial.method.kind}.gpus_per_worker, or model.attention: sdpa"
             )
