@@ -1,4 +1,4 @@
-"""What all entry points share: their arguments, how they end, and how they say what is wrong."""
+"""What all entry points share: arguments, exit statuses, and messages about errors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from components.cluster.capacity.node_types import InsufficientCapacityError
+from components.errors import TurnwiseError
+from components.search.commands import NoReplyError
+from components.search.find import NEWEST
 from components.storage.retry import StorageError
+from components.tracking.errors import TrackingError
 
-NEWEST = "newest"
 REGISTERED = "models:/"  # how MLflow names what is in its registry
 WIDTH_OF_LOGS = 140
+COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml
 
 
 class Exit(IntEnum):
@@ -42,13 +47,24 @@ class Exit(IntEnum):
     TERMINATED = 143  # SIGTERM, e.g. by `ray job stop`
 
 
+# The status of a program that an error ends, by the first class that fits.
+STATUS_OF_ERROR: dict[type[Exception], Exit] = {
+    InsufficientCapacityError: Exit.NO_ROOM,
+    TrackingError: Exit.TRACKING_AWAY,
+    NoReplyError: Exit.NO_REPLY,
+    StorageError: Exit.STORAGE_AWAY,
+    TurnwiseError: Exit.BAD_INPUT,
+    ValueError: Exit.BAD_INPUT,
+}
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: the same end as by Ctrl-C, but for the exit status."""
+    """SIGTERM came: the program ends as after Ctrl-C, with another exit status."""
 
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated: what must be put in order is put in order, as after Ctrl-C."""
+    """Inside, SIGTERM raises Terminated, so that `finally` blocks run, as after Ctrl-C."""
 
     def terminated(*_: object) -> NoReturn:
         raise Terminated
@@ -61,13 +77,17 @@ def raise_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exit_on_error(*kinds: type[Exception], status: Exit = Exit.BAD_INPUT) -> Iterator[None]:
-    """Inside, an error of these kinds (by default bad input, and storage that refuses) ends the program with its message."""
-    expected = kinds or (ValueError, StorageError)
+def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
+    """Inside, an error of these kinds, by default all that are meant for users, ends the program with its message."""
+    expected = kinds or tuple(STATUS_OF_ERROR)
     try:
         yield
     except expected as error:
-        fail(str(error), status)
+        fail(str(error), status_of(error))
+
+
+def status_of(error: Exception) -> Exit:
+    return next((status for kind, status in STATUS_OF_ERROR.items() if isinstance(error, kind)), Exit.BAD_INPUT)
 
 
 def fail(message: str, status: Exit) -> NoReturn:
@@ -77,7 +97,7 @@ def fail(message: str, status: Exit) -> NoReturn:
 
 
 def json_line(result: object) -> str:
-    """On one line. JSON knows no number that is not finite: null stands for it."""
+    """JSON on one line. Numbers that are not finite become null: JSON has none."""
     return json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
 
 
@@ -90,19 +110,19 @@ def _finite(value: object) -> object:
 
 
 def quiet_libraries() -> None:
-    """What libraries say to their developers is kept from our users. Called before they are imported."""
+    """Silences what libraries say to their developers. Called before they are imported."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own, too: a log is no place for bars
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own, too: bars fill a log
     for noisy in ("bitsandbytes", "mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Where there is no terminal (a job's log, a file), lines may be long: 80 columns would break tables apart."""
-    # What people and models have written is shown as it is: "[/INST]" is no markup of ours.
+    """Returns a console whose lines may be long where there is no terminal: 80 columns would break tables in a job's log."""
+    # Text of people and models is shown as it is: "[/INST]" is not rich's markup.
     console = Console(stderr=stderr, markup=False, highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_LOGS
@@ -131,11 +151,18 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def python() -> str:
-    """This Python as a person would type it: relative where it lies below the working directory."""
+    """Returns this Python as a person would type it: relative if it is below the working directory."""
     executable = Path(sys.executable)
     return str(executable.relative_to(Path.cwd())) if executable.is_relative_to(Path.cwd()) else "python"
 
 
-def command_line(script: str, argv: Sequence[str] | None) -> str:
-    """How this program was called."""
-    return shlex.join([python(), script, *(sys.argv[1:] if argv is None else argv)])
+def program(name: str) -> str:
+    """Returns how the program `name` is started: by the command of the wheel if this one was, else as a script."""
+    if sys.argv[0].startswith(f"{COMMAND} "):
+        return f"{COMMAND} {name}"
+    return f"{python()} workflows/{name}.py"
+
+
+def command_line(name: str, argv: Sequence[str] | None) -> str:
+    """Returns the command line that called the program `name`."""
+    return f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}"

@@ -1,4 +1,4 @@
-"""Tells a running search what to do with one of its trials, from anywhere that reaches its storage.
+"""Tells a running search what to do with one of its trials, from any machine that reaches its storage.
 
 python workflows/control.py experiments/quickstart.yaml stop 3
 python workflows/control.py experiments/quickstart.yaml extend 3 --by 50%
@@ -8,31 +8,23 @@ python workflows/control.py experiments/quickstart.yaml clone 3 --set optimizer.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from components.errors import InputError
 from components.experiment.load import load_experiment, read_value
-from components.experiment.spec import ExperimentSpec
-from components.records.commands import CloneTrial, ExtendTrial, Reply, StopTrial
-from components.records.heartbeat import DriverHeartbeat
-from components.records.mailbox import Mailbox
-from components.records.manifest import SearchManifest
-from components.storage.base import Folder
-from workflows.cli import NEWEST, Exit, exit_on_error, fail
-from workflows.searches import find_search
-
-PATIENCE_SECONDS = 60.0
-POLL_SECONDS = 0.5
+from components.records.commands import CloneTrial, ExtendTrial, StopTrial
+from components.search.commands import TIMEOUT_SECONDS, TrialCommand, send_command
+from components.search.find import NEWEST
+from workflows.cli import Exit, exit_on_error, fail
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     with exit_on_error():
-        wish = _wish(arguments)
+        command = _command(arguments)
         experiment = load_experiment(arguments.experiment, arguments.set)
-        manifest = find_search(experiment, arguments.search, unfinished=True)
-    reply = _ask(experiment, manifest, wish, arguments.patience)
+        reply = send_command(experiment, command, search_id=arguments.search, timeout_seconds=arguments.patience)
     if arguments.json:
         print(reply.model_dump_json())
     if not reply.accepted:
@@ -64,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_argument("trial", help="its number on the leaderboard, or its id")
         verb.add_argument("--search", default=NEWEST, metavar="SEARCH_ID", help="by default the newest unfinished one")
         verb.add_argument(
-            "--patience", type=float, default=PATIENCE_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
+            "--patience", type=float, default=TIMEOUT_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
         )
         verb.add_argument("--json", action="store_true", help="the reply as one JSON line on stdout")
     longer = extend.add_mutually_exclusive_group(required=True)
@@ -82,14 +74,14 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wish(arguments: argparse.Namespace) -> StopTrial | ExtendTrial | CloneTrial:
-    """Raises ValueError for what cannot be meant."""
+def _command(arguments: argparse.Namespace) -> TrialCommand:
+    """Raises InputError for what cannot be meant."""
     if arguments.verb == "stop":
         return StopTrial(trial=arguments.trial)
     if arguments.verb == "extend":
         share = None if arguments.by is None else _share(arguments.by)
         if arguments.target_tokens is not None and arguments.target_tokens < 1:
-            raise ValueError(f"--target-tokens {arguments.target_tokens}: give the whole new budget, above 0")
+            raise InputError(f"--target-tokens {arguments.target_tokens}: give the whole new budget, above 0")
         return ExtendTrial(trial=arguments.trial, share=share, target_tokens=arguments.target_tokens)
     return CloneTrial(trial=arguments.trial, changes=dict(map(_change, arguments.changes)), warm=arguments.warm)
 
@@ -102,43 +94,15 @@ def _share(text: str) -> float:
     except ValueError:
         share = 0.0
     if share <= 0:
-        raise ValueError(f"--by {text}: write it as a share of the present budget, e.g. 50%")
+        raise InputError(f"--by {text}: write it as a share of the present budget, e.g. 50%")
     return share
 
 
 def _change(text: str) -> tuple[str, Any]:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
-        raise ValueError(f"--set {text}: write it as key.subkey=value, e.g. optimizer.learning_rate=1e-4")
+        raise InputError(f"--set {text}: write it as key.subkey=value, e.g. optimizer.learning_rate=1e-4")
     return path, read_value(value)
-
-
-def _ask(
-    experiment: ExperimentSpec, manifest: SearchManifest, wish: StopTrial | ExtendTrial | CloneTrial, patience: float
-) -> Reply:
-    """Waits for the driver's reply. Exits if there is none."""
-    folder = experiment.folder / manifest.search_id
-    mailbox = Mailbox(folder)
-    request = mailbox.ask(wish)
-    deadline = time.monotonic() + patience
-    while (reply := mailbox.reply_to(request.request_id)) is None:
-        if SearchManifest.read(folder).finished:
-            return Reply(accepted=False, message=f"search {manifest.search_id} has ended meanwhile")
-        if time.monotonic() > deadline:
-            fail(
-                f"no reply within {patience:g} seconds: {_driver(folder)}. The request stands in {mailbox.folder}, and is"
-                f" answered when the search goes on: workflows/tune.py EXPERIMENT --resume {manifest.search_id}",
-                Exit.NO_REPLY,
-            )
-        time.sleep(POLL_SECONDS)
-    return reply
-
-
-def _driver(folder: Folder) -> str:
-    sign = DriverHeartbeat.read(folder)
-    if sign is None or sign.outcome is not None:
-        return "no driver is at this search"
-    return f"the last driver of this search was process {sign.pid} on {sign.host}"
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from components.experiment.spec import ModelSpec
 from components.models.base.reference import BASE_FILE
-from components.models.load_trained import LoadedModel, is_trained, load_base, load_trained
+from components.models.load_trained import LoadedModel, load_base, load_trained
 from components.registry.promotion import download
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_tracking, tracking_uri
 from workflows.cli import REGISTERED
 
@@ -35,9 +35,8 @@ def trained_at(name: str) -> Path | None:
     """The folder, on this machine, of a checkpoint or package that a path or URI names; None if it names neither."""
     try:
         folder = folder_at(name)
-        if folder.lags and not folder.has(BASE_FILE):
+        if not folder.has_file(BASE_FILE):
             return None
-        directory = folder.local()
+        return folder.download()
     except OSError as error:
         raise ValueError(f"{name}: {error}") from None
-    return directory if is_trained(directory) else None

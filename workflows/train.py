@@ -12,19 +12,17 @@ from collections.abc import Sequence
 from components.experiment.load import load_experiment
 from components.experiment.space import without_search
 from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries
+from workflows.terminal import search_and_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     with exit_on_error():
         experiment = without_search(load_experiment(arguments.experiment, arguments.set))
-    # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
     quiet_libraries()
-    from workflows.pipeline import search_and_report
-
     return search_and_report(
         experiment,
-        command=command_line("workflows/train.py", argv),
+        command=command_line("train", argv),
         resume=arguments.resume,
         register=arguments.register,
         as_json=arguments.json,

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 from components.experiment.load import load_experiment
 from components.experiment.schema import experiment_schema
-from workflows.cli import NEWEST, add_experiment_arguments, command_line, exit_on_error, quiet_libraries
+from components.search.find import NEWEST
+from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries
+from workflows.terminal import search_and_report, watch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,15 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with exit_on_error():
         experiment = load_experiment(arguments.experiment, arguments.set)
     if arguments.watch is not None:
-        from workflows.watch import watch
-
         return watch(experiment, arguments.watch, as_json=arguments.json)
-    # Imported late: what is wrong with the file is said at once, not after the seconds that torch and Ray take.
     quiet_libraries()
-    from workflows.pipeline import search_and_report
-
     return search_and_report(
-        experiment, command=command_line("workflows/tune.py", argv), resume=arguments.resume, as_json=arguments.json
+        experiment, command=command_line("tune", argv), resume=arguments.resume, as_json=arguments.json
     )
 
 
@@ -48,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class _PrintSchema(argparse.Action):
-    """Like --help: prints and ends, whatever else was or was not said."""
+    """Like --help: prints and ends, with or without other arguments."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(json.dumps(experiment_schema(), indent=1))

@@ -19,12 +19,13 @@ from components.cluster.driver.callback import TrialEventCallback
 from components.cluster.driver.checkpoint_retention import Emit, listen
 from components.cluster.driver.shutdown import GracefulShutdown, Told
 from components.cluster.driver.trial_control import TrialController, direct
-from components.cluster.scheduling.scheduler import pending_trials, scheduler
+from components.cluster.scheduling.scheduler import make_scheduler, pending_trials
 from components.cluster.scheduling.search_space import parameter_space, search_algorithm
 from components.cluster.scheduling.stopper import ControlledStopper
 from components.cluster.slots.command_board import CommandBoard
-from components.cluster.slots.context import SearchContext, trial_of
+from components.cluster.slots.context import SearchContext
 from components.cluster.slots.trainable import Slot
+from components.cluster.slots.trial_config import TrialConfig
 from components.data.prepare import PreparedDataset
 from components.experiment.space import num_trials
 from components.records.commands import RequestInbox
@@ -76,8 +77,8 @@ def run_search(
     listener = listen(context, director.emit, histories)
 
     def placement(config: dict[str, Any]) -> SlotPlacement:
-        workers = experiment.resources.of(trial_of(config)[3].method)
-        return SlotPlacement(workers, workers.fewest)  # the scheduler gives elastic trials more (elastic.py)
+        workers = experiment.resources.of(TrialConfig.of(config).spec.method)
+        return SlotPlacement(workers, workers.min_workers)  # the scheduler gives elastic trials more (elastic.py)
 
     trainable = tune.with_resources(tune.with_parameters(Slot, context=context, board=board), placement)
     if resume:
@@ -87,7 +88,7 @@ def run_search(
             trainable,
             param_space=parameter_space(experiment),
             tune_config=tune.TuneConfig(
-                scheduler=scheduler(experiment, budget, context.search_id),
+                scheduler=make_scheduler(experiment, budget, context.search_id),
                 search_alg=search_algorithm(experiment, budget, context.search_id),
                 num_samples=num_trials(experiment) if experiment.search.sampler == "tpe" else 1,
                 reuse_actors=True,

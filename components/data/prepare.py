@@ -76,7 +76,7 @@ class PreparedDataset:
         return self
 
     def _store(self, split: str, digest: str) -> TokenStore:
-        path = self.directory.local() / f"{split}.arrow"
+        path = self.directory.download() / f"{split}.arrow"
         try:
             check_file(path, digest)
         except (ValueError, FileNotFoundError) as error:
@@ -138,7 +138,7 @@ def prepare(
         contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
         digest = _digest(data, chat_format, contents)
         directory = storage / PREPARED / digest
-        if directory.is_whole():
+        if directory.is_complete():
             return PreparedDataset.open(directory).checked()
         split = read_and_split(data)
         if list(split.contents) == contents:  # else the digest is that of other conversations
@@ -149,7 +149,7 @@ def prepare(
             " they are written, or name copies of them"
         )
     renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
-    directory.fill(lambda scratch: _write(scratch, digest, split, renderer, data))
+    directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data))
     return PreparedDataset.open(directory, reused=False).checked()
 
 

@@ -229,7 +229,7 @@ def branch_order(experiment: ExperimentSpec) -> list[Branch]:
     groups: dict[WorkersSpec, list[tuple[int, int]]] = {}
     for turn, position in _turns(experiment, branches):
         groups.setdefault(workers[position], []).append((turn, position))
-    widest_first = sorted(groups.items(), key=lambda item: item[0].most, reverse=True)
+    widest_first = sorted(groups.items(), key=lambda item: item[0].max_workers, reverse=True)
     return [branches[position] for _, turns in widest_first for _, position in turns]
 
 

@@ -26,8 +26,9 @@ from pydantic import (
 )
 
 from components.experiment.field_types import is_numeric
-from components.storage.base import Folder, folder_at
-from components.storage.uri import checked
+from components.storage.base import Folder
+from components.storage.open import folder_at
+from components.storage.uri import check_uri
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -72,7 +73,7 @@ def _check_places(**fields: str | tuple[str, ...] | None) -> None:
     for field, value in fields.items():
         for place in (value,) if isinstance(value, str) else value or ():
             try:
-                checked(place)
+                check_uri(place)
             except ValueError as error:
                 raise ValueError(f"{field}: {error}") from None
 
@@ -347,7 +348,7 @@ class WorkersSpec(Spec):
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g}: a worker uses one GPU; set gpus_per_worker: 1 and more workers"
             )
-        if 0 < self.gpus_per_worker < 1 and self.most > 1:
+        if 0 < self.gpus_per_worker < 1 and self.max_workers > 1:
             raise ValueError(
                 f"gpus_per_worker={self.gpus_per_worker:g} with workers={self.workers}: workers of one trial cannot share"
                 " a GPU; set gpus_per_worker: 1, or workers: 1"
@@ -362,7 +363,7 @@ class WorkersSpec(Spec):
 
     def check_trial(self, trial: TrialSpec) -> None:
         """Raises ValueError if these workers cannot train it."""
-        trial.batch.check_workers(self.most)
+        trial.batch.check_workers(self.max_workers)
         if self.parallel == "fsdp" and trial.optimizer.name == "paged_adamw_8bit":
             raise ValueError(
                 "optimizer.name=paged_adamw_8bit cannot keep its state for shares of a weight, as parallel: fsdp has them;"
@@ -374,21 +375,21 @@ class WorkersSpec(Spec):
 
     @model_validator(mode="after")
     def _min_before_max(self) -> Self:
-        if self.fewest > self.most:
-            raise ValueError(f"workers [{self.fewest}, {self.most}] must be [min, max]")
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers [{self.min_workers}, {self.max_workers}] must be [min, max]")
         return self
 
     @property
-    def fewest(self) -> int:
+    def min_workers(self) -> int:
         return self.workers[0] if isinstance(self.workers, tuple) else self.workers
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
     @property
     def elastic(self) -> bool:
-        return self.fewest < self.most
+        return self.min_workers < self.max_workers
 
 
 class ResourcesSpec(Spec):

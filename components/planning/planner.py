@@ -52,7 +52,7 @@ class Estimate:
     def short(self, room: int) -> int:
         """Bytes that a worker's `room` lacks for the trial, or for the proof of it: one process that has the machine's CPU
         memory for itself, but no larger a GPU than the worker."""
-        alone = room if self.memory.device == "gpu" else room * self.situation.workers.fewest
+        alone = room if self.memory.device == "gpu" else room * self.situation.workers.min_workers
         return max(0, self.memory.total - room, self.proof.total - alone)
 
     @property
@@ -91,10 +91,10 @@ class Planner:
             self.dataset.eval,
             spec,
             max_tokens=self.experiment.data.max_tokens,
-            workers=workers.fewest,
+            workers=workers.min_workers,
         )
         group = Group(
-            count=workers.fewest,
+            count=workers.min_workers,
             on_gpu=workers.gpus_per_worker > 0,
             parallel=workers.parallel,
             cpu_offload=workers.cpu_offload,
@@ -109,7 +109,7 @@ class Planner:
     def rooms(self, workers: WorkersSpec) -> dict[str, int]:
         """Bytes for one worker on each kind of machine."""
         if not workers.gpus_per_worker:
-            return {THIS_MACHINE: physical_memory() // workers.fewest}
+            return {THIS_MACHINE: physical_memory() // workers.min_workers}
         share = min(1.0, workers.gpus_per_worker)
         return {name: int(node.gpu_memory_gb * GB * share) for name, node in self.table.nodes.items()}
 
@@ -245,7 +245,7 @@ def _branch_plan(
         branch=name,
         method=f"{spec.method.kind}, {quantize}" if quantize else spec.method.kind,
         corner=corner,
-        workers=workers.fewest,
+        workers=workers.min_workers,
         parallel=workers.parallel,
         parameters=estimate.rehearsal.parameters,
         trained_parameters=estimate.rehearsal.trained_parameters,
@@ -347,7 +347,7 @@ def _for_full(situation: PlanCase) -> Iterator[tuple[str, PlanCase]]:
         changed = optimizer.model_copy(update={"name": "paged_adamw_8bit"})
         yield "optimizer.name: paged_adamw_8bit", _with(situation, optimizer=changed)
     most = min(MAX_SHARES, situation.spec.batch.rows_per_step)
-    first = workers.fewest if workers.parallel == "ddp" and workers.fewest > 1 else 2 * workers.fewest
+    first = workers.min_workers if workers.parallel == "ddp" and workers.min_workers > 1 else 2 * workers.min_workers
     whole = _with(situation, optimizer=optimizer.model_copy(update={"name": "adamw"}))
     count = first
     while count <= most:

@@ -1,7 +1,6 @@
-"""The trials of one search as its events tell them: the one place that holds their state.
+"""The state of every trial of one search, made from its events: the only place that holds it.
 
-The journal, the MLflow sync, the live view, the gauges and the checkpoint retention subscribe to the events; whoever
-wants to know how a trial stands asks here.
+The journal, the MLflow sync, the live view, the gauges and the checkpoint retention subscribe to the events.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ Subscriber = Callable[[TrialEvent], None]
 
 
 class TrialHistories(Mapping[str, TrialHistory]):
-    """Trial id -> history, in order of first start. Used by one thread, the driver's.
+    """Trial id -> history, in order of first start. One thread records events; any thread may read.
 
     Args:
-        events: what is already known, e.g. the journal of a search that is resumed. Subscribers are not told of these.
+        events: what is already known, e.g. the journal of a search that is resumed. Subscribers do not get these.
     """
 
     def __init__(self, events: Iterable[TrialEvent] = ()) -> None:
@@ -27,13 +26,13 @@ class TrialHistories(Mapping[str, TrialHistory]):
             self._apply(event)
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Subscribers are called in the order of their subscription: the journal is the first."""
+        """Subscribers are called in the order of their subscription; the journal is the first."""
         self._subscribers.append(subscriber)
 
     def record(self, event: TrialEvent) -> TrialHistory:
-        """Tells every subscriber, once the state of its trial is known. Returns that state.
+        """Updates the trial, calls every subscriber, and returns the trial's new state.
 
-        Raises ValueError for an event of a trial that never started, before anybody is told.
+        Raises ValueError, before any subscriber is called, for an event of a trial that never started.
         """
         history = self._apply(event)
         for subscriber in self._subscribers:
@@ -48,7 +47,7 @@ class TrialHistories(Mapping[str, TrialHistory]):
         return self._histories[trial_id]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._histories)
+        return iter(list(self._histories))  # a copy: a live view reads in a thread of its own while trials start
 
     def __len__(self) -> int:
         return len(self._histories)

@@ -35,11 +35,11 @@ class Mailbox:
     def reply_to(self, request_id: str) -> Reply | None:
         """None as long as the driver has said nothing."""
         name = f"{request_id}{REPLY}"
-        return Reply.model_validate_json(self.folder.read_text(name)) if self.folder.has(name) else None
+        return Reply.model_validate_json(self.folder.read_text(name)) if self.folder.has_file(name) else None
 
     def waiting(self) -> list[Request]:
         """Without a reply, the oldest first. What is no request of this version is settled with that."""
-        names = {name for name in self.folder.names() if name.endswith(".json") and not name.startswith(".")}
+        names = {name for name in self.folder.list_names() if name.endswith(".json") and not name.startswith(".")}
         asked = sorted(name.removesuffix(".json") for name in names if not name.endswith(REPLY))
         found = (self._read(request_id) for request_id in asked if f"{request_id}{REPLY}" not in names)
         return [request for request in found if request is not None]

@@ -1,4 +1,4 @@
-"""What a search was asked for: search.json in its folder."""
+"""What a search was started with: search.json in its folder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from components.experiment.spec import ExperimentSpec
 from components.storage.base import Folder
 
 MANIFEST = "search.json"
-
-
 LAYOUT = 3  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
 
 
 class SearchManifest(BaseModel):
-    """What a search was asked for. `finished` is set when all its trials have ended."""
+    """What a search was started with. `finished`: it has an outcome, and cannot be resumed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,7 +20,7 @@ class SearchManifest(BaseModel):
     experiment: ExperimentSpec
     created: float
     prepared: str
-    budget: int | None = Field(None, description="Of each trial, in target tokens; searches of old do not say.")
+    budget: int | None = Field(None, description="Of each trial, in target tokens; old manifests do not have it.")
     finished: bool = False
     layout: int = Field(1, description="LAYOUT of the code that began it.")
 
@@ -36,6 +34,6 @@ class SearchManifest(BaseModel):
 
 def searches_in(folder: Folder) -> list[SearchManifest]:
     """All searches of an experiment's folder, oldest first."""
-    searches = [folder / name for name in folder.names()]
-    manifests = [SearchManifest.read(search) for search in searches if search.has(MANIFEST)]
+    searches = [folder / name for name in folder.list_names()]
+    manifests = [SearchManifest.read(search) for search in searches if search.has_file(MANIFEST)]
     return sorted(manifests, key=lambda manifest: manifest.created)

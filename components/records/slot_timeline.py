@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from components.records.events import TrialEnded, TrialEvent, TrialProgressed, TrialStarted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of a trial that ended with a report, or with the trial: where and when (Unix seconds)."""
+class SlotInterval:
+    """Where a trial was, and when (Unix seconds), until a report or its end."""
 
     number: int
     slot: str
@@ -18,17 +18,17 @@ class Stretch:
     ended: float
 
 
-def stretches_of(records: Iterable[TrialEvent]) -> Iterable[Stretch]:
-    """A trial that is resumed elsewhere is taken to have begun there when it last reported."""
+def slot_intervals(events: Iterable[TrialEvent]) -> Iterator[SlotInterval]:
+    """A trial that is resumed in another slot counts as having begun there at its last report."""
     numbers: dict[str, int] = {}
     last: dict[str, float] = {}
     slots: dict[str, str] = {}
-    for record in records:
-        if isinstance(record, TrialStarted):
-            numbers[record.trial_id] = record.number
-        elif isinstance(record, TrialProgressed):
-            slots[record.trial_id] = record.slot
-        if isinstance(record, TrialProgressed | TrialEnded) and record.trial_id in slots:
-            number, slot = numbers[record.trial_id], slots[record.trial_id]
-            yield Stretch(number=number, slot=slot, began=last[record.trial_id], ended=record.time)
-        last[record.trial_id] = record.time
+    for event in events:
+        if isinstance(event, TrialStarted):
+            numbers[event.trial_id] = event.number
+        elif isinstance(event, TrialProgressed):
+            slots[event.trial_id] = event.slot
+        if isinstance(event, TrialProgressed | TrialEnded) and event.trial_id in slots:
+            number, slot = numbers[event.trial_id], slots[event.trial_id]
+            yield SlotInterval(number=number, slot=slot, began=last[event.trial_id], ended=event.time)
+        last[event.trial_id] = event.time

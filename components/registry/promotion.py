@@ -24,7 +24,7 @@ from components.registry.model_package import save_packaged
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.registry.verification import ABOUT_INCUMBENT, VerificationReport, prove
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.mlflow_client import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 from components.tracking.mlflow_runs import SearchRuns, git_commit
 
@@ -75,7 +75,7 @@ class Candidate:
     def checkpoint(self) -> Path:
         """On this machine."""
         assert self.report.checkpoint is not None
-        return folder_at(self.report.checkpoint).local()
+        return folder_at(self.report.checkpoint).download()
 
     @property
     def identity(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One self-contained page about a search: verdict, leaderboard, curves, answers. It loads nothing from anywhere."""
+"""One self-contained page about a search: verdict, leaderboard, curves, answers. It loads no other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).with_name("html_page.html.jinja")
 
 
 def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
-    """HTML. `curves` is an SVG picture, `command` is how to run the search again."""
+    """Returns HTML. `curves` is an SVG picture; `command` is the command line that started the search."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
     return template.render(
         summary=summary, command=command, hyperparameters=hyperparameters, curves=curves[curves.index("<svg") :]

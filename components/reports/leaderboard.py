@@ -1,4 +1,4 @@
-"""The trials of a search as a table: while it runs, in their order; when it has ended, the best first."""
+"""The trials of a search as a table: in the order of their start while it runs, ranked when it has ended."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ COLORS: dict[TrialState, str] = {"running": "cyan", "completed": "green", "stopp
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
-    """Best eval loss first; trials that have none yet come after them, and failed ones last."""
+    """Sorts by best eval loss; trials without one come after the others, and failed ones last."""
     return sorted(
         histories, key=lambda history: (history.state == "failed", best_loss(history), history.started.number)
     )
 
 
 def best_loss(history: TrialHistory) -> float:
-    """Nats per target of the best checkpoint; infinity where there is none."""
+    """Returns the eval loss of the best checkpoint in nats per target; infinity where there is none."""
     return history.best.eval_loss if history.best else math.inf
 
 
 def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
-    """One line per trial, in the order given. `budget`, of a trial that nobody has extended, is in target tokens."""
+    """One line per trial, in the order given. `budget` is that of a trial without extensions, in target tokens."""
     histories = list(histories)
     numbers = {history.trial_id: history.started.number for history in histories}
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -42,28 +42,28 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
 
 
 def hyperparameters(varied: Mapping[str, object]) -> str:
-    """What the search drew, short: the last word of each path and three digits of each number."""
+    """Shortens what the search sampled: the last word of each path and three digits of each number."""
     return "  ".join(f"{path.rpartition('.')[2]} {_short(value)}" for path, value in varied.items())
 
 
 def worker_seconds(history: TrialHistory) -> float:
-    """Training time times workers: GPU-seconds where a worker is a GPU."""
+    """Returns training time times workers: GPU-seconds where a worker is a GPU."""
     return history.reports[-1].worker_seconds if history.reports else 0.0
 
 
 def spent(history: TrialHistory) -> int:
-    """Target tokens a trial has trained on."""
+    """Returns how many target tokens a trial has trained on."""
     return history.last.target_tokens if history.last else 0
 
 
 def share_spent(history: TrialHistory, budget: int) -> str:
-    """How far a trial has come in its own budget; an extended one says of how much."""
+    """The share of its own budget that a trial has spent; for an extended trial, the budget too."""
     own = history.budget(budget)
     return f"{min(spent(history) / own, 1):.0%}" + (f" of {own:,}" if own != budget else "")
 
 
 def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
-    """`clone of 3` or, with its parent's weights, `warm clone of 3`; nothing for a trial the search drew."""
+    """`clone of 3` or, with its parent's weights, `warm clone of 3`; empty for a trial that the search sampled."""
     if history.started.parent is None:
         return ""
     warm = "warm " if history.started.warm_from else ""
@@ -74,10 +74,10 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
-    about = ", ".join(filter(None, [branch, origin(history, numbers)]))
+    remarks = ", ".join(filter(None, [branch, origin(history, numbers)]))
     return [
         str(history.started.number),
-        f"{name} ({about})" if about else name,
+        f"{name} ({remarks})" if remarks else name,
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
         f"{best_loss(history):.4f}" if history.best else "-",

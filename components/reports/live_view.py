@@ -1,8 +1,9 @@
-"""What a search is doing, while it does it: a table that renews itself; without a terminal, a line per event."""
+"""What a search is doing at this moment: a table that renews itself; without a terminal, a line per event."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,6 @@ from components.records.events import (
     TrialInstructed,
     TrialProgressed,
     TrialStarted,
-    apply_event,
     num_clones,
 )
 from components.reports.leaderboard import best_loss, hyperparameters, leaderboard, origin, share_spent
@@ -26,26 +26,26 @@ REFRESHES_PER_SECOND = 2
 
 
 class LiveView:
-    """Told every TrialEvent by `show`, from any thread. A context manager: the table stands while it is open."""
+    """Draws the trials of a search; `show` draws one event. A context manager: inside, the table is on the screen."""
 
     def __init__(
         self,
         console: Console,
+        histories: Mapping[str, TrialHistory],
         *,
         planned: int,
         budget: int,
-        known: dict[str, TrialHistory] | None = None,
         began: float | None = None,
     ) -> None:
         """
         Args:
-            planned: how many trials the search set out with; clones come on top.
+            histories: the present state of every trial; it is only read.
+            planned: how many trials the search set out with; clones are added to them.
             budget: of each, in target tokens.
-            known: what the journal of a resumed search holds.
             began: Unix seconds from which time is counted; by default now.
         """
-        self.console, self._drawn, self.budget = console, planned, budget
-        self.histories: dict[str, TrialHistory] = dict(known or {})
+        self.console, self.histories, self.budget = console, histories, budget
+        self._planned = planned
         self._began = began or time.time()
         self._live = Live(
             console=console, get_renderable=self._renderable, refresh_per_second=REFRESHES_PER_SECOND, transient=True
@@ -63,20 +63,20 @@ class LiveView:
 
     @property
     def planned(self) -> int:
-        """How many trials there will be."""
-        return self._drawn + num_clones(list(self.histories.values()))
+        """How many trials there will be, clones included."""
+        return self._planned + num_clones(self.histories.values())
 
     @property
     def elapsed(self) -> float:
         return max(0.0, time.time() - self._began)
 
-    def show(self, record: TrialEvent) -> None:
-        history = self.histories[record.trial_id] = apply_event(self.histories.get(record.trial_id), record)
+    def show(self, event: TrialEvent) -> None:
+        """Prints the event where there is no terminal; in a terminal the table renews itself. `histories` has it already."""
         if not self.console.is_terminal:
-            self.console.print(self._line(record, history), soft_wrap=True)
+            self.console.print(self._line(event, self.histories[event.trial_id]), soft_wrap=True)
 
     def _renderable(self) -> RenderableType:
-        histories = list(self.histories.values())  # the search adds to it while this thread draws
+        histories = list(self.histories.values())
         return Group(Text(self._summary(histories), style="dim"), leaderboard(histories, budget=self.budget))
 
     def _summary(self, histories: list[TrialHistory]) -> str:
@@ -91,12 +91,12 @@ class LiveView:
             f", {minutes}:{seconds:02}"
         )
 
-    def _line(self, record: TrialEvent, history: TrialHistory) -> str:
+    def _line(self, event: TrialEvent, history: TrialHistory) -> str:
         head = f"[{self.elapsed:5.0f} s] trial {history.started.number}/{self.planned} {history.started.branch}"
-        match record:
+        match event:
             case TrialStarted():
                 numbers = {trial_id: known.started.number for trial_id, known in self.histories.items()}
-                about = [origin(history, numbers), hyperparameters(record.varied)]
+                about = [origin(history, numbers), hyperparameters(event.varied)]
                 return f"{head} started: {', '.join(filter(None, about))}"
             case TrialProgressed(progress=progress):
                 spent = f"{progress.target_tokens:,} target tokens ({share_spent(history, self.budget)})"
@@ -107,4 +107,4 @@ class LiveView:
             case TrialEnded(state=state, reason=reason):
                 return f"{head} {state}" + (f": {reason}" if reason else "")
             case TrialInstructed():
-                return f"{head} {record.sentence}"
+                return f"{head} {event.sentence}"

@@ -14,7 +14,7 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab
 
 
 def loss_curves_svg(histories: Iterable[TrialHistory], *, base_loss: float | None = None) -> str:
-    """One color per branch; a cross marks where the scheduler stopped a trial. `base_loss`, in nats per target, is a line."""
+    """Returns an SVG. One color per branch; a cross marks a stopped trial. `base_loss` (nats per target) is a line."""
     histories = list(histories)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -1,9 +1,10 @@
-"""How a search stands at this moment, for machines (`--watch --json`)."""
+"""The state of a search at this moment: in a word, and in full for programs (`--watch --json`)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +15,16 @@ from components.reports.leaderboard import best_loss, ranked
 from components.reports.summary import TrialSummary, trial_summaries
 
 
-class SearchState(BaseModel):
+class SearchState(StrEnum):
+    """What can be seen of a search from outside."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    INTERRUPTED = "interrupted"  # its driver has ended before the search has; it can be resumed
+    SILENT = "silent"  # its driver gives no sign of life
+
+
+class SearchSnapshot(BaseModel):
     """`trials` are those that have started, the best first."""
 
     model_config = ConfigDict(frozen=True)
@@ -22,9 +32,11 @@ class SearchState(BaseModel):
     experiment: str
     search_id: str
     created: float
-    finished: bool = Field(description="Its verdict stands.")
-    driver: DriverHeartbeat | None = Field(description="Its last driver; one that has no `outcome` and beats is at it.")
-    planned: int = Field(description="Trials there will be, clones included.")
+    finished: bool = Field(description="It has an outcome, and cannot be resumed.")
+    driver: DriverHeartbeat | None = Field(
+        description="Its last driver; it runs the search if its `beat` changes and it has no `outcome`."
+    )
+    planned: int = Field(description="How many trials there will be, clones included.")
     running: int
     ended: int
     best_trial: int | None
@@ -32,9 +44,13 @@ class SearchState(BaseModel):
 
     @classmethod
     def of(
-        cls, manifest: SearchManifest, driver: DriverHeartbeat | None, histories: Mapping[str, TrialHistory], drawn: int
-    ) -> SearchState:
-        """`drawn`: how many trials the search set out with."""
+        cls,
+        manifest: SearchManifest,
+        driver: DriverHeartbeat | None,
+        histories: Mapping[str, TrialHistory],
+        planned: int,
+    ) -> SearchSnapshot:
+        """`planned`: how many trials the search set out with, without clones."""
         running = sum(history.state == "running" for history in histories.values())
         best = next(iter(ranked(histories.values())), None)
         return cls(
@@ -43,7 +59,7 @@ class SearchState(BaseModel):
             created=manifest.created,
             finished=manifest.finished,
             driver=driver,
-            planned=drawn + num_clones(histories.values()),
+            planned=planned + num_clones(histories.values()),
             running=running,
             ended=len(histories) - running,
             best_trial=best.started.number if best and math.isfinite(best_loss(best)) else None,

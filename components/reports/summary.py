@@ -1,28 +1,17 @@
-"""What a search came to, for machines (`--json`) and as the one source of every report for people."""
+"""The outcome of a search, for programs (`--json`) and as the source of every report for people."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.records.events import TrialHistory, TrialState
+from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
-
-Outcome = Literal[
-    "champion",
-    "not promoted",
-    "finished",
-    "no trial succeeded",
-    "not proven",
-    "tracking away",
-    "interrupted",
-    "terminated",
-]
 
 
 class TrialSummary(BaseModel):
@@ -42,7 +31,7 @@ class TrialSummary(BaseModel):
     worker_seconds: float
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
-    instructions: tuple[str, ...] = Field((), description="What people told the search about it while it ran.")
+    instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
 
     @classmethod
     def of(cls, history: TrialHistory) -> TrialSummary:
@@ -60,7 +49,7 @@ class TrialSummary(BaseModel):
             worker_seconds=worker_seconds(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
-            instructions=tuple(told.sentence for told in history.instructions),
+            instructions=tuple(instructed.sentence for instructed in history.instructions),
         )
 
 
@@ -88,6 +77,6 @@ def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ..
 
 
 def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
-    """(answers that hold the expected word, probes that expect one)."""
+    """Returns how many answers have the expected word, and how many probes expect one."""
     wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
     return sum(word.lower() in answer.lower() for answer, word in wanted), len(wanted)

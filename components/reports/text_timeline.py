@@ -9,8 +9,8 @@ WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bar:
-    """From `began` to `ended`, in seconds, drawn with the characters of `mark` over and over."""
+class TimelineBar:
+    """From `began` to `ended`, in seconds, drawn by repeating `mark`."""
 
     began: float
     ended: float
@@ -18,13 +18,13 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TimelineRow:
     label: str
-    bars: tuple[Bar, ...]
+    bars: tuple[TimelineBar, ...]
 
 
-def timeline_text(rows: Sequence[Row], width: int = WIDTH) -> str:
-    """The axis begins with the first bar. What is shorter than a character still has one; later bars cover earlier ones."""
+def timeline_text(rows: Sequence[TimelineRow], width: int = WIDTH) -> str:
+    """The axis begins with the first bar. Every bar has at least one character; later bars cover earlier ones."""
     bars = [bar for row in rows for bar in row.bars]
     if not bars:
         return ""

@@ -1,4 +1,4 @@
-"""The verdict in the terminal: was the candidate better, and how do base and candidate answer the same questions."""
+"""The verdict in the terminal: the outcome, and how base and candidate answer the same questions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
 from components.reports.summary import SearchSummary, probes_answered
 
@@ -15,12 +16,12 @@ def print_verdict(console: Console, summary: SearchSummary) -> None:
     if summary.registry is not None and summary.registry.probes:
         console.print(answers_side_by_side(summary.registry))
         console.print()
-    style = "bold green" if summary.outcome == "champion" else "bold yellow"
+    style = "bold green" if summary.outcome is Outcome.CHAMPION else "bold yellow"
     console.print(Text(summary.message, style=style))
 
 
 def answers_side_by_side(registry: RegistryResult) -> Table:
-    """Held-out questions, and what base and candidate say; an expected word is marked."""
+    """A table of held-out questions, with the answers of base and candidate; expected words are highlighted."""
     table = Table(title="Held-out questions", title_justify="left", show_lines=True, expand=False)
     heads = {"base": registry.base_answers, f"version {registry.version}": registry.candidate_answers}
     table.add_column("question", ratio=2)

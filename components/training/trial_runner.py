@@ -15,7 +15,7 @@ from components.models.base.load import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
 from components.records.events import Extension, Interim, Progress
-from components.storage.background_upload import Uploads
+from components.storage.background_upload import BackgroundUpload
 from components.storage.base import Folder
 from components.training.checkpoint import load_weights
 from components.training.checkpoint_names import at_report, between_reports
@@ -37,7 +37,7 @@ class Session:
         self.warm = ReusableBase(self._loaded)
         self.sharded = ShardedBase(self._mapped, workers, attention=model.attention)
         self.run: TrialRun | None = None
-        self.uploads = Uploads()
+        self.uploads = BackgroundUpload()
         self.trial_id = ""
         self._isolates: dict[BaseKind, bool] = {}
 
@@ -62,7 +62,7 @@ class Session:
             self._assert_isolation(scored, spec)
         set_gradient_checkpointing(scored.model, spec)
         if warm_from is not None:
-            load_weights(scored.model, warm_from.local())
+            load_weights(scored.model, warm_from.download())
         # What is trained is loaded again with its base as it was here, whatever the experiment leaves to `auto`.
         base = self.base.model_copy(update={"model": self.base.model.for_trial(spec)})
         self.run = TrialRun(spec, scored, self.data, self.workers, base)
@@ -96,9 +96,9 @@ class Session:
 
     def load(self, checkpoint: Folder) -> None:
         """Goes on from a checkpoint of the running trial; all workers call it."""
-        self.running.load(checkpoint.local())
+        self.running.load(checkpoint.download())
         self.workers.barrier()
-        checkpoint.forget_local()
+        checkpoint.evict()
 
     def catch_up(self, step: int, extensions: Sequence[Extension] = ()) -> None:
         """Trains again up to the report at `step`, which was told before its checkpoint had arrived.

@@ -41,7 +41,8 @@ from components.cluster.capacity.node_types import bundle
 from components.cluster.ray_session import connected
 from components.cluster.run import run_search
 from components.cluster.scheduling.search_space import parameter_space
-from components.cluster.slots.context import SearchContext, trial_of
+from components.cluster.slots.context import SearchContext
+from components.cluster.slots.trial_config import TrialConfig
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load import load_tokenizer
 from components.data.prepare import prepare
@@ -153,20 +154,20 @@ def fit_one_trial(config: dict[str, Any], context: SearchContext, tuned: bool) -
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    number, _, _, spec = trial_of(config)
-    workers = context.experiment.resources.of(spec.method)
+    trial = TrialConfig.of(config)
+    workers = context.experiment.resources.of(trial.spec.method)
     trial_id = tune.get_context().get_trial_id()
     result = TorchTrainer(
         train_one_trial,
-        train_loop_config={"context": context, "spec": spec, "workers": workers, "trial_id": trial_id},
-        scaling_config=ScalingConfig(num_workers=workers.most, resources_per_worker=bundle(workers)),
+        train_loop_config={"context": context, "spec": trial.spec, "workers": workers, "trial_id": trial_id},
+        scaling_config=ScalingConfig(num_workers=workers.max_workers, resources_per_worker=bundle(workers)),
         run_config=RunConfig(
             name=trial_id,
             storage_path=str(context.folder / "trains"),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     ).fit()
-    tune.report({**result.metrics, "number": number, "began": began, "ended": time.time()})
+    tune.report({**result.metrics, "number": trial.number, "began": began, "ended": time.time()})
 
 
 def train_one_trial(config: dict[str, Any]) -> None:

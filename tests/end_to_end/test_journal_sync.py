@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from components.records.journal import Journal
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_client import (
     open_store,

@@ -24,7 +24,7 @@ from components.models.base.reference import BaseReference
 from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import Session
 from components.training.workers import OneWorker

@@ -23,7 +23,7 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.models.load_trained import package
 from components.records.events import TrialEnded, TrialProgressed, TrialStarted
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.trainer import TrainingData

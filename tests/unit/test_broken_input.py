@@ -7,10 +7,11 @@ import pytest
 
 from components.experiment.load import load_experiment
 from components.records.manifest import SearchManifest
-from components.storage.base import folder_at
+from components.search.find import differences
+from components.search.open import lock_search
+from components.storage.open import folder_at
 from tests.support.programs import refused
 from workflows import tune
-from workflows.opening import _differences, lock_search
 
 
 def record(*turns):
@@ -109,8 +110,8 @@ def test_a_grid_says_how_many_points_it_tries_before_it_starts(toy_search, capsy
 
 def test_a_search_is_the_same_whether_its_default_number_of_trials_was_written_or_not(toy_search):
     written, left_out, fewer = (load_experiment("toy.yaml", [f"search.trials={n}"]) for n in ("8", "", "7"))
-    assert _differences(written, left_out) == []
-    assert _differences(fewer, left_out) == ["search.trials: was 7, is 8"]
+    assert differences(written, left_out) == []
+    assert differences(fewer, left_out) == ["search.trials: was 7, is 8"]
 
 
 def test_an_mlflow_server_that_does_not_answer(toy_search, capsys):

@@ -31,7 +31,7 @@ from components.models.chatglm.tiny_model import make_tiny
 from components.models.digest import model_digest
 from components.models.export import adapted, exportable, merged
 from components.models.load_trained import load_trained, package
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import Session
 from components.training.workers import OneWorker
@@ -86,7 +86,7 @@ def packages(tiny, tmp_path_factory):
     for name, spec in METHODS.items():
         session.start(name, spec)
         progress = session.advance()
-        package(folder_at(progress.checkpoint).local(), folder / name)
+        package(folder_at(progress.checkpoint).download(), folder / name)
         made[name] = (folder / name, progress)
     return made
 

@@ -3,6 +3,7 @@
 import asyncio
 
 from components.cluster.slots.command_board import Answer, Command, CommandBoard
+from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension
 
 
@@ -172,7 +173,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_gives_nobody_anythin
         stop = asyncio.ensure_future(board.stop())
         heard = await listening
         ended_early = stop.done()
-        left = Answer(number=command.number, leave="stop", interim="half way")
+        left = Answer(number=command.number, leave=ExitReason.STOP, interim="half way")
         waiting = asyncio.ensure_future(board.next("slot", left))
         await stop
         waiting.cancel()
@@ -182,7 +183,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_gives_nobody_anythin
     assert heard
     assert not ended_early
     assert answer.interim == "half way"
-    assert afterwards.leave == "stop"
+    assert afterwards.leave == ExitReason.STOP
 
 
 def test_slots_end_after_the_search_was_stopped():
@@ -198,7 +199,7 @@ def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
     async def scenario(board):
         await board.attach("slot")
         await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
-        leaving = lambda command: Answer(number=command.number, leave="move", interim="half way")  # noqa: E731
+        leaving = lambda command: Answer(number=command.number, leave=ExitReason.PREEMPTED, interim="half way")  # noqa: E731
         await answered(board, Command(kind="advance"), leaving)
         return await board.attach("slot")
 

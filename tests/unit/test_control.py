@@ -17,7 +17,7 @@ from components.records.commands import CloneTrial, ExtendTrial, Reply, StopTria
 from components.records.heartbeat import DriverHeartbeat, DriverInbox
 from components.records.mailbox import Mailbox
 from components.records.manifest import SearchManifest
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.programs import environment
 from tests.support.servers import until
 from tests.support.toy_search import toy_experiment
@@ -134,6 +134,6 @@ def test_a_view_of_no_search_says_which_there_are(folder, capsys):
 
 def test_the_view_needs_neither_torch_nor_ray_nor_mlflow():
     heavy = "{'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules)"
-    code = f"import sys, workflows.tune, workflows.watch, workflows.control; print({heavy} or 'light')"
+    code = f"import sys, workflows.tune, workflows.terminal, workflows.control; print({heavy} or 'light')"
     ran = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "light"

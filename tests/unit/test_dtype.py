@@ -24,7 +24,7 @@ from components.experiment.spec import (
 )
 from components.models.load_trained import load_base_of, load_trained
 from components.planning.planner import PlanCase, _changes
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training import trial_runner as session_module
 from components.training.evaluate import score
 from components.training.trial_runner import load_base_model

@@ -1,7 +1,6 @@
 """Every token that a model is given has a row in its embeddings, and what has none is said before it costs a worker."""
 
 import pytest
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from components.conversations.messages import Conversation
@@ -10,9 +9,9 @@ from components.experiment.load import load_experiment
 from components.experiment.spec import ModelSpec
 from components.inference.generate import reply_to, stream_reply
 from components.models.load_trained import load_base
+from components.search.open import open_search
 from components.training.evaluate import score
 from tests.support.toy import assistant, letter_tokenizer, toy_conversations, user, write_messages_jsonl
-from workflows.opening import open_search
 
 TOKENS = len(letter_tokenizer())
 EXPERIMENT = """
@@ -55,14 +54,14 @@ def experiment(folder, *, train="", eval=""):
 
 def opened(spec):
     """What is told at opening."""
-    console = Console(record=True, width=1000)
-    open_search(spec, console).lock.close()
-    return console.export_text()
+    messages = []
+    open_search(spec, on_message=messages.append).lock.close()
+    return "\n".join(messages)
 
 
 def refused(spec):
     with pytest.raises(ValueError, match="rows") as caught:
-        open_search(spec, Console(quiet=True))
+        open_search(spec)
     return str(caught.value)
 
 

@@ -35,7 +35,7 @@ from components.planning.planner import Estimate, PlanCase
 from components.planning.verification_memory import check_provable
 from components.planning.workload import Workload, trials_worth, workload
 from components.reports.plan_tables import no_room
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import preview
 from workflows.cli import Exit

@@ -11,9 +11,9 @@ from mlflow.types.llm import ChatMessage, ChatParams
 from components.conversations.messages import Message
 from components.data.trained_on import TRAINED_ON, write_trained_on
 from components.experiment.spec import ModelSpec
+from components.inference import comparison
 from components.inference.comparison import Verdict, paired_bootstrap
 from components.models.load_trained import load_base
-from components.registry import result as gate
 from components.registry.chat_model import PackagedChatModel
 from components.registry.probes import load_probes
 from components.registry.promotion import (
@@ -85,7 +85,7 @@ def test_more_confidence_asks_for_more():
 def test_resampling_in_blocks_draws_the_same(monkeypatch):
     losses = [10.0, 11.0, 9.0], [12.0, 9.0, 10.0], [10, 7, 12]
     whole = verdict(*losses)
-    monkeypatch.setattr(gate, "MAX_DRAWN_AT_ONCE", 1000)
+    monkeypatch.setattr(comparison, "MAX_DRAWN_AT_ONCE", 1000)
     assert verdict(*losses) == whole
 
 
@@ -151,7 +151,7 @@ def test_a_candidate_that_is_no_better_is_seldom_found_better(count, least, most
     for _ in range(1000):
         targets = generator.integers(30, 90, size=count).astype(float)
         differences = targets * generator.normal(size=count)
-        above += gate.studentized_interval(differences, targets, 0.95, generator, resamples=400)[0] > 0
+        above += comparison.studentized_interval(differences, targets, 0.95, generator, resamples=400)[0] > 0
     assert least <= above / 1000 <= most
 
 

@@ -18,6 +18,8 @@ from components.records.events import (
     TrialStarted,
     replay,
 )
+from components.records.histories import TrialHistories
+from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.reports.html_page import search_page
 from components.reports.leaderboard import leaderboard, ranked, worker_seconds
@@ -117,9 +119,11 @@ def test_the_leaderboard_says_method_hyperparameters_tokens_loss_and_state():
 
 def test_without_a_terminal_every_event_is_one_line():
     console = Console(file=io.StringIO(), width=40)
-    with LiveView(console, planned=3, budget=BUDGET) as live:
-        for record in RECORDS:
-            live.show(record)
+    histories = TrialHistories()
+    with LiveView(console, histories, planned=3, budget=BUDGET) as live:
+        histories.subscribe(live.show)
+        for event in RECORDS:
+            histories.record(event)
     lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
     assert lines[0] == "trial 1/3 lora started: rank 8  learning_rate 0.000123"
     assert lines[3] == ("trial 1/3 lora 500 target tokens (50%), train loss 1.0000, eval loss 0.9000, 100 tokens/s")
@@ -155,9 +159,11 @@ def test_the_leaderboard_shows_who_was_extended_and_who_was_cloned():
 
 def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials():
     console = Console(file=io.StringIO(), width=40)
-    with LiveView(console, planned=3, budget=BUDGET) as live:
-        for record in DIRECTED:
-            live.show(record)
+    histories = TrialHistories()
+    with LiveView(console, histories, planned=3, budget=BUDGET) as live:
+        histories.subscribe(live.show)
+        for event in DIRECTED:
+            histories.record(event)
     lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
     assert lines[5:] == [
         "trial 1/3 lora extended to 2,000 target tokens by ann@desk",
@@ -177,9 +183,11 @@ def test_a_record_told_twice_counts_once():
 
 def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():
     console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
-    with LiveView(console, planned=3, budget=BUDGET) as live:
-        for record in RECORDS[:5]:
-            live.show(record)
+    histories = TrialHistories()
+    with LiveView(console, histories, planned=3, budget=BUDGET) as live:
+        histories.subscribe(live.show)
+        for event in RECORDS[:5]:
+            histories.record(event)
     written = console.file.getvalue()
     assert "0 of 3 ended, 3 running, 0 waiting, best so far trial 2" in written
     assert written.rstrip().endswith("\x1b[2K")
@@ -202,7 +210,7 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
     summary = SearchSummary(
         experiment="toy <script>",
         search_id="s",
-        outcome="finished",
+        outcome=Outcome.FINISHED,
         message="It is done & well.",
         seconds=12.0,
         data_digest="0123456789abcdef",

@@ -19,7 +19,7 @@ from components.data.token_store import SCHEMA, Entry, TokenStore, write_store
 from components.data.trained_on import TRAINED_ON, keys_digest, read_trained_on, trained_keys, write_trained_on
 from components.experiment.spec import DataSpec
 from components.registry.result import too_few_held_out
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import (
     assistant,
     letter_tokenizer,

@@ -10,14 +10,17 @@ from optuna.trial import TrialState
 from ray.tune import Trainable
 from ray.tune.experiment import Experiment
 from ray.tune.search import ConcurrencyLimiter
+from ray.tune.utils import flatten_dict
 
 from components.cluster.capacity.node_types import ClusterCapacity, NodeType
 from components.cluster.driver.trial_control import direct
 from components.cluster.scheduling.search_space import search_algorithm
 from components.cluster.scheduling.tpe import BranchedTpe, random_only, startup_trials
 from components.cluster.scheduling.warnings import check_rungs, remarks
+from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
+from components.records.events import Progress
 
 BUDGET = 1000
 BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
@@ -40,15 +43,20 @@ def experiment(trials=24, space=SPACE, budget=BUDGET, evaluations=4, **search):
     )
 
 
-def result(target_tokens, eval_loss, *, failed=None, diverged=None, leave=None):
-    """As slot.py makes it and Tune flattens it."""
-    return {
-        "target_tokens": target_tokens,
-        "eval_loss": eval_loss,
-        "failed": failed,
-        "leave": leave,
-        "progress/diverged": diverged,
-    }
+def result(target_tokens, eval_loss, *, failure=None, diverged=None, exit_reason=None):
+    """As a slot makes it and Tune flattens it."""
+    progress = Progress(
+        step=1,
+        target_tokens=target_tokens,
+        epoch=0.0,
+        train_loss=1.0,
+        eval_loss=eval_loss,
+        eval_num_targets=1,
+        tokens_per_second=1.0,
+        seconds=1.0,
+        diverged=diverged,
+    )
+    return flatten_dict(SlotResult(slot="s", progress=progress, failure=failure, exit_reason=exit_reason).to_tune())
 
 
 def distance(branch, learning_rate):
@@ -137,7 +145,7 @@ def test_a_diverged_trial_is_worse_than_any_that_was_stopped_and_the_sooner_the_
 
 
 def test_a_configuration_that_cannot_be_trained_is_the_worst():
-    assert told_of(result(0, math.inf, failed="no such module")) == (TrialState.PRUNED, None, {}, 1.0)
+    assert told_of(result(0, math.inf, failure="no such module")) == (TrialState.PRUNED, None, {}, 1.0)
 
 
 def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
@@ -152,7 +160,7 @@ def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
 def test_a_trial_that_leaves_its_node_has_not_reported():
     searcher = BranchedTpe(experiment(), BUDGET)
     searcher.suggest("a")
-    searcher.on_trial_result("a", result(0, 1.0, leave="move"))
+    searcher.on_trial_result("a", result(0, 1.0, exit_reason=ExitReason.PREEMPTED))
     searcher.on_trial_complete("a", error=True)
     assert searcher._studies["lora"].trials[0].state == TrialState.FAIL
 
@@ -244,8 +252,8 @@ def test_one_trial_at_a_time_waits_for_the_result_of_the_one_before():
 
 
 def room(cpus):
-    kind = NodeType(name="here", most=1, resources={"CPU": float(cpus)}, head=True)
-    return ClusterCapacity(types=(kind,), most_workers=0, grows=False)
+    kind = NodeType(name="here", max_count=1, resources={"CPU": float(cpus)}, head=True)
+    return ClusterCapacity(types=(kind,), max_nodes=0, grows=False)
 
 
 def test_a_small_search_that_looks_at_results_is_not_remarked_upon():

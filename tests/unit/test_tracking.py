@@ -25,7 +25,7 @@ from components.records.events import (
 )
 from components.records.journal import JOURNAL, Journal
 from components.records.manifest import SearchManifest, searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_client import (
     check_tracking,

@@ -10,7 +10,7 @@ from components.conversations.readers.errors import ConversationError
 from components.conversations.readers.read import read_conversations
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import DataSpec
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import assistant, letter_tokenizer, save_letter_tokenizer, user
 from workflows import preview
 

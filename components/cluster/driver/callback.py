@@ -9,9 +9,9 @@ from ray.tune import Callback
 
 from components.cluster.driver.checkpoint_retention import CheckpointRetention, _listeners
 from components.cluster.driver.trial_control import controller_of
-from components.cluster.slots.context import origin_of, trial_of
+from components.cluster.slots.slot_result import SlotResult
+from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import (
-    Progress,
     TrialEnded,
     TrialProgressed,
     TrialStarted,
@@ -36,18 +36,17 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         context = self.listener.context
         if trial.trial_id in context.ended:
             return
-        number, branch, varied, spec = trial_of(trial.config)
-        parent, warm_from = origin_of(trial.config)
+        config = TrialConfig.of(trial)
         self.listener.emit(
             TrialStarted(
                 trial_id=trial.trial_id,
-                number=number,
-                branch=branch,
-                spec=spec,
+                number=config.number,
+                branch=config.branch,
+                spec=config.spec,
                 workers=trial.placement_group_factory.count,
-                varied=varied,
-                parent=parent,
-                warm_from=warm_from,
+                varied=config.varied,
+                parent=config.parent,
+                warm_from=config.warm_from,
                 time=time.time(),
             )
         )
@@ -55,31 +54,32 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if trial.trial_id in self.listener.context.ended or result.get("progress") is None:
+        if trial.trial_id in self.listener.context.ended:
             return
-        progress = Progress.model_validate(result["progress"])
+        outcome = SlotResult.of(result)
+        if (progress := outcome.report) is None:
+            return
         self.listener.emit(
             TrialProgressed(
                 trial_id=trial.trial_id,
                 progress=progress,
-                slot=result["slot"],
-                node=result["node"],
+                slot=outcome.slot,
+                node=outcome.node,
                 time=time.time(),
             )
         )
         self.listener.collect(trial.trial_id, progress)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = trial.last_result
-        if failure := result.get("failed"):
-            if result.get("ends_search"):
-                controller_of(self.search_id).hopeless = failure
-            self._end(trial, "failed", failure)
-            return
-        progress = result.get("progress")
-        if progress and progress["diverged"]:
-            self._end(trial, "failed", progress["diverged"])
-        elif progress and progress["done"]:
+        result = SlotResult.of(trial.last_result) if trial.last_result else None
+        report = result.report if result is not None else None
+        if result is not None and result.failure is not None:
+            if result.ends_search:
+                controller_of(self.search_id).hopeless = result.failure
+            self._end(trial, "failed", result.failure)
+        elif report is not None and report.diverged:
+            self._end(trial, "failed", report.diverged)
+        elif report is not None and report.done:
             self._end(trial, "completed", "")
         else:
             director = controller_of(self.search_id)

@@ -12,7 +12,7 @@ from components.records.events import (
     TrialHistory,
     best_report,
 )
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.checkpoint import OPTIMIZER_FILES
 from components.training.checkpoint_names import at_report
 
@@ -39,18 +39,18 @@ class CheckpointRetention:
             return
         before = [report for report in self.standing.get(trial_id, []) if report.step != latest.step]
         self.standing[trial_id] = reports = [*before, latest]
-        settled = max(before, key=lambda report: report.step, default=None) if self.context.folder.lags else latest
+        trial = self.context.checkpoints / trial_id
+        settled = trial.newest_complete([*sorted(before, key=lambda report: report.step), latest])
         if settled is None:
             return
-        trial = self.context.checkpoints / trial_id
-        for name in trial.names():
+        for name in trial.list_names():
             if "+" in name and name < at_report(settled.step):
-                (trial / name).remove()
+                (trial / name).delete()
         kept = (self.best(trial_id), settled, latest)
         pinned = controller_of(self.context.search_id).pinned
         for report in reports:
             if report not in kept and report.checkpoint not in pinned:
-                folder_at(str(report.checkpoint)).remove()
+                folder_at(str(report.checkpoint)).delete()
         self.standing[trial_id] = [report for report in reports if report in kept]
 
     def collect_ended(self, trial_id: str) -> None:
@@ -59,15 +59,15 @@ class CheckpointRetention:
         best = self.best(trial_id)
         kept = controller_of(self.context.search_id).pinned | ({best.checkpoint} if best else set())
         trial = self.context.checkpoints / trial_id
-        for folder in [trial / name for name in trial.names()]:  # those that were never finished are among them
+        for folder in [trial / name for name in trial.list_names()]:  # those that were never finished are among them
             if str(folder) not in kept:
-                folder.remove()
+                folder.delete()
             else:
-                folder.discard(OPTIMIZER_FILES)
+                folder.delete_matching(OPTIMIZER_FILES)
 
     def collect_late(self) -> None:
         """Once no worker writes any more: what arrived after its trial had ended."""
-        if self.context.folder.lags:
+        if not self.context.folder.complete_on_commit:
             for trial_id in self._ended:
                 self.collect_ended(trial_id)
 
@@ -75,9 +75,11 @@ class CheckpointRetention:
 def _standing(history: TrialHistory) -> list[Progress]:
     """The reports whose checkpoints stand, or will when the trial, going on before them, comes to them again."""
     reports = [report for report in history.reports if report.checkpoint]
-    whole = [report for report in reports if folder_at(str(report.checkpoint)).is_whole()]
+    whole = [report for report in reports if folder_at(str(report.checkpoint)).is_complete()]
     newest = whole[-1].step if whole else 0
-    goes_on = history.state == "running" and any(folder_at(str(report.checkpoint)).lags for report in reports)
+    goes_on = history.state == "running" and not all(
+        folder_at(str(report.checkpoint)).complete_on_commit for report in reports
+    )
     return [*whole, *(report for report in reports if goes_on and report.step > newest)]
 
 

@@ -31,7 +31,7 @@ from components.records.events import (
     TrialInstructed,
     apply_event,
 )
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 
 MAX_TIMES_THE_BUDGET = 10  # an extension to more than that is taken for a slip
 Emit = Callable[[TrialEvent], None]
@@ -196,7 +196,7 @@ class TrialController:
             raise Refused(f"{name} has no checkpoint yet; clone it without --warm, or after its first report")
         if not weights_fit(history.started.spec.method, spec.method):
             raise Refused(f"{name} has weights of another shape than the clone's method; clone it without --warm")
-        if not folder_at(history.best.checkpoint).is_whole():
+        if not folder_at(history.best.checkpoint).is_complete():
             raise Refused(f"{name} has a checkpoint that is still on its way to the storage; ask again in a minute")
         return history.best.checkpoint
 

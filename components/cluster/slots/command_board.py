@@ -13,14 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, budget_at
 
 POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
 LISTEN_SECONDS = 5.0  # how often a group that trains is heard of
 MAX_STRIKES = 2
-
-# Why a trial leaves its slot between two reports: the search is to end, or a node of the slot is about to go.
-Leave = Literal["stop", "move"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class Answer:
 
     number: int
     progress: dict[str, Any] | None = None
-    leave: Leave | None = None
+    leave: ExitReason | None = None
     interim: str | None = None
     node: str | None = None
     error: str | None = None
@@ -115,7 +113,7 @@ class CommandBoard:
     async def call(self, slot: str, command: Command) -> Answer:
         """Hands a command to the slot's workers and waits for what comes of it."""
         if self._stopping.is_set() and command.kind != "exit":
-            return Answer(number=0, leave="stop")
+            return Answer(number=0, leave=ExitReason.STOP)
         state = self._slots.setdefault(slot, _Slot())
         if command.kind in ("start", "exit"):  # whatever the trial before may still be owed, it has ended
             state.resume, state.strikes = Resume(), 0

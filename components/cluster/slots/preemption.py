@@ -2,8 +2,7 @@
 
 Asked after every optimizer step, so it only looks at what others have put there: the search's end comes over the board to
 the first worker; the notice that a node will be taken (Ray calls it draining) is put into each worker by Ray Train's
-watcher. `ray.train.get_preemption_info` would fetch the same notice, by a call to another process at every step, to bring
-all workers to one mind; the training loop does that for every kind of interruption, by a sum it can afford.
+watcher (ray_internals/train.py).
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.context import get_train_context
 
-from components.cluster.slots.command_board import Leave
+from components.cluster.ray_internals.train import preemption_notice
+from components.cluster.slots.slot_result import ExitReason
 
 
 class Interruptions:
@@ -30,12 +29,12 @@ class Interruptions:
             threading.Thread(target=self._listen_for_ends, args=(board,), name="ends", daemon=True).start()
 
     def __call__(self) -> bool:
-        return self._stopping.is_set() or node_is_leaving()
+        return self._stopping.is_set() or preemption_notice()
 
     @property
-    def reason(self) -> Leave:
+    def reason(self) -> ExitReason:
         """Once the workers have agreed to leave: of a search that ends, the first worker knows."""
-        return "stop" if self._stopping.is_set() else "move"
+        return ExitReason.STOP if self._stopping.is_set() else ExitReason.PREEMPTED
 
     def ends(self, trial_id: str) -> bool:
         """Whether a person wants this trial to end (directing.py)."""
@@ -52,8 +51,3 @@ class Interruptions:
         with contextlib.suppress(RayError):
             while True:
                 self._ended = frozenset(ray.get(board.ended.remote(len(self._ended))))
-
-
-def node_is_leaving() -> bool:
-    """Whether a node on which this worker group runs is to be taken away."""
-    return get_train_context().preemption_context.preemption_info is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from components.storage.base import Folder, folder_at
+from components.storage.base import Folder
+from components.storage.open import folder_at
 from components.training.checkpoint_names import at_report
 
 
@@ -11,7 +12,7 @@ def resume_point(trial: Folder, last_report: str | None) -> Folder | None:
 
     An interim checkpoint after that report is further on, and nothing has been reported since.
     """
-    whole = [name for name in _checkpoints(trial) if (trial / name).is_whole()]
+    whole = [name for name in _checkpoints(trial) if (trial / name).is_complete()]
     report = None if last_report is None else _still_there(folder_at(last_report), whole)
     after = f"{report.name if report else at_report(0)}+"
     interim = [name for name in whole if name.startswith(after)]
@@ -23,15 +24,15 @@ def furthest_whole(wanted: Folder) -> Folder | None:
 
     On a storage where checkpoints arrive after their reports, the workers may have died in between.
     """
-    if not wanted.lags:
+    if wanted.complete_on_commit:
         return wanted
     before = [name for name in _checkpoints(wanted.parent) if name <= wanted.name]
     places = (wanted.parent / name for name in reversed(before))
-    return next((place for place in places if place.is_whole()), None)
+    return next((place for place in places if place.is_complete()), None)
 
 
 def _checkpoints(trial: Folder) -> list[str]:
-    return [name for name in trial.names() if name.startswith("step_")]
+    return [name for name in trial.list_names() if name.startswith("step_")]
 
 
 def _still_there(checkpoint: Folder, whole: list[str]) -> Folder:
@@ -43,6 +44,6 @@ def _still_there(checkpoint: Folder, whole: list[str]) -> Folder:
     later = [name for name in whole if name >= checkpoint.name and "+" not in name]
     if later:
         return checkpoint.parent / later[0]
-    if checkpoint.lags:
+    if not checkpoint.complete_on_commit:
         return checkpoint  # it was on its way; the workers go on before it
     raise FileNotFoundError(f"{checkpoint} is gone, and so is every later checkpoint of its trial")

@@ -8,7 +8,6 @@ no import and no model load after the first in its slot.
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 import uuid
@@ -22,10 +21,12 @@ from ray.util import get_current_placement_group, placement_group_table
 
 from components.cluster.capacity.node_history import SLOT
 from components.cluster.capacity.node_types import bundle
-from components.cluster.capacity.placement import SlotTrainer
-from components.cluster.slots.command_board import Answer, Command, Leave
-from components.cluster.slots.context import METRIC, TIME, SearchContext, origin_of, trial_of
+from components.cluster.ray_internals.train import BorrowedGroupTrainer
+from components.cluster.slots.command_board import Answer, Command
+from components.cluster.slots.context import SearchContext
 from components.cluster.slots.resume import resume_point
+from components.cluster.slots.slot_result import ExitReason, SlotResult
+from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Progress
 
 POINTER = "pointer.json"
@@ -54,9 +55,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         return f"{SLOT}{self.slot}"  # Ray's state shows it: so a slot's node can be told
 
     def _new_trial(self, config: dict[str, Any]) -> None:
-        _, _, _, self.spec = trial_of(config)
-        _, self.warm_from = origin_of(config)
-        self.workers = self.context.experiment.resources.of(self.spec.method)
+        self.trial = TrialConfig.of(config)
+        self.workers = self.context.experiment.resources.of(self.trial.spec.method)
         self.started = False
         self.resume_from: str | None = None
         self.last: Progress | None = None
@@ -70,9 +70,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             answer = self._ask(Command(kind="advance"))
         if answer.error is not None:
             # Tune throws a slot away whose trial raised; a result that says so keeps it.
-            return self._result(self.last, done=True, failed=answer.error, ends_search=answer.ends_search)
+            return self._result(self.last, done=True, failure=answer.error, ends_search=answer.ends_search)
         if answer.leave is not None:
-            return self._result(self.last, leave=answer.leave)
+            return self._result(self.last, exit_reason=answer.leave)
         self.last, self.node = Progress.model_validate(answer.progress), answer.node
         return self._result(self.last, done=self.last.done)
 
@@ -91,39 +91,17 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would end by itself too, seconds later, and the slots that wait for this one's place would wait for that.
         left = self.board.call.remote(self.slot, Command(kind="exit"))
-        patience = LAST_UPLOAD_SECONDS if self.context.folder.lags else EXIT_SECONDS
+        patience = EXIT_SECONDS if self.context.folder.complete_on_commit else LAST_UPLOAD_SECONDS
         deadline = time.monotonic() + patience
         while not ray.wait([left], timeout=1.0)[0] and self.train_run.is_alive() and time.monotonic() < deadline:
             pass
 
-    def _result(
-        self,
-        progress: Progress | None,
-        *,
-        done: bool = False,
-        failed: str | None = None,
-        leave: Leave | None = None,
-        ends_search: bool = False,
-    ) -> dict[str, Any]:
-        """One Tune result; only without `failed` and `leave` is it a report.
-
-        A trial that has none yet still has the numbers schedulers ask for.
-        """
-        return {
-            METRIC: progress.eval_loss if progress and not failed else math.inf,
-            TIME: progress.target_tokens if progress else 0,
-            "progress": progress.model_dump(mode="json") if progress and not failed and not leave else None,
-            "slot": self.slot,
-            "node": self.node,
-            "failed": failed,
-            "ends_search": ends_search,
-            "leave": leave,
-            "done": done,
-        }
+    def _result(self, progress: Progress | None, **outcome: Any) -> dict[str, Any]:
+        return SlotResult(slot=self.slot, node=self.node, progress=progress, **outcome).to_tune()
 
     def _start_trial(self) -> Answer:
-        spec = self.spec.model_dump(mode="json")
-        answer = self._ask(Command(kind="start", trial_id=self.trial_id, spec=spec, warm_from=self.warm_from))
+        spec = self.trial.spec.model_dump(mode="json")
+        answer = self._ask(Command(kind="start", trial_id=self.trial_id, spec=spec, warm_from=self.trial.warm_from))
         place = resume_point(self.context.checkpoints / self.trial_id, self.resume_from)
         if answer.error is None and answer.leave is None and place is not None:
             answer = self._ask(Command(kind="load", checkpoint=str(place)))
@@ -147,13 +125,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
                 placed = time.monotonic()
             elif time.monotonic() - placed > HOMELESS_SECONDS:
                 self.homeless = True
-                return Answer(number=0, leave="move")
+                return Answer(number=0, leave=ExitReason.PREEMPTED)
         result: Answer = ray.get(answer)
         return result
 
     def _run_train(self) -> None:
         config = {"context": self.context, "board": self.board, "slot": self.slot, "workers": self.workers}
-        trainer = SlotTrainer(
+        trainer = BorrowedGroupTrainer(
             _serve,
             train_loop_config=config,
             scaling_config=ScalingConfig(

@@ -19,7 +19,7 @@ from components.data.prepare import PreparedDataset
 from components.experiment.base_variants import base_kinds
 from components.experiment.spec import TrialSpec, WorkersSpec
 from components.records.events import Extension, Interim
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
 from components.training.trial_runner import Session

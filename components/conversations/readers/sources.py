@@ -23,7 +23,7 @@ import pyarrow.parquet
 
 from components.conversations.readers.errors import ConversationError, Problem
 from components.conversations.readers.strict_json import Fault, read_json, reason_of
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.storage.uri import is_remote
 
 HUB_PREFIX = "hf:"
@@ -72,7 +72,7 @@ def _matches(name: str) -> list[str]:
     if is_remote(name):
         try:
             folder, pattern = folder_at(name).parent, folder_at(name).name
-            return [str(folder / file) for file in folder.names() if fnmatch.fnmatchcase(file, pattern)]
+            return [str(folder / file) for file in folder.list_names() if fnmatch.fnmatchcase(file, pattern)]
         except OSError as error:
             raise _refusal(name, f"cannot be read: {error}") from None
     if Path(name).is_file():

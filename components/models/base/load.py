@@ -21,7 +21,7 @@ from components.models.chatglm.detect import is_original
 from components.models.chatglm.load import load_original
 from components.models.chatglm.state_dict import glm_weights
 from components.models.chatglm.weight_files import shards_of
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.storage.uri import is_remote
 
 Quantize = Literal["nf4", "int8"] | None
@@ -66,7 +66,7 @@ def _brought(uri: str, weights: bool) -> Path:
     wanted = [*WANTED, *WANTED_OF_ORIGINALS, "*.bin"]
     try:
         patterns = wanted if weights else [pattern for pattern in wanted if pattern not in (*WEIGHTS, "*.bin")]
-        return folder_at(uri).copied(patterns)
+        return folder_at(uri).download_matching(patterns)
     except OSError as error:
         raise ValueError(f"model.path={uri}: no such model, or it cannot be read: {error}") from None
 

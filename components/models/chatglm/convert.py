@@ -19,7 +19,7 @@ from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.state_dict import glm_weights, shapes_of
 from components.models.chatglm.weight_files import shards_of
 from components.models.digest import model_digest
-from components.storage.node_cache import cache_folder, locked
+from components.storage.node_cache import cache_folder, node_lock
 
 LAYOUT = 1  # of a converted directory; a new layout is another folder
 RECORD = "converted_from.json"
@@ -55,7 +55,7 @@ def converted(directory: Path, dtype: torch.dtype) -> Path | None:
     name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{LAYOUT}"
     target = cache_folder() / "chatglm" / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_suffix(".lock")):
+    with node_lock(target.with_suffix(".lock")):
         if (target / RECORD).is_file():
             if Conversion.model_validate_json((target / RECORD).read_text(encoding="utf-8")).is_whole(target):
                 return target

@@ -1,0 +1,264 @@
+"""The main job as a library: a prepared search runs its trials, registers the best one, and reports."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+from components.cluster.capacity.autoscaler import capacity_of_cluster
+from components.cluster.capacity.node_types import check_capacity
+from components.cluster.driver.remote_task import run_on_worker
+from components.cluster.ray_session import connected, this_job
+from components.cluster.run import can_resume, run_search
+from components.cluster.scheduling.warnings import remarks
+from components.experiment.space import num_trials
+from components.experiment.spec import ExperimentSpec
+from components.records.events import TrialEvent, TrialHistory
+from components.records.heartbeat import DriverInbox
+from components.records.histories import Subscriber, TrialHistories
+from components.records.journal import Journal
+from components.records.outcome import Outcome
+from components.records.stop_request import StopRequest
+from components.registry.promotion import Place, VerificationError, here, register_best
+from components.reports.leaderboard import ranked
+from components.search.open import OnMessage, PreparedSearch, ignore_message, open_search
+from components.search.outcome import (
+    SearchOutcome,
+    SearchResult,
+    TrialsResult,
+    outcome_of_no_success,
+    outcome_of_registry,
+    outcome_of_unfinished,
+    resume_command,
+)
+from components.search.write_reports import log_inputs, summarize, write_reports
+from components.storage.open import folder_at
+from components.storage.retry import StorageError
+from components.tracking.errors import TrackingError
+from components.tracking.journal_sync import JournalSync
+from components.tracking.mlflow_client import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.tracking.mlflow_runs import MAX_CHARACTERS, TRAINED_TAG, SearchRuns
+from components.training.workers import UnfitWorkersError
+
+MLFLOW_SECONDS, MLFLOW_SECONDS_OF_A_STOP = 60.0, 5.0  # how long the end waits for what MLflow has not taken yet
+
+
+def run(
+    experiment: ExperimentSpec,
+    *,
+    register: bool = True,
+    resume: str | None = None,
+    on_event: Subscriber | None = None,
+    on_message: OnMessage = ignore_message,
+    stop: StopRequest | None = None,
+    command: str = "",
+) -> SearchResult:
+    """Runs a search, or goes on with one, and returns its result. Blocks; may be called from any thread.
+
+    Raises InputError (or another ValueError) for what can be known before the search starts, InsufficientCapacityError,
+    TrackingError where MLflow is away at the start, and StorageError. Whatever else ends a search is an outcome.
+
+    Args:
+        register: send the best trial through the registry's gate.
+        resume: the id of an interrupted search of this experiment, or NEWEST.
+        on_event: is called in the thread of this call with every event of the trials, once the journal has it.
+        on_message: takes sentences for people.
+        stop: a request to it ends the search early; it can be resumed.
+        command: the command line that started this, for the reports and for the advice how to go on.
+    """
+    prepared = open_search(experiment, resume=resume, register=register, on_message=on_message)
+    with start(prepared, on_message=on_message, stop=stop, command=command) as search:
+        return search.conclude(search.run_trials(on_event))
+
+
+@contextlib.contextmanager
+def start(
+    prepared: PreparedSearch,
+    *,
+    on_message: OnMessage = ignore_message,
+    stop: StopRequest | None = None,
+    command: str = "",
+) -> Iterator[SearchRun]:
+    """Inside, Ray is connected and the search is known to others: its driver has a heartbeat and takes requests.
+
+    Raises InsufficientCapacityError if the cluster can never hold a trial, and TrackingError if MLflow is away.
+    """
+    with contextlib.closing(prepared.lock), connected() as dashboard:
+        capacity = capacity_of_cluster()
+        check_capacity(prepared.experiment, capacity)
+        for remark in remarks(prepared.experiment, prepared.budget, capacity):
+            on_message(remark)
+        prepared.begin()
+        with DriverInbox(prepared.folder) as inbox:
+            yield SearchRun(prepared, inbox, dashboard, on_message=on_message, stop=stop, command=command)
+
+
+class SearchRun:
+    """The steps of one search: `run_trials`, then `conclude`, which registers the best trial and reports.
+
+    `histories` is the state of the trials, from the journal at first; other threads may read it.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedSearch,
+        inbox: DriverInbox,
+        dashboard: str,
+        *,
+        on_message: OnMessage,
+        stop: StopRequest | None,
+        command: str,
+    ) -> None:
+        self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
+        self.stop = stop or StopRequest()
+        self._journal = Journal(prepared.folder)
+        self.histories = TrialHistories(self._journal.read())
+        self._facts = this_job(dashboard)
+        try:
+            self._runs = self._connect_tracking()
+            log_inputs(self._runs, prepared)
+        except MLFLOW_ERRORS as error:
+            raise TrackingError(without_secrets(str(error))) from None
+        self._show_links({"Ray dashboard": self._facts.get("ray.dashboard", dashboard), "MLflow": self._runs.link})
+
+    @property
+    def planned(self) -> int:
+        """How many trials the search sets out with; clones are added to them."""
+        return num_trials(self.prepared.experiment)
+
+    @property
+    def resume_command(self) -> str:
+        return resume_command(self.command, self.prepared.search_id)
+
+    def run_trials(self, on_event: Subscriber | None = None) -> TrialsResult:
+        """Returns once every trial has ended, or the search was stopped. Called once."""
+        resume = self.prepared.resumed and can_resume(self.prepared.folder)
+        sync = JournalSync(self._journal, self._connect_tracking)
+        self.histories.subscribe(sync.append)
+        if on_event is not None:
+            self.histories.subscribe(on_event)
+        ended = {trial_id: history.last for trial_id, history in self.histories.items() if history.state != "running"}
+
+        def record(event: TrialEvent) -> None:
+            self.histories.record(event)
+
+        hopeless = None
+        try:
+            run_search(
+                self.prepared.context(ended),
+                record,
+                histories=dict(self.histories),
+                resume=resume,
+                told=lambda signal: self.stop.request(signal.name),
+                desk=self.inbox,
+            )
+        except UnfitWorkersError as error:
+            hopeless = str(error)
+        finally:
+            undelivered = sync.close(MLFLOW_SECONDS if self.stop.reason is None else MLFLOW_SECONDS_OF_A_STOP)
+        return TrialsResult(
+            histories=self.histories, undelivered=undelivered, stop_reason=self.stop.reason, hopeless=hopeless
+        )
+
+    def conclude(self, trials: TrialsResult) -> SearchResult:
+        """Registers the best trial, if that was asked for and there is one, and reports."""
+        return self.report(self._decide(trials))
+
+    def register(self, best: TrialHistory) -> SearchOutcome:
+        """Packages the trial, verifies it, and sends it through the registry's gate."""
+        prepared = self.prepared
+        self.on_message(f"trial {best.started.number} is the best: packaging it, and proving it in a fresh process ...")
+        try:
+            registry = register_best(
+                self._runs,
+                prepared.uri,
+                prepared.experiment,
+                best,
+                prepared.dataset,
+                prepared.probes,
+                self._executor(best),
+            )
+        except VerificationError as error:
+            return self._not_registered(
+                Outcome.NOT_PROVEN, f"The best trial was not registered: {error}. Once that is mended, try again", best
+            )
+        except StorageError as error:
+            return self._not_registered(
+                Outcome.NOT_PROVEN, f"The best trial was not registered: {error}. Then try again", best
+            )
+        except MLFLOW_ERRORS as error:
+            return self._not_registered(
+                Outcome.TRACKING_AWAY, f"MLflow took no version ({reason_of(error)}). Try again", best
+            )
+        return outcome_of_registry(registry, best)
+
+    def report(self, outcome: SearchOutcome) -> SearchResult:
+        """Writes the reports, marks the search as finished unless it can go on, and tells others of the outcome."""
+        prepared = self.prepared
+        summary = summarize(prepared, self.histories, outcome, run_id=self._runs.parent_id)
+        page = write_reports(prepared, self._runs, summary, self.histories, self.command, self.on_message)
+        self.inbox.close(outcome.outcome.value)
+        return SearchResult(
+            outcome=outcome.outcome,
+            message=outcome.message,
+            best=outcome.best,
+            registry=outcome.registry,
+            summary=summary,
+            histories=dict(self.histories),
+            budget=prepared.budget,
+            report=page,
+        )
+
+    def _decide(self, trials: TrialsResult) -> SearchOutcome:
+        if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
+            return early
+        best = ranked(self._with_complete_checkpoints())[0]
+        if best.best is None or best.state == "failed":
+            return outcome_of_no_success(self.histories.values())
+        if trials.undelivered:
+            return self._not_registered(
+                Outcome.TRACKING_AWAY,
+                f"The search is done, but MLflow is away: {trials.undelivered} records wait in {self.prepared.folder}."
+                " When it is back",
+                best,
+            )
+        if not self.prepared.register:
+            message = f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}"
+            return SearchOutcome(outcome=Outcome.FINISHED, message=message, best=best)
+        return self.register(best)
+
+    def _not_registered(self, outcome: Outcome, why: str, best: TrialHistory) -> SearchOutcome:
+        return SearchOutcome(outcome=outcome, message=f"{why}: {self.resume_command}", best=best)
+
+    def _with_complete_checkpoints(self) -> Iterator[TrialHistory]:
+        """A kill may have come before a trial's last checkpoint had reached a remote storage: its report then has none."""
+        for history in self.histories.values():
+            while history.best is not None and not folder_at(str(history.best.checkpoint)).is_complete():
+                self.on_message(
+                    f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
+                )
+                reports = (
+                    report.model_copy(update={"checkpoint": None}) if report is history.best else report
+                    for report in history.reports
+                )
+                history = history.model_copy(update={"reports": tuple(reports)})
+            yield history
+
+    def _executor(self, best: TrialHistory) -> Place:
+        """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
+        workers = self.prepared.experiment.resources.of(best.started.spec.method)
+        return partial(run_on_worker, workers) if workers.gpus_per_worker else here
+
+    def _connect_tracking(self) -> SearchRuns:
+        prepared = self.prepared
+        tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.trained.items()}
+        return SearchRuns(
+            open_store(prepared.uri), prepared.uri, prepared.experiment, prepared.search_id, {**self._facts, **tags}
+        )
+
+    def _show_links(self, links: Mapping[str, str]) -> None:
+        self.inbox.show(dict(links))
+        self.on_message(
+            ", ".join([f"search {self.prepared.search_id}", *(f"{name} {at}" for name, at in links.items())])
+        )

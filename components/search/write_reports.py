@@ -1,0 +1,77 @@
+"""The reports of a search, written to its folder and to its MLflow run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from components.conversations.preview.mask_preview import preview_html
+from components.data.preview_records import stored_records, totals_of
+from components.records.events import TrialHistory
+from components.reports.html_page import search_page
+from components.reports.loss_curves import loss_curves_svg
+from components.reports.summary import SearchSummary, trial_summaries
+from components.search.open import OnMessage, PreparedSearch
+from components.search.outcome import SearchOutcome
+from components.tracking.mlflow_client import MLFLOW_ERRORS, reason_of, without_secrets
+from components.tracking.mlflow_runs import SearchRuns
+
+REPORT = "report.html"
+PREVIEWED = 20  # conversations on the page that shows the mask
+
+
+def log_inputs(runs: SearchRuns, prepared: PreparedSearch) -> None:
+    """Logs what the search trains on: the data sets, and a page that shows the mask."""
+    dataset, experiment = prepared.dataset, prepared.experiment
+    digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
+    runs.log_data(experiment.name, str(experiment.data.train), digests, dataset.counts)
+    records = stored_records(dataset.train, PREVIEWED)
+    title = f"{experiment.name}: what is trained on"
+    runs.log_text(None, preview_html(records, prepared.decode, title, totals_of(dataset)), "mask_preview.html")
+
+
+def summarize(
+    prepared: PreparedSearch, histories: Mapping[str, TrialHistory], outcome: SearchOutcome, *, run_id: str
+) -> SearchSummary:
+    """`run_id` is the search's MLflow run."""
+    return SearchSummary(
+        experiment=prepared.experiment.name,
+        search_id=prepared.search_id,
+        outcome=outcome.outcome,
+        message=outcome.message,
+        seconds=time.monotonic() - prepared.opened,
+        data_digest=prepared.dataset.digest,
+        data_reused=prepared.dataset.reused,
+        folder=str(prepared.folder),
+        tracking_uri=without_secrets(prepared.uri),
+        run_id=run_id,
+        trials=trial_summaries(histories.values()),
+        registry=outcome.registry,
+    )
+
+
+def write_reports(
+    prepared: PreparedSearch,
+    runs: SearchRuns,
+    summary: SearchSummary,
+    histories: Mapping[str, TrialHistory],
+    command: str,
+    on_message: OnMessage,
+) -> str:
+    """Writes the page and the numbers. Marks the search as finished unless it can be resumed. Returns the page's URI."""
+    base_loss = summary.registry.base_loss if summary.registry else None
+    curves = loss_curves_svg(histories.values(), base_loss=base_loss)
+    page = search_page(summary, curves=curves, command=command)
+    prepared.folder.write_text(REPORT, page)
+    if not summary.outcome.resumable:
+        prepared.finish()
+    losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]
+    try:
+        runs.log_text(None, page, REPORT)
+        runs.log_text(None, curves, "eval_loss.svg")
+        runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
+        runs.log_search_metrics({"eval/loss": min(losses)} if losses else {})
+        runs.end_search(summary.outcome.value)
+    except MLFLOW_ERRORS as error:
+        on_message(f"MLflow did not take the reports ({reason_of(error)}); they are in {prepared.folder}")
+    return str(prepared.folder / REPORT)
