@@ -9,18 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load import load_tokenizer
-from components.experiment.spec import LoraMethod, ModelSpec
+from components.experiment.spec import LoraMethod
 from components.inference.merge_check import MergeCheck, check_merge, divergence, fixed_rows, next_tokens
 from components.models.adapters import attach_lora, detach_lora, merge, save_adapter
-from components.models.base.load import load_base_model
 from components.models.causal_lm import load_causal_lm
-from tests.unit.test_models import logits, trained_a_little
+from tests.support.tiny_models import base_model, logits, trained_a_little
 from workflows.export import main
-
-
-def base_model(directory):
-    torch.set_num_threads(1)
-    return load_base_model(ModelSpec(path=str(directory))).eval()
 
 
 def adapter_on(directory, target, **method):

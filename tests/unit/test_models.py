@@ -13,30 +13,10 @@ from components.models.base import bundled as fetch
 from components.models.base.load import load_base_model, resolve_model
 from components.models.base.reusable import ReusableBase
 from components.models.digest import model_digest
+from tests.support.tiny_models import base_model, logits, trained_a_little
 from tests.support.toy import tiny_model_directory
 
-TOKENS = torch.arange(12)[None]
 LORA = LoraMethod(rank=4, alpha=8.0)
-
-
-def base_model(directory, quantize=None):
-    torch.set_num_threads(1)
-    return load_base_model(ModelSpec(path=str(directory)), quantize=quantize).eval()
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(input_ids=TOKENS, use_cache=False).logits
-
-
-def trained_a_little(model):
-    """Adapters moved away from where they begin, by hand: every weight gets a different value."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.mark.parametrize(

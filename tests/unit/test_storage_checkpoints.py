@@ -19,7 +19,7 @@ from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
 from tests.support.sessions import FULL, curve, reports, session
-from tests.unit.test_checkpoint import ThreadWorker, write_own_file
+from tests.support.thread_workers import ThreadWorker, write_own_file
 from workflows.named import load_named
 
 
