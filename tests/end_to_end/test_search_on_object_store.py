@@ -11,10 +11,8 @@ from mlflow import MlflowClient
 from components.records.events import TrialProgressed, replay
 from components.records.journal import Journal
 from components.storage.open import folder_at
-from tests.end_to_end.test_programs import command, environment, new_folder, outcomes, summary_of
+from tests.support.programs import command, environment, new_folder, outcomes, summary_of
 from tests.support.servers import MlflowServer, S3Server
-
-pytestmark = pytest.mark.end_to_end
 
 SECONDS = 600
 

@@ -18,8 +18,6 @@ from tests.support.servers import until
 from tests.support.sessions import curve, session
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
-pytestmark = pytest.mark.end_to_end
-
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
 # So long that no machine comes to its end before the nodes have gone and come.

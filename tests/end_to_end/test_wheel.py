@@ -10,8 +10,6 @@ import pytest
 
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
-pytestmark = pytest.mark.end_to_end
-
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """
 name: toy

@@ -32,8 +32,6 @@ from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
-pytestmark = pytest.mark.ray
-
 ROOT = Path(__file__).parents[2]
 SECONDS = 400  # for each thing that is waited for; all of them together take a minute on a quiet machine
 EXPERIMENT = """

@@ -7,8 +7,6 @@ from components.cluster.ray_internals.core import draining_nodes, free_resources
 from components.cluster.ray_session import connected
 from tests.support.servers import until
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():

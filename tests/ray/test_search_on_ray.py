@@ -29,8 +29,6 @@ from components.training.workers import UnfitWorkersError
 from tests.support.servers import until
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
-pytestmark = pytest.mark.ray
-
 EXPERIMENT = """
 name: toy
 model: {{path: {model}}}

@@ -3,27 +3,11 @@
 import os
 import threading
 
-import torch
-
 from components.storage.background_upload import BackgroundUpload
 from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
-
-
-class ThreadWorker:
-    """One of several threads that write together."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, worker_rank, together):
-        self.worker_rank, self.count, self.together = worker_rank, together.parties, together
-
-    def sum(self, values):
-        raise NotImplementedError
-
-    def barrier(self):
-        self.together.wait(timeout=30)
+from tests.support.thread_workers import ThreadWorker, write_own_file
 
 
 def write(directory, workers, fill):
@@ -51,10 +35,6 @@ def write_in_threads(directory, fill, count=2):
     for thread in threads:
         thread.join()
     return errors
-
-
-def write_own_file(worker_rank, folder):
-    (folder / f"worker_{worker_rank}").write_text("")
 
 
 def names(folder):

@@ -29,16 +29,11 @@ from components.training import trial_runner as session_module
 from components.training.evaluate import score
 from components.training.trial_runner import load_base_model
 from components.training.workers import TorchWorkers
-from tests.support.sessions import FULL, MAX_TOKENS, curve, prepared_toy, reports, session
+from tests.support.sessions import FULL, MAX_TOKENS, curve, reports, session
 
 BF16 = FULL.model_copy(update={"precision": "bf16"})
 LORA = BF16.model_copy(update={"method": LoraMethod(rank=4, alpha=8.0)})
 QLORA = LoraMethod(quantize="nf4")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
 
 
 def dtypes(model):

@@ -41,7 +41,7 @@ from components.planning.dry_run import MicroBatch, dry_run_step
 from components.training.evaluate import score
 from components.training.loss import ScoredModel
 from components.training.workers import UnfitWorkersError
-from tests.support.sessions import FULL, curve, prepared_toy, reports, session
+from tests.support.sessions import FULL, curve, reports, session
 
 SIZES = {
     "vocab_size": 96,
@@ -250,11 +250,6 @@ def flash(monkeypatch):
 
 BF16 = FULL.model_copy(update={"precision": "bf16"})
 BF16_LORA = BF16.model_copy(update={"method": LoraMethod(rank=4, alpha=8.0)})
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
 
 
 def test_such_kernels_refuse_what_is_asked_outside_of_autocast(flash, toy):

@@ -17,17 +17,6 @@ from tests.support.servers import S3Server
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.client_environment().items():
-            patch.setenv(name, value)
-        yield server
-    server.kill()
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
@@ -38,12 +27,12 @@ def folder(request, tmp_path):
     """A folder that does not exist yet, on each kind of storage."""
     if request.param == "disk":
         return folder_at(tmp_path / "storage" / "folder")
-    return folder_at(f"s3://{request.getfixturevalue('server').bucket}/{tmp_path.name}/folder")
+    return folder_at(f"s3://{request.getfixturevalue('s3_server').bucket}/{tmp_path.name}/folder")
 
 
 @pytest.fixture
-def bucket(server, tmp_path):
-    return folder_at(f"s3://{server.bucket}/{tmp_path.name}")
+def bucket(s3_server, tmp_path):
+    return folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}")
 
 
 def two_files(target):
@@ -58,11 +47,11 @@ def files_in(directory):
     }
 
 
-def test_a_uri_may_end_with_a_slash_and_say_more_about_its_server(server, tmp_path):
-    host = server.uri.removeprefix("http://")
-    folder = folder_at(f"s3://{server.bucket}/{tmp_path.name}/?scheme=http&endpoint_override={host}")
+def test_a_uri_may_end_with_a_slash_and_say_more_about_its_server(s3_server, tmp_path):
+    host = s3_server.uri.removeprefix("http://")
+    folder = folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}/?scheme=http&endpoint_override={host}")
     (folder / "deep").write_text("a", "1")
-    assert folder_at(f"s3://{server.bucket}/{tmp_path.name}/deep").read_text("a") == "1"
+    assert folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}/deep").read_text("a") == "1"
     assert ((folder / "deep").parent, (folder / "deep").name) == (folder, "deep")
 
 
@@ -168,8 +157,8 @@ def test_what_dead_processes_left_in_the_outbox_is_removed():
     assert {path.name.rsplit(".", 1)[0] for path in cache.new_scratch().parent.iterdir()} == {f"{host}.{own}"}
 
 
-def test_while_the_server_is_away_we_wait_and_then_say_so(server, bucket, monkeypatch):
-    server.kill()
+def test_while_the_server_is_away_we_wait_and_then_say_so(s3_server, bucket, monkeypatch):
+    s3_server.kill()
     with monkeypatch.context() as patch:
         patch.setattr(retry, "MAX_RETRY_SECONDS", 0.0)
         with pytest.raises(
@@ -179,7 +168,7 @@ def test_while_the_server_is_away_we_wait_and_then_say_so(server, bucket, monkey
     # This server forgets its bucket with its process, and has it again a moment after it answers. A missing bucket is
     # final otherwise.
     monkeypatch.setattr(retry, "PERMANENT_ERRORS", ())
-    back = threading.Timer(1.0, server.start)
+    back = threading.Timer(1.0, s3_server.start)
     back.start()
     bucket.write_text("a", "1")
     assert bucket.read_text("a") == "1"

@@ -18,32 +18,21 @@ from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
-from tests.support.servers import S3Server
-from tests.support.sessions import FULL, curve, prepared_toy, reports, session
-from tests.unit.test_checkpoint import ThreadWorker, write_own_file
+from tests.support.sessions import FULL, curve, reports, session
+from tests.support.thread_workers import ThreadWorker, write_own_file
 from workflows.named import load_named
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = S3Server(tmp_path_factory.mktemp("s3"))
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.client_environment().items():
-            patch.setenv(name, value)
-        patch.setenv("TURNWISE_CACHE", str(server.folder / "cache"))
-        server.start()
-        yield server
-    server.kill()
+        patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
-def bucket(server, tmp_path):
-    return folder_at(f"s3://{server.bucket}/{tmp_path.name}")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
+def bucket(s3_server, tmp_path):
+    return folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from components.models.branch_training import describe_branch_training
 from components.models.modality_towers import unreached_parameters, unreached_towers
 from components.training.workers import TorchWorkers
 from tests.support.sessions import FULL, LORA, curve, prepared_toy, reports, session, weights
-from tests.support.toy import letter_tokenizer, tiny_model_directory
+from tests.support.toy import letter_tokenizer
 from tests.support.toy_chatglm import formula_directory
 
 SIZES = {
@@ -73,23 +73,16 @@ def experiment(**branches):
     )
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    tiny_model_directory(folder)
-    return folder
-
-
 # Names
 
 
-def test_one_misspelt_name_among_several_is_refused_with_the_nearest(llama):
+def test_one_misspelt_name_among_several_is_refused_with_the_nearest(tiny_model):
     method = {"kind": "lora", "target_modules": ["q_proj", "v_prj"]}
     with pytest.raises(ExperimentError, match=r"search\.space\.lora: .*v_prj is no module here \(did you mean v_proj"):
-        describe_branch_training(experiment(lora=method), config_of(llama))
+        describe_branch_training(experiment(lora=method), config_of(tiny_model))
 
 
-def test_all_misses_of_all_branches_and_choices_are_said_together(llama):
+def test_all_misses_of_all_branches_and_choices_are_said_together(tiny_model):
     choices = [["q_proj"], ["q_proj", "v_prj"], ["k_proj", "gate"]]
     branches = {
         "lora": {"kind": "lora", "target_modules": {"choice": choices}, "rank": {"choice": [2, 4]}},
@@ -97,7 +90,7 @@ def test_all_misses_of_all_branches_and_choices_are_said_together(llama):
         "full": {"kind": "full"},
     }
     with pytest.raises(ExperimentError) as refused:
-        describe_branch_training(experiment(**branches), config_of(llama))
+        describe_branch_training(experiment(**branches), config_of(tiny_model))
     first, second, third = refused.value.problems
     assert "v_prj is no module here" in first.text
     assert "gate is no module here (did you mean gate_proj?)" in second.text
@@ -119,10 +112,10 @@ def test_all_misses_of_all_branches_and_choices_are_said_together(llama):
         ("input_layernorm", r"input_layernorm is a LlamaRMSNorm, which has no adapters"),
     ],
 )
-def test_a_name_beside_a_right_one_that_peft_would_drop_is_refused(llama, name, message):
+def test_a_name_beside_a_right_one_that_peft_would_drop_is_refused(tiny_model, name, message):
     method = LoraMethod(target_modules=("q_proj", name))
     with pytest.raises(ValueError, match=message):
-        attach_lora(load_base_model(ModelSpec(path=str(llama))), method)
+        attach_lora(load_base_model(ModelSpec(path=str(tiny_model))), method)
 
 
 @pytest.mark.parametrize(
@@ -181,13 +174,15 @@ def test_half_of_a_fused_expert_is_refused():
         describe_branch_training(experiment(lora=method), config("mixtral"))
 
 
-def test_dora_on_an_int8_base_is_refused_and_on_nf4_it_learns(llama):
+def test_dora_on_an_int8_base_is_refused_and_on_nf4_it_learns(tiny_model):
     with pytest.raises(
         ExperimentError, match=r"method\.dora: true cannot be computed on a base of method\.quantize: int8"
     ):
-        describe_branch_training(experiment(lora={"kind": "lora", "dora": True, "quantize": "int8"}), config_of(llama))
+        describe_branch_training(
+            experiment(lora={"kind": "lora", "dora": True, "quantize": "int8"}), config_of(tiny_model)
+        )
     method = LoraMethod(rank=2, dora=True, quantize="nf4")
-    adapted = attach_lora(load_base_model(ModelSpec(path=str(llama)), quantize="nf4"), method)
+    adapted = attach_lora(load_base_model(ModelSpec(path=str(tiny_model)), quantize="nf4"), method)
     tokens = torch.arange(12)[None]
     adapted(input_ids=tokens, labels=tokens).loss.backward()
     assert all(weight.grad is not None for name, weight in adapted.named_parameters() if "lora_B" in name)
