@@ -20,7 +20,7 @@ from components.reports.leaderboard import leaderboard, ranked, worker_seconds
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.summary import SearchSummary, probes_answered, trial_summaries
-from tests.support.three_trials import CLONE, RECORDS, ended, started
+from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000
 

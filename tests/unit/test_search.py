@@ -34,7 +34,7 @@ from components.search.outcome import (
 )
 from components.search.timeline import trials_on
 from tests.support.servers import until
-from tests.support.three_trials import CLONE, RECORDS, ended, progressed, started
+from tests.support.three_trials import CLONE, RECORDS, ended, instructed, progressed, started
 from workflows import terminal
 from workflows.cli import STATUS_OF_ERROR, Exit, exit_on_error, status_of
 
