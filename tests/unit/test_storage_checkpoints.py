@@ -5,14 +5,15 @@ import threading
 import pytest
 import torch
 
-from components.cluster.driver.checkpoint_retention import listen
-from components.cluster.driver.trial_control import TrialController, direct
+from components.cluster.driver.checkpoint_retention import CheckpointRetention
 from components.cluster.slots.context import SearchContext
-from components.cluster.slots.resume import furthest_whole, resume_point
-from components.cluster.slots.worker import _go_on
+from components.cluster.slots.resume import latest_complete, resume_point
+from components.cluster.slots.worker import resume_from
 from components.experiment.load import load_experiment
+from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
-from components.records.events import Interim, Progress
+from components.records.events import Interim, Progress, TrialEnded, TrialProgressed, TrialStarted
+from components.records.histories import TrialHistories
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
@@ -75,10 +76,10 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     first, second = of.advance(), of.advance()
     of.settle()
     folder_at(second.checkpoint).delete_file("digests.0-of-1.json")  # its writer died before the last word
-    assert furthest_whole(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
+    assert latest_complete(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
     later = session(toy, bucket)
     later.start("trial", FULL)
-    _go_on(later, second.checkpoint, OneWorker(), ())
+    resume_from(later, second.checkpoint, OneWorker(), ())
     last = later.advance()
     assert curve([first, second, last]) == curve(whole)
     assert folder_at(second.checkpoint).is_complete()  # it was trained again, and has arrived this time
@@ -87,7 +88,7 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
 def test_a_trial_whose_first_checkpoint_never_arrived_begins_again_and_ends_bit_equal(toy, whole, bucket):
     later = session(toy, bucket)
     later.start("trial", FULL)
-    _go_on(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
+    resume_from(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
     assert curve([later.advance(), later.advance()])[-1] == curve(whole)[-1]
 
 
@@ -126,20 +127,24 @@ def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
         search_id=bucket.name,
         folder=bucket,
         prepared=bucket / "prepared",
+        budget=100,
         pad_token_id=0,
         base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
-    direct(TrialController(context, None, print, {}, None, budget=100))
-    listener = listen(context, print, {})
+    histories = TrialHistories()
+    histories.subscribe(CheckpointRetention(context, histories).update)
+    started = {"number": 1, "branch": "lora", "spec": TrialSpec(), "workers": 1, "varied": {}}
+    histories.record(TrialStarted(trial_id="trial", time=0.0, **started))
     trial, standing = context.checkpoints / "trial", []
     for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
         checkpoint = trial / f"step_{step:06d}"
         checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
-        listener.collect("trial", progress(step, eval_loss, str(checkpoint)))
+        reported = progress(step, eval_loss, str(checkpoint))
+        histories.record(TrialProgressed(trial_id="trial", progress=reported, slot="s", time=1.0))
         standing.append([name[-1] for name in trial.list_names()])
     # The best, the last that has surely arrived, and the one that may be on its way.
     assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
-    listener.collect_ended("trial")
+    histories.record(TrialEnded(trial_id="trial", state="completed", time=2.0))
     assert trial.list_names() == ["step_000002"]
 
 
