@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: tune test test-fast check environment clean
+.PHONY: tune test test-fast check environment constraints wheel clean
 
 tune: $(VENV)/.installed  ## the quickstart search, from nothing to a registered champion
 	$(BIN)/python workflows/tune.py experiments/quickstart.yaml
@@ -23,15 +23,23 @@ check: $(VENV)/.installed-dev  ## format, lint, types, spelling
 
 environment: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	touch $@
+
+constraints: $(VENV)/.installed-dev  ## pins what lies below the pins, once these have changed and the tests have passed
+	echo "# What lies below the pins of requirements*.txt, as it was tested with them; made by \`make constraints\`." > constraints.txt
+	$(BIN)/pip freeze --exclude-editable -r requirements.txt -r requirements-dev.txt | sed '1,/added by pip freeze/d' | sort >> constraints.txt
+
+wheel: environment  ## dist/turnwise-*.whl
+	rm -rf build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:  ## what searches left here; the environment and the fetched model stay
 	rm -rf runs mlflow.db mlartifacts

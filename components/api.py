@@ -262,7 +262,7 @@ def export(
 def _experiment_of(folder: str | Path, search_id: str) -> ExperimentSpec:
     """The experiment of one of the searches in an experiment's folder."""
     from components.records.manifest import searches_in
-    from components.storage.base import folder_at
+    from components.storage.open import folder_at
 
     found = searches_in(folder_at(str(folder)))
     named = [manifest for manifest in found if search_id in (NEWEST, manifest.search_id)]

@@ -27,6 +27,7 @@ from components.storage.retry import StorageError
 from components.tracking.errors import TrackingError
 
 WIDTH_OF_LOGS = 140
+COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml
 
 
 class Exit(IntEnum):
@@ -154,6 +155,13 @@ def python() -> str:
     return str(executable.relative_to(Path.cwd())) if executable.is_relative_to(Path.cwd()) else "python"
 
 
-def command_line(script: str, argv: Sequence[str] | None) -> str:
-    """Returns the command line that called this program."""
-    return shlex.join([python(), script, *(sys.argv[1:] if argv is None else argv)])
+def program(name: str) -> str:
+    """Returns how the program `name` is started: by the command of the wheel if this one was, else as a script."""
+    if sys.argv[0].startswith(f"{COMMAND} "):
+        return f"{COMMAND} {name}"
+    return f"{python()} workflows/{name}.py"
+
+
+def command_line(name: str, argv: Sequence[str] | None) -> str:
+    """Returns the command line that called the program `name`."""
+    return f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}"

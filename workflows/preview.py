@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from components.conversations.readers.record_formats import LAYOUTS
+from components.conversations.readers.record_formats import RECORD_FORMATS
 from components.experiment.load import load_experiment
 from workflows.cli import Exit, exit_on_error, make_console, quiet_libraries
 
@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--data", metavar="FILE", help="with --model: conversations; a file, a glob or hf:DATASET[:SPLIT][@REVISION]"
     )
     parser.add_argument("--chat-format", default="auto", metavar="NAME", help="with --model: auto, template or chatml")
-    parser.add_argument("--format", default="auto", choices=["auto", *LAYOUTS], help="with --model: of the data")
+    parser.add_argument("--format", default="auto", choices=["auto", *RECORD_FORMATS], help="with --model: of the data")
     parser.add_argument(
         "--unknown-keys", default="fail", choices=["fail", "ignore"], help="with --model: as data.unknown_keys"
     )

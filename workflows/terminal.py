@@ -22,10 +22,20 @@ from components.reports.live_view import LiveView
 from components.reports.search_state import SearchState
 from components.reports.verdict import print_verdict
 from components.search.find import find_search
-from components.search.follow import FollowedSearch
+from components.search.follow import FollowedSearch, SearchStatus
 from components.search.outcome import SearchResult, resume_command
 from components.storage.retry import StorageError
-from workflows.cli import Exit, Terminated, exit_on_error, fail, make_console, python, raise_on_sigterm, status_of
+from workflows.cli import (
+    Exit,
+    Terminated,
+    exit_on_error,
+    fail,
+    make_console,
+    program,
+    python,
+    raise_on_sigterm,
+    status_of,
+)
 
 if TYPE_CHECKING:
     # It takes seconds of torch and Ray, which the view of a search does without.
@@ -90,8 +100,9 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
             while (status := followed.status()).state is SearchState.RUNNING:
                 time.sleep(POLL_SECONDS)
                 followed.poll()
+            followed.poll()  # what came before the status was read
     except KeyboardInterrupt:
-        status = followed.status()
+        status = SearchStatus(state=SearchState.RUNNING, sentence="the search goes on")
     console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY
@@ -166,7 +177,7 @@ def _print_next_commands(console: Console, experiment: ExperimentSpec, result: S
     if registry is not None:
         where = f"MLFLOW_TRACKING_URI={uri} " if experiment.tracking.uri else ""
         name = f"@{registry.alias}" if registry.promoted else f"/{registry.version}"
-        lines.append(f"chat     {where}{python()} workflows/chat.py models:/{registry.name}{name}")
+        lines.append(f"chat     {where}{program('chat')} models:/{registry.name}{name}")
     served = uri.startswith(("http://", "https://"))
     lines.append(f"MLflow   {uri if served else f'{python()} -m mlflow ui --backend-store-uri {uri}'}")
     for line in lines:

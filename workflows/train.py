@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     return search_and_report(
         experiment,
-        command=command_line("workflows/train.py", argv),
+        command=command_line("train", argv),
         resume=arguments.resume,
         register=arguments.register,
         as_json=arguments.json,

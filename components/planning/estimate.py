@@ -9,7 +9,8 @@ from components.conversations.tokenizers.load import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
-from components.models.base.load import DTYPES, config_of, resolve_model
+from components.models.base.load import config_of, resolve_model
+from components.models.dtypes import DTYPES
 from components.planning.dry_run import DryRun, dry_run_step
 from components.planning.instance_types import NodeTable
 from components.planning.memory import GB, MemoryPlan, WorkerGroup, memory_plan, physical_memory, verification_plan
@@ -53,7 +54,7 @@ class Estimate:
 
         The verification is one process: it has the whole machine's CPU memory, but no larger a GPU than a worker.
         """
-        alone = available if self.memory.device == "gpu" else available * self.case.workers.fewest
+        alone = available if self.memory.device == "gpu" else available * self.case.workers.min_workers
         return max(0, self.memory.total - available, self.proof.total - alone)
 
     @property
@@ -101,10 +102,10 @@ class Estimator:
             self.dataset.eval,
             spec,
             max_tokens=self.experiment.data.max_tokens,
-            workers=workers.fewest,
+            workers=workers.min_workers,
         )
         group = WorkerGroup(
-            count=workers.fewest,
+            count=workers.min_workers,
             on_gpu=workers.gpus_per_worker > 0,
             parallel=workers.parallel,
             cpu_offload=workers.cpu_offload,
@@ -117,7 +118,7 @@ class Estimator:
     def bytes_per_worker(self, workers: WorkersSpec) -> dict[str, int]:
         """What each type of machine offers to one worker."""
         if not workers.gpus_per_worker:
-            return {THIS_MACHINE: physical_memory() // workers.fewest}
+            return {THIS_MACHINE: physical_memory() // workers.min_workers}
         share = min(1.0, workers.gpus_per_worker)
         return {name: int(node.gpu_memory_gb * GB * share) for name, node in self.table.nodes.items()}
 

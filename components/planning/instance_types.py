@@ -5,15 +5,15 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 
-import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
-from components.errors import InputError
-from components.experiment.errors import problems_of
-from components.experiment.load import parse_yaml
+from components.experiment.errors import ExperimentError, problems_of
+from components.experiment.load import read_yaml
 from components.experiment.spec import Name, Share, Spec
 
 PACKAGED_TABLE = Path(__file__).with_name("nodes.yaml")
+NO_TABLE = f"no such table of machines; {PACKAGED_TABLE} is one to copy"
+TABLE_IS = "a table of machines is a mapping of keys, e.g. `nodes: ...`"
 
 
 class InstanceType(Spec):
@@ -53,22 +53,10 @@ def load_node_table(path: Path | None = None) -> NodeTable:
         path: a YAML file; by default the packaged table.
 
     Raises:
-        InputError: with every problem of the file.
+        ExperimentError: with every problem of the file.
     """
     path = path or PACKAGED_TABLE
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such table of machines; {PACKAGED_TABLE} is one to copy") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: a table of machines is a text file: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: a table of machines is a mapping with the keys as_of, utilization and nodes")
-    try:
-        return NodeTable.model_validate(tree)
+        return NodeTable.model_validate(read_yaml(path, missing=NO_TABLE, example=TABLE_IS))
     except ValidationError as error:
-        problems = problems_of(error, NodeTable)
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise InputError("\n  ".join([f"{path}: {count}", *map(str, problems)])) from None
+        raise ExperimentError(problems_of(error, NodeTable), where=str(path)) from None

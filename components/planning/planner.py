@@ -136,7 +136,7 @@ def _branch_plan(
         branch=name,
         method=f"{spec.method.kind}, {quantize}" if quantize else spec.method.kind,
         corner=corner,
-        workers=workers.fewest,
+        workers=workers.min_workers,
         parallel=workers.parallel,
         parameters=estimate.dry_run.parameters,
         trained_parameters=estimate.dry_run.trained_parameters,

@@ -62,7 +62,7 @@ def _smaller_full(case: PlanCase) -> Iterator[tuple[str, PlanCase]]:
         changed = optimizer.model_copy(update={"name": "paged_adamw_8bit"})
         yield "optimizer.name: paged_adamw_8bit", _with(case, optimizer=changed)
     most = min(MAX_SHARDS, case.spec.batch.rows_per_step)
-    count = workers.fewest if workers.parallel == "ddp" and workers.fewest > 1 else 2 * workers.fewest
+    count = workers.min_workers if workers.parallel == "ddp" and workers.min_workers > 1 else 2 * workers.min_workers
     whole = _with(case, optimizer=optimizer.model_copy(update={"name": "adamw"}))
     while count <= most:
         sharded = workers.model_copy(update={"parallel": "fsdp", "workers": count})

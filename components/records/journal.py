@@ -21,8 +21,8 @@ class Journal:
     """Append-only. `place` names it, for people."""
 
     def __init__(self, folder: Folder) -> None:
-        self._lines = folder.log(JOURNAL)
-        self.place = self._lines.place
+        self._lines = folder.append_log(JOURNAL)
+        self.place = self._lines.location
 
     def append(self, event: TrialEvent) -> None:
         """Returns once the event would survive this process and the machine."""

@@ -34,6 +34,6 @@ class SearchManifest(BaseModel):
 
 def searches_in(folder: Folder) -> list[SearchManifest]:
     """All searches of an experiment's folder, oldest first."""
-    searches = [folder / name for name in folder.names()]
-    manifests = [SearchManifest.read(search) for search in searches if search.has(MANIFEST)]
+    searches = [folder / name for name in folder.list_names()]
+    manifests = [SearchManifest.read(search) for search in searches if search.has_file(MANIFEST)]
     return sorted(manifests, key=lambda manifest: manifest.created)

@@ -24,13 +24,13 @@ from components.inference.merge_check import (
     next_tokens,
 )
 from components.models.adapters import merge
+from components.models.dtypes import DTYPES
 from components.models.export import (
-    DTYPES,
     Exportable,
     Layout,
-    adapted,
-    beside_published,
-    exportable,
+    load_as_trained,
+    load_on_published_base,
+    open_exportable,
     reload_whole,
     write_adapter,
     write_whole,
@@ -114,7 +114,7 @@ def export_model(request: ExportRequest) -> Export:
 
 def _export(request: ExportRequest, target: Path, scratch: Path) -> Export:
     directory = directory_by_name(request.source, tracking=request.tracking)
-    source = exportable(directory, ModelSpec(path=request.base) if request.base else None, scratch)
+    source = open_exportable(directory, ModelSpec(path=request.base) if request.base else None, scratch)
     layout: Layout = request.layout or ("glm" if source.is_chatglm3 else "merged")
     export = Export(source=request.source, layout=layout, directory=target)
     if layout == "adapter":
@@ -123,7 +123,7 @@ def _export(request: ExportRequest, target: Path, scratch: Path) -> Export:
     dtype = DTYPES[request.dtype] if request.dtype else source.dtype
     export = replace(export, dtype=str(dtype).removeprefix("torch."))
     if source.adapter is None:
-        write_whole(adapted(source), source, layout, target, dtype)
+        write_whole(load_as_trained(source), source, layout, target, dtype)
         return replace(export, files=_names(target))
     try:
         return _export_merged(request, export, source, dtype, scratch)
@@ -136,7 +136,7 @@ def _export_merged(
     request: ExportRequest, export: Export, source: Exportable, dtype: torch.dtype, scratch: Path
 ) -> Export:
     scorer = _scorer(request, source, scratch)
-    before = scorer.score(adapted(source), precision=source.precision) if scorer else None
+    before = scorer.score(load_as_trained(source), precision=source.precision) if scorer else None
     found = _write_merged(source, export.layout, export.directory, dtype)
     export = replace(export, files=_names(export.directory), divergence=found)
     if scorer is None or before is None:
@@ -155,8 +155,8 @@ def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: torch
     Raises ValueError if they answer something else.
     """
     rows = fixed_rows(source.chat_format)
-    trained = next_tokens(adapted(source), rows) if source.quantize is not None else None
-    beside = beside_published(source)
+    trained = next_tokens(load_as_trained(source), rows) if source.quantize is not None else None
+    beside = load_on_published_base(source)
     expected = next_tokens(beside, rows)
     write_whole(merge(beside), source, layout, target, dtype)
     del beside

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from components.data.prepare import PreparedDataset
-from components.data.trained_on import keys_digest, trained_keys, write_trained_on
+from components.data.trained_on import keys_digest, training_keys, write_trained_on
 from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.inference.comparison import Verdict, paired_bootstrap
 from components.models.base.reference import BaseReference
@@ -24,7 +24,7 @@ from components.registry.model_package import save_packaged
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.registry.verification import ABOUT_INCUMBENT, VerificationReport, prove
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.mlflow_client import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 from components.tracking.mlflow_runs import SearchRuns, git_commit
 
@@ -75,7 +75,7 @@ class Candidate:
     def checkpoint(self) -> Path:
         """On this machine."""
         assert self.report.checkpoint is not None
-        return folder_at(self.report.checkpoint).local()
+        return folder_at(self.report.checkpoint).download()
 
     @property
     def identity(self) -> dict[str, str]:
@@ -90,7 +90,7 @@ class Candidate:
     def lineage(self) -> dict[str, str]:
         """Tags that say where it comes from."""
         base = BaseReference.read(self.checkpoint)
-        keys = trained_keys(self.dataset.train)
+        keys = training_keys(self.dataset.train)
         commit = git_commit()
         return {
             **self.identity,

@@ -8,10 +8,10 @@ from components.errors import InputError
 from components.experiment.spec import ModelSpec
 from components.models.base.load import resolve_model
 from components.models.base.reference import BASE_FILE
-from components.models.load_trained import LoadedModel, is_trained, load_base, load_trained
+from components.models.load_trained import LoadedModel, load_base, load_trained
 from components.registry.promotion import download
 from components.registry.version_tags import SCHEME
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_tracking, tracking_uri
 
 
@@ -48,12 +48,9 @@ def trained_directory(name: str, *, tracking: str | None = None) -> Path | None:
         return download(name, uri)
     try:
         folder = folder_at(name)
-        if folder.lags and not folder.has(BASE_FILE):
-            return None
-        directory = folder.local()
+        return folder.download() if folder.has_file(BASE_FILE) else None
     except OSError as error:
         raise InputError(f"{name}: {error}") from None
-    return directory if is_trained(directory) else None
 
 
 def is_registered(name: str) -> bool:

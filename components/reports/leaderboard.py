@@ -11,7 +11,12 @@ from rich.text import Text
 from components.experiment.varied import hyperparameters
 from components.records.events import TrialHistory, TrialState
 
-COLORS: dict[TrialState, str] = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
+COLORS: dict[TrialState, str] = {
+    TrialState.RUNNING: "cyan",
+    TrialState.COMPLETED: "green",
+    TrialState.STOPPED: "yellow",
+    TrialState.FAILED: "red",
+}
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:

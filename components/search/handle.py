@@ -12,13 +12,13 @@ from rich.text import Text
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec
 from components.notebook import html_of
-from components.records.commands import CloneTrial, ExtendTrial, StopTrial
+from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand
 from components.records.histories import Subscriber, TrialHistories
 from components.records.manifest import SearchManifest
 from components.records.stop_request import StopRequest
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.summary import TrialSummary, trial_summaries
-from components.search.commands import TIMEOUT_SECONDS, TrialCommand, ask
+from components.search.commands import TIMEOUT_SECONDS, ask
 from components.search.follow import FollowedSearch
 from components.search.open import OnMessage, PreparedSearch, ignore_message
 from components.search.outcome import SearchResult

@@ -20,19 +20,19 @@ from components.experiment.base_variants import dtype_warnings
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.experiment.warnings import experiment_warnings
 from components.models.attention_backend import missing_package
-from components.models.base.bundled import FETCHED
+from components.models.base.bundled import BUNDLED_MODELS
 from components.models.base.load import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
+from components.models.branch_training import describe_branch_training
 from components.models.digest import model_digest
-from components.models.trained_by_branch import trained_by_branch
 from components.planning.verification_memory import check_provable
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.search.find import find_interrupted
-from components.storage.base import Folder, folder_at
-from components.storage.file_lock import Lock
+from components.storage.base import Folder, Lock
+from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_model_name, check_tracking, tracking_uri
 from components.training.check_vocabulary import check_vocabulary
 
@@ -82,16 +82,17 @@ class PreparedSearch:
         """Marks the search as finished: it cannot be resumed any more."""
         self.manifest.model_copy(update={"finished": True}).write(self.folder)
 
-    def context(self, ended: Mapping[str, Progress | None]) -> SearchContext:
-        """What the processes of the cluster need. `ended`: trials that need not run, with their last report."""
+    def context(self, finished_trials: Mapping[str, Progress | None]) -> SearchContext:
+        """What the processes of the cluster need. `finished_trials` need not run; each has its last report."""
         return SearchContext(
             experiment=self.experiment,
             search_id=self.search_id,
             folder=self.folder,
             prepared=self.dataset.directory,
+            budget=self.budget,
             pad_token_id=self.pad_token_id,
             base=self.base,
-            ended=dict(ended),
+            finished_trials=dict(finished_trials),
         )
 
 
@@ -127,7 +128,7 @@ def open_search(
     check_base(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     config = config_of(directory)
-    trained = trained_by_branch(experiment, config)
+    trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
     tokenizer = load_tokenizer(directory)
@@ -180,16 +181,11 @@ def _check_storage(written: ExperimentSpec) -> None:
             f" folder that all nodes see or a bucket, e.g. --set storage.path=s3://BUCKET/runs, or set {STORAGE} on the head"
         )
     try:
-        written.folder.probe()
+        written.folder.check_access()
     except OSError as error:
-        way_out = (
-            "make the bucket, or give this machine the right to read, write and delete there (AWS_ENDPOINT_URL names another"
-            " server than Amazon's)"
-            if written.folder.lags
-            else "name another folder, e.g. --set storage.path=runs"
-        )
         raise InputError(
-            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error}; {way_out}"
+            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error};"
+            f" {written.folder.access_advice}"
         ) from None
 
 
@@ -205,18 +201,18 @@ def lock_search(folder: Folder) -> Lock:
 
 def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
     """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
-    is_local = model.path not in FETCHED and Path(model.path).expanduser().is_dir()
+    is_local = model.path not in BUNDLED_MODELS and Path(model.path).expanduser().is_dir()
     return model.model_copy(update={"path": str(directory)}) if is_local else model
 
 
 def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     """The data that the search began with, even if the files it was made of have changed since."""
     directory = folder_at(manifest.prepared)
-    if not directory.is_whole():
+    if not directory.is_complete():
         raise InputError(
             f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
         )
-    return PreparedDataset.open(directory).checked()
+    return PreparedDataset.open(directory).verify()
 
 
 def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int) -> SearchManifest:

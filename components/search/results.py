@@ -14,7 +14,8 @@ from components.records.events import TrialHistory, replay
 from components.records.journal import Journal
 from components.records.manifest import MANIFEST, SearchManifest, searches_in
 from components.reports.leaderboard import best_loss, spent, worker_seconds
-from components.storage.base import Folder, folder_at
+from components.storage.base import Folder
+from components.storage.open import folder_at
 from components.tracking.errors import TrackingError
 from components.tracking.find_runs import trial_run_ids
 from components.tracking.mlflow_client import tracking_uri
@@ -48,7 +49,7 @@ def results(searches: Searches | Sequence[Searches]) -> pd.DataFrame:
 
 def _searches(named: Searches) -> Iterator[tuple[SearchManifest, Folder]]:
     folder = named.folder if isinstance(named, ExperimentSpec) else folder_at(str(named))
-    if folder.has(MANIFEST):
+    if folder.has_file(MANIFEST):
         yield SearchManifest.read(folder), folder
         return
     found = searches_in(folder)

@@ -14,7 +14,7 @@ from components.cluster.run import can_resume, run_search
 from components.cluster.scheduling.warnings import remarks
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
-from components.records.events import TrialEvent, TrialHistory
+from components.records.events import TrialHistory, TrialState
 from components.records.heartbeat import DriverInbox
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
@@ -33,7 +33,7 @@ from components.search.outcome import (
     resume_command,
 )
 from components.search.write_reports import log_inputs, summarize, write_reports
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.storage.retry import StorageError
 from components.tracking.errors import TrackingError
 from components.tracking.journal_sync import JournalSync
@@ -138,21 +138,14 @@ class SearchRun:
         self.histories.subscribe(sync.append)
         if on_event is not None:
             self.histories.subscribe(on_event)
-        ended = {trial_id: history.last for trial_id, history in self.histories.items() if history.state != "running"}
-
-        def record(event: TrialEvent) -> None:
-            self.histories.record(event)
-
-        hopeless = None
+        finished = {
+            trial_id: history.last
+            for trial_id, history in self.histories.items()
+            if history.state != TrialState.RUNNING
+        }
+        context, hopeless = self.prepared.context(finished), None
         try:
-            run_search(
-                self.prepared.context(ended),
-                record,
-                histories=dict(self.histories),
-                resume=resume,
-                told=lambda signal: self.stop.request(signal.name),
-                desk=self.inbox,
-            )
+            run_search(context, self.histories, resume=resume, inbox=self.inbox, stop=self.stop)
         except UnfitWorkersError as error:
             hopeless = str(error)
         finally:
@@ -234,7 +227,7 @@ class SearchRun:
     def _with_complete_checkpoints(self) -> Iterator[TrialHistory]:
         """A kill may have come before a trial's last checkpoint had reached a remote storage: its report then has none."""
         for history in self.histories.values():
-            while history.best is not None and not folder_at(str(history.best.checkpoint)).is_whole():
+            while history.best is not None and not folder_at(str(history.best.checkpoint)).is_complete():
                 self.on_message(
                     f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
                 )

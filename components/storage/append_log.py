@@ -1,4 +1,4 @@
-"""Append-only lines: in one file on a disk, or, where nothing can be appended to, an object each."""
+"""Append-only logs: one file on a mounted disk, or one object per line where nothing can be appended to."""
 
 from __future__ import annotations
 
@@ -7,45 +7,27 @@ import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO
 
-from components.storage.fsync import path_to_disk, to_disk
-
-if TYPE_CHECKING:
-    from components.storage.base import Folder
+from components.storage.base import AppendLog, Folder
+from components.storage.fsync import fsync_file, fsync_path
 
 LINE = re.compile(r"(\d{8})-[0-9a-f]+\.json")
-READERS = 16  # at a time: each object costs a round trip
+READERS = 16  # concurrent reads: each object costs a round trip
 
 
-class LineLog(Protocol):
-    """Where it stands is `place`, for people."""
-
-    place: str
-
-    def append(self, line: str) -> None:
-        """Returns once the line would survive this process and the machine."""
-        ...
-
-    def read(self) -> list[bytes]:
-        """Every whole line, in order."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class LineFile:
-    """A line that a kill has torn is the last one, and is left out."""
+class FileAppendLog(AppendLog):
+    """A line that was cut by a kill can only be the last one, and is skipped."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.place = path, str(path)
+        self.path, self.location = path, str(path)
         self._file: IO[str] | None = None
 
     def append(self, line: str) -> None:
         if self._file is None:
             self._file = self._open()
         self._file.write(line + "\n")
-        to_disk(self._file)
+        fsync_file(self._file)
 
     def read(self) -> list[bytes]:
         if not self.path.exists():
@@ -59,24 +41,24 @@ class LineFile:
             self._file = None
 
     def _open(self) -> IO[str]:
-        """A torn last line is cut off, or the next one would be glued to it."""
+        """Cuts off a torn last line; otherwise the next line would be joined to it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             content = self.path.read_bytes()
             os.truncate(self.path, content.rfind(b"\n") + 1)
         file = self.path.open("a", encoding="utf-8")
-        path_to_disk(self.path.parent)
+        fsync_path(self.path.parent)
         return file
 
 
-class LineObjects:
-    """A folder with an object for each line, numbered in their order. What has been read is not fetched again.
+class ObjectAppendLog(AppendLog):
+    """A folder with one object per line, numbered in order. A line that has been read is not downloaded again.
 
-    A writer's objects have its own mark in their names: two writers, which should not be, overwrite nothing.
+    Each writer marks the names of its objects. There should be one writer at a time, but a second one overwrites nothing.
     """
 
     def __init__(self, folder: Folder) -> None:
-        self.folder, self.place = folder, folder.uri
+        self.folder, self.location = folder, folder.uri
         self._lines: dict[str, bytes] = {}
         self._mark = uuid.uuid4().hex[:8]
         self._number: int | None = None
@@ -101,4 +83,4 @@ class LineObjects:
         return
 
     def _names(self) -> list[str]:
-        return [name for name in self.folder.names() if LINE.fullmatch(name)]
+        return [name for name in self.folder.list_names() if LINE.fullmatch(name)]

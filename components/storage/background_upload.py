@@ -1,4 +1,4 @@
-"""What goes to the storage beside the training."""
+"""Uploads that run while the training goes on."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-class Uploads:
-    """One at a time, in a thread: whoever begins the next one waits for the one before."""
+class BackgroundUpload:
+    """Runs one upload at a time, in a thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._running: Future[None] | None = None
 
-    def begin(self, upload: Callable[[], None]) -> None:
-        """Raises what the upload before has raised."""
+    def start(self, upload: Callable[[], None]) -> None:
+        """Waits for the upload before, and raises its error if it failed."""
         self.wait()
         self._running = self._thread.submit(upload)
 
     def wait(self) -> None:
-        """Until nothing is on its way. Raises, once, what the last upload has raised."""
+        """Waits until no upload is running. Raises, once, the last upload's error."""
         running, self._running = self._running, None
         if running is not None:
             running.result()

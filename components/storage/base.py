@@ -1,4 +1,4 @@
-"""A folder of the storage, wherever that is: the one seam between what a search keeps and the place it is kept in."""
+"""The interface of the storage: folders, append-only logs and locks, wherever a search keeps them. See README.md here."""
 
 from __future__ import annotations
 
@@ -6,27 +6,65 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
-from urllib.parse import unquote, urlsplit
+from typing import ClassVar, Protocol, Self, TypeVar
+from urllib.parse import urlsplit
 
-from components.storage.append_log import LineLog
-from components.storage.file_lock import Lock
-from components.storage.uri import checked, is_remote
+from components.storage.background_upload import BackgroundUpload
+
+T = TypeVar("T")
+
+
+class AppendLog(ABC):
+    """An append-only log of lines. `location` names it in messages."""
+
+    location: str
+
+    @abstractmethod
+    def append(self, line: str) -> None:
+        """Returns once the line survives the end of this process and of the machine."""
+
+    @abstractmethod
+    def read(self) -> list[bytes]:
+        """Returns every complete line, in order."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Lock(Protocol):
+    """A lock that is held until it is closed or garbage-collected, or its process ends."""
+
+    def close(self) -> None: ...
+
+
+class PendingWrite(ABC):
+    """A folder that several processes are writing together. Each writes its own files into `scratch`, then commits."""
+
+    scratch: Path
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Publishes this process's files. The folder is complete once all its writers have committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder(ABC):
-    """Plain, so that it travels to every process of a search. It need not exist.
+    """A folder on some storage. It need not exist. It is plain data, so that it can be sent to every process of a search.
 
-    Small files are written whole or not at all, and survive this machine once written. Larger things are whole folders:
-    filled on a local disk and then there at once with all their files, or not there at all.
+    A small file is written completely or not at all, and is durable once written. Larger data are whole folders: they are
+    filled on a local disk, then appear at once with all their files, or do not appear.
 
-    Anything here may raise OSError: FileNotFoundError for what is not there, StorageError where the storage has been away
-    for too long, or will never do what is asked.
+    Every method may raise OSError: FileNotFoundError for what does not exist, StorageError if the storage was unreachable
+    for too long or refuses the request.
     """
 
     uri: str
-    lags: ClassVar[bool] = False  # whether a checkpoint may have a name here before it is whole
+
+    # Whether PendingWrite.commit() returns only when the folder is complete. Otherwise its upload continues in the
+    # background, and is lost if the process ends before it.
+    complete_on_commit: ClassVar[bool]
+    # What a user can do if check_access() fails.
+    access_advice: ClassVar[str]
 
     def __str__(self) -> str:
         return self.uri
@@ -43,12 +81,11 @@ class Folder(ABC):
     def parent(self) -> Self: ...
 
     @abstractmethod
-    def names(self) -> list[str]:
-        """Of the files and folders in it, sorted; none if it does not exist."""
+    def list_names(self) -> list[str]:
+        """Returns the names of its files and folders, sorted. Returns none if the folder does not exist."""
 
     @abstractmethod
-    def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+    def has_file(self, name: str) -> bool: ...
 
     @abstractmethod
     def read_text(self, name: str) -> str: ...
@@ -60,61 +97,69 @@ class Folder(ABC):
     def write_text(self, name: str, text: str) -> None: ...
 
     @abstractmethod
-    def log(self, name: str) -> LineLog:
-        """An append-only file of lines."""
+    def delete_file(self, name: str, *, retry: bool = True) -> None:
+        """Deletes a file. A missing file is no error. Without `retry` it fails at once if the storage is unreachable."""
+
+    @abstractmethod
+    def append_log(self, name: str) -> AppendLog: ...
 
     @abstractmethod
     def lock(self, name: str) -> Lock:
-        """Held as long as the answer lives and is not closed. Raises BlockingIOError if somebody else holds it."""
+        """Acquires a lock. Raises BlockingIOError if another process holds it."""
 
     @abstractmethod
-    def probe(self) -> None:
-        """Writes, reads and removes a small file, without patience. Raises OSError with the reason if that cannot be."""
+    def check_access(self) -> None:
+        """Writes, reads and deletes a small file, without retries. Raises OSError with the reason if that fails."""
 
     @abstractmethod
-    def fill(self, write: Callable[[Path], None]) -> None:
-        """Makes this folder whole of what `write` puts into an empty local one.
+    def publish(self, write: Callable[[Path], None]) -> None:
+        """Creates this folder from what `write` puts into an empty local folder.
 
-        If another process was faster its folder stays: both are made of the same.
+        If another process was faster, its folder stays: both have the same content.
         """
 
     @abstractmethod
-    def is_whole(self) -> bool: ...
+    def begin(self, *, part: int, of: int, barrier: Callable[[], None], uploads: BackgroundUpload) -> PendingWrite:
+        """Begins a new version of this folder, which `of` processes write together; all of them call it.
 
-    @abstractmethod
-    def local(self) -> Path:
-        """The whole folder on this machine, checked by its digests where it had to travel, and then only once per node."""
-
-    @abstractmethod
-    def copied(self, patterns: Sequence[str]) -> Path:
-        """The files of these patterns on this machine, of a folder that somebody else has put there without digests.
-
-        Brought once per node and state: what has other names, sizes or times there is brought anew. Raises
-        FileNotFoundError if there are none.
+        Args:
+            part: the number of this process among the writers, from 0.
+            barrier: returns once every writer has called it.
+            uploads: for storage that uploads in the background. This process's upload before has completed on return.
         """
 
     @abstractmethod
-    def forget_local(self) -> None:
-        """Frees what local() has brought to this node, if it had to bring it."""
+    def is_complete(self) -> bool: ...
 
     @abstractmethod
-    def discard(self, pattern: str) -> None:
-        """Removes files of a whole folder, which stays whole without them. A * of the pattern stays within one name."""
+    def download(self) -> Path:
+        """Returns the complete folder on this machine.
+
+        A remote folder is downloaded once per node and verified by its digests.
+        """
 
     @abstractmethod
-    def remove(self) -> None:
-        """With all that is in it. From the first moment on it is not whole."""
+    def download_matching(self, patterns: Sequence[str]) -> Path:
+        """Returns a local folder with the files of these patterns, of a folder that was uploaded without digests.
 
+        They are downloaded once per node, and again if a name, size or modification time has changed. Raises
+        FileNotFoundError if no file matches.
+        """
 
-def folder_at(place: str | Path) -> Folder:
-    """The folder that a path or a URI names. Raises ValueError for a URI that names none."""
-    uri = checked(str(place))
-    if is_remote(uri):
-        from components.storage.object_store import RemoteFolder  # pyarrow's clients, for those who need them
+    @abstractmethod
+    def evict(self) -> None:
+        """Deletes this node's copy that download() made, if it made one."""
 
-        parts = urlsplit(uri)
-        return RemoteFolder(parts._replace(path=parts.path.rstrip("/")).geturl())
-    from components.storage.local import LocalFolder
+    @abstractmethod
+    def delete_matching(self, pattern: str) -> None:
+        """Deletes files of a complete folder, which stays complete. A * of the pattern does not match a slash."""
 
-    path = unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
-    return LocalFolder(str(Path(path).expanduser().absolute()))
+    @abstractmethod
+    def delete(self) -> None:
+        """Deletes the folder with all that it contains. It is incomplete from the first moment on."""
+
+    @classmethod
+    def newest_complete(cls, commits: Sequence[T]) -> T | None:
+        """Returns the newest of one writer's commits, given in order, that is certainly complete."""
+        certain = commits if cls.complete_on_commit else commits[:-1]  # begin() waits for the upload before
+        return certain[-1] if certain else None

@@ -1,4 +1,4 @@
-"""What has been written is on the disk itself, and survives a machine that loses its power."""
+"""Forces what was written to the disk itself, so that it survives a power failure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import IO
 
 
-def to_disk(file: IO[str]) -> None:
+def fsync_file(file: IO[str]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def path_to_disk(path: Path) -> None:
-    """A file's content; or the names in a folder: a new file is there for good only when its folder is on disk too."""
+def fsync_path(path: Path) -> None:
+    """Forces a file's content, or a folder's names: a new file is durable only when its folder has been synced too."""
     opened = os.open(path, os.O_RDONLY)
     os.fsync(opened)
     os.close(opened)
 
 
-def tree_to_disk(folder: Path) -> None:
-    """All that lies in it, by whatever process of this machine it was written."""
+def fsync_tree(folder: Path) -> None:
+    """Forces every file in a folder, whichever process of this machine wrote it."""
     for path in [*folder.rglob("*"), folder]:
-        path_to_disk(path)
+        fsync_path(path)

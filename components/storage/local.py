@@ -8,16 +8,21 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from components.storage.append_log import LineFile
-from components.storage.base import Folder
-from components.storage.file_lock import Lock, file_lock
-from components.storage.fsync import path_to_disk, to_disk, tree_to_disk
+from components.storage.append_log import FileAppendLog
+from components.storage.background_upload import BackgroundUpload
+from components.storage.base import Folder, Lock, PendingWrite
+from components.storage.file_lock import file_lock
+from components.storage.fsync import fsync_file, fsync_path, fsync_tree
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder(Folder):
     """Its URI is its absolute path."""
+
+    complete_on_commit: ClassVar[bool] = True
+    access_advice: ClassVar[str] = "name another folder, e.g. --set storage.path=runs"
 
     @property
     def path(self) -> Path:
@@ -34,10 +39,10 @@ class LocalFolder(Folder):
     def parent(self) -> LocalFolder:
         return LocalFolder(str(self.path.parent))
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         return sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
 
-    def has(self, name: str) -> bool:
+    def has_file(self, name: str) -> bool:
         return (self.path / name).is_file()
 
     def read_text(self, name: str) -> str:
@@ -51,54 +56,86 @@ class LocalFolder(Folder):
         scratch = self.path / f".{name}"
         with scratch.open("w", encoding="utf-8") as file:
             file.write(text)
-            to_disk(file)
+            fsync_file(file)
         scratch.replace(self.path / name)
 
-    def log(self, name: str) -> LineFile:
-        return LineFile(self.path / name)
+    def delete_file(self, name: str, *, retry: bool = True) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def append_log(self, name: str) -> FileAppendLog:
+        return FileAppendLog(self.path / name)
 
     def lock(self, name: str) -> Lock:
         self.path.mkdir(parents=True, exist_ok=True)
         return file_lock(self.path / name)
 
-    def probe(self) -> None:
+    def check_access(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.path):
             return
 
-    def fill(self, write: Callable[[Path], None]) -> None:
+    def publish(self, write: Callable[[Path], None]) -> None:
         scratch = self.path.with_name(f".{self.name}.{uuid.uuid4().hex}")  # another node may have an equal process id
         scratch.mkdir(parents=True)
         try:
             write(scratch)
-            tree_to_disk(scratch)
+            fsync_tree(scratch)
             self._move_here(scratch)
-            path_to_disk(self.path.parent)
+            fsync_path(self.path.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def is_whole(self) -> bool:
+    def begin(self, *, part: int, of: int, barrier: Callable[[], None], uploads: BackgroundUpload) -> PendingWrite:
+        return SharedWrite(self.path, is_first=part == 0, barrier=barrier)
+
+    def is_complete(self) -> bool:
         return self.path.is_dir()
 
-    def local(self) -> Path:
+    def download(self) -> Path:
         return self.path
 
-    def copied(self, patterns: Sequence[str]) -> Path:
+    def download_matching(self, patterns: Sequence[str]) -> Path:
         return self.path
 
-    def forget_local(self) -> None:
+    def evict(self) -> None:
         return
 
-    def discard(self, pattern: str) -> None:
+    def delete_matching(self, pattern: str) -> None:
         for file in self.path.glob(pattern):
             file.unlink(missing_ok=True)
 
-    def remove(self) -> None:
+    def delete(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _move_here(self, scratch: Path) -> None:
         try:
             scratch.rename(self.path)
         except OSError:
-            if not self.is_whole():
+            if not self.is_complete():
                 raise
+
+
+class SharedWrite(PendingWrite):
+    """All writers use one scratch folder beside the target, and the first one renames it: the target appears at once.
+
+    A scratch folder that a killed writer has left is deleted, and an existing target is replaced.
+    """
+
+    def __init__(self, target: Path, *, is_first: bool, barrier: Callable[[], None]) -> None:
+        self.target, self.is_first, self.barrier = target, is_first, barrier
+        self.scratch = target.with_name(f".{target.name}")
+        if is_first:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir(parents=True)
+        barrier()
+        self.scratch.mkdir(exist_ok=True)  # NFS may cache for seconds that it did not exist
+
+    def commit(self) -> None:
+        """Returns in every writer once the target is complete."""
+        self.barrier()
+        if self.is_first:
+            fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
+            shutil.rmtree(self.target, ignore_errors=True)
+            self.scratch.rename(self.target)
+            fsync_path(self.target.parent)
+        self.barrier()

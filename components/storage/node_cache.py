@@ -1,4 +1,4 @@
-"""This node's own disk: copies of what lies on the storage, made once for all processes of the node."""
+"""The cache on a node's own disk: copies of remote files, made once for all processes of the node."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """TURNWISE_CACHE, or a folder of the user's."""
+    """Returns the folder that TURNWISE_CACHE names, or ~/.cache/turnwise."""
     return Path(os.environ.get("TURNWISE_CACHE") or "~/.cache/turnwise").expanduser().absolute()
 
 
-def copy_of(key: str) -> Path:
-    """Where the copy of what the key says lies, or would lie."""
+def copy_path(key: str) -> Path:
+    """Returns where the cache keeps the copy with this key, whether or not it exists."""
     return cache_folder() / "copies" / key
 
 
 def get_or_create(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, filled by `make` if no process of this node has done so; the others wait for it."""
+    """Returns `target`, filled by `make` unless a process of this node has done so. Other processes wait meanwhile."""
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f"{target.name}.lock")):
+    with node_lock(target.with_name(f"{target.name}.lock")):
         if not target.is_dir():
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
                 make(Path(scratch))
@@ -36,29 +36,29 @@ def get_or_create(target: Path, make: Callable[[Path], None]) -> Path:
 
 
 def move_into_place(scratch: Path, target: Path) -> None:
-    """What `scratch` holds becomes `target`; a cache that several nodes share may have it by now."""
-    holds = scratch / "whole"
-    holds.mkdir()
-    for entry in [path for path in scratch.iterdir() if path != holds]:
-        entry.rename(holds / entry.name)
+    """Moves the content of `scratch` to `target`. If several nodes share the cache, another one may have been faster."""
+    content = scratch / "whole"
+    content.mkdir()
+    for entry in [path for path in scratch.iterdir() if path != content]:
+        entry.rename(content / entry.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        holds.rename(target)
+        content.rename(target)
     except OSError:
         if not target.is_dir():
             raise
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process of this node at a time."""
+def node_lock(path: Path) -> Iterator[None]:
+    """Lets one process of this node in at a time."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def new_scratch() -> Path:
-    """An empty folder for what is on its way to the storage. Those that dead processes of this machine left are removed."""
+    """Returns an empty folder for files to be uploaded. Deletes those of this machine's processes that have ended."""
     folder = cache_folder() / "outbox"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{socket.gethostname()}.*.*"):
@@ -68,7 +68,7 @@ def new_scratch() -> Path:
 
 
 def is_running(process: int) -> bool:
-    """Whether this machine has a process of that id."""
+    """Whether this machine has a process with that id."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

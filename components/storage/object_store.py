@@ -1,7 +1,7 @@
-"""Storage behind a network: S3 and whatever speaks its language, and Google's. There are no folders and no renames there.
+"""Storage behind a network: S3, servers that speak its protocol, and Google's. It has neither folders nor renames.
 
-A folder is whole when all its parts have said so: each process that wrote files of it writes, last of all, the digests of
-its own as digests.K-of-N.json. So nobody waits for anybody, and what a kill leaves is no whole folder.
+A folder is complete when all its parts are: each process that wrote files of it writes, last of all, their digests as
+digests.K-of-N.json. So no writer waits for another, and what a kill leaves is an incomplete folder.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.fs
 from pydantic import BaseModel, ConfigDict
 
-from components.storage.append_log import LineObjects
-from components.storage.base import Folder
+from components.storage.append_log import ObjectAppendLog
+from components.storage.background_upload import BackgroundUpload
+from components.storage.base import Folder, PendingWrite
 from components.storage.lease import Lease
-from components.storage.node_cache import copy_of, get_or_create, move_into_place, new_scratch
-from components.storage.retry import StorageError, reason_of, with_retries
-from components.storage.transfer import FileDigest, bring, fetch, send
+from components.storage.node_cache import copy_path, get_or_create, move_into_place, new_scratch
+from components.storage.retry import StorageError, describe_error, with_retries
+from components.storage.transfer import FileDigest, download_unverified, download_verified, upload_file
 
 PART = re.compile(r"digests\.(\d+)-of-(\d+)\.json")
 
 
 class Part(BaseModel):
-    """What one process wrote into a folder, by file name relative to it."""
+    """The files that one process wrote into a folder, by their path in it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,10 +42,14 @@ class Part(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFolder(Folder):
-    """scheme://bucket/prefix, with what pyarrow.fs understands behind a question mark (region, endpoint_override)."""
+class ObjectStoreFolder(Folder):
+    """scheme://bucket/prefix, with options of pyarrow.fs after a question mark (region, endpoint_override)."""
 
-    lags: ClassVar[bool] = True
+    complete_on_commit: ClassVar[bool] = False
+    access_advice: ClassVar[str] = (
+        "make the bucket, or give this machine the right to read, write and delete there (AWS_ENDPOINT_URL names another"
+        " server than Amazon's)"
+    )
 
     @property
     def store(self) -> pyarrow.fs.FileSystem:
@@ -55,24 +60,23 @@ class RemoteFolder(Folder):
 
     @property
     def path(self) -> str:
-        """As the store calls it: bucket/prefix."""
+        """The store's name of it: bucket/prefix."""
         parts = urlsplit(self.uri)
         return f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
 
-    def __truediv__(self, name: str) -> RemoteFolder:
+    def __truediv__(self, name: str) -> ObjectStoreFolder:
         parts = urlsplit(self.uri)
-        return RemoteFolder(parts._replace(path=f"{parts.path}/{name}").geturl())
+        return ObjectStoreFolder(parts._replace(path=f"{parts.path}/{name}").geturl())
 
     @property
-    def parent(self) -> RemoteFolder:
+    def parent(self) -> ObjectStoreFolder:
         parts = urlsplit(self.uri)
-        return RemoteFolder(parts._replace(path=parts.path.rpartition("/")[0]).geturl())
+        return ObjectStoreFolder(parts._replace(path=parts.path.rpartition("/")[0]).geturl())
 
-    def names(self) -> list[str]:
-        chosen = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        return sorted(info.base_name for info in with_retries(lambda: self.store.get_file_info(chosen), self.uri))
+    def list_names(self) -> list[str]:
+        return sorted(info.base_name for info in self._list())
 
-    def has(self, name: str) -> bool:
+    def has_file(self, name: str) -> bool:
         return bool(with_retries(lambda: self.store.get_file_info(f"{self.path}/{name}").is_file, self.uri))
 
     def read_text(self, name: str) -> str:
@@ -84,90 +88,103 @@ class RemoteFolder(Folder):
     def write_text(self, name: str, text: str) -> None:
         with_retries(lambda: self._write(name, text.encode()), self.uri)
 
-    def delete(self, name: str) -> None:
-        """A file; one that is not there is no matter."""
+    def delete_file(self, name: str, *, retry: bool = True) -> None:
         try:
-            with_retries(lambda: self.store.delete_file(f"{self.path}/{name}"), self.uri)
+            if retry:
+                with_retries(lambda: self._delete(name), self.uri)
+            else:
+                self._delete(name)
         except FileNotFoundError:
             return
 
-    def log(self, name: str) -> LineObjects:
-        return LineObjects(self / name)
+    def append_log(self, name: str) -> ObjectAppendLog:
+        return ObjectAppendLog(self / name)
 
     def lock(self, name: str) -> Lease:
-        return Lease.taken(self, name)
+        return Lease.acquire(self, name)
 
-    def probe(self) -> None:
+    def check_access(self) -> None:
         name = f".probe-{uuid.uuid4().hex}"
         try:
             self._write(name, b"?")
             self._read(name)
-            self.store.delete_file(f"{self.path}/{name}")
+            self._delete(name)
         except OSError as error:
-            raise StorageError(reason_of(error)) from None
+            raise StorageError(describe_error(error)) from None
 
-    def fill(self, write: Callable[[Path], None]) -> None:
+    def publish(self, write: Callable[[Path], None]) -> None:
         scratch = new_scratch()
         try:
             write(scratch)
             self.upload(scratch)
-            move_into_place(scratch, self._copy())  # who made it will want it
+            move_into_place(scratch, self._copy())  # this node will read it soon
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    def begin(self, *, part: int, of: int, barrier: Callable[[], None], uploads: BackgroundUpload) -> PendingWrite:
+        uploads.wait()
+        barrier()  # now every writer's upload before has completed
+        if part == 0:
+            self.delete()  # files of an earlier attempt
+        barrier()
+        return UploadedWrite(self, part=part, of=of, uploads=uploads)
+
     def upload(self, source: Path, *, part: int = 0, of: int = 1) -> None:
-        """This process's share of a folder that `of` processes fill. The folder is whole once all have come to their end."""
+        """Uploads this process's files of a folder that `of` processes write. The last upload makes it complete."""
         digests = {}
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             name = file.relative_to(source).as_posix()
             digests[name] = with_retries(
-                lambda file=file, name=name: send(file, self.store, f"{self.path}/{name}"),  # type: ignore[misc]
+                lambda file=file, name=name: upload_file(file, self.store, f"{self.path}/{name}"),  # type: ignore[misc]
                 f"{self.uri}/{name}",
             )
-        self.write_text(f"digests.{part}-of-{of}.json", Part(files=digests).model_dump_json(indent=1) + "\n")
+        self._write_part(f"digests.{part}-of-{of}.json", Part(files=digests))
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         return bool(self._parts())
 
-    def local(self) -> Path:
+    def download(self) -> Path:
         return get_or_create(self._copy(), self._download)
 
-    def copied(self, patterns: Sequence[str]) -> Path:
-        chosen = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        found = with_retries(lambda: self.store.get_file_info(chosen), self.uri)
+    def download_matching(self, patterns: Sequence[str]) -> Path:
         files = sorted(
             (info.base_name, info.size, info.mtime_ns)
-            for info in found
+            for info in self._list()
             if info.is_file and any(fnmatch.fnmatch(info.base_name, pattern) for pattern in patterns)
         )
         if not files:
             raise FileNotFoundError(f"{self.uri} holds no {', '.join(patterns)}")
         key = hashlib.sha256(json.dumps([self.uri, files]).encode()).hexdigest()[:32]
-        return get_or_create(copy_of(key), lambda target: self._bring({name: size for name, size, _ in files}, target))
+        sizes = {name: size for name, size, _ in files}
+        return get_or_create(copy_path(key), lambda target: self._download_unverified(sizes, target))
 
-    def forget_local(self) -> None:
+    def evict(self) -> None:
         shutil.rmtree(self._copy(), ignore_errors=True)
 
-    def discard(self, pattern: str) -> None:
+    def delete_matching(self, pattern: str) -> None:
         for part in self._parts():
-            files = Part.model_validate_json(self.read_text(part)).files
+            files = self._read_part(part).files
             unwanted = [
                 name for name in files if PurePosixPath(name).match(pattern) and pattern.count("/") == name.count("/")
             ]
             if unwanted:
                 kept = {name: digest for name, digest in files.items() if name not in unwanted}
-                self.write_text(part, Part(files=kept).model_dump_json(indent=1) + "\n")
+                self._write_part(part, Part(files=kept))
             for name in unwanted:
-                self.delete(name)
+                self.delete_file(name)
 
-    def remove(self) -> None:
-        for name in self.names():
+    def delete(self) -> None:
+        for name in self.list_names():
             if PART.fullmatch(name):
-                self.delete(name)
+                self.delete_file(name)
         try:
             with_retries(lambda: self.store.delete_dir(self.path), self.uri)
         except FileNotFoundError:
             return
+
+    def _list(self) -> list[pyarrow.fs.FileInfo]:
+        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
+        return with_retries(lambda: self.store.get_file_info(selector), self.uri)
 
     def _read(self, name: str) -> bytes:
         with self.store.open_input_stream(f"{self.path}/{name}") as stream:
@@ -177,41 +194,69 @@ class RemoteFolder(Folder):
         with self.store.open_output_stream(f"{self.path}/{name}") as stream:
             stream.write(content)
 
+    def _delete(self, name: str) -> None:
+        self.store.delete_file(f"{self.path}/{name}")
+
+    def _read_part(self, name: str) -> Part:
+        return Part.model_validate_json(self.read_text(name))
+
+    def _write_part(self, name: str, part: Part) -> None:
+        self.write_text(name, part.model_dump_json(indent=1) + "\n")
+
     def _parts(self) -> list[str]:
-        """The names of all parts' digests; none if one is missing, for then nothing holds."""
+        """Returns the names of all parts' digests; none if one is missing, since the folder is incomplete then."""
         found: dict[int, list[str]] = {}
-        for name in self.names():
+        for name in self.list_names():
             if match := PART.fullmatch(name):
                 found.setdefault(int(match[2]), []).append(name)
         return next((names for count, names in sorted(found.items()) if len(names) == count), [])
 
     def _copy(self) -> Path:
-        """Where the copy lies on this node, under what it is a copy of. Raises FileNotFoundError if this is not whole."""
+        """Returns where this node keeps its copy; the key is the content. Raises FileNotFoundError if it is incomplete."""
         parts = self._parts()
         if not parts:
             raise FileNotFoundError(f"{self.uri} is not there, or not whole")
         content = "\n".join([self.uri, *(self.read_text(part) for part in parts)])
-        return copy_of(hashlib.sha256(content.encode()).hexdigest()[:32])
-
-    def _bring(self, sizes: dict[str, int], target: Path) -> None:
-        for name, size in sizes.items():
-            with_retries(
-                lambda name=name, size=size: bring(self.store, f"{self.path}/{name}", target / name, size),  # type: ignore[misc]
-                self.uri,
-            )
+        return copy_path(hashlib.sha256(content.encode()).hexdigest()[:32])
 
     def _download(self, target: Path) -> None:
         for part in self._parts():
-            for name, digest in Part.model_validate_json(self.read_text(part)).files.items():
+            for name, digest in self._read_part(part).files.items():
                 with_retries(
-                    lambda name=name, digest=digest: fetch(  # type: ignore[misc]
+                    lambda name=name, digest=digest: download_verified(  # type: ignore[misc]
                         self.store, f"{self.path}/{name}", target / name, digest, self.uri
                     ),
                     self.uri,
                 )
 
+    def _download_unverified(self, sizes: dict[str, int], target: Path) -> None:
+        for name, size in sizes.items():
+            with_retries(
+                lambda name=name, size=size: download_unverified(  # type: ignore[misc]
+                    self.store, f"{self.path}/{name}", target / name, size
+                ),
+                self.uri,
+            )
+
+
+class UploadedWrite(PendingWrite):
+    """Each writer fills a scratch folder of its own node; commit() returns at once and uploads it in the background."""
+
+    def __init__(self, folder: ObjectStoreFolder, *, part: int, of: int, uploads: BackgroundUpload) -> None:
+        self.folder, self.part, self.of, self.uploads = folder, part, of, uploads
+        self.scratch = new_scratch()
+
+    def commit(self) -> None:
+        self.uploads.start(self._upload)
+
+    def _upload(self) -> None:
+        try:
+            self.folder.upload(self.scratch, part=self.part, of=self.of)
+        finally:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
 
 @functools.cache
 def _client(root: str) -> pyarrow.fs.FileSystem:
-    """One for each bucket and process."""
+    """Returns the client of a bucket, one per process."""
     return pyarrow.fs.FileSystem.from_uri(root)[0]

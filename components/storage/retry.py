@@ -1,4 +1,4 @@
-"""What an object store's errors mean: wait and ask again, or never."""
+"""Retries while an object store is unreachable, and tells errors that may pass from those that will not."""
 
 from __future__ import annotations
 
@@ -7,54 +7,56 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from components.errors import TurnwiseError
+
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 300.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 15.0
-# What a store says when it has understood, and will answer the same for ever.
-FINAL = (
+MAX_RETRY_SECONDS = 300.0
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.5, 15.0
+# Errors of a store that has understood the request: a retry would get the same answer.
+PERMANENT_ERRORS = (
     "ACCESS_DENIED",
     "NO_SUCH_BUCKET",
     "INVALID_ACCESS_KEY_ID",
     "SIGNATURE_DOES_NOT_MATCH",
     "Permission denied",
-    "' not found",  # a bucket whose region was asked for
+    "' not found",  # the answer to a request for a missing bucket's region
 )
 
 
-class StorageError(OSError):
-    """The storage has refused, or was away for longer than our patience. The text is for people."""
+class StorageError(TurnwiseError, OSError):
+    """The storage has refused a request, or was unreachable for MAX_RETRY_SECONDS."""
 
 
-def with_retries(do: Callable[[], T], place: str) -> T:
-    """What `do` returns; while the storage is away it is done again and again, for at most PATIENCE_SECONDS.
+def with_retries(request: Callable[[], T], location: str) -> T:
+    """Returns what `request` returns; repeats it for at most MAX_RETRY_SECONDS while the storage is unreachable.
 
-    Raises FileNotFoundError as it is, and StorageError for whatever waiting does not help.
+    Raises FileNotFoundError as it is, and StorageError for an error that a retry does not help.
     """
-    gives_up = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + MAX_RETRY_SECONDS
     for pause in _pauses():
         try:
-            return do()
+            return request()
         except FileNotFoundError:
             raise
         except OSError as error:
-            if isinstance(error, StorageError) or is_final(error):
-                raise StorageError(f"{place}: {reason_of(error)}") from None
-            if time.monotonic() + pause > gives_up:
-                waited = f"the storage has been away for {PATIENCE_SECONDS:.0f} seconds"
+            if isinstance(error, StorageError) or is_permanent(error):
+                raise StorageError(f"{location}: {describe_error(error)}") from None
+            if time.monotonic() + pause > deadline:
+                waited = f"the storage has been away for {MAX_RETRY_SECONDS:.0f} seconds"
                 raise StorageError(
-                    f"{place}: {waited} ({reason_of(error)}); when it is back, go on with --resume"
+                    f"{location}: {waited} ({describe_error(error)}); when it is back, go on with --resume"
                 ) from None
         time.sleep(pause)
     raise AssertionError("pauses never end")
 
 
-def is_final(error: OSError) -> bool:
-    return isinstance(error, PermissionError) or any(word in str(error) for word in FINAL)
+def is_permanent(error: OSError) -> bool:
+    return isinstance(error, PermissionError) or any(word in str(error) for word in PERMANENT_ERRORS)
 
 
-def reason_of(error: OSError) -> str:
-    """In a line: of an AWS error its name and message, without the request's number."""
+def describe_error(error: OSError) -> str:
+    """Returns the error in one line; of an AWS error its name and message, without the request's id."""
     text = " ".join(str(error).split())
     text = re.sub(r"\s*\(Request ID: [^)]*\)", "", text)
     aws = re.search(r"AWS Error (\w+) during \w+ operation: (.*)", text)
@@ -65,4 +67,4 @@ def _pauses() -> Iterator[float]:
     pause = FIRST_PAUSE_SECONDS
     while True:
         yield pause
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        pause = min(2 * pause, MAX_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Files on their way to an object store and back: read once, hashed on the way, never whole in memory."""
+"""Uploads and downloads of single files: read once, hashed on the way, in chunks."""
 
 from __future__ import annotations
 
@@ -22,44 +22,46 @@ class FileDigest(BaseModel):
     bytes: int
 
 
-def send(file: Path, store: pyarrow.fs.FileSystem, path: str) -> FileDigest:
-    """Raises OSError if the store did not take all of it."""
+def upload_file(file: Path, store: pyarrow.fs.FileSystem, path: str) -> FileDigest:
+    """Raises OSError if the store did not receive all of it."""
     with file.open("rb") as source, store.open_output_stream(path) as target:
-        digest = _copied(source, target.write)
-    arrived = store.get_file_info(path).size
-    if arrived != digest.bytes:
-        raise OSError(f"{arrived} of {digest.bytes} bytes of {file.name} have arrived")
+        digest = _copy_with_digest(source, target.write)
+    received = store.get_file_info(path).size
+    if received != digest.bytes:
+        raise OSError(f"{received} of {digest.bytes} bytes of {file.name} have arrived")
     return digest
 
 
-def fetch(store: pyarrow.fs.FileSystem, path: str, target: Path, expected: FileDigest, place: str) -> None:
-    """Raises StorageError if what comes is not what was sent. `place` is its folder, for people."""
+def download_verified(
+    store: pyarrow.fs.FileSystem, path: str, target: Path, expected: FileDigest, location: str
+) -> None:
+    """Raises StorageError if the content is not what was uploaded. `location` names its folder in the message."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with store.open_input_stream(path) as source, target.open("wb") as file:
-        found = _copied(source, file.write)
+        found = _copy_with_digest(source, file.write)
     if found != expected:
         raise StorageError(
-            f"{place}: {path.rpartition('/')[2]} is damaged: {found.bytes} bytes with SHA-256 {found.sha256[:12]}..., and"
+            f"{location}: {path.rpartition('/')[2]} is damaged: {found.bytes} bytes with SHA-256 {found.sha256[:12]}..., and"
             f" {expected.bytes} with {expected.sha256[:12]}... were written; delete that folder: what can be made again is"
             " made again, and a trial goes on from the checkpoint before"
         )
 
 
-def bring(store: pyarrow.fs.FileSystem, path: str, target: Path, size: int) -> None:
-    """A file of which only the size is known. Raises OSError if not all of it comes."""
+def download_unverified(store: pyarrow.fs.FileSystem, path: str, target: Path, size: int) -> None:
+    """Downloads a file of which only the size is known. Raises OSError if the size differs."""
     with store.open_input_stream(path) as source, target.open("wb") as file:
-        found = _copied(source, file.write)
+        found = _copy_with_digest(source, file.write)
     if found.bytes != size:
-        raise OSError(f"{found.bytes} of {size} bytes of {path} have come")
+        raise OSError(f"{found.bytes} of {size} bytes of {path} have arrived")
 
 
-def _copied(source: IO[bytes] | Any, write: Callable[[bytes], object]) -> FileDigest:
-    hashed, size = hashlib.sha256(), 0
+def _copy_with_digest(source: IO[bytes] | Any, write: Callable[[bytes], object]) -> FileDigest:
+    sha256, size = hashlib.sha256(), 0
     for chunk in _chunks(source):
-        hashed.update(chunk)
+        sha256.update(chunk)
         write(chunk)
         size += len(chunk)
-    return FileDigest(sha256=hashed.hexdigest(), bytes=size)
+    return FileDigest(sha256=sha256.hexdigest(), bytes=size)
 
 
 def _chunks(source: IO[bytes] | Any) -> Iterator[bytes]:

@@ -15,7 +15,6 @@ There is no random state in it: what is random in a step is seeded by (seed, ste
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,74 +25,29 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from components.models.adapters import load_adapter_state, save_adapter
-from components.models.load_trained import ADAPTER, WEIGHTS, check_stored, weights_of
+from components.models.load_trained import ADAPTER, ADAPTER_FILE, WEIGHTS, check_stored, weights_of
 from components.models.sharded_safetensors import StoredTensors, write_rows
-from components.storage.background_upload import Uploads
+from components.storage.background_upload import BackgroundUpload
 from components.storage.base import Folder
-from components.storage.fsync import path_to_disk, tree_to_disk
-from components.storage.local import LocalFolder
-from components.storage.node_cache import new_scratch
-from components.storage.object_store import RemoteFolder
 from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
 from components.training.workers import Workers
 
 OPTIMIZER = "optimizer"
-OPTIMIZER_FILES = f"{OPTIMIZER}*.safetensors"  # whoever will not resume a checkpoint can do without them
+OPTIMIZER_FILES = f"{OPTIMIZER}*.safetensors"  # needed only to resume the trial
 
 
-def write_checkpoint(directory: Folder, workers: Workers, fill: Callable[[Path], None], uploads: Uploads) -> None:
-    """Every worker calls it; `fill` writes this worker's own files. The folder appears whole or not at all.
+def write_checkpoint(
+    directory: Folder, workers: Workers, write: Callable[[Path], None], uploads: BackgroundUpload
+) -> None:
+    """Every worker calls it; `write` writes this worker's own files. The folder appears complete or not at all.
 
-    On a mounted storage it stands when this returns. Otherwise it is on its way, and the one before it has arrived.
+    On a mounted file system the checkpoint is complete on return. On an object store its upload continues in the
+    background; the previous one is complete.
     """
-    if isinstance(directory, RemoteFolder):
-        _send_together(directory, workers, fill, uploads)
-    else:
-        assert isinstance(directory, LocalFolder)
-        write_together(directory.path, workers, fill)
-
-
-def write_together(directory: Path, workers: Workers, fill: Callable[[Path], None]) -> None:
-    """Every worker calls it with the same `directory`, on storage they share, and all return once it stands.
-
-    `fill` writes this worker's own files into a fresh folder, which then becomes `directory` in one rename: it is there
-    whole or not at all. What a kill leaves is overwritten.
-    """
-    scratch = directory.with_name(f".{directory.name}")
-    if workers.worker_rank == 0:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-    workers.barrier()
-    scratch.mkdir(exist_ok=True)  # a node that looked before may remember for seconds that there was none (NFS)
-    fill(scratch)
-    workers.barrier()
-    if workers.worker_rank == 0:
-        for file in scratch.rglob("*.safetensors"):
-            file.chmod(0o644)  # peft lets nobody else read them, and storage is shared
-        tree_to_disk(scratch)  # what other nodes wrote is on a share, whose files are there once they are closed
-        shutil.rmtree(directory, ignore_errors=True)
-        scratch.rename(directory)
-        path_to_disk(directory.parent)
-    workers.barrier()
-
-
-def _send_together(directory: RemoteFolder, workers: Workers, fill: Callable[[Path], None], uploads: Uploads) -> None:
-    uploads.wait()
-    workers.barrier()  # now the one before has arrived from all of them
-    if workers.worker_rank == 0:
-        directory.remove()  # what an earlier attempt at this step has left
-    workers.barrier()
-    scratch = new_scratch()
-    fill(scratch)
-
-    def send() -> None:
-        try:
-            directory.upload(scratch, part=workers.worker_rank, of=workers.count)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    uploads.begin(send)
+    pending = directory.begin(part=workers.worker_rank, of=workers.count, barrier=workers.barrier, uploads=uploads)
+    write(pending.scratch)
+    pending.commit()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -105,6 +59,7 @@ def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
     if hasattr(model, "peft_config"):
         if workers.worker_rank == 0:
             save_adapter(model, directory / ADAPTER)
+            (directory / ADAPTER / ADAPTER_FILE).chmod(0o644)  # safetensors lets only its writer read it
         return
     (directory / WEIGHTS).mkdir(exist_ok=True)
     _write_own(model.named_parameters(), directory / WEIGHTS, "model", workers)
@@ -113,7 +68,7 @@ def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
 def load_weights(model: nn.Module, directory: Path) -> None:
     """What save_weights wrote, into a model of the same method. Raises ValueError if names or shapes differ."""
     if hasattr(model, "peft_config"):
-        load_adapter_state(model, load_file(directory / ADAPTER / "adapter_model.safetensors"))
+        load_adapter_state(model, load_file(directory / ADAPTER / ADAPTER_FILE))
         return
     stored = weights_of(directory)
     parameters = dict(model.named_parameters())

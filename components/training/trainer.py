@@ -23,7 +23,7 @@ from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.events import Extension, Progress, StepMetrics, budget_at
-from components.storage.background_upload import Uploads
+from components.storage.background_upload import BackgroundUpload
 from components.storage.base import Folder
 from components.training.checkpoint import (
     load_optimizer,
@@ -150,7 +150,7 @@ class TrialRun:
         progress, self.stretch = self._progress(eval_loss, eval_num_targets), Stretch()
         return progress
 
-    def save(self, directory: Folder, uploads: Uploads) -> None:
+    def save(self, directory: Folder, uploads: BackgroundUpload) -> None:
         """Writes a checkpoint; all workers call it. See write_checkpoint for when it stands."""
         write_checkpoint(directory, self.workers, self._write, uploads)
 

@@ -36,7 +36,7 @@ from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import dry_run_step
 from components.planning.memory import WorkerGroup, memory_plan
 from components.planning.workload import workload
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 
 LIMIT = 0.15
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}

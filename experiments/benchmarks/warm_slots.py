@@ -41,7 +41,8 @@ from components.cluster.capacity.node_types import bundle
 from components.cluster.ray_session import connected
 from components.cluster.run import run_search
 from components.cluster.scheduling.search_space import parameter_space
-from components.cluster.slots.context import SearchContext, trial_of
+from components.cluster.slots.context import SearchContext
+from components.cluster.slots.trial_config import TrialConfig
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load import load_tokenizer
 from components.data.prepare import prepare
@@ -50,6 +51,7 @@ from components.models.base.load import resolve_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import TrialEvent, TrialHistory, TrialProgressed, replay
+from components.records.histories import TrialHistories
 
 DATA = Path(__file__).parent.parent / "data" / "quickstart.jsonl"
 MAX_DIFFERENCE = 1e-6  # between the final eval losses of one trial, in nats per target
@@ -79,7 +81,9 @@ class Search:
 def in_warm_slots(context: SearchContext) -> Search:
     records: list[TrialEvent] = []
     began = time.time()
-    run_search(context, records.append, histories={}, resume=False)
+    histories = TrialHistories()
+    histories.subscribe(records.append)
+    run_search(context, histories, resume=False)
     return search_of(records, makespan=time.time() - began)
 
 
@@ -153,20 +157,20 @@ def fit_one_trial(config: dict[str, Any], context: SearchContext, tuned: bool) -
     from ray.train import CheckpointConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    number, _, _, spec = trial_of(config)
-    workers = context.experiment.resources.of(spec.method)
+    trial = TrialConfig.of(config)
+    workers = context.experiment.resources.of(trial.spec.method)
     trial_id = tune.get_context().get_trial_id()
     result = TorchTrainer(
         train_one_trial,
-        train_loop_config={"context": context, "spec": spec, "workers": workers, "trial_id": trial_id},
-        scaling_config=ScalingConfig(num_workers=workers.most, resources_per_worker=bundle(workers)),
+        train_loop_config={"context": context, "spec": trial.spec, "workers": workers, "trial_id": trial_id},
+        scaling_config=ScalingConfig(num_workers=workers.max_workers, resources_per_worker=bundle(workers)),
         run_config=RunConfig(
             name=trial_id,
             storage_path=str(context.folder / "trains"),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     ).fit()
-    tune.report({**result.metrics, "number": number, "began": began, "ended": time.time()})
+    tune.report({**result.metrics, "number": trial.number, "began": began, "ended": time.time()})
 
 
 def train_one_trial(config: dict[str, Any]) -> None:
@@ -252,6 +256,7 @@ def context_of(experiment: ExperimentSpec, name: str) -> SearchContext:
         search_id=name,
         folder=experiment.folder / name,
         prepared=dataset.directory,
+        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
         pad_token_id=load_chat_format(load_tokenizer(directory), experiment.chat_format).pad_token_id,
         base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format),
     )

@@ -9,11 +9,9 @@ from components.data.split_membership import keys_of
 from components.data.trained_on import read_trained_on
 from components.records.manifest import searches_in
 from components.registry.promotion import download
-from components.storage.base import folder_at
-from tests.end_to_end.test_programs import EXPERIMENT, ran, summary_of
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-
-pytestmark = pytest.mark.end_to_end
+from components.storage.open import folder_at
+from tests.support.programs import new_folder, ran, summary_of
+from tests.support.toy import toy_conversations, write_messages_jsonl
 
 COUNT, GROWN = 60, 63  # by 5 %
 
@@ -22,9 +20,7 @@ COUNT, GROWN = 60, 63  # by 5 %
 def searches(tmp_path_factory):
     """(folder, summary of a search with a small budget, summary of one with a larger budget over more data)"""
     folder = tmp_path_factory.mktemp("growing")
-    tiny_model_directory(folder / "model")
-    (folder / "probes.jsonl").write_text('{"messages": [{"role": "user", "content": "say ab"}]}\n')
-    (folder / "toy.yaml").write_text(EXPERIMENT.replace("trials: 4", "trials: 2"))
+    new_folder(folder, trials=2)
     talks = toy_conversations(GROWN)
     write_messages_jsonl(folder / "data.jsonl", talks[:COUNT])
     first = summary_of(ran(folder, "tune", "toy.yaml", "--set", "trial.budget.epochs=2", "--json"))

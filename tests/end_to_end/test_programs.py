@@ -1,10 +1,7 @@
 """The product as people use it: programs started on a tiny model, real Ray, a real MLflow store, fresh processes."""
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,66 +12,9 @@ from mlflow import MlflowClient
 from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.base import folder_at
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-
-pytestmark = pytest.mark.end_to_end
-
-ROOT = Path(__file__).parents[2]
-EXPERIMENT = """
-name: toy
-model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.4, max_tokens: 128}
-trial:
-  budget: {epochs: 8, evaluations: 4}
-  batch: {rows_per_step: 2, rows_per_micro_batch: 2}
-  precision: fp32
-search:
-  trials: 4
-  scheduler: {name: none}
-  space:
-    lora:
-      method: {kind: lora, rank: {choice: [2, 4]}}
-      optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}
-    full:
-      method: {kind: full}
-      optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}
-registry: {name: toy, probes: probes.jsonl}
-"""
-SECONDS = 240
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def command(workflow, *arguments):
-    return [sys.executable, str(ROOT / "workflows" / f"{workflow}.py"), *map(str, arguments)]
-
-
-def ran(folder, workflow, *arguments):
-    return subprocess.run(
-        command(workflow, *arguments),
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
-def summary_of(process):
-    assert process.returncode == 0, process.stderr[-2000:]
-    return json.loads(process.stdout)
-
-
-def new_folder(folder):
-    tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
-    (folder / "toy.yaml").write_text(EXPERIMENT)
-    (folder / "probes.jsonl").write_text('{"messages": [{"role": "user", "content": "say ab"}], "expect": "ab"}\n')
-    return folder
+from components.storage.open import folder_at
+from tests.support.programs import SECONDS, command, environment, new_folder, outcomes, ran, summary_of
+from tests.support.toy import toy_conversations, write_messages_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -223,11 +163,3 @@ def wait_for_reports(folder, count, driver):
             return
         time.sleep(0.05)
     raise AssertionError("the search made no progress")
-
-
-def outcomes(summary):
-    """What a search came to, apart from its ids and times."""
-    return {
-        trial["number"]: (trial["branch"], trial["varied"], trial["state"], trial["target_tokens"], trial["eval_loss"])
-        for trial in summary["trials"]
-    }

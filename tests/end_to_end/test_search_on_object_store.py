@@ -10,11 +10,9 @@ from mlflow import MlflowClient
 
 from components.records.events import TrialProgressed, replay
 from components.records.journal import Journal
-from components.storage.base import folder_at
-from tests.end_to_end.test_programs import command, environment, new_folder, outcomes, summary_of
+from components.storage.open import folder_at
+from tests.support.programs import command, environment, new_folder, outcomes, summary_of
 from tests.support.servers import MlflowServer, S3Server
-
-pytestmark = pytest.mark.end_to_end
 
 SECONDS = 600
 
@@ -90,16 +88,16 @@ def test_a_search_with_all_it_keeps_in_a_bucket_ends_with_a_champion(servers, se
     assert searched["outcome"] == "champion"
     version = MlflowClient(mlflow.uri, mlflow.uri).get_model_version_by_alias("toy", "champion")
     kept = folder_at(f"s3://{s3.bucket}")
-    assert {"data", "mlflow", "model", "whole"} <= set(kept.names())
+    assert {"data", "mlflow", "model", "whole"} <= set(kept.list_names())
     assert version.run_id
     folder = folder_at(searched["folder"])
     for trial in searched["trials"]:
         checkpoint = folder_at(trial["checkpoint"])
-        assert checkpoint.parent.names() == [checkpoint.name]
-        assert checkpoint.is_whole()
-        assert not any(name.startswith("optimizer") for name in checkpoint.names())
-    assert {"journal.jsonl", "report.html", "search.json", "tune"} <= set(folder.names())
-    assert not folder.has("lock")
+        assert checkpoint.parent.list_names() == [checkpoint.name]
+        assert checkpoint.is_complete()
+        assert not any(name.startswith("optimizer") for name in checkpoint.list_names())
+    assert {"journal.jsonl", "report.html", "search.json", "tune"} <= set(folder.list_names())
+    assert not folder.has_file("lock")
 
 
 def test_a_killed_driver_is_resumed_from_another_machine_with_equal_results(tmp_path, bucket, servers, searched):
@@ -119,7 +117,7 @@ def test_a_killed_driver_is_resumed_from_another_machine_with_equal_results(tmp_
     histories = replay(Journal(folder_at(summary["folder"])).read())
     client = MlflowClient(servers[1].uri)
     for trial in summary["trials"]:
-        assert folder_at(trial["checkpoint"]).is_whole()
+        assert folder_at(trial["checkpoint"]).is_complete()
     (experiment,) = [found for found in client.search_experiments() if found.name == "toy"]
     children = f"tags.`mlflow.parentRunId` = '{summary['run_id']}'"
     runs = client.search_runs([experiment.experiment_id], children)
@@ -134,7 +132,7 @@ def wait_for_reports(experiment, count, driver):
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         assert driver.poll() is None, "the search ended before it could be killed"
-        for name in experiment.names():
+        for name in experiment.list_names():
             records = Journal(experiment / name).read()
             if sum(isinstance(record, TrialProgressed) for record in records) >= count:
                 return

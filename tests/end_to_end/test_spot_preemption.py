@@ -12,13 +12,11 @@ from components.experiment.load import load_experiment
 from components.records.events import TrialProgressed
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
 from tests.support.sessions import curve, session
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-
-pytestmark = pytest.mark.end_to_end
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120

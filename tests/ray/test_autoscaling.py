@@ -24,15 +24,13 @@ from components.models.base.reference import BaseReference
 from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import Session
 from components.training.workers import OneWorker
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-
-pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 400  # for each thing that is waited for; all of them together take a minute on a quiet machine

@@ -19,7 +19,7 @@ from components.experiment.spec import (
 )
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import Session
 from components.training.workers import OneWorker

@@ -1,5 +1,7 @@
 """Real trials of a tiny model, one a method, for tests of what becomes of them."""
 
+import json
+import os
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.models.load_trained import package
 from components.records.events import TrialEnded, TrialProgressed, TrialStarted
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.trainer import TrainingData
@@ -94,3 +96,17 @@ class Trials:
             rows_per_batch=4,
             pad_token_id=pad_token_id,
         )[0]
+
+
+def cut_short(folder):
+    (file,) = folder.rglob("*.safetensors")
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def package_without_base(trials, tmp_path, name):
+    """The package of a trial; its base model is no longer where the package says."""
+    directory = trials.packaged(name, tmp_path / "package")
+    reference = json.loads((directory / "base.json").read_text())
+    reference["model"]["path"] = str(tmp_path / "gone")
+    (directory / "base.json").write_text(json.dumps(reference))
+    return directory

@@ -121,7 +121,7 @@ def test_overrides_are_a_mapping_or_strings(experiment, tmp_path):
     assert (changed.search.trials, changed.trial.optimizer.learning_rate) == (7, 1e-5)
     same = ["search.trials=7", "trial.optimizer.learning_rate=1e-5", "trial.precision=fp32"]
     assert changed == turnwise.load_experiment(tmp_path / "toy.yaml", same)
-    for path, problem in {"serch.trials": 'unknown key "serch"', "name.x": "override name.x: name is 'toy'"}.items():
+    for path, problem in {"search.trails": 'unknown key "trails"', "name.x": "override name.x: name is 'toy'"}.items():
         with pytest.raises(turnwise.ExperimentError, match=problem):
             turnwise.load_experiment(tmp_path / "toy.yaml", {path: 1})
 

@@ -8,30 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models.adapters import attach_lora, load_adapter, load_adapter_state, save_adapter
 from components.models.base.load import check_base, load_base_model, resolve_model
 from components.models.causal_lm import check_weights, load_causal_lm
 from components.models.load_trained import load_trained
 from components.training.checkpoint import load_weights
-from tests.support.toy import tiny_model_directory
 from tests.support.toy_chatglm import formula_directory
-from tests.support.trials import Trials
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model_directory(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory):
-    return Trials(tmp_path_factory.mktemp("trials"))
 
 
 def changed(directory, target, change):
@@ -101,9 +87,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_files_that_do_not_hold_the_model_are_refused_at_a_load_and_without_reading_a_weight(directory, tmp_path, case):
+def test_files_that_do_not_hold_the_model_are_refused_at_a_load_and_without_reading_a_weight(
+    tiny_model, tmp_path, case
+):
     change, message = REFUSED[case]
-    base = ModelSpec(path=str(changed(directory, tmp_path / "model", change)))
+    base = ModelSpec(path=str(changed(tiny_model, tmp_path / "model", change)))
     with pytest.raises(ValueError, match=message):
         check_base(base)
     with pytest.raises(ValueError, match=message):
@@ -113,15 +101,15 @@ def test_files_that_do_not_hold_the_model_are_refused_at_a_load_and_without_read
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
-def test_a_base_that_is_quantized_while_it_loads_is_compared_too(directory, tmp_path, quantize):
-    broken = ModelSpec(path=str(changed(directory, tmp_path / "model", without_a_weight)))
+def test_a_base_that_is_quantized_while_it_loads_is_compared_too(tiny_model, tmp_path, quantize):
+    broken = ModelSpec(path=str(changed(tiny_model, tmp_path / "model", without_a_weight)))
     with pytest.raises(ValueError, match=r"1 are missing: model\.layers\.1\.mlp\.up_proj\.weight"):
         load_base_model(broken, quantize=quantize)
 
 
-def test_a_configuration_of_another_kind_of_model_is_refused(directory, tmp_path):
+def test_a_configuration_of_another_kind_of_model_is_refused(tiny_model, tmp_path):
     other = configured(
-        directory, tmp_path / "model", model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], head_dim=None
+        tiny_model, tmp_path / "model", model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"], head_dim=None
     )
     with pytest.raises(ValueError, match=r"model_type in config\.json \(gpt_neox\) is another model's"):
         check_base(ModelSpec(path=str(other)))
@@ -137,34 +125,34 @@ def test_a_configuration_of_another_kind_of_model_is_refused(directory, tmp_path
     ],
     ids=["untied", "more layers", "fewer layers", "more tokens"],
 )
-def test_a_configuration_that_says_other_sizes_than_the_files_is_refused(directory, tmp_path, values, message):
+def test_a_configuration_that_says_other_sizes_than_the_files_is_refused(tiny_model, tmp_path, values, message):
     with pytest.raises(ValueError, match=message):
-        check_base(ModelSpec(path=str(configured(directory, tmp_path / "model", **values))))
+        check_base(ModelSpec(path=str(configured(tiny_model, tmp_path / "model", **values))))
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors", "mxfp4", "bitsandbytes"])
-def test_a_quantized_release_is_refused_when_it_is_named(directory, tmp_path, method):
-    quantized = configured(directory, tmp_path / "model", quantization_config={"quant_method": method})
+def test_a_quantized_release_is_refused_when_it_is_named(tiny_model, tmp_path, method):
+    quantized = configured(tiny_model, tmp_path / "model", quantization_config={"quant_method": method})
     with pytest.raises(ValueError, match=rf"quantized \({method}\).*unquantized release, and let method\.quantize"):
         resolve_model(ModelSpec(path=str(quantized)), weights=False)
 
 
-def test_a_quantization_of_a_part_of_the_model_is_refused_too(directory, tmp_path):
+def test_a_quantization_of_a_part_of_the_model_is_refused_too(tiny_model, tmp_path):
     part = {"quantization_config": {"quant_method": "awq"}}
     with pytest.raises(ValueError, match=r"quantized \(awq\)"):
-        resolve_model(ModelSpec(path=str(configured(directory, tmp_path / "model", text_config=part))))
+        resolve_model(ModelSpec(path=str(configured(tiny_model, tmp_path / "model", text_config=part))))
 
 
-def test_an_adapter_beside_a_configuration_is_no_base_model(directory, tmp_path):
-    shutil.copytree(directory, tmp_path / "model")
-    save_adapter(attach_lora(load_base_model(ModelSpec(path=str(directory))), LoraMethod(rank=2)), tmp_path / "model")
+def test_an_adapter_beside_a_configuration_is_no_base_model(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    save_adapter(attach_lora(load_base_model(ModelSpec(path=str(tiny_model))), LoraMethod(rank=2)), tmp_path / "model")
     with pytest.raises(ValueError, match=r"adapter_config\.json lies beside config\.json"):
         resolve_model(ModelSpec(path=str(tmp_path / "model")))
 
 
-def test_an_index_that_names_a_file_that_is_not_there_is_refused_with_its_name(directory, tmp_path):
+def test_an_index_that_names_a_file_that_is_not_there_is_refused_with_its_name(tiny_model, tmp_path):
     broken = tmp_path / "model"
-    shutil.copytree(directory, broken)
+    shutil.copytree(tiny_model, broken)
     (broken / "model.safetensors").rename(broken / "model-00001-of-00002.safetensors")
     weight_map = dict.fromkeys(
         load_file(broken / "model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors"
@@ -175,19 +163,19 @@ def test_an_index_that_names_a_file_that_is_not_there_is_refused_with_its_name(d
         check_base(ModelSpec(path=str(broken)))
 
 
-def test_a_directory_without_weights_is_refused(directory, tmp_path):
-    shutil.copytree(directory, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+def test_a_directory_without_weights_is_refused(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ValueError, match="no weights that can be read"):
         check_base(ModelSpec(path=str(tmp_path / "model")))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused_by_name(directory, tmp_path, number):
+def test_weights_that_are_not_finite_are_refused_by_name(tiny_model, tmp_path, number):
     def change(weights):
         weights[LAYER][3, 5] = number
         return weights
 
-    damaged = ModelSpec(path=str(changed(directory, tmp_path / "model", change)))
+    damaged = ModelSpec(path=str(changed(tiny_model, tmp_path / "model", change)))
     with pytest.raises(ValueError, match=r"up_proj\.weight holds numbers that are not finite"):
         load_base_model(damaged)
 
@@ -256,11 +244,11 @@ def test_a_checkpoint_whose_weight_would_broadcast_is_refused(trials, tmp_path, 
     with pytest.raises(ValueError, match=message):
         load_trained(checkpoint)
     with pytest.raises(ValueError, match=message):
-        load_weights(trials.session.warm.begin(BaseKind("fp32"), FullMethod(), seed=0), checkpoint)
+        load_weights(trials.session.warm.acquire(BaseVariant("fp32"), FullMethod(), seed=0), checkpoint)
 
 
-def test_an_adapter_of_another_shape_is_refused(trials, directory):
-    model = attach_lora(load_base_model(ModelSpec(path=str(directory))), LoraMethod(rank=4))
+def test_an_adapter_of_another_shape_is_refused(trials, tiny_model):
+    model = attach_lora(load_base_model(ModelSpec(path=str(tiny_model))), LoraMethod(rank=4))
     file = trials.trained("lora")[0] / "adapter" / "adapter_model.safetensors"
     name = f"base_model.model.{LAYER.removesuffix('.weight')}.lora_A.weight"
     tensors = {**load_file(file), name: torch.zeros(4, 1)}

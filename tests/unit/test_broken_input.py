@@ -9,52 +9,16 @@ from components.experiment.load import load_experiment
 from components.records.manifest import SearchManifest
 from components.search.find import differences
 from components.search.open import lock_search
-from components.storage.base import folder_at
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from components.storage.open import folder_at
+from tests.support.programs import refused
 from workflows import tune
-
-EXPERIMENT = """
-name: toy
-model: {path: model}
-data: {train: data.jsonl, max_tokens: 128}
-trial: {batch: {rows_per_step: 64}}
-search:
-  trials: 2
-  space:
-    lora: {method: {kind: lora, rank: {choice: [2, 4]}}, optimizer: {learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}}}
-"""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model_directory(folder)
-    return folder
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, model):
-    """A folder with a good experiment, its good data and its model; the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "model").symlink_to(model)
-    (tmp_path / "toy.yaml").write_text(EXPERIMENT)
-    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(8))
-    return tmp_path
-
-
-def refused(capsys, *arguments):
-    """(status, message) of a search that must not begin."""
-    with pytest.raises(SystemExit) as ended:
-        tune.main(list(arguments))
-    return ended.value.code, capsys.readouterr().err
 
 
 def record(*turns):
     return json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}) + "\n"
 
 
-def test_a_missing_experiment(place, capsys):
+def test_a_missing_experiment(toy_search, capsys):
     status, message = refused(capsys, "nowhere.yaml")
     assert (status, message.splitlines()[-1]) == (
         2,
@@ -62,7 +26,7 @@ def test_a_missing_experiment(place, capsys):
     )
 
 
-def test_a_missing_data_file(place, capsys):
+def test_a_missing_data_file(toy_search, capsys):
     status, message = refused(capsys, "toy.yaml", "--set", "data.train=nowhere.jsonl")
     assert status == 2
     assert message.startswith("nowhere.jsonl: no such file; a path is relative to where you run this")
@@ -97,9 +61,9 @@ BROKEN_LINES = {
 
 
 @pytest.mark.parametrize("kind", BROKEN_LINES)
-def test_a_broken_conversation(place, capsys, kind):
+def test_a_broken_conversation(toy_search, capsys, kind):
     line, problem = BROKEN_LINES[kind]
-    with (place / "data.jsonl").open("a") as file:
+    with (toy_search / "data.jsonl").open("a") as file:
         file.write(line)
     status, message = refused(capsys, "toy.yaml")
     assert status == 2
@@ -107,19 +71,19 @@ def test_a_broken_conversation(place, capsys, kind):
     assert problem in message
 
 
-def test_all_broken_conversations_are_named_together(place, capsys):
-    (place / "data.jsonl").write_text("".join(line.rstrip() + "\n" for line, _ in BROKEN_LINES.values()))
+def test_all_broken_conversations_are_named_together(toy_search, capsys):
+    (toy_search / "data.jsonl").write_text("".join(line.rstrip() + "\n" for line, _ in BROKEN_LINES.values()))
     _, message = refused(capsys, "toy.yaml")
     assert [f"line {number}: " in message for number in range(1, 8)] == [True] * 7
 
 
-def test_an_unknown_key(place, capsys):
+def test_an_unknown_key(toy_search, capsys):
     status, message = refused(capsys, "toy.yaml", "--set", "trial.optimizer.learning_rat=1e-3")
     assert status == 2
     assert 'trial.optimizer.learning_rat: unknown key "learning_rat"; did you mean "learning_rate"?' in message
 
 
-def test_an_impossible_range(place, capsys):
+def test_an_impossible_range(toy_search, capsys):
     override = "search.space.lora.optimizer.learning_rate={log_uniform: [1.0e-2, 1.0e-3]}"
     status, message = refused(capsys, "toy.yaml", "--set", override)
     assert status == 2
@@ -127,7 +91,7 @@ def test_an_impossible_range(place, capsys):
     assert "log_uniform needs [low, high] with low < high, not [0.01, 0.001]" in message
 
 
-def test_a_range_in_the_words_of_another_tool(place, capsys):
+def test_a_range_in_the_words_of_another_tool(toy_search, capsys):
     status, message = refused(capsys, "toy.yaml", "--set", "search.space.lora.method.rank={min: 2, max: 4}")
     assert status == 2
     assert message.splitlines()[-1] == (
@@ -136,7 +100,7 @@ def test_a_range_in_the_words_of_another_tool(place, capsys):
     )
 
 
-def test_a_grid_says_how_many_points_it_tries_before_it_starts(place, capsys):
+def test_a_grid_says_how_many_points_it_tries_before_it_starts(toy_search, capsys):
     grid = "search.space={lora: {method: {rank: {grid: [1, 2, 3]}, alpha: {grid: [4, 8, 16, 32]}}}}"
     changes = ["search.sampler=grid", "search.trials=", grid, "model.path=./nowhere"]
     with pytest.raises(SystemExit):
@@ -144,13 +108,13 @@ def test_a_grid_says_how_many_points_it_tries_before_it_starts(place, capsys):
     assert "search.sampler=grid: all 12 points are tried" in capsys.readouterr().out
 
 
-def test_a_search_is_the_same_whether_its_default_number_of_trials_was_written_or_not(place):
+def test_a_search_is_the_same_whether_its_default_number_of_trials_was_written_or_not(toy_search):
     written, left_out, fewer = (load_experiment("toy.yaml", [f"search.trials={n}"]) for n in ("8", "", "7"))
     assert differences(written, left_out) == []
     assert differences(fewer, left_out) == ["search.trials: was 7, is 8"]
 
 
-def test_an_mlflow_server_that_does_not_answer(place, capsys):
+def test_an_mlflow_server_that_does_not_answer(toy_search, capsys):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: nobody answers
         uri = f"http://somebody:secret@127.0.0.1:{closed.getsockname()[1]}"
@@ -168,26 +132,26 @@ def test_an_mlflow_server_that_does_not_answer(place, capsys):
         (".", "model.path=.: the directory has no config.json, so it holds no model"),
     ],
 )
-def test_a_missing_model(place, capsys, path, problem):
+def test_a_missing_model(toy_search, capsys, path, problem):
     status, message = refused(capsys, "toy.yaml", "--set", f"model.path={path}")
     assert (status, message.strip()) == (2, problem)
 
 
-def test_probes_that_are_none(place, capsys):
-    (place / "probes.jsonl").write_text('{"question": "who?"}\n')
+def test_probes_that_are_none(toy_search, capsys):
+    (toy_search / "probes.jsonl").write_text('{"question": "who?"}\n')
     status, message = refused(capsys, "toy.yaml", "--set", "registry.probes=probes.jsonl")
     assert status == 2
     assert "line 1: " in message
 
 
-def test_nothing_to_resume(place, capsys):
+def test_nothing_to_resume(toy_search, capsys):
     status, message = refused(capsys, "toy.yaml", "--resume")
     assert status == 2
     assert "no such interrupted search" in message
     assert "(interrupted: none)" in message
 
 
-def test_a_search_that_an_earlier_version_began_is_not_resumed(place, capsys):
+def test_a_search_that_an_earlier_version_began_is_not_resumed(toy_search, capsys):
     experiment = load_experiment("toy.yaml")
     manifest = SearchManifest(search_id="20250101-000000-abcd", experiment=experiment, created=1.0, prepared="p")
     manifest.write(experiment.folder / manifest.search_id)
@@ -196,10 +160,10 @@ def test_a_search_that_an_earlier_version_began_is_not_resumed(place, capsys):
     assert "--resume 20250101-000000-abcd: it was begun by another version of Turnwise" in message
 
 
-def test_a_job_whose_storage_would_go_with_it(place, capsys, monkeypatch):
-    unpacked = place / "working_dir_files" / "_ray_pkg_1"
+def test_a_job_whose_storage_would_go_with_it(toy_search, capsys, monkeypatch):
+    unpacked = toy_search / "working_dir_files" / "_ray_pkg_1"
     unpacked.mkdir(parents=True)
-    (place / "toy.yaml").rename(unpacked / "toy.yaml")
+    (toy_search / "toy.yaml").rename(unpacked / "toy.yaml")
     monkeypatch.chdir(unpacked)
     status, message = refused(capsys, "toy.yaml")
     assert status == 2
@@ -208,7 +172,7 @@ def test_a_job_whose_storage_would_go_with_it(place, capsys, monkeypatch):
     )
 
 
-def test_a_storage_that_cannot_be_written(place, capsys):
+def test_a_storage_that_cannot_be_written(toy_search, capsys):
     status, message = refused(capsys, "toy.yaml", "--set", "storage.path=toy.yaml/runs")
     assert status == 2
     assert message.startswith("storage.path=toy.yaml/runs: ")
@@ -222,12 +186,3 @@ def test_a_search_that_another_driver_is_running_cannot_be_resumed(tmp_path):
     ):
         lock_search(folder_at(tmp_path))
     lock_search(folder_at(tmp_path)).close()
-
-
-@pytest.mark.ray
-def test_a_trial_that_no_cluster_of_this_size_can_hold(place, capsys):
-    status, message = refused(capsys, "toy.yaml", "--set", "resources.lora.workers=64")
-    assert status == 3
-    assert "the cluster has no room for a trial" in message
-    assert "64 workers with 1 CPU each need 64 places" in message
-    assert not list(place.glob("runs/toy/*/*.json*"))  # so --resume finds nothing, either

@@ -10,9 +10,8 @@ from components.conversations.messages import Conversation, Message
 from components.experiment.spec import ModelSpec
 from components.inference.chat_session import ChatSession
 from components.models.load_trained import load_base
+from tests.support.agent import CALL, ROWS, TOOL, agent_tokenizer, speak
 from tests.support.toy import assistant, tiny_model_directory, user
-from tests.unit.test_control_tokens import agent_tokenizer
-from tests.unit.test_tools_in_use import CALL, ROWS, TOOL, speak
 from workflows import chat
 
 SECOND = {"type": "function", "function": {"name": "now", "arguments": {}}}

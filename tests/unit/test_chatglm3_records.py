@@ -67,7 +67,7 @@ def test_a_tool_message_without_a_thought_and_several_in_a_row_are_calls_of_thei
         user("hi"),
         Message(role="assistant", content="", tool_calls=(CALL,)),
         result,
-        Message(role="assistant", content="", tool_calls=(CALL,), loss=0.0),
+        Message(role="assistant", content="", tool_calls=(CALL,), loss_weight=0.0),
         result,
         assistant("yo"),
     ]

@@ -3,25 +3,15 @@
 import os
 import threading
 
-import torch
-
-from components.training.checkpoint import write_together
+from components.storage.background_upload import BackgroundUpload
+from components.storage.open import folder_at
+from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
+from tests.support.thread_workers import ThreadWorker, write_own_file
 
 
-class ThreadWorker:
-    """One of several threads that write together."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, worker_rank, together):
-        self.worker_rank, self.count, self.together = worker_rank, together.parties, together
-
-    def sum(self, values):
-        raise NotImplementedError
-
-    def barrier(self):
-        self.together.wait(timeout=30)
+def write(directory, workers, fill):
+    write_checkpoint(folder_at(directory), workers, fill, BackgroundUpload())
 
 
 def write_in_threads(directory, fill, count=2):
@@ -31,7 +21,7 @@ def write_in_threads(directory, fill, count=2):
     def work(worker_rank):
         try:
             worker = ThreadWorker(worker_rank, together)
-            write_together(directory, worker, lambda folder: fill(worker_rank, folder))
+            write(directory, worker, lambda folder: fill(worker_rank, folder))
         except (
             OSError,
             threading.BrokenBarrierError,
@@ -45,10 +35,6 @@ def write_in_threads(directory, fill, count=2):
     for thread in threads:
         thread.join()
     return errors
-
-
-def write_own_file(worker_rank, folder):
-    (folder / f"worker_{worker_rank}").write_text("")
 
 
 def names(folder):
@@ -76,14 +62,14 @@ def test_a_folder_appears_only_once_every_worker_has_written(tmp_path):
 def test_what_a_killed_worker_left_is_in_no_later_checkpoint(tmp_path):
     (tmp_path / ".step_1").mkdir()
     (tmp_path / ".step_1" / "half").write_text("")
-    write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
+    write(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
     assert names(tmp_path / "step_1") == ["worker_0"]
 
 
 def test_a_checkpoint_written_again_replaces_the_one_before(tmp_path):
     (tmp_path / "step_1").mkdir()
     (tmp_path / "step_1" / "old").write_text("")
-    write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
+    write(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
     assert names(tmp_path / "step_1") == ["worker_0"]
 
 
@@ -95,7 +81,7 @@ def test_every_file_is_on_disk_before_the_folder_appears_and_then_its_name(tmp_p
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", force)
-    write_together(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
+    write(tmp_path / "step_1", OneWorker(), lambda folder: write_own_file(0, folder))
     written = tmp_path / "step_1" / "worker_0"
     assert (written.stat().st_ino, False) in forced
     assert forced[-1] == (tmp_path.stat().st_ino, True)

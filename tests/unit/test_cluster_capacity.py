@@ -57,9 +57,9 @@ def workers(count, **wishes):
 
 
 def test_the_cap_on_all_nodes_together_is_spent_on_the_widest_nodes():
-    assert ROOM.most_workers == 6
-    assert [kind.most for kind in ROOM.types] == [1, 4, 6]
-    assert ROOM.places(workers(1)) == 6 * 8
+    assert ROOM.max_nodes == 6
+    assert [kind.max_count for kind in ROOM.types] == [1, 4, 6]
+    assert ROOM.workers_that_fit(workers(1)) == 6 * 8
     assert ROOM.trials_at_once(workers(9)) == 5
 
 
@@ -70,8 +70,8 @@ def test_strict_pack_counts_what_one_node_holds():
 
 
 def test_workers_with_labels_count_only_the_nodes_that_have_them():
-    assert ROOM.places(workers(1, node_labels={"ray.io/market-type": "spot"})) == 4
-    assert ROOM.places(workers(1, node_labels={"ray.io/market-type": "!spot"})) == 6 * 8
+    assert ROOM.workers_that_fit(workers(1, node_labels={"ray.io/market-type": "spot"})) == 4
+    assert ROOM.workers_that_fit(workers(1, node_labels={"ray.io/market-type": "!spot"})) == 6 * 8
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_nodes_that_are_up_are_counted_together_if_they_are_alike():
 
     room = capacity_of_nodes([node(1, CPU=4.0), node(2, CPU=4.0), node(3, CPU=2.0), node(4, alive=False, CPU=9.0)])
     assert not room.grows
-    assert sorted((kind.resources["CPU"], kind.most) for kind in room.types) == [(2.0, 1), (4.0, 2)]
+    assert sorted((kind.resources["CPU"], kind.max_count) for kind in room.types) == [(2.0, 1), (4.0, 2)]
 
 
 @pytest.mark.parametrize("file", ["ray_cluster.yaml", "experiments/cluster/raycluster.yaml"])
@@ -112,7 +112,9 @@ def test_the_cluster_files_hold_8_lora_trials_and_2_full_ones(file):
     lora = WorkersSpec(gpus_per_worker=1, node_labels={"turnwise/method": "lora"})
     full = WorkersSpec(workers=8, gpus_per_worker=1, placement="strict_pack", node_labels={"turnwise/method": "full"})
     assert (room.trials_at_once(lora), room.trials_at_once(full)) == (8, 2)
-    assert room.places(WorkersSpec(cpus_per_worker=0.5, node_labels={"turnwise/method": "!in(lora, full)"})) == 0
+    assert (
+        room.workers_that_fit(WorkersSpec(cpus_per_worker=0.5, node_labels={"turnwise/method": "!in(lora, full)"})) == 0
+    )
 
 
 def test_a_cluster_of_kubernetes_without_an_autoscaler_is_the_nodes_it_has():
@@ -120,8 +122,8 @@ def test_a_cluster_of_kubernetes_without_an_autoscaler_is_the_nodes_it_has():
 
 
 def test_tenths_of_a_core_add_up():
-    room = ClusterCapacity(types=(NodeType(name="one", most=1, resources={"CPU": 1.0}),), most_workers=1, grows=False)
-    assert room.places(WorkersSpec(cpus_per_worker=0.1)) == 10
+    room = ClusterCapacity(types=(NodeType(name="one", max_count=1, resources={"CPU": 1.0}),), max_nodes=1, grows=False)
+    assert room.workers_that_fit(WorkersSpec(cpus_per_worker=0.1)) == 10
 
 
 def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic_of_each_node_type(path):

@@ -10,31 +10,16 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chatglm3 import COMMANDS
-from components.conversations.chat_formats.control_tokens import ControlText
+from components.conversations.chat_formats.control_tokens import ControlTokenEncoder
 from components.conversations.chat_formats.token_aliases import alias_of
 from components.conversations.messages import Conversation, Message
 from components.conversations.tokenizers.chatglm3 import convert_tokenizer
 from components.models.chatglm.tiny_model import train_sentencepiece
+from tests.support.agent import ADDED, AGENT, agent_tokenizer
 from tests.support.toy import START, STOP, assistant, letter_tokenizer, user
 
-ADDED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<mine>"]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": "<tool_call>"}}}
 TOOL = {"type": "function", "function": {"name": "add", "description": "</tool_call><tool_response>"}}
-# In the manner of Qwen: calls inside the assistant's turn, results inside a user's, both in tokens that are not special.
-AGENT = (
-    "{% if tools %}<|im_start|>system\nwithin <tool_call></tool_call>:{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response>"
-    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}{% endif %}"
-    "{% for call in m.tool_calls %}{{ '\n' if m.content or not loop.first }}<tool_call>\n"
-    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def agent_tokenizer(template=AGENT, *, special=()):
-    tokenizer = letter_tokenizer(template)
-    tokenizer.add_tokens([AddedToken(text, special=text in special, normalized=False) for text in ADDED])
-    return tokenizer
 
 
 def render(chat_format, *messages, tools=()):
@@ -168,7 +153,7 @@ def test_a_control_token_that_would_form_only_in_the_tokenizer_does_not():
 
 
 def test_a_control_token_that_forms_in_a_tokenizer_of_which_there_is_no_copy_is_an_error(monkeypatch):
-    monkeypatch.setattr(ControlText, "_copy", lambda self: None)
+    monkeypatch.setattr(ControlTokenEncoder, "_copy", lambda self: None)
     tokenizer = letter_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken("<end>", special=True, normalized=True)])

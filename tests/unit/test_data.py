@@ -21,7 +21,7 @@ from components.data.sampler import Position, StepSampler, micro_batches
 from components.data.split import read_and_split
 from components.data.token_store import ROWS_PER_CHUNK, Entry, TokenStore, write_store
 from components.experiment.spec import BatchSpec, DataSpec
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training.evaluate import conversation_losses
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
@@ -242,11 +242,11 @@ def contents(store):
 def test_data_is_prepared_once_and_found_again(tmp_path, tokenizer):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(20))
     first = prepared(tmp_path, tokenizer)
-    files = {path: path.stat().st_mtime_ns for path in first.directory.local().iterdir()}
+    files = {path: path.stat().st_mtime_ns for path in first.directory.download().iterdir()}
     second = prepared(tmp_path, tokenizer)
     assert (first.reused, second.reused) == (False, True)
     assert (first.directory, first.counts, first.train_digest) == (second.directory, second.counts, second.train_digest)
-    assert {path: path.stat().st_mtime_ns for path in first.directory.local().iterdir()} == files
+    assert {path: path.stat().st_mtime_ns for path in first.directory.download().iterdir()} == files
     assert {path.name for path in files if path.name[0] != "."} == {"manifest.json", "train.arrow", "eval.arrow"}
     assert first.directory == folder_at(tmp_path / "storage" / "prepared" / first.digest)
 
@@ -266,7 +266,7 @@ def test_of_two_that_prepare_the_same_data_at_once_the_slower_takes_what_the_fas
     slower = prepared(tmp_path, tokenizer)
     assert slower.directory == faster[0].directory
     assert contents(slower.train) == contents(faster[0].train)
-    assert slower.directory.parent.names() == [slower.digest]
+    assert slower.directory.parent.list_names() == [slower.digest]
 
 
 def test_whatever_changes_a_token_changes_the_digest(tmp_path, tokenizer):
@@ -305,10 +305,14 @@ def test_the_split_is_salted_by_its_seed_and_loses_no_conversation(tmp_path, tok
 
 def test_a_given_eval_file_is_held_out_whole_and_equal_conversations_count_once(tmp_path, tokenizer):
     talks = toy_conversations(6)
-    reweighed = Conversation(messages=(*talks[0].messages[:-1], assistant(talks[0].messages[-1].content, loss=0.5)))
+    reweighed = Conversation(
+        messages=(*talks[0].messages[:-1], assistant(talks[0].messages[-1].content, loss_weight=0.5))
+    )
     (tmp_path / "train.jsonl").write_text(
         "\n".join(
-            json.dumps({"messages": [{"role": m.role, "content": m.content, "loss": m.loss} for m in talk.messages]})
+            json.dumps(
+                {"messages": [{"role": m.role, "content": m.content, "loss": m.loss_weight} for m in talk.messages]}
+            )
             for talk in [*talks, talks[3], talks[3], reweighed]
         )
     )

@@ -325,7 +325,7 @@ def test_branches_take_turns_only_if_their_workers_want_the_same_nodes(path):
 
 def test_a_range_of_workers_is_min_and_max(path):
     workers = load_experiment(path, ["resources.full.workers=[1, 2]"]).resources.full
-    assert (workers.fewest, workers.most, workers.elastic) == (1, 2, True)
+    assert (workers.min_workers, workers.max_workers, workers.elastic) == (1, 2, True)
     with pytest.raises(ExperimentError, match=r"resources.full: workers \[2, 1\] must be \[min, max\]"):
         load_experiment(path, ["resources.full.workers=[2, 1]"])
 

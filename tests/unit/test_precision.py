@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from components.conversations.messages import Message
 from components.data.batch import Batch
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.inference.generate import reply_to, stream_reply
 from components.models import attention_backend as attention
@@ -41,7 +41,7 @@ from components.planning.dry_run import MicroBatch, dry_run_step
 from components.training.evaluate import score
 from components.training.loss import ScoredModel
 from components.training.workers import UnfitWorkersError
-from tests.support.sessions import FULL, curve, prepared_toy, reports, session
+from tests.support.sessions import FULL, curve, reports, session
 
 SIZES = {
     "vocab_size": 96,
@@ -252,11 +252,6 @@ BF16 = FULL.model_copy(update={"precision": "bf16"})
 BF16_LORA = BF16.model_copy(update={"method": LoraMethod(rank=4, alpha=8.0)})
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
-
-
 def test_such_kernels_refuse_what_is_asked_outside_of_autocast(flash, toy):
     loaded = load_base(ModelSpec(path=str(toy[0]), attention="flash_attention_2"))
     with pytest.raises(RuntimeError, match="only support fp16 and bf16"):
@@ -301,7 +296,7 @@ def test_the_probe_of_packed_rows_is_not_misled_by_bf16(toy, tmp_path, method):
 
 def test_workers_without_the_package_say_so_for_all_trials_at_once(toy, tmp_path):
     of = session(toy, tmp_path, attention="flash_attention_2")
-    of.warm_up(BaseKind("fp32"))  # loads nothing, and says nothing: there is no trial yet to say it to
+    of.warm_up(BaseVariant("fp32"))  # loads nothing, and says nothing: there is no trial yet to say it to
     with pytest.raises(UnfitWorkersError) as caught:
         of.start("trial", BF16)
     assert str(caught.value) == (

@@ -13,15 +13,10 @@ from components.registry.promotion import Candidate, VerificationError, _make_mo
 from components.registry.verification import VerificationReport
 from components.tracking.mlflow_client import open_store
 from components.tracking.mlflow_runs import SearchRuns
-from tests.support.trials import MAX_TOKENS, Trials
+from tests.support.trials import MAX_TOKENS
 
 CONVERSATIONS = 60
 numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory):
-    return Trials(tmp_path_factory.mktemp("trials"))
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,10 @@ import math
 import pytest
 from rich.console import Console
 
-from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
+from components.experiment.spec import FullMethod
 from components.records.events import (
-    Clone,
     Extension,
-    Progress,
     Stop,
-    TrialEnded,
-    TrialInstructed,
-    TrialProgressed,
-    TrialStarted,
     replay,
 )
 from components.records.histories import TrialHistories
@@ -26,54 +20,9 @@ from components.reports.leaderboard import leaderboard, ranked, worker_seconds
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.summary import SearchSummary, probes_answered, trial_summaries
+from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000
-
-
-def started(number, method, workers=1, **varied):
-    return TrialStarted(
-        trial_id=f"t{number}",
-        number=number,
-        branch=method.kind,
-        spec=TrialSpec(method=method),
-        workers=workers,
-        varied=varied,
-        time=0.0,
-    )
-
-
-def progressed(number, tokens, loss, workers=1, checkpoint="somewhere"):
-    progress = Progress(
-        step=tokens // 10,
-        target_tokens=tokens,
-        epoch=0.5,
-        train_loss=loss + 0.1,
-        eval_loss=loss,
-        eval_num_targets=50,
-        tokens_per_second=100.0,
-        seconds=tokens / 100,
-        workers=workers,
-        worker_seconds=workers * tokens / 100,
-        checkpoint=checkpoint,
-    )
-    return TrialProgressed(trial_id=f"t{number}", progress=progress, slot="s", time=1.0)
-
-
-def ended(number, state, reason=""):
-    return TrialEnded(trial_id=f"t{number}", state=state, reason=reason, time=2.0)
-
-
-RECORDS = [
-    started(1, LoraMethod(rank=8), **{"method.rank": 8, "optimizer.learning_rate": 0.00012345}),
-    started(2, FullMethod(), workers=2, **{"optimizer.learning_rate": 0.5}),
-    started(3, FullMethod(), workers=2),
-    progressed(1, 500, 0.9),
-    progressed(2, 500, 0.7, workers=2),
-    progressed(1, 1000, 0.95),
-    ended(1, "completed"),
-    ended(2, "stopped", "the scheduler gave its place to others"),
-    ended(3, "failed", "ValueError: impossible"),
-]
 
 
 def shown(renderable):
@@ -131,38 +80,29 @@ def test_without_a_terminal_every_event_is_one_line():
     assert len(lines) == len(RECORDS)
 
 
-def told(number, instruction, request_id):
-    return TrialInstructed(
-        trial_id=f"t{number}", instruction=instruction, request_id=request_id, by="ann@desk", time=3.0
-    )
-
-
-CLONE = Clone(
-    trial_id="t4", number=4, branch="full", spec=TrialSpec(method=FullMethod()), varied={"seed": 1}, warm_from="a"
-)
-DIRECTED = [
+INSTRUCTED = [
     *RECORDS[:5],
-    told(1, Extension(target_tokens=2000, from_step=51), "1"),
-    told(2, CLONE, "2"),
-    told(2, Stop(), "3"),
+    instructed(1, Extension(target_tokens=2000, from_step=51), "1"),
+    instructed(2, CLONE, "2"),
+    instructed(2, Stop(), "3"),
     ended(2, "stopped", "stopped by ann@desk"),
     started(4, FullMethod()).model_copy(update={"parent": "t2", "warm_from": "a"}),
 ]
 
 
 def test_the_leaderboard_shows_who_was_extended_and_who_was_cloned():
-    lines = shown(leaderboard(replay(DIRECTED).values(), budget=BUDGET)).splitlines()
+    lines = shown(leaderboard(replay(INSTRUCTED).values(), budget=BUDGET)).splitlines()
     assert "500 (25% of 2,000)" in lines[1]
     assert "500 (50%)" in lines[2]
     assert "full (warm clone of 2)" in lines[4]
 
 
-def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials():
+def test_each_instruction_is_a_line_and_clones_count_as_trials():
     console = Console(file=io.StringIO(), width=40)
     histories = TrialHistories()
     with LiveView(console, histories, planned=3, budget=BUDGET) as live:
         histories.subscribe(live.show)
-        for event in DIRECTED:
+        for event in INSTRUCTED:
             histories.record(event)
     lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
     assert lines[5:] == [
@@ -174,8 +114,8 @@ def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials()
     ]
 
 
-def test_a_record_told_twice_counts_once():
-    histories = replay([*DIRECTED, *DIRECTED[5:8]])
+def test_an_event_that_comes_twice_counts_once():
+    histories = replay([*INSTRUCTED, *INSTRUCTED[5:8]])
     assert [len(history.instructions) for history in histories.values()] == [1, 2, 0, 0]
     assert [clone.number for clone in histories["t2"].clones] == [4]
     assert [history.budget(BUDGET) for history in histories.values()] == [2000, 1000, 1000, 1000]

@@ -9,24 +9,12 @@ from components.experiment.errors import ExperimentError
 from components.experiment.load import load_experiment
 from components.experiment.spec import ModelSpec
 from components.models.base.load import resolve_model
-from components.storage import lease
+from components.storage import lease, retry
 from components.storage import node_cache as cache
-from components.storage import retry as patience
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.storage.retry import StorageError
 from tests.support.servers import S3Server
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.client_environment().items():
-            patch.setenv(name, value)
-        yield server
-    server.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +27,12 @@ def folder(request, tmp_path):
     """A folder that does not exist yet, on each kind of storage."""
     if request.param == "disk":
         return folder_at(tmp_path / "storage" / "folder")
-    return folder_at(f"s3://{request.getfixturevalue('server').bucket}/{tmp_path.name}/folder")
+    return folder_at(f"s3://{request.getfixturevalue('s3_server').bucket}/{tmp_path.name}/folder")
 
 
 @pytest.fixture
-def bucket(server, tmp_path):
-    return folder_at(f"s3://{server.bucket}/{tmp_path.name}")
+def bucket(s3_server, tmp_path):
+    return folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}")
 
 
 def two_files(target):
@@ -59,30 +47,30 @@ def files_in(directory):
     }
 
 
-def test_a_uri_may_end_with_a_slash_and_say_more_about_its_server(server, tmp_path):
-    host = server.uri.removeprefix("http://")
-    folder = folder_at(f"s3://{server.bucket}/{tmp_path.name}/?scheme=http&endpoint_override={host}")
+def test_a_uri_may_end_with_a_slash_and_say_more_about_its_server(s3_server, tmp_path):
+    host = s3_server.uri.removeprefix("http://")
+    folder = folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}/?scheme=http&endpoint_override={host}")
     (folder / "deep").write_text("a", "1")
-    assert folder_at(f"s3://{server.bucket}/{tmp_path.name}/deep").read_text("a") == "1"
+    assert folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}/deep").read_text("a") == "1"
     assert ((folder / "deep").parent, (folder / "deep").name) == (folder, "deep")
 
 
 def test_a_small_file_is_read_back_and_replaced(folder):
-    assert (folder.names(), folder.has("a.json")) == ([], False)
+    assert (folder.list_names(), folder.has_file("a.json")) == ([], False)
     with pytest.raises(FileNotFoundError):
         folder.read_text("a.json")
     folder.write_text("a.json", "one")
     folder.write_text("a.json", "你好")
     (folder / "b").write_text("c.json", "")
-    assert (folder.read_text("a.json"), folder.names(), folder.has("b")) == ("你好", ["a.json", "b"], False)
+    assert (folder.read_text("a.json"), folder.list_names(), folder.has_file("b")) == ("你好", ["a.json", "b"], False)
 
 
 def test_a_filled_folder_is_whole_and_comes_back_as_it_was(folder):
-    assert not folder.is_whole()
-    folder.fill(two_files)
-    assert folder.is_whole()
-    folder.forget_local()  # on a remote storage: so that it has to travel
-    assert files_in(folder.local()) == {"deep/weights.bin": b"w" * 100_000, "state.json": b"{}"}
+    assert not folder.is_complete()
+    folder.publish(two_files)
+    assert folder.is_complete()
+    folder.evict()  # on a remote storage: so that it has to travel
+    assert files_in(folder.download()) == {"deep/weights.bin": b"w" * 100_000, "state.json": b"{}"}
 
 
 def test_a_folder_whose_filling_failed_is_not_there(folder):
@@ -91,60 +79,60 @@ def test_a_folder_whose_filling_failed_is_not_there(folder):
         raise ValueError("no room")
 
     with pytest.raises(ValueError, match="no room"):
-        folder.fill(fail)
-    assert (folder.is_whole(), folder.parent.names()) == (False, [])
+        folder.publish(fail)
+    assert (folder.is_complete(), folder.parent.list_names()) == (False, [])
 
 
 def test_a_file_discarded_leaves_the_others_whole(folder):
-    folder.fill(two_files)
-    folder.discard("state*.json")
-    assert folder.is_whole()
-    assert files_in(folder.local()) == {"deep/weights.bin": b"w" * 100_000}
+    folder.publish(two_files)
+    folder.delete_matching("state*.json")
+    assert folder.is_complete()
+    assert files_in(folder.download()) == {"deep/weights.bin": b"w" * 100_000}
 
 
 def test_a_removed_folder_is_gone(folder):
-    folder.fill(two_files)
-    folder.remove()
-    folder.remove()  # is no error
-    assert (folder.is_whole(), folder.names()) == (False, [])
+    folder.publish(two_files)
+    folder.delete()
+    folder.delete()  # is no error
+    assert (folder.is_complete(), folder.list_names()) == (False, [])
 
 
 def test_lines_are_read_in_the_order_they_were_written_by_one_writer_after_another(folder):
-    log = folder.log("log")
+    log = folder.append_log("log")
     assert log.read() == []
     for number in range(12):
         log.append(f"{number}")
     log.close()
-    later = folder.log("log")
+    later = folder.append_log("log")
     later.append("later")
     assert [line.decode() for line in later.read()] == [*map(str, range(12)), "later"]
-    assert folder.log("log").read() == later.read()
+    assert folder.append_log("log").read() == later.read()
 
 
 def test_a_remote_folder_is_whole_once_every_writer_has_said_so(bucket, tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "part_1").write_text("1")
     bucket.upload(tmp_path / "own", part=1, of=2)
-    assert not bucket.is_whole()
+    assert not bucket.is_complete()
     with pytest.raises(FileNotFoundError, match="not whole"):
-        bucket.local()
+        bucket.download()
     (tmp_path / "own" / "part_1").rename(tmp_path / "own" / "part_0")
     bucket.upload(tmp_path / "own", part=0, of=2)
-    assert files_in(bucket.local()) == {"part_0": b"1", "part_1": b"1"}
+    assert files_in(bucket.download()) == {"part_0": b"1", "part_1": b"1"}
 
 
 def test_a_damaged_object_is_refused_by_its_name_and_says_the_way_out(bucket):
-    bucket.fill(two_files)
-    bucket.forget_local()
+    bucket.publish(two_files)
+    bucket.evict()
     (bucket / "deep").write_text("weights.bin", "w" * 99_999 + "x")
     with pytest.raises(StorageError, match=r"weights.bin is damaged: 100000 bytes .* delete that folder") as refused:
-        bucket.local()
+        bucket.download()
     assert str(bucket) in str(refused.value)
 
 
 def test_many_processes_of_a_node_bring_a_folder_once(bucket, monkeypatch):
-    bucket.fill(two_files)
-    bucket.forget_local()
+    bucket.publish(two_files)
+    bucket.evict()
     brought, download = [], type(bucket)._download
 
     def counted(folder, target):
@@ -152,7 +140,7 @@ def test_many_processes_of_a_node_bring_a_folder_once(bucket, monkeypatch):
         download(folder, target)
 
     monkeypatch.setattr(type(bucket), "_download", counted)
-    threads = [threading.Thread(target=bucket.local) for _ in range(4)]
+    threads = [threading.Thread(target=bucket.download) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -169,18 +157,18 @@ def test_what_dead_processes_left_in_the_outbox_is_removed():
     assert {path.name.rsplit(".", 1)[0] for path in cache.new_scratch().parent.iterdir()} == {f"{host}.{own}"}
 
 
-def test_while_the_server_is_away_we_wait_and_then_say_so(server, bucket, monkeypatch):
-    server.kill()
+def test_while_the_server_is_away_we_wait_and_then_say_so(s3_server, bucket, monkeypatch):
+    s3_server.kill()
     with monkeypatch.context() as patch:
-        patch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+        patch.setattr(retry, "MAX_RETRY_SECONDS", 0.0)
         with pytest.raises(
             StorageError, match=r"the storage has been away for 0 seconds \(NETWORK_CONNECTION.*go on with --resume"
         ):
             bucket.write_text("a", "1")
     # This server forgets its bucket with its process, and has it again a moment after it answers. A missing bucket is
     # final otherwise.
-    monkeypatch.setattr(patience, "FINAL", ())
-    back = threading.Timer(1.0, server.start)
+    monkeypatch.setattr(retry, "PERMANENT_ERRORS", ())
+    back = threading.Timer(1.0, s3_server.start)
     back.start()
     bucket.write_text("a", "1")
     assert bucket.read_text("a") == "1"
@@ -189,18 +177,18 @@ def test_while_the_server_is_away_we_wait_and_then_say_so(server, bucket, monkey
 
 def test_a_lease_keeps_a_second_driver_out_and_ends_with_its_holder(bucket, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.1)
     held = bucket.lock("lock")
     with pytest.raises(BlockingIOError):
         bucket.lock("lock")
     held.close()
-    assert bucket.names() == []
+    assert bucket.list_names() == []
     bucket.lock("lock").close()
 
 
 def test_a_lease_that_nobody_renews_is_taken_over_and_the_late_holder_ends(bucket, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.5)
     ended = threading.Event()
     monkeypatch.setattr(lease._thread, "interrupt_main", ended.set)
@@ -209,7 +197,7 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_the_late_holder_ends(bucke
     bucket.write_text("lock", '{"holder": "somebody else", "host": "another machine", "process": 1}')
     assert ended.wait(30)
     held.close()
-    assert bucket.has("lock")  # the other's
+    assert bucket.has_file("lock")  # the other's
 
 
 @pytest.mark.parametrize(
@@ -247,9 +235,9 @@ def test_a_model_and_conversations_come_from_a_bucket_by_their_uris(bucket, tmp_
 
 def test_a_bucket_that_is_not_there_or_not_ours_is_an_error_at_once(bucket, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="NO_SUCH_BUCKET: The specified bucket does not exist"):
-        folder_at("s3://nowhere/x").probe()
-    bucket.probe()
-    assert bucket.names() == []
+        folder_at("s3://nowhere/x").check_access()
+    bucket.check_access()
+    assert bucket.list_names() == []
     strict = S3Server(tmp_path, strict=True)
     try:
         strict.start()
@@ -257,6 +245,6 @@ def test_a_bucket_that_is_not_there_or_not_ours_is_an_error_at_once(bucket, tmp_
         with pytest.raises(
             StorageError, match="INVALID_ACCESS_KEY_ID: The AWS Access Key Id you provided does not exist"
         ):
-            folder_at(f"s3://{strict.bucket}/x").probe()
+            folder_at(f"s3://{strict.bucket}/x").check_access()
     finally:
         strict.kill()

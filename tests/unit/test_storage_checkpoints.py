@@ -5,45 +5,35 @@ import threading
 import pytest
 import torch
 
-from components.cluster.driver.checkpoint_retention import listen
-from components.cluster.driver.trial_control import TrialController, direct
+from components.cluster.driver.checkpoint_retention import CheckpointRetention
 from components.cluster.slots.context import SearchContext
-from components.cluster.slots.resume import furthest_whole, resume_point
-from components.cluster.slots.worker import _go_on
+from components.cluster.slots.resume import latest_complete, resume_point
+from components.cluster.slots.worker import resume_from
 from components.experiment.load import load_experiment
+from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
-from components.records.events import Interim, Progress
+from components.records.events import Interim, Progress, TrialEnded, TrialProgressed, TrialStarted
+from components.records.histories import TrialHistories
 from components.registry.resolve import load_by_name
-from components.storage.background_upload import Uploads
-from components.storage.base import folder_at
-from components.storage.object_store import RemoteFolder
+from components.storage.background_upload import BackgroundUpload
+from components.storage.object_store import ObjectStoreFolder
+from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
-from tests.support.servers import S3Server
-from tests.support.sessions import FULL, curve, prepared_toy, reports, session
-from tests.unit.test_checkpoint import ThreadWorker, write_own_file
+from tests.support.sessions import FULL, curve, reports, session
+from tests.support.thread_workers import ThreadWorker, write_own_file
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = S3Server(tmp_path_factory.mktemp("s3"))
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.client_environment().items():
-            patch.setenv(name, value)
-        patch.setenv("TURNWISE_CACHE", str(server.folder / "cache"))
-        server.start()
-        yield server
-    server.kill()
+        patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
-def bucket(server, tmp_path):
-    return folder_at(f"s3://{server.bucket}/{tmp_path.name}")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
+def bucket(s3_server, tmp_path):
+    return folder_at(f"s3://{s3_server.bucket}/{tmp_path.name}")
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +45,13 @@ def whole(toy, tmp_path_factory):
 @pytest.fixture
 def held(monkeypatch):
     """Uploads wait until it is set."""
-    gate, upload = threading.Event(), RemoteFolder.upload
+    gate, upload = threading.Event(), ObjectStoreFolder.upload
 
     def later(folder, source, **parts):
         assert gate.wait(60)
         upload(folder, source, **parts)
 
-    monkeypatch.setattr(RemoteFolder, "upload", later)
+    monkeypatch.setattr(ObjectStoreFolder, "upload", later)
     yield gate
     gate.set()
 
@@ -70,13 +60,13 @@ def test_training_goes_on_while_a_checkpoint_is_on_its_way_and_ends_when_the_las
     of = session(toy, bucket)
     of.start("trial", FULL)
     first = of.advance()  # returns although nothing arrives
-    assert not folder_at(first.checkpoint).is_whole()
+    assert not folder_at(first.checkpoint).is_complete()
     threading.Timer(1.0, held.set).start()
     second = of.advance()
-    assert folder_at(first.checkpoint).is_whole()
+    assert folder_at(first.checkpoint).is_complete()
     last = of.advance()
     assert last.done
-    assert folder_at(last.checkpoint).is_whole()
+    assert folder_at(last.checkpoint).is_complete()
     assert curve([first, second, last]) == curve(whole)
 
 
@@ -85,20 +75,20 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     of.start("trial", FULL)
     first, second = of.advance(), of.advance()
     of.settle()
-    folder_at(second.checkpoint).delete("digests.0-of-1.json")  # its writer died before the last word
-    assert furthest_whole(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
+    folder_at(second.checkpoint).delete_file("digests.0-of-1.json")  # its writer died before the last word
+    assert latest_complete(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
     later = session(toy, bucket)
     later.start("trial", FULL)
-    _go_on(later, second.checkpoint, OneWorker(), ())
+    resume_from(later, second.checkpoint, OneWorker(), ())
     last = later.advance()
     assert curve([first, second, last]) == curve(whole)
-    assert folder_at(second.checkpoint).is_whole()  # it was trained again, and has arrived this time
+    assert folder_at(second.checkpoint).is_complete()  # it was trained again, and has arrived this time
 
 
 def test_a_trial_whose_first_checkpoint_never_arrived_begins_again_and_ends_bit_equal(toy, whole, bucket):
     later = session(toy, bucket)
     later.start("trial", FULL)
-    _go_on(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
+    resume_from(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
     assert curve([later.advance(), later.advance()])[-1] == curve(whole)[-1]
 
 
@@ -107,12 +97,12 @@ def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, buc
     of.start("trial", FULL)
     interim = of.advance(lambda: True)
     assert isinstance(interim, Interim)
-    assert folder_at(interim.checkpoint).is_whole()
+    assert folder_at(interim.checkpoint).is_complete()
     assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
 
 
 def test_several_workers_send_their_own_files_and_the_checkpoint_is_whole_with_the_last_of_them(bucket):
-    folder, together, uploads = bucket / "step_1", threading.Barrier(2), [Uploads(), Uploads()]
+    folder, together, uploads = bucket / "step_1", threading.Barrier(2), [BackgroundUpload(), BackgroundUpload()]
     folder.write_text("digests.0-of-1.json", '{"files": {}}')  # of an earlier attempt, by one worker
 
     def work(rank):
@@ -126,8 +116,8 @@ def test_several_workers_send_their_own_files_and_the_checkpoint_is_whole_with_t
         thread.join()
     for upload in uploads:
         upload.wait()
-    assert folder.names() == ["digests.0-of-2.json", "digests.1-of-2.json", "worker_0", "worker_1"]
-    assert sorted(path.name for path in folder.local().iterdir()) == ["worker_0", "worker_1"]
+    assert folder.list_names() == ["digests.0-of-2.json", "digests.1-of-2.json", "worker_0", "worker_1"]
+    assert sorted(path.name for path in folder.download().iterdir()) == ["worker_0", "worker_1"]
 
 
 def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
@@ -137,21 +127,25 @@ def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
         search_id=bucket.name,
         folder=bucket,
         prepared=bucket / "prepared",
+        budget=100,
         pad_token_id=0,
         base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
-    direct(TrialController(context, None, print, {}, None, budget=100))
-    listener = listen(context, print, {})
+    histories = TrialHistories()
+    histories.subscribe(CheckpointRetention(context, histories).update)
+    started = {"number": 1, "branch": "lora", "spec": TrialSpec(), "workers": 1, "varied": {}}
+    histories.record(TrialStarted(trial_id="trial", time=0.0, **started))
     trial, standing = context.checkpoints / "trial", []
     for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
         checkpoint = trial / f"step_{step:06d}"
         checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
-        listener.collect("trial", progress(step, eval_loss, str(checkpoint)))
-        standing.append([name[-1] for name in trial.names()])
+        reported = progress(step, eval_loss, str(checkpoint))
+        histories.record(TrialProgressed(trial_id="trial", progress=reported, slot="s", time=1.0))
+        standing.append([name[-1] for name in trial.list_names()])
     # The best, the last that has surely arrived, and the one that may be on its way.
     assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
-    listener.collect_ended("trial")
-    assert trial.names() == ["step_000002"]
+    histories.record(TrialEnded(trial_id="trial", state="completed", time=2.0))
+    assert trial.list_names() == ["step_000002"]
 
 
 def progress(step, eval_loss, checkpoint):

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from components.cluster.driver.trial_control import direct
-from components.cluster.scheduling.elastic import ElasticAsha
-from components.cluster.scheduling.scheduler import scheduler
-from components.cluster.scheduling.successive_halving import Halving
+from components.cluster.driver.trial_control import attached
+from components.cluster.scheduling.scheduler import make_scheduler
+from components.cluster.scheduling.successive_halving import Halving, SuccessiveHalving
+from components.cluster.slots.slot_result import ExitReason, SlotResult
+from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.records.events import (
     Clone,
@@ -191,20 +192,22 @@ def test_branches_have_brackets_of_their_own_unless_told_otherwise():
 
 def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():
     """Tune restores schedulers as they were before the first trial: rungs kept inside would be empty."""
-    asha = pickle.loads(pickle.dumps(scheduler(experiment(), BUDGET, "resumed")))
-    assert isinstance(asha, ElasticAsha)
+    asha = pickle.loads(pickle.dumps(make_scheduler(experiment(), BUDGET, "resumed")))
+    assert isinstance(asha.base, SuccessiveHalving)
     histories = replay([started("a"), reported("a", 100, 1.0), started("b"), started("c", branch="full")])
-    direct(SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories))
+    controller = SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories)
 
-    def decision(trial_id, loss, leave=None):
-        trial = SimpleNamespace(trial_id=trial_id, config={"trial": {**CONFIG, "branch": "lora"}})
-        result = {"target_tokens": 100, "eval_loss": loss, "leave": leave}
-        return asha.on_trial_result(None, trial, result)
+    def decision(trial_id, loss, exit_reason=None):
+        trial = SimpleNamespace(trial_id=trial_id, config=CONFIG.to_tune())
+        progress = reported(trial_id, 100, loss).progress
+        result = SlotResult(slot="s", progress=progress, exit_reason=exit_reason).to_tune()
+        with attached(controller):
+            return asha.on_trial_result(None, trial, result)
 
     assert decision("b", 2.0) == TrialScheduler.STOP
     assert decision("b", 0.5) == TrialScheduler.CONTINUE
     assert decision("c", 2.0) == TrialScheduler.CONTINUE
-    assert decision("b", 2.0, leave="stop") == TrialScheduler.NOOP
+    assert decision("b", 2.0, exit_reason=ExitReason.STOP) == TrialScheduler.NOOP
 
 
-CONFIG = {"number": 1, "varied": {}, "spec": TrialSpec().model_dump(mode="json"), "parent": None, "warm_from": None}
+CONFIG = TrialConfig(number=1, branch="lora", varied={}, spec=TrialSpec())

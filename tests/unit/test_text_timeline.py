@@ -4,7 +4,7 @@ from components.experiment.spec import LoraMethod
 from components.records.events import TrialEnded
 from components.records.slot_timeline import SlotInterval, slot_intervals
 from components.reports.text_timeline import TimelineBar, TimelineRow, timeline_text
-from tests.unit.test_reports import progressed, started
+from tests.support.three_trials import progressed, started
 
 
 def test_rows_share_one_axis_and_what_is_short_is_still_seen():

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import mlflow.pyfunc
 import pytest
-import torch
 from mlflow.types.llm import ToolDefinition
 
 from components.conversations.canonical_tools import canonical_call, canonical_tool
@@ -18,29 +17,10 @@ from components.models.chatglm.tiny_model import train_sentencepiece
 from components.registry.probes import Probe
 from components.registry.promotion import save_packaged
 from components.registry.verification import _shown
+from tests.support.agent import AGENT, CALL, ROWS, TOOL, agent_tokenizer, speak
 from tests.support.toy import assistant, user
 from tests.support.trials import Trials
-from tests.unit.test_control_tokens import AGENT, agent_tokenizer
 
-# As people write it: keys in JSON schema's usual order, arguments as a JSON text.
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "adds",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "b": {"type": "integer", "description": "the second"},
-                "a": {"type": "array", "items": {"type": "integer"}},
-                "unit": {"type": "string", "enum": ["m", "ft"]},
-            },
-            "required": ["b", "a"],
-        },
-    },
-}
-ARGUMENTS = {"b": 2, "a": [1, 2], "unit": "m"}
-CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": json.dumps(ARGUMENTS)}}
 RECORD = {
     "messages": [
         {"role": "system", "content": "be kind"},
@@ -51,7 +31,6 @@ RECORD = {
     ],
     "tools": [TOOL],
 }
-ROWS = 400  # as many as any of the tokenizers below has tokens
 FORMATS = ["template", "chatml", "chatglm3", "chatglm3_base_tuning"]
 
 
@@ -74,22 +53,6 @@ def formats(tmp_path_factory):
         "chatglm3": load_chat_format(glm, "chatglm3"),
         "chatglm3_base_tuning": load_chat_format(glm, "chatglm3_base_tuning"),
     }
-
-
-def speak(monkeypatch, model, *answers):
-    """Makes a model say these tokens, one answer after another. Returns the prompts that it got, as it gets them."""
-    prompts = []
-
-    def generate(*, input_ids, streamer=None, **settings):
-        prompts.append(input_ids[0].tolist())
-        said = answers[min(len(prompts), len(answers)) - 1]
-        if streamer is not None:
-            for made in ([prompts[-1]], *([token] for token in said)):
-                streamer.put(torch.tensor(made))
-        return torch.tensor([[*prompts[-1], *said]])
-
-    monkeypatch.setattr(model, "generate", generate)
-    return prompts
 
 
 @pytest.fixture

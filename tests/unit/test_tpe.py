@@ -10,14 +10,17 @@ from optuna.trial import TrialState
 from ray.tune import Trainable
 from ray.tune.experiment import Experiment
 from ray.tune.search import ConcurrencyLimiter
+from ray.tune.utils import flatten_dict
 
 from components.cluster.capacity.node_types import ClusterCapacity, NodeType
-from components.cluster.driver.trial_control import direct
+from components.cluster.driver.trial_control import attached
 from components.cluster.scheduling.search_space import search_algorithm
 from components.cluster.scheduling.tpe import BranchedTpe, random_only, startup_trials
 from components.cluster.scheduling.warnings import check_rungs, remarks
+from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
+from components.records.events import Progress
 
 BUDGET = 1000
 BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
@@ -40,15 +43,20 @@ def experiment(trials=24, space=SPACE, budget=BUDGET, evaluations=4, **search):
     )
 
 
-def result(target_tokens, eval_loss, *, failed=None, diverged=None, leave=None):
-    """As slot.py makes it and Tune flattens it."""
-    return {
-        "target_tokens": target_tokens,
-        "eval_loss": eval_loss,
-        "failed": failed,
-        "leave": leave,
-        "progress/diverged": diverged,
-    }
+def result(target_tokens, eval_loss, *, failure=None, diverged=None, exit_reason=None):
+    """As a slot makes it and Tune flattens it."""
+    progress = Progress(
+        step=1,
+        target_tokens=target_tokens,
+        epoch=0.0,
+        train_loss=1.0,
+        eval_loss=eval_loss,
+        eval_num_targets=1,
+        tokens_per_second=1.0,
+        seconds=1.0,
+        diverged=diverged,
+    )
+    return flatten_dict(SlotResult(slot="s", progress=progress, failure=failure, exit_reason=exit_reason).to_tune())
 
 
 def distance(branch, learning_rate):
@@ -137,7 +145,7 @@ def test_a_diverged_trial_is_worse_than_any_that_was_stopped_and_the_sooner_the_
 
 
 def test_a_configuration_that_cannot_be_trained_is_the_worst():
-    assert told_of(result(0, math.inf, failed="no such module")) == (TrialState.PRUNED, None, {}, 1.0)
+    assert told_of(result(0, math.inf, failure="no such module")) == (TrialState.PRUNED, None, {}, 1.0)
 
 
 def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
@@ -152,7 +160,7 @@ def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
 def test_a_trial_that_leaves_its_node_has_not_reported():
     searcher = BranchedTpe(experiment(), BUDGET)
     searcher.suggest("a")
-    searcher.on_trial_result("a", result(0, 1.0, leave="move"))
+    searcher.on_trial_result("a", result(0, 1.0, exit_reason=ExitReason.PREEMPTED))
     searcher.on_trial_complete("a", error=True)
     assert searcher._studies["lora"].trials[0].state == TrialState.FAIL
 
@@ -209,7 +217,13 @@ class Untrained(Trainable):
 def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_path):
     """With Tune's own generator and state files; `clone` has been asked for by a person."""
     context, clones = SimpleNamespace(search_id="saved"), {"clone": None}
-    direct(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None))
+    with attached(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None)):
+        studies = studies_of_a_resumed_search(tmp_path)
+    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
+    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
+
+
+def studies_of_a_resumed_search(tmp_path):
     search = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
     search.add_configurations([Experiment("tune", run=Untrained, num_samples=8, storage_path=str(tmp_path))])
     first, second = search.next_trial(), search.next_trial()
@@ -221,9 +235,7 @@ def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_p
     resumed.restore_from_dir(str(tmp_path))
     resumed.on_trial_complete(second.trial_id, result(1001, 2.0))
     assert resumed.next_trial().config["trial"]["number"] == 3
-    studies = resumed.searcher.searcher._studies
-    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
-    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
+    return resumed.searcher.searcher._studies
 
 
 def test_a_searcher_ends_with_the_trials_of_the_search():
@@ -244,8 +256,8 @@ def test_one_trial_at_a_time_waits_for_the_result_of_the_one_before():
 
 
 def room(cpus):
-    kind = NodeType(name="here", most=1, resources={"CPU": float(cpus)}, head=True)
-    return ClusterCapacity(types=(kind,), most_workers=0, grows=False)
+    kind = NodeType(name="here", max_count=1, resources={"CPU": float(cpus)}, head=True)
+    return ClusterCapacity(types=(kind,), max_nodes=0, grows=False)
 
 
 def test_a_small_search_that_looks_at_results_is_not_remarked_upon():

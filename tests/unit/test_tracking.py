@@ -1,45 +1,31 @@
 """What happened reaches the disk first and MLflow once, whatever dies in between."""
 
-import contextlib
-import http.client
 import json
-import logging
 import math
 import os
 import re
 import socket
 import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
 
 from components.experiment.spec import (
-    DataSpec,
-    ExperimentSpec,
     LoraMethod,
-    ModelSpec,
-    SearchSpec,
     TrackingSpec,
     TrialSpec,
 )
 from components.records.events import (
     Clone,
     Extension,
-    Progress,
-    StepMetrics,
     Stop,
-    TrialEnded,
     TrialInstructed,
-    TrialProgressed,
-    TrialStarted,
     replay,
 )
 from components.records.journal import JOURNAL, Journal
 from components.records.manifest import SearchManifest, searches_in
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_client import (
     check_tracking,
@@ -49,91 +35,16 @@ from components.tracking.mlflow_client import (
     without_secrets,
 )
 from components.tracking.mlflow_runs import SearchRuns
-from tests.support.servers import MlflowServer, until
-
-
-def experiment(name="toy", **fields):
-    return ExperimentSpec(
-        name=name,
-        model=ModelSpec(path="model"),
-        data=DataSpec(train="conversations.jsonl"),
-        search=SearchSpec(space={"lora": {"method": {"kind": "lora"}}}),
-        **fields,
-    )
-
-
-def started(trial_id="t1", *, number=1, at=100.0, spec=None, branch="lora"):
-    spec = spec or TrialSpec(method=LoraMethod(rank=4))
-    return TrialStarted(trial_id=trial_id, number=number, branch=branch, spec=spec, workers=1, varied={}, time=at)
-
-
-def progressed(trial_id="t1", *, last, eval_loss, at, first=1, loss=2.0, checkpoint=None, slot="slot_a"):
-    """A report after the steps first..last, each of ten targets and one second, the last of which ended at `at`."""
-    steps = tuple(
-        StepMetrics(
-            step=step,
-            target_tokens=10 * step,
-            loss=loss / step,
-            learning_rate=0.1,
-            grad_norm=1.0,
-            seconds=float(step),
-            time=at - last + step,
-        )
-        for step in range(first, last + 1)
-    )
-    progress = Progress(
-        step=last,
-        target_tokens=10 * last,
-        epoch=last / 4,
-        train_loss=loss,
-        eval_loss=eval_loss,
-        eval_num_targets=7,
-        tokens_per_second=20.0,
-        seconds=float(last),
-        steps=steps,
-        checkpoint=checkpoint,
-    )
-    return TrialProgressed(trial_id=trial_id, progress=progress, slot=slot, time=at)
-
-
-def ended(trial_id="t1", *, state="completed", reason="", at=200.0):
-    return TrialEnded(trial_id=trial_id, state=state, reason=reason, time=at)
-
-
-ONE_TRIAL = [
-    started(),
-    progressed(first=1, last=2, eval_loss=1.5, at=110.0, checkpoint="/c/2"),
-    progressed(first=3, last=4, eval_loss=1.25, at=120.0, checkpoint="/c/4"),
-    ended(),
-]
-# (step, value, milliseconds) by metric, as ONE_TRIAL says it.
-ITS_POINTS = {
-    "train/step_loss": [(1, 2.0, 109_000), (2, 1.0, 110_000), (3, 2 / 3, 119_000), (4, 0.5, 120_000)],
-    "train/learning_rate": [(1, 0.1, 109_000), (2, 0.1, 110_000), (3, 0.1, 119_000), (4, 0.1, 120_000)],
-    "train/grad_norm": [(1, 1.0, 109_000), (2, 1.0, 110_000), (3, 1.0, 119_000), (4, 1.0, 120_000)],
-    "train/target_tokens": [(1, 10.0, 109_000), (2, 20.0, 110_000), (3, 30.0, 119_000), (4, 40.0, 120_000)],
-    "train/loss": [(2, 2.0, 110_000), (4, 2.0, 120_000)],
-    "train/tokens_per_second": [(2, 20.0, 110_000), (4, 20.0, 120_000)],
-    "train/seconds": [(2, 2.0, 110_000), (4, 4.0, 120_000)],
-    "train/epoch": [(2, 0.5, 110_000), (4, 1.0, 120_000)],
-    "eval/loss": [(2, 1.5, 110_000), (4, 1.25, 120_000)],
-    "eval/best_loss": [(2, 1.5, 110_000), (4, 1.25, 120_000)],
-    "eval/num_targets": [(2, 7.0, 110_000), (4, 7.0, 120_000)],
-}
-
-
-def points_of(client, run_id):
-    """(step, value, milliseconds) by metric, twins included."""
-    keys = client.get_run(run_id).data.metrics
-    histories = {key: client.get_metric_history(run_id, key) for key in keys if not key.startswith("system/")}
-    return {
-        key: sorted((point.step, point.value, point.timestamp) for point in points) for key, points in histories.items()
-    }
-
-
-def children_of(client, parent_id):
-    experiment_id = client.get_run(parent_id).info.experiment_id
-    return client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent_id}'")
+from tests.support.one_trial import (
+    ITS_POINTS,
+    ONE_TRIAL,
+    children_of,
+    ended,
+    experiment,
+    points_of,
+    progressed,
+    started,
+)
 
 
 def tell(runs, records):
@@ -158,20 +69,6 @@ def runs(sqlite, request):
         return SearchRuns(open_store(sqlite), sqlite, experiment(name, **fields), search_id)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("server"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-def connection(uri, name, search_id="search-1"):
-    return lambda: SearchRuns(open_store(uri), uri, experiment(name), search_id)
 
 
 # The journal
@@ -560,139 +457,6 @@ def test_a_mirror_that_broke_owes_everything_it_did_not_deliver(tmp_path):
         mirror.append(record)
     assert mirror.close() == 4
     assert Journal(folder_at(tmp_path)).read() == ONE_TRIAL
-
-
-@pytest.mark.end_to_end
-def test_a_server_killed_midway_and_started_again_has_everything_once(server, tmp_path, caplog):
-    mirror = JournalSync(Journal(folder_at(tmp_path)), connection(server.uri, "killed"), system_metrics=False)
-    for record in ONE_TRIAL[:2]:
-        mirror.append(record)
-    until(lambda: mirror._settled == 2, 30)
-    server.kill()
-    for record in ONE_TRIAL[2:]:
-        mirror.append(record)  # returns though nobody answers
-    until(lambda: caplog.records, 30)
-    assert mirror._settled == 2
-    server.start()
-    until(lambda: mirror._settled == 4, 30)
-    assert mirror.close() == 0
-    runs = connection(server.uri, "killed")()
-    (child,) = children_of(runs.client, runs.parent_id)
-    assert points_of(runs.client, child.info.run_id) == ITS_POINTS
-    assert child.info.status == "FINISHED"
-    away, back = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert re.match(r"MLflow is away \(Connection (refused|reset by peer)\); the journal /", away.message)
-    assert back.message.startswith("MLflow is back")
-
-
-@pytest.mark.end_to_end
-def test_what_a_driver_still_owed_is_delivered_by_the_next_one(server, tmp_path):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        nobody = f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}"
-        mirror = JournalSync(Journal(folder_at(tmp_path)), connection(nobody, "owed"))
-        for record in ONE_TRIAL[:3]:
-            mirror.append(record)
-        assert mirror.close(patience_seconds=0.5) == 3
-    resumed = JournalSync(Journal(folder_at(tmp_path)), connection(server.uri, "owed"), system_metrics=False)
-    resumed.append(ONE_TRIAL[3])
-    assert resumed.close() == 0
-    again = JournalSync(Journal(folder_at(tmp_path)), connection(server.uri, "owed"), system_metrics=False)
-    assert again.close() == 0
-    runs = connection(server.uri, "owed")()
-    assert len(runs.client.search_runs([runs.experiment_id])) == 2
-    assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
-
-
-@contextlib.contextmanager
-def losing_answers(server, to):
-    """A proxy before the server that passes everything on, and loses the answer to the first request of this kind."""
-    lost = []
-
-    class Proxy(BaseHTTPRequestHandler):
-        def forward(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
-            upstream.request(self.command, self.path, body, headers)
-            answer = upstream.getresponse()
-            content = answer.read()
-            if to in self.path and not lost:
-                lost.append(self.path)
-                self.connection.close()  # done, and nobody is told
-                return
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.headers["Content-Type"])
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_PATCH = forward
-
-        def log_message(self, *arguments):
-            pass
-
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    thread = threading.Thread(target=proxy.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{proxy.server_port}", lost
-    proxy.shutdown()
-    thread.join()
-    proxy.server_close()
-
-
-@pytest.mark.end_to_end
-@pytest.mark.parametrize("request_kind", ["runs/create", "runs/log-batch", "runs/update"])
-def test_a_request_whose_answer_was_lost_is_not_done_twice(server, tmp_path, caplog, request_kind):
-    name = request_kind.replace("/", "-")
-    with losing_answers(server, to=request_kind) as (uri, lost):
-        mirror = JournalSync(Journal(folder_at(tmp_path)), connection(uri, name), system_metrics=False)
-        for record in ONE_TRIAL:
-            mirror.append(record)
-        assert mirror.close() == 0
-        assert len(lost) == 1
-    assert "MLflow is away (Remote end closed connection without response)" in caplog.text
-    runs = connection(server.uri, name)()
-    assert len(runs.client.search_runs([runs.experiment_id])) == 2
-    assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
-
-
-@pytest.mark.end_to_end
-def test_a_mirror_goes_on_trying_when_mlflow_is_away_from_the_very_start(tmp_path, caplog):
-    server = MlflowServer(tmp_path)
-    uri = server.uri.replace("//", "//me:secret@")
-    mirror = JournalSync(Journal(folder_at(tmp_path / "journal")), connection(uri, "late"), system_metrics=False)
-    for record in ONE_TRIAL:
-        mirror.append(record)
-    try:
-        server.start()
-        assert mirror.close() == 0
-        runs = connection(server.uri, "late")()
-        assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
-    finally:
-        server.kill()
-    assert "secret" not in caplog.text
-
-
-@pytest.mark.end_to_end
-def test_the_machine_is_watched_while_a_search_runs_and_again_after_the_server_was_away(server, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-    runs = connection(server.uri, "watched")()
-
-    def samples():
-        return runs.client.get_metric_history(runs.parent_id, "system/cpu_utilization_percentage")
-
-    mirror = JournalSync(Journal(folder_at(tmp_path)), connection(server.uri, "watched"))
-    mirror.append(started())
-    until(samples, 30)
-    server.kill()
-    until(lambda: not mirror._monitor._process.is_alive(), 30)  # as MLflow's monitor does when it misses the server
-    server.start()
-    before = len(samples())
-    mirror.append(ended())
-    until(lambda: len(samples()) > before, 30)
-    assert mirror.close() == 0
-    assert len({sample.step for sample in samples()}) == len(samples())
 
 
 def test_all_runs_say_where_else_the_search_can_be_looked_at(sqlite):

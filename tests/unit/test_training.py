@@ -19,19 +19,14 @@ from components.experiment.spec import (
     ScheduleSpec,
 )
 from components.records.events import Extension, Interim, Progress
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from components.training import loss as loss_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.workers import OneWorker, TorchWorkers
-from tests.support.sessions import FULL, LORA, curve, prepared_toy, reports, session, weights
+from tests.support.sessions import FULL, LORA, curve, reports, session, weights
 from tests.support.toy import letter_tokenizer
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return prepared_toy(tmp_path_factory.mktemp("toy"))
 
 
 def test_losses_of_chunks_are_those_of_whole_logits_and_so_are_their_gradients(monkeypatch):

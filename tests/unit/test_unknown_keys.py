@@ -10,7 +10,7 @@ from components.conversations.readers.errors import ConversationError
 from components.conversations.readers.read import read_conversations
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import DataSpec
-from components.storage.base import folder_at
+from components.storage.open import folder_at
 from tests.support.toy import assistant, letter_tokenizer, save_letter_tokenizer, user
 from workflows import preview
 
@@ -320,7 +320,7 @@ def test_a_tool_s_result_may_be_any_json_and_is_its_text(tmp_path, result, text)
 )
 def test_how_a_message_is_scored_is_understood_in_the_words_of_several_tools(tmp_path, keys, loss):
     messages = [USER, {**ASSISTANT, **keys}, USER, ASSISTANT]
-    assert messages_of(tmp_path, {"messages": messages})[1] == assistant("yo", loss=loss)
+    assert messages_of(tmp_path, {"messages": messages})[1] == assistant("yo", loss_weight=loss)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which nodes a cluster had when, and which slots stood on them. Ray remembers the nodes that are gone, too."""
+"""Which nodes a cluster had at what time, and which slots ran on them. Ray still lists the nodes that are gone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ray.util.state import list_actors, list_nodes
 
 NODE_TYPE = "ray.io/node-group"
-SLOT = "slot "  # how a Slot names itself to Ray
-MOST = 10_000
+SLOT = "slot "  # the name of each Slot in Ray's list of actors begins with this
+MAX_ROWS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class NodeTime:
 
 
 def node_history(address: str | None = None) -> list[NodeTime]:
-    """All nodes since the cluster began, oldest first. `address`: the dashboard's; by default where RAY_ADDRESS points."""
+    """Returns all nodes since the cluster began, oldest first. `address`: the dashboard's; by default that of RAY_ADDRESS."""
     slots = _slots_by_node(address)
     nodes = [
         NodeTime(
@@ -33,14 +33,14 @@ def node_history(address: str | None = None) -> list[NodeTime]:
             ended=node.end_time_ms / 1000 if node.state == "DEAD" else None,
             slots=frozenset(slots.get(node.node_id, ())),
         )
-        for node in list_nodes(address=address, detail=True, limit=MOST)
+        for node in list_nodes(address=address, detail=True, limit=MAX_ROWS)
     ]
     return sorted(nodes, key=lambda node: node.began)
 
 
 def _slots_by_node(address: str | None) -> dict[str, set[str]]:
-    """A slot and its workers share a placement group, which may lie on several nodes."""
-    actors = list_actors(address=address, detail=True, limit=MOST)
+    """Returns slots by node id. A slot and its workers share a placement group, which may cover several nodes."""
+    actors = list_actors(address=address, detail=True, limit=MAX_ROWS)
     slot_of = {
         actor.placement_group_id: actor.repr_name.removeprefix(SLOT)
         for actor in actors

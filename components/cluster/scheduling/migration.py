@@ -1,70 +1,41 @@
-"""Trials that leave their slot between two reports, whatever scheduler decides about their reports.
+"""Trials that leave their slot between two reports, and continue in another one.
 
-Tune itself knows two ways out of a slot: to pause, after which it hands the slot to the next trial, and to fail, which it
-counts. A slot whose node is about to go must be thrown away, and it is nobody's failure.
+Tune itself has two ways out of a slot: a pause, after which Tune hands the slot to the next trial, and a failure, which
+Tune counts. A slot whose node is about to go must end, and no trial has failed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
 
-from components.cluster.scheduling.search_algorithms import ClonesFirst
+from components.cluster.slots.slot_result import ExitReason, SlotResult
 
 
-class Moving(ClonesFirst):
-    """Mixed into a scheduler: a result that is no report (slot.py) is none of its business."""
+class Migration:
+    """The trials that are leaving their slots, each with the placement that it gets next."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._moving: dict[Trial, PlacementGroupFactory] = {}  # with the placement each shall have
-        self._begun = False
+    def __init__(self) -> None:
+        self._leaving: dict[Trial, PlacementGroupFactory] = {}
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if result["leave"] is None:
-            return str(super().on_trial_result(tune_controller, trial, result))
-        if result["leave"] == "move":
-            return self._leave(trial, trial.placement_group_factory)
-        return str(TrialScheduler.NOOP)
+    def takes(self, trial: Trial, result: SlotResult) -> bool:
+        """Whether a result says that the trial trains no further in its slot; then it is no report.
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        controller = getattr(tune_controller, "_tune_controller", tune_controller)
-        if not self._begun:
-            # Tune restores decisions that waited for a save when its state was written. They were about slots that are gone:
-            # the NOOP of a trial that left with its search would outlive that search, and the trial never go on.
-            controller._cached_trial_decisions.clear()
-            controller._queued_trial_decisions.clear()
-            self._begun = True
-        for trial in [trial for trial in self._moving if not trial.is_saving]:
-            placement = self._moving.pop(trial)
+        A preempted trial keeps its placement. A trial whose search ends is not queued again.
+        """
+        if result.exit_reason is ExitReason.PREEMPTED:
+            self.leave(trial, trial.placement_group_factory)
+        return result.exit_reason is not None
+
+    def leave(self, trial: Trial, placement: PlacementGroupFactory) -> None:
+        """Notes that a trial continues with this placement, once Tune has its checkpoint."""
+        self._leaving[trial] = placement
+
+    def ready(self) -> Iterator[tuple[Trial, PlacementGroupFactory]]:
+        """Yields, once each, the trials that can be queued again. A trial that has ended meanwhile is dropped."""
+        for trial in [trial for trial in self._leaving if not trial.is_saving]:
+            placement = self._leaving.pop(trial)
             if not trial.is_finished():
-                start_anew(controller, trial, placement)
-        return super().choose_trial_to_run(tune_controller)
-
-    def _leave(self, trial: Trial, placement: PlacementGroupFactory) -> str:
-        """The decision about a result after which the trial goes on elsewhere, once Tune has its checkpoint."""
-        self._moving[trial] = placement
-        return str(TrialScheduler.NOOP)
-
-
-def start_anew(controller: Any, trial: Trial, placement: PlacementGroupFactory) -> None:
-    """Takes the trial out of its slot, or out of the queue for one, and queues it for a new one with this placement.
-
-    The slot ends. These are the steps of TuneController._schedule_trial_stop but the one that keeps the slot.
-    """
-    if trial in controller._staged_trials:
-        controller._unstage_trial_with_resources(trial)
-    slot = controller._trial_to_actor.pop(trial, None)
-    if slot is not None:
-        controller._actor_to_trial.pop(slot)
-        controller._actor_manager.clear_actor_task_futures(slot)
-        trial.set_ray_actor(None)
-        controller._remove_actor(slot)
-    # Tune keeps a list of those who wait for each placement, by the placement they have at that moment.
-    controller._set_trial_status(trial, Trial.PAUSED)
-    trial.update_resources(placement)
-    controller._set_trial_status(trial, Trial.PENDING)
-    controller._mark_trial_to_checkpoint(trial)
+                yield trial, placement

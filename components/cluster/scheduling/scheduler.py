@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 import collections
+import functools
 
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from components.cluster.capacity.availability import ClusterAvailability
 from components.cluster.capacity.node_types import ClusterCapacity
-from components.cluster.scheduling.elastic import Elastic, ElasticAsha
-from components.cluster.scheduling.successive_halving import Halving
-from components.experiment.space import branch_order, some_trial
+from components.cluster.scheduling.clone_queue import CloneQueue
+from components.cluster.scheduling.elastic import ElasticPolicy
+from components.cluster.scheduling.migration import Migration
+from components.cluster.scheduling.slot_scheduler import SlotScheduler
+from components.cluster.scheduling.successive_halving import Halving, SuccessiveHalving
+from components.cluster.slots.trial_config import TrialConfig
+from components.experiment.space import branch_order, num_trials, some_trial
 from components.experiment.spec import AshaSpec, ExperimentSpec, WorkersSpec
 
 
-def pending_trials(experiment: ExperimentSpec, room: ClusterCapacity) -> int:
-    """How many trials shall wait for a place at any time. What waits is what the autoscaler sees, so it starts nodes for it.
+def make_scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> SlotScheduler:
+    """Returns a scheduler that decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
+    spec = experiment.search.scheduler
+    if not isinstance(spec, AshaSpec):
+        return on_slots(FIFOScheduler(), experiment)
+    halving = Halving.of(spec, budget, experiment.trial.budget.evaluations)
+    return on_slots(SuccessiveHalving(search_id=search_id, halving=halving), experiment)
+
+
+def on_slots(base: TrialScheduler, experiment: ExperimentSpec) -> SlotScheduler:
+    """Returns a scheduler that gives the experiment's trials slots, and leaves all other decisions to `base`."""
+    return SlotScheduler(
+        base,
+        workers_of=functools.partial(workers_of, experiment),
+        planned=num_trials(experiment),
+        clones=CloneQueue(is_clone),
+        migration=Migration(),
+        policy=ElasticPolicy(ClusterAvailability()),
+    )
+
+
+def workers_of(experiment: ExperimentSpec, trial: Trial) -> WorkersSpec:
+    """Returns what the experiment gives to the method of a trial."""
+    return experiment.resources.of(TrialConfig.of(trial).spec.method)
+
+
+def is_clone(trial: Trial) -> bool:
+    """Whether a person asked for the trial, which then has a parent."""
+    return TrialConfig.of(trial).parent is not None
+
+
+def pending_trials(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int:
+    """Returns how many trials should wait for room at any time. The autoscaler sees what waits, and starts nodes for it.
 
     Random and grid: so many that, in the planned order, every shape waits as often as the cluster at its largest could hold
-    it, or all of its trials do. Fewer would leave node types asleep while wide trials, which come first, stand in the
-    queue before narrow ones; more would start no further node.
+    it, or all of its trials do. With fewer, node types would not start while wide trials, which come first, wait before
+    narrow ones; with more, no further node would start.
 
     TPE: a quarter of what the cluster at its largest holds at once, at least one. Every trial that waits was suggested
-    before it had to be, without the results that come in meanwhile. So the cluster is full after four rounds of node
-    starts, and a suggestion misses the results of at most a quarter more trials than run beside it anyway.
+    earlier than necessary, without the results that come in meanwhile. So the cluster is full after four rounds of node
+    starts, and a suggestion misses the results of at most a quarter more trials than run beside it in any case.
     """
     shapes = _shapes(experiment)
-    at_once = _at_once(experiment, room)
+    at_once = _at_once(experiment, capacity)
     if experiment.search.sampler == "tpe":
         return max(1, max(at_once.values()) // 4)
     wanted = {shape: min(count, at_once[shape]) for shape, count in collections.Counter(shapes).items()}
@@ -37,12 +75,12 @@ def pending_trials(experiment: ExperimentSpec, room: ClusterCapacity) -> int:
     return waiting.total()
 
 
-def trials_at_once(experiment: ExperimentSpec, room: ClusterCapacity) -> int:
-    """About how many trials run or wait at any time: the cluster at its largest is taken to be full of its narrowest."""
-    running = max(_at_once(experiment, room).values())
-    most = experiment.search.max_concurrent_trials
-    waiting = pending_trials(experiment, room)
-    return running + waiting if most is None else min(most, running + waiting)
+def trials_at_once(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int:
+    """Returns about how many trials run or wait at any time, if the cluster at its largest is full of its narrowest."""
+    running = max(_at_once(experiment, capacity).values())
+    limit = experiment.search.max_concurrent_trials
+    waiting = pending_trials(experiment, capacity)
+    return running + waiting if limit is None else min(limit, running + waiting)
 
 
 def _shapes(experiment: ExperimentSpec) -> list[WorkersSpec]:
@@ -50,17 +88,8 @@ def _shapes(experiment: ExperimentSpec) -> list[WorkersSpec]:
     return [experiment.resources.of(some_trial(experiment, branch).method) for branch in branch_order(experiment)]
 
 
-def _at_once(experiment: ExperimentSpec, room: ClusterCapacity) -> dict[WorkersSpec, int]:
+def _at_once(experiment: ExperimentSpec, capacity: ClusterCapacity) -> dict[WorkersSpec, int]:
     """How many trials of each shape can run at once, if no others do."""
     shapes = _shapes(experiment)
-    most = experiment.search.max_concurrent_trials or len(shapes)
-    return {shape: max(1, min(room.trials_at_once(shape), most)) for shape in set(shapes)}
-
-
-def scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> TrialScheduler:
-    """Decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
-    spec = experiment.search.scheduler
-    if not isinstance(spec, AshaSpec):
-        return Elastic(experiment=experiment)
-    halving = Halving.of(spec, budget, experiment.trial.budget.evaluations)
-    return ElasticAsha(experiment=experiment, search_id=search_id, halving=halving)
+    limit = experiment.search.max_concurrent_trials or len(shapes)
+    return {shape: max(1, min(capacity.trials_at_once(shape), limit)) for shape in set(shapes)}

@@ -1,6 +1,6 @@
-"""From the experiment's sampler to what Tune asks: a parameter space or a searcher, and the scheduler.
+"""Translates the experiment's sampler for Tune: into a parameter space, or into a searcher.
 
-Every Tune config is {"trial": context.tune_config(...)}, whichever sampler made it.
+Every Tune config is a TrialConfig, whichever sampler made it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from ray.tune.search import SearchAlgorithm
 
 from components.cluster.scheduling.search_algorithms import PresampledSearch, SearcherWithClones
 from components.cluster.scheduling.tpe import BranchedTpe
-from components.cluster.slots.context import tune_config
+from components.cluster.slots.trial_config import KEY, TrialConfig
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
 
 
 def parameter_space(experiment: ExperimentSpec) -> dict[str, Any]:
-    """All trials of a random or grid search, already drawn; nothing for a searcher that draws them one by one."""
+    """Returns all trials of a random or grid search, already sampled; nothing for TPE, which suggests one after another."""
     if experiment.search.sampler == "tpe":
         return {}
-    drawn = sample_trials(experiment)
-    configs = [tune_config(n, trial.branch, trial.varied, trial.spec) for n, trial in enumerate(drawn, start=1)]
-    return {"trial": tune.grid_search(configs)}
+    configs = [
+        TrialConfig(number=number, branch=trial.branch, varied=trial.varied, spec=trial.spec).to_tune()
+        for number, trial in enumerate(sample_trials(experiment), start=1)
+    ]
+    return {KEY: tune.grid_search([config[KEY] for config in configs])}
 
 
 def search_algorithm(experiment: ExperimentSpec, budget: int, search_id: str) -> SearchAlgorithm:
-    """Optuna's TPE, which learns within each branch from what its trials have shown; else all that was drawn, in order.
+    """Returns Optuna's TPE, which learns within each branch from the results of its trials; else the sampled trials in order.
 
     `budget` is in target tokens.
     """
-    most = experiment.search.max_concurrent_trials
+    max_concurrent = experiment.search.max_concurrent_trials
     if experiment.search.sampler != "tpe":
-        return PresampledSearch(search_id, most)
-    return SearcherWithClones(search_id, BranchedTpe(experiment, budget), most)
+        return PresampledSearch(search_id, max_concurrent)
+    return SearcherWithClones(search_id, BranchedTpe(experiment, budget), max_concurrent)

@@ -1,4 +1,4 @@
-"""Tune's stopper: ends a trial at its next report, once somebody wants it to end."""
+"""Tune's stopper: ends a trial at its next report, once a person has asked for that."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from components.cluster.driver.trial_control import controller_of
 
 
 class ControlledStopper(Stopper):  # type: ignore[misc]
-    """Ends a trial at the report that its workers make as soon as a person wants it to end (interruptions.py).
+    """Ends a trial at the report that its workers make as soon as a person has asked for its end (slots/preemption.py).
 
-    All of them, once one has failed for a reason that is every other one's, too.
+    Ends all trials once one has failed for a reason that holds for every other trial, too.
     """
 
     def __init__(self, search_id: str) -> None:
@@ -22,4 +22,4 @@ class ControlledStopper(Stopper):  # type: ignore[misc]
         return controller_of(self.search_id).stop_of(trial_id) is not None
 
     def stop_all(self) -> bool:
-        return controller_of(self.search_id).hopeless is not None
+        return controller_of(self.search_id).fatal_error is not None

@@ -1,9 +1,9 @@
 """Asynchronous successive halving (https://arxiv.org/abs/1810.05934), decided from the histories of all trials.
 
-A trial is recorded in every rung that it has passed, with the eval loss of the report at which it passed. It goes on if
+A trial is recorded in every rung that it has passed, with the eval loss of the report at which it passed. It continues if
 that loss is among the best 1/reduction_factor of those recorded in the rung so far, its own included.
 
-Nothing is kept here between two reports: the journal is the record. So a search that is resumed has the rungs of before.
+Nothing is kept here between two reports: the journal is the record. So a resumed search has the same rungs as before.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from components.cluster.driver.trial_control import controller_of
-from components.cluster.slots.context import METRIC, TIME
+from components.cluster.slots.slot_result import METRIC, TIME
 from components.experiment.spec import AshaSpec
 from components.records.events import Progress, TrialHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Halving:
-    """`rungs` are in target tokens, ascending. `per_branch`: every branch is a bracket, and not all of them together."""
+    """`rungs` are in target tokens, ascending. `per_branch`: every branch is a bracket of its own."""
 
     rungs: tuple[int, ...]
     reduction_factor: int
@@ -31,7 +31,7 @@ class Halving:
 
     @classmethod
     def of(cls, spec: AshaSpec, budget: int, evaluations: int) -> Halving:
-        """`budget` of a trial, in target tokens, over which its evaluations are spread."""
+        """`budget` is a trial's, in target tokens. Its evaluations are spread over it evenly."""
         return cls(
             rungs=spec.rungs(budget, evaluations),
             reduction_factor=spec.reduction_factor,
@@ -64,18 +64,18 @@ class Halving:
         return [loss for loss in losses if loss is not None]
 
     def _is_among_best(self, loss: float, others: Iterable[float]) -> bool:
-        """The best one always is: in a rung that has fewer trials than reduction_factor, nobody else is."""
+        """The best one always is. In a rung that has fewer trials than reduction_factor, no other one is."""
         recorded = sorted([loss, *others])
         return loss <= recorded[max(1, len(recorded) // self.reduction_factor) - 1]
 
 
 def _loss_at(history: TrialHistory, rung: int) -> float | None:
-    """What is recorded of a trial in a rung; None if it has not passed it."""
+    """Returns what is recorded of a trial in a rung; None if it has not passed it."""
     return next((_as_recorded(each.eval_loss) for each in _comparable(history) if each.target_tokens >= rung), None)
 
 
 def _comparable(history: TrialHistory) -> Iterator[Progress]:
-    """A trial's reports as far as they can be compared with others' at equal target tokens."""
+    """Yields a trial's reports as far as they can be compared with others' at equal target tokens."""
     began = 0
     for report in history.reports:
         if not _follows_the_plan(history, began):
@@ -85,17 +85,18 @@ def _comparable(history: TrialHistory) -> Iterator[Progress]:
 
 
 def _follows_the_plan(history: TrialHistory, step: int) -> bool:
-    """Whether what a trial trains from a step on is what every trial of the search was given.
+    """Whether a trial trains from this step on with what every trial of the search was given.
 
     A clone that began with its parent's weights is ahead of all others. The learning rate of an extended trial falls later
-    than that of others, so its loss is higher at equal target tokens. Rungs know neither: they end by budget or by people.
+    than that of others, so its loss is higher at equal target tokens. Rungs record and stop neither: such a trial ends
+    with its budget, or when a person stops it.
     """
     extended = any(extension.from_step <= step for extension in history.extensions)
     return history.started.warm_from is None and not extended
 
 
 def _as_recorded(loss: float) -> float:
-    """A loss that is not a number is worse than any that is."""
+    """Returns infinity for a loss that is not a number: it is worse than any other."""
     return math.inf if math.isnan(loss) else loss
 
 

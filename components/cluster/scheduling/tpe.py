@@ -1,8 +1,8 @@
-"""TPE (Optuna's) as a searcher for Tune: one study per branch, and results as they can be compared.
+"""Optuna's TPE as a searcher for Tune: one study per branch, with losses that can be compared.
 
-Each branch has a study of its own because TPE divides a study's trials into good and bad ones. In one study for all, whatever
-its `group` setting, the trials of a branch whose losses are higher than another's are all bad ones, and its good region is
-never looked for. Branches share the trials evenly (branch_order), so nothing is lost: a study is never asked which branch.
+Each branch has a study of its own because TPE divides a study's trials into good and bad ones. In one study for all, with any
+`group` setting, the trials of a branch whose losses are higher than another's are all bad ones, and TPE never looks for
+its good region. Nothing is lost: branches share the trials evenly (branch_order), so no study has to choose a branch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from components.cluster.slots.context import METRIC, TIME, tune_config
+from components.cluster.slots.slot_result import METRIC, SlotResult
+from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.space import Branch, branch_order, trial_spec
 from components.experiment.spec import ExperimentSpec
@@ -30,12 +31,12 @@ MAX_STARTUP_TRIALS = 10  # Optuna's own number, for studies of a hundred trials 
 
 
 def startup_trials(trials: int) -> int:
-    """How many of a branch's trials are drawn at random before TPE suggests: half of them, at least 1, at most 10."""
+    """Returns how many of a branch's trials are drawn at random before TPE suggests: half of them, at least 1, at most 10."""
     return max(1, min(MAX_STARTUP_TRIALS, trials // 2))
 
 
 def good_trials(trials: int) -> int:
-    """How many of so many ended trials TPE takes for good ones: a quarter, at most 25.
+    """Returns how many of this many ended trials TPE takes for good ones: a quarter, at most 25.
 
     Optuna takes a tenth. Of a branch's dozen trials that is one or two, and from those TPE learns little.
     """
@@ -43,10 +44,10 @@ def good_trials(trials: int) -> int:
 
 
 def random_only(experiment: ExperimentSpec, at_once: int) -> dict[str, str]:
-    """Branches in which TPE never sees enough results to suggest from, with the reason.
+    """Returns the branches in which TPE never sees enough results to suggest from, with the reason.
 
-    `at_once` trials run or wait at any time. Trials are taken to end in the order in which they were suggested: as many
-    have ended before a suggestion as come before it in that order, less those at once.
+    `at_once` trials run or wait at any time. Trials are assumed to end in the order in which they were suggested: at the
+    n-th suggestion, all trials before it have ended except the last `at_once` - 1 of them.
     """
     order = [branch.name for branch in branch_order(experiment)]
     reasons = {}
@@ -104,15 +105,16 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
         self._running[trial_id] = branch.name, suggested
         self._losses[trial_id] = {}
         spec = trial_spec(self._experiment, branch, varied)
-        return {"trial": tune_config(self._num_suggested, branch.name, varied, spec)}
+        return TrialConfig(number=self._num_suggested, branch=branch.name, varied=varied, spec=spec).to_tune()
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keeps the loss of the first report at each planned evaluation, so that trials meet at equal target tokens."""
-        if trial_id in self._running and result["leave"] is None and math.isfinite(result[METRIC]):
-            self._losses[trial_id].setdefault(self._evaluations(result[TIME]), result[METRIC])
+        """Keeps the loss of the first report at each planned evaluation, to compare trials at equal target tokens."""
+        report = SlotResult.of(result).report
+        if trial_id in self._running and report is not None and math.isfinite(report.eval_loss):
+            self._losses[trial_id].setdefault(self._evaluations(report.target_tokens), report.eval_loss)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing, if the study has been told already: a search that is resumed ends some trials a second time."""
+        """Does nothing for a trial that has ended before: a resumed search ends some trials a second time."""
         if trial_id not in self._running:
             return
         if result is not None:
@@ -138,7 +140,7 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
             study.tell(suggested, state=TrialState.FAIL)
 
     def _evaluations(self, target_tokens: int) -> int:
-        """How many of the planned evaluations lie at or below so many target tokens."""
+        """Returns how many of the planned evaluations come at or before this many target tokens."""
         evaluations = self._experiment.trial.budget.evaluations
         return min(evaluations, target_tokens * evaluations // self._budget)
 
@@ -150,7 +152,7 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
 
 
 def _sampler(seed: int, position: int, startup: int) -> optuna.samplers.TPESampler:
-    """`constant_liar`: trials that run are taken for bad ones, so that those suggested beside them are other ones.
+    """`constant_liar` takes running trials for bad ones, so that the next suggestions differ from them.
 
     Optuna's `group` is for spaces in which some parameters are missing from some trials; within a branch none is.
     """
@@ -180,7 +182,7 @@ def _distribution(domain: Domain) -> BaseDistribution:
 
 
 def _value(domain: Domain, suggested: Any) -> Any:
-    """What the suggestion stands for in a trial."""
+    """Returns the trial's value for a suggestion."""
     match domain:
         case Choice(choice=values) | Grid(grid=values):
             return values[suggested]
@@ -189,4 +191,5 @@ def _value(domain: Domain, suggested: Any) -> Any:
 
 def _is_impossible(result: Mapping[str, Any]) -> bool:
     """Whether the trial ended for a reason that lies in its configuration."""
-    return result["failed"] is not None or result.get("progress/diverged") is not None
+    outcome = SlotResult.of(result)
+    return outcome.failure is not None or (outcome.report is not None and outcome.report.diverged is not None)

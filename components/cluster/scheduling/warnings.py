@@ -1,4 +1,4 @@
-"""What a search will do otherwise than its file may lead one to expect, known before it starts."""
+"""What a search will do that its file may not lead one to expect, found before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_SCHEDULER = "search.scheduler: {name: none}"
 
 
 def check_rungs(experiment: ExperimentSpec, budget: int) -> None:
-    """Raises ValueError for a first rung that no trial can be stopped at. `budget` of a trial, in target tokens."""
+    """Raises ValueError for a first rung at which no trial can be stopped. `budget` is a trial's, in target tokens."""
     scheduler, last = experiment.search.scheduler, _last_decision(experiment, budget)
     if isinstance(scheduler, AshaSpec) and (scheduler.first_rung_target_tokens or 0) > last:
         when = (
@@ -30,11 +30,11 @@ def check_rungs(experiment: ExperimentSpec, budget: int) -> None:
         )
 
 
-def remarks(experiment: ExperimentSpec, budget: int, room: ClusterCapacity) -> list[str]:
-    """`budget` of a trial, in target tokens."""
-    found = list(_of_scheduler(experiment, budget))
+def remarks(experiment: ExperimentSpec, budget: int, capacity: ClusterCapacity) -> list[str]:
+    """Returns sentences for users. `budget` is a trial's, in target tokens."""
+    found = list(_scheduler_remarks(experiment, budget))
     if experiment.search.sampler == "tpe":
-        reasons = random_only(experiment, trials_at_once(experiment, room))
+        reasons = random_only(experiment, trials_at_once(experiment, capacity))
         found += [
             f"search.sampler=tpe: branch {branch} is a random search: {reason}; raise search.trials, or lower"
             " search.max_concurrent_trials"
@@ -43,7 +43,7 @@ def remarks(experiment: ExperimentSpec, budget: int, room: ClusterCapacity) -> l
     return found
 
 
-def _of_scheduler(experiment: ExperimentSpec, budget: int) -> Iterator[str]:
+def _scheduler_remarks(experiment: ExperimentSpec, budget: int) -> Iterator[str]:
     scheduler, evaluations = experiment.search.scheduler, experiment.trial.budget.evaluations
     if not isinstance(scheduler, AshaSpec):
         return
@@ -62,7 +62,7 @@ def _of_scheduler(experiment: ExperimentSpec, budget: int) -> Iterator[str]:
 
 
 def _idle_rungs(scheduler: AshaSpec, budget: int, evaluations: int) -> Iterator[str]:
-    """Only a first rung that was given by hand lies between evaluations; by default every rung is at one."""
+    """Only rungs after a first one that was set by hand can come between evaluations; by default each is at one."""
     rungs_at: dict[int, list[int]] = {}
     for rung in scheduler.rungs(budget, evaluations):
         rungs_at.setdefault(-(-rung * evaluations // budget), []).append(rung)
@@ -79,6 +79,6 @@ def _idle_rungs(scheduler: AshaSpec, budget: int, evaluations: int) -> Iterator[
 
 
 def _last_decision(experiment: ExperimentSpec, budget: int) -> int:
-    """Where a trial reports for the last time before its end, in target tokens; 0: it does not."""
+    """Returns where a trial reports for the last time before its end, in target tokens; 0: it does not."""
     evaluations = experiment.trial.budget.evaluations
     return budget * (evaluations - 1) // evaluations

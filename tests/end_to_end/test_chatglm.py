@@ -60,7 +60,6 @@ def champion(place):
     return json.loads(ran(place, ROOT / "workflows" / "tune.py", SMOKE, *overrides, "--json"))
 
 
-@pytest.mark.end_to_end
 def test_a_search_over_an_original_directory_ends_with_a_champion(place, champion):
     assert champion["outcome"] == "champion"
     assert sorted(trial["branch"] for trial in champion["trials"]) == ["full", "lora"]
@@ -68,7 +67,6 @@ def test_a_search_over_an_original_directory_ends_with_a_champion(place, champio
     assert said.strip()
 
 
-@pytest.mark.end_to_end
 def test_the_champion_leaves_in_every_layout_with_equal_weights_and_says_the_same(place, champion):
     export = [ROOT / "workflows" / "export.py", "models:/chatglm3-smoke@champion", "--json", "--dtype", "fp32"]
     assert json.loads(ran(place, *export, "--out", "glm"))["layout"] == "glm"
@@ -91,7 +89,6 @@ def test_the_champion_leaves_in_every_layout_with_equal_weights_and_says_the_sam
     assert chat_format.decode(made[:stop]).strip() == said.strip()
 
 
-@pytest.mark.end_to_end
 def test_what_is_found_out_later_is_kept_on_the_version_by_alias_or_number(place, champion):
     uri = f"sqlite:///{place / 'mlflow.db'}"
     assert tag_version("models:/chatglm3-smoke@champion", {"turnwise.merge": "costs nothing"}, uri) == "1"

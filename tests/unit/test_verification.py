@@ -12,54 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from components.registry.chat_model import PACKAGE
 from components.registry.model_package import save_packaged
-from components.registry.probes import Probe
 from components.registry.verification import (
     OUT_OF_MEMORY,
     PhaseResult,
-    VerificationReport,
-    VerificationRequest,
-    _in_new_process,
     _last_words,
-    _of_candidate,
-    _of_incumbent,
     answer,
     is_out_of_memory,
 )
 from components.registry.weightless_save import is_being_saved
-from tests.support.trials import MAX_TOKENS, Trials
-
-PROBES = (Probe(messages=({"role": "user", "content": "say ab"},)),)
-
-
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory):
-    return Trials(tmp_path_factory.mktemp("trials"))
-
-
-@pytest.fixture(scope="module")
-def versions(trials, tmp_path_factory):
-    """A version of each method, as it lies in a folder once it is downloaded."""
-    folder = tmp_path_factory.mktemp("versions")
-    for method in ("lora", "full", "nf4"):
-        save_packaged(trials.packaged(method, folder / f"{method}-packaged" / PACKAGE), folder / method)
-    return folder
-
-
-@pytest.fixture
-def asked(trials, versions):
-    def asked(method, phase="candidate", **fields):
-        request = VerificationRequest(
-            phase=phase,
-            model=versions / method,
-            incumbent=None,
-            eval_store=trials.dataset.eval.path,
-            max_tokens=MAX_TOKENS,
-            rows_per_batch=4,
-            probes=PROBES,
-        )
-        return request.model_copy(update=fields)
-
-    return asked
 
 
 def loss(sums, trials):
@@ -176,54 +136,3 @@ def test_other_errors_are_not_taken_for_it(error, is_one):
 )
 def test_the_last_words_of_a_process_name_memory_where_it_was_that(returncode, stderr, words):
     assert words in _last_words(returncode, stderr)
-
-
-KILLED = "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
-FULL = "\n\ndef _full(request):\n    torch.empty(2**60, dtype=torch.uint8)\n\n\nPHASES['{phase}'] = _full\n"
-
-
-def tampered(versions, target, phase, code):
-    """The lora version, with code that comes to its end in one phase."""
-    shutil.copytree(versions / "lora", target)
-    file = target / "code" / "components" / "registry" / "verification.py"
-    head, main = file.read_text().split('if __name__ == "__main__":')
-    file.write_text(head + code.format(phase=phase) + '\n\nif __name__ == "__main__":' + main)
-    return target
-
-
-@pytest.mark.end_to_end
-@pytest.mark.parametrize(("code", "told"), [(KILLED, "it was killed"), (FULL, "can't allocate memory")])
-def test_a_candidate_that_does_not_fit_is_not_proven_for_that_reason(asked, versions, tmp_path, code, told):
-    model = tampered(versions, tmp_path / "model", "candidate", code)
-    with pytest.raises(RuntimeError, match=f"^models:/toy/3 does not fit into the memory of the machine .*{told}"):
-        _of_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
-
-
-@pytest.mark.end_to_end
-def test_a_base_model_that_does_not_fit_is_named(asked, versions, tmp_path):
-    model = tampered(versions, tmp_path / "model", "base", FULL)
-    package = model / "artifacts" / PACKAGE
-    shutil.rmtree(package)
-    shutil.copytree(versions / "full" / "artifacts" / PACKAGE, package)
-    with pytest.raises(RuntimeError, match=r"^the base model of models:/toy/3, .*, does not fit into the memory"):
-        _of_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
-
-
-@pytest.mark.end_to_end
-def test_an_incumbent_that_does_not_fit_is_a_reason_and_the_candidate_is_proven(asked, versions, tmp_path, monkeypatch):
-    model = tampered(versions, tmp_path / "model", "incumbent", FULL)
-    proof = _of_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
-    assert isinstance(proof, VerificationReport)
-    monkeypatch.setattr("components.registry.verification._downloaded", lambda *_: (versions / "full", None))
-    request = asked("lora", "incumbent", model=model, digest=proof.digest)
-    found = _of_incumbent(request, "models:/toy/2", "sqlite://", tmp_path, 120.0)
-    assert list(found) == ["incumbent_problem"]
-    assert found["incumbent_problem"].startswith("does not fit into the memory of the machine that proves it")
-
-
-@pytest.mark.end_to_end
-def test_a_process_of_a_phase_runs_the_versions_own_code_and_leaves_nothing(asked, versions):
-    found = _in_new_process(asked("full", "base"), 120.0)
-    assert found.code == versions / "full" / "code" / "components"
-    assert found.base_sums
-    assert not list((versions / "full" / "code").glob("*.json"))

@@ -1,0 +1,60 @@
+"""The processes in which a version is verified, one a phase: what they run, and what becomes of one that dies."""
+
+import shutil
+
+import pytest
+
+from components.registry.chat_model import PACKAGE
+from components.registry.own_code import CODE, package_name
+from components.registry.verification import (
+    VerificationReport,
+    _in_new_process,
+    _of_candidate,
+    _of_incumbent,
+)
+
+KILLED = "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
+FULL = "\n\ndef _full(request):\n    torch.empty(2**60, dtype=torch.uint8)\n\n\nPHASES['{phase}'] = _full\n"
+
+
+def tampered(versions, target, phase, code):
+    """The lora version, with code that comes to its end in one phase."""
+    shutil.copytree(versions / "lora", target)
+    file = target / CODE / package_name(target) / "registry" / "verification.py"
+    head, main = file.read_text().split('if __name__ == "__main__":')
+    file.write_text(head + code.format(phase=phase) + '\n\nif __name__ == "__main__":' + main)
+    return target
+
+
+@pytest.mark.parametrize(("code", "told"), [(KILLED, "it was killed"), (FULL, "can't allocate memory")])
+def test_a_candidate_that_does_not_fit_is_not_proven_for_that_reason(asked, versions, tmp_path, code, told):
+    model = tampered(versions, tmp_path / "model", "candidate", code)
+    with pytest.raises(RuntimeError, match=f"^models:/toy/3 does not fit into the memory of the machine .*{told}"):
+        _of_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
+
+
+def test_a_base_model_that_does_not_fit_is_named(asked, versions, tmp_path):
+    model = tampered(versions, tmp_path / "model", "base", FULL)
+    package = model / "artifacts" / PACKAGE
+    shutil.rmtree(package)
+    shutil.copytree(versions / "full" / "artifacts" / PACKAGE, package)
+    with pytest.raises(RuntimeError, match=r"^the base model of models:/toy/3, .*, does not fit into the memory"):
+        _of_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
+
+
+def test_an_incumbent_that_does_not_fit_is_a_reason_and_the_candidate_is_proven(asked, versions, tmp_path, monkeypatch):
+    model = tampered(versions, tmp_path / "model", "incumbent", FULL)
+    proof = _of_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
+    assert isinstance(proof, VerificationReport)
+    monkeypatch.setattr("components.registry.verification._downloaded", lambda *_: (versions / "full", None))
+    request = asked("lora", "incumbent", model=model, digest=proof.digest)
+    found = _of_incumbent(request, "models:/toy/2", "sqlite://", tmp_path, 120.0)
+    assert list(found) == ["incumbent_problem"]
+    assert found["incumbent_problem"].startswith("does not fit into the memory of the machine that proves it")
+
+
+def test_a_process_of_a_phase_runs_the_versions_own_code_and_leaves_nothing(asked, versions):
+    found = _in_new_process(asked("full", "base"), 120.0)
+    assert found.code == versions / "full" / CODE / package_name(versions / "full")
+    assert found.base_sums
+    assert not list((versions / "full" / CODE).glob("*.json"))
