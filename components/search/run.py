@@ -141,7 +141,7 @@ class SearchRun:
         finished = {
             trial_id: history.last
             for trial_id, history in self.histories.items()
-            if history.state != TrialState.RUNNING
+            if history.state is not TrialState.RUNNING
         }
         context, hopeless = self.prepared.context(finished), None
         try:
@@ -207,7 +207,7 @@ class SearchRun:
         if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
             return early
         best = ranked(self._with_complete_checkpoints())[0]
-        if best.best is None or best.state == "failed":
+        if best.best is None or best.state is TrialState.FAILED:
             return outcome_of_no_success(self.histories.values())
         if trials.undelivered:
             return self._not_registered(
