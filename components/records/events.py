@@ -54,8 +54,8 @@ class Progress(Record):
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
 
 
-class Interim(Record):
-    """A checkpoint between two reports: the trial was interrupted here, and can be resumed as if it had not been."""
+class InterimCheckpoint(Record):
+    """A checkpoint between two reports: the trial was interrupted here, and is resumed as if it had not been."""
 
     step: int
     checkpoint: str

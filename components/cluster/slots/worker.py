@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,12 +19,27 @@ from components.cluster.slots.resume import furthest_whole
 from components.data.prepare import PreparedDataset
 from components.experiment.base_variants import base_variants
 from components.experiment.spec import TrialSpec, WorkersSpec
-from components.records.events import Extension, Interim
+from components.records.events import Extension, InterimCheckpoint
 from components.storage.open import folder_at
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker, TorchWorkers, UnfitWorkersError, Workers
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTrialSignals:
+    """The signals of the trial that a slot is running (training/signals.py)."""
+
+    interruptions: Interruptions
+    trial_id: str
+    extensions: Sequence[Extension]
+
+    def preempted(self) -> bool:
+        return self.interruptions()
+
+    def stop_requested(self) -> bool:
+        return self.interruptions.ends(self.trial_id)
 
 
 def serve_commands(config: dict[str, Any]) -> None:
@@ -43,7 +59,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     while True:
         command = _from_first(ray.get(board.next.remote(slot, answer)) if first else None, workers)
         if command.kind == "exit":
-            session.settle()
+            session.wait_for_uploads()
             if first:
                 ray.get(board.next.remote(slot, Answer(number=command.number)))
             return
@@ -63,13 +79,13 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
-def session_of(context: SearchContext, workers: Workers) -> Session:
+def session_of(context: SearchContext, workers: Workers) -> TrialRunner:
     data = TrainingData(
         dataset=PreparedDataset.open(context.prepared),
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=context.pad_token_id,
     )
-    return Session(context.experiment.model, data, workers, context.base, context.checkpoints)
+    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
 
 
 def _from_first(value: Any, workers: Workers) -> Any:
@@ -81,7 +97,7 @@ def _from_first(value: Any, workers: Workers) -> Any:
     return box[0]
 
 
-def _ready(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> Session:
+def _ready(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
     """A session with its base model; where this group replaces one that died, at the trial's last known checkpoint."""
     session = session_of(context, workers)
     kinds = base_variants(context.experiment, spec)
@@ -94,17 +110,17 @@ def _ready(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: 
     return session
 
 
-def _go_on(session: Session, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
+def _go_on(session: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
     """From a checkpoint, or, where that has not arrived, from one before it and again up to its report."""
     wanted = folder_at(checkpoint)
     place = _from_first(furthest_whole(wanted) if workers.worker_rank == 0 else None, workers)
     if place is not None:
         session.load(place)
-    session.catch_up(reported_step(wanted.name), extensions)
+    session.replay_to(reported_step(wanted.name), extensions)
 
 
 def _obey(
-    command: Command, session: Session, workers: Workers, interruptions: Interruptions, board: Any, slot: str
+    command: Command, session: TrialRunner, workers: Workers, interruptions: Interruptions, board: Any, slot: str
 ) -> Answer:
     """Does what the command says. A trial's own fault becomes an answer; anything else ends this worker group.
 
@@ -129,7 +145,7 @@ def _obey(
         raise
 
 
-def _do(command: Command, session: Session, workers: Workers, interruptions: Interruptions) -> Answer:
+def _do(command: Command, session: TrialRunner, workers: Workers, interruptions: Interruptions) -> Answer:
     match command.kind:
         case "start":
             _start(session, command)
@@ -137,15 +153,14 @@ def _do(command: Command, session: Session, workers: Workers, interruptions: Int
             assert command.checkpoint is not None
             _go_on(session, command.checkpoint, workers, command.extensions)
         case "advance":
-            ended = lambda: interruptions.ends(session.trial_id)  # noqa: E731
-            reached = session.advance(interruptions, command.extensions, ended)
-            if isinstance(reached, Interim):
+            reached = session.advance(SlotTrialSignals(interruptions, session.trial_id, command.extensions))
+            if isinstance(reached, InterimCheckpoint):
                 return Answer(number=command.number, leave=interruptions.reason, interim=reached.checkpoint)
             return Answer(number=command.number, progress=reached.model_dump(mode="json"), node=this_node())
     return Answer(number=command.number)
 
 
-def _start(session: Session, command: Command) -> None:
+def _start(session: TrialRunner, command: Command) -> None:
     warm_from = None if command.warm_from is None else folder_at(command.warm_from)
     session.start(command.trial_id, TrialSpec.model_validate(command.spec), warm_from)
 
