@@ -236,7 +236,7 @@ def markdown(results: list[Result], load: float) -> str:
 
 def paragraphs(worst: dict[str, float]) -> list[str]:
     return [
-        "Each line is a trial of its own process: two steps and an evaluation by the TrialRunner that a slot uses. Measured is the",
+        "Each line is a trial of its own process: two steps and an evaluation by a slot's TrialRunner. Measured is the",
         "process's peak (VmHWM) less what it held before the model was loaded, once the libraries had been used.",
         f"The tensors alone, with glibc told to give back what is freed (MALLOC_MMAP_THRESHOLD_=65536): at most"
         f" {worst['tensors_error']:.1%} beside it.",
