@@ -12,14 +12,14 @@ from components.cluster.slots.worker import resume_from
 from components.experiment.load import load_experiment
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
-from components.records.events import Interim, Progress, TrialEnded, TrialProgressed, TrialStarted
+from components.records.events import InterimCheckpoint, Progress, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
-from tests.support.sessions import FULL, curve, reports, session
+from tests.support.sessions import FULL, Signals, curve, reports, session
 from tests.support.thread_workers import ThreadWorker, write_own_file
 from workflows.named import load_named
 
@@ -74,7 +74,7 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     of = session(toy, bucket)
     of.start("trial", FULL)
     first, second = of.advance(), of.advance()
-    of.settle()
+    of.wait_for_uploads()
     folder_at(second.checkpoint).delete_file("digests.0-of-1.json")  # its writer died before the last word
     assert latest_complete(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
     later = session(toy, bucket)
@@ -95,8 +95,8 @@ def test_a_trial_whose_first_checkpoint_never_arrived_begins_again_and_ends_bit_
 def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, bucket):
     of = session(toy, bucket)
     of.start("trial", FULL)
-    interim = of.advance(lambda: True)
-    assert isinstance(interim, Interim)
+    interim = of.advance(Signals(preempted=lambda: True))
+    assert isinstance(interim, InterimCheckpoint)
     assert folder_at(interim.checkpoint).is_complete()
     assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, b
     of = session(toy, bucket)
     of.start("trial", FULL)
     checkpoint = of.advance().checkpoint
-    of.settle()
+    of.wait_for_uploads()
     trained = {name: weight.detach().clone() for name, weight in of.running.model.named_parameters()}
     loaded = dict(load_named(checkpoint).model.named_parameters())
     assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
