@@ -46,3 +46,8 @@ def save_packaged(package_folder: Path, target: Path) -> None:
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
         )
     rename_package(target)
+
+
+def package_in(version: Path) -> Path:
+    """The package's folder in that of a version."""
+    return version / "artifacts" / PACKAGE
