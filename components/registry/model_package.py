@@ -11,7 +11,7 @@ from components.registry.chat_model import PACKAGE
 from components.registry.own_code import INSTALLED, rename_package
 from components.registry.weightless_save import without_weights
 
-SERVED_BY = (  # what a version needs where it is served, as installed here
+SERVED_BY = (  # what a version needs where it is served, at the versions installed here
     "mlflow",
     "torch",
     "transformers",
