@@ -20,7 +20,8 @@ from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
 from components.records.outcome import Outcome
 from components.records.stop_request import StopRequest
-from components.registry.promotion import Place, VerificationError, here, register_best
+from components.registry.errors import VerificationError
+from components.registry.promotion import Executor, register_best, run_locally
 from components.reports.leaderboard import ranked
 from components.search.open import OnMessage, PreparedSearch, ignore_message, open_search
 from components.search.outcome import (
@@ -238,10 +239,10 @@ class SearchRun:
                 history = history.model_copy(update={"reports": tuple(reports)})
             yield history
 
-    def _executor(self, best: TrialHistory) -> Place:
+    def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
         workers = self.prepared.experiment.resources.of(best.started.spec.method)
-        return partial(run_on_worker, workers) if workers.gpus_per_worker else here
+        return partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
 
     def _connect_tracking(self) -> SearchRuns:
         prepared = self.prepared
