@@ -55,7 +55,7 @@ RECORDS = [
 ]
 
 
-def test_a_gap_runs_from_a_trials_last_report_to_the_first_step_of_the_next_in_its_slot():
+def test_a_gap_runs_from_a_last_report_to_the_next_first_step_in_the_slot():
     search = search_of(RECORDS, makespan=25.0)
     assert search.warm == (0.5,)  # c's step began at 115.0 - 0.5; a was last heard of at 114.0
     assert search.cold == (10.0, 20.0)
@@ -94,7 +94,7 @@ SLOW_START = [
 ]
 
 
-def test_a_shared_bracket_stops_the_branch_that_starts_slowly_and_a_bracket_of_its_own_keeps_its_best():
+def test_a_shared_bracket_stops_a_slow_branch_and_its_own_bracket_keeps_its_best():
     halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
     together = replay_order(SLOW_START, halving, {"lora": 1, "full": 1})
     assert together.stopped == (2, 3, 4)

@@ -163,7 +163,7 @@ def test_a_new_elastic_trial_gets_a_fair_share(tmp_path):
     assert trial.placement_group_factory == SlotPlacement(ONE_TO_FOUR, 2)  # it waits, and one more is planned
 
 
-def test_an_elastic_trial_takes_free_room_at_its_report_and_goes_on_with_more_workers(tmp_path):
+def test_an_elastic_trial_takes_free_room_when_it_reports(tmp_path):
     scheduler = on_slots(FIFOScheduler(), ONE_TO_FOUR, free=2)
     controller, (trial,) = search(tmp_path, scheduler, {}, workers=ONE_TO_FOUR)
     trial.update_resources(SlotPlacement(ONE_TO_FOUR, 1))
@@ -199,7 +199,7 @@ def test_a_queued_elastic_trial_that_does_not_fit_is_queued_with_fewer_workers(t
     assert (trial.status, trial.placement_group_factory) == (Trial.PENDING, SlotPlacement(ONE_TO_FOUR, 2))
 
 
-def test_decisions_about_the_slots_of_an_earlier_driver_do_not_hold_and_later_ones_do(tmp_path):
+def test_only_decisions_about_slots_of_this_driver_hold(tmp_path):
     controller, _ = search(tmp_path, on_slots(FIFOScheduler()), {})
     controller._cached_trial_decisions["a"] = TrialScheduler.NOOP
     chosen(controller)

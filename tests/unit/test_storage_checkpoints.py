@@ -55,7 +55,7 @@ def held(monkeypatch):
     gate.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_on_its_way_and_ends_when_the_last_has_arrived(toy, whole, bucket, held):
+def test_training_goes_on_during_uploads_and_ends_after_the_last_one(toy, whole, bucket, held):
     of = session(toy, bucket)
     of.start("trial", FULL)
     first = of.advance()  # returns although nothing arrives
@@ -84,7 +84,7 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     assert folder_at(second.checkpoint).is_complete()  # it was trained again, and has arrived this time
 
 
-def test_a_trial_whose_first_checkpoint_never_arrived_begins_again_and_ends_bit_equal(toy, whole, bucket):
+def test_a_trial_whose_first_upload_failed_begins_again_and_ends_bit_equal(toy, whole, bucket):
     later = session(toy, bucket)
     later.start("trial", FULL)
     _go_on(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
@@ -100,7 +100,7 @@ def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, buc
     assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
 
 
-def test_several_workers_send_their_own_files_and_the_checkpoint_is_whole_with_the_last_of_them(bucket):
+def test_a_checkpoint_of_several_workers_is_complete_with_the_last_of_them(bucket):
     folder, together, uploads = bucket / "step_1", threading.Barrier(2), [BackgroundUpload(), BackgroundUpload()]
     folder.write_text("digests.0-of-1.json", '{"files": {}}')  # of an earlier attempt, by one worker
 

@@ -139,7 +139,7 @@ def test_an_extended_trial_competes_up_to_where_its_schedule_changes():
     assert not HALF.stops(histories, "a", target_tokens=300, eval_loss=9.0)
 
 
-def test_an_extended_trial_is_not_judged_with_a_learning_rate_that_others_do_not_have():
+def test_an_extended_trial_is_not_judged_after_its_learning_rate_differs():
     longer = told("a", Extension(target_tokens=800, from_step=0))
     histories = replay([started("a"), longer, started("b"), reported("b", 100, 1.0)])
     assert not HALF.stops(histories, "a", target_tokens=100, eval_loss=9.0)
