@@ -40,23 +40,30 @@ def export(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """What was written, for people and machines. Raises ValueError for whatever cannot be exported so."""
     from components.experiment.spec import ModelSpec
     from components.inference.merge_check import MergeCheck
-    from components.models.export import DTYPES, adapted, exportable, reload_whole, write_adapter, write_whole
+    from components.models.dtypes import DTYPES
+    from components.models.export import (
+        load_as_trained,
+        open_exportable,
+        reload_whole,
+        write_adapter,
+        write_whole,
+    )
 
     target = Path(arguments.out).expanduser().absolute()
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"--out {arguments.out}: is not empty; name a new directory")
-    source = exportable(_directory(arguments), ModelSpec(path=arguments.base) if arguments.base else None, scratch)
+    source = open_exportable(_directory(arguments), ModelSpec(path=arguments.base) if arguments.base else None, scratch)
     layout: Layout = arguments.layout or ("glm" if source.is_chatglm3 else "merged")
     result: dict[str, Any] = {"source": arguments.model, "layout": layout, "directory": str(target)}
     if layout == "adapter":
         write_adapter(source, target, original_names=arguments.original_names)
         return result | {"files": _names(target)}
     scorer = _scorer(arguments, source, scratch) if source.adapter else None
-    before = scorer.score(adapted(source), precision=source.precision) if scorer else None
+    before = scorer.score(load_as_trained(source), precision=source.precision) if scorer else None
     dtype = DTYPES[arguments.dtype] if arguments.dtype else source.dtype
     result |= {"dtype": str(dtype).removeprefix("torch.")}
     if source.adapter is None:
-        write_whole(adapted(source), source, layout, target, dtype)
+        write_whole(load_as_trained(source), source, layout, target, dtype)
         return result | {"files": _names(target)}
     try:
         divergence = _write_merged(source, layout, target, dtype)
@@ -80,11 +87,11 @@ def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: Any) 
     """
     from components.inference.merge_check import check_merge, divergence, fixed_rows, next_tokens
     from components.models.adapters import merge
-    from components.models.export import adapted, beside_published, reload_whole, write_whole
+    from components.models.export import load_as_trained, load_on_published_base, reload_whole, write_whole
 
     rows = fixed_rows(source.chat_format)
-    trained = next_tokens(adapted(source), rows) if source.quantize is not None else None
-    beside = beside_published(source)
+    trained = next_tokens(load_as_trained(source), rows) if source.quantize is not None else None
+    beside = load_on_published_base(source)
     expected = next_tokens(beside, rows)
     write_whole(merge(beside), source, layout, target, dtype)
     del beside

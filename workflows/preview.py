@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.conversations.readers.read import read_conversations
-from components.conversations.readers.record_formats import LAYOUTS
+from components.conversations.readers.record_formats import RECORD_FORMATS
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.experiment.load import load_experiment
 from components.experiment.spec import ExperimentSpec, ModelSpec
@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--data", metavar="FILE", help="with --model: conversations; a file, a glob or hf:DATASET[:SPLIT][@REVISION]"
     )
     parser.add_argument("--chat-format", default="auto", metavar="NAME", help="with --model: auto, template or chatml")
-    parser.add_argument("--format", default="auto", choices=["auto", *LAYOUTS], help="with --model: of the data")
+    parser.add_argument("--format", default="auto", choices=["auto", *RECORD_FORMATS], help="with --model: of the data")
     parser.add_argument(
         "--unknown-keys", default="fail", choices=["fail", "ignore"], help="with --model: as data.unknown_keys"
     )

@@ -22,7 +22,7 @@ from components.reports.live_view import LiveView
 from components.reports.search_state import SearchState
 from components.reports.verdict import print_verdict
 from components.search.find import find_search
-from components.search.follow import FollowedSearch
+from components.search.follow import FollowedSearch, SearchStatus
 from components.search.outcome import SearchResult, resume_command
 from components.storage.retry import StorageError
 from workflows.cli import (
@@ -100,8 +100,9 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
             while (status := followed.status()).state is SearchState.RUNNING:
                 time.sleep(POLL_SECONDS)
                 followed.poll()
+            followed.poll()  # what came before the status was read
     except KeyboardInterrupt:
-        status = followed.status()
+        status = SearchStatus(state=SearchState.RUNNING, sentence="the search goes on")
     console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY

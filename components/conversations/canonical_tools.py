@@ -1,7 +1,7 @@
-"""One shape for what people write in several: tool calls and the schemas of tools.
+"""One canonical form of tool calls and tool schemas.
 
-A prompt is made from this shape alone, in training and in use, so that the same conversation has the same tokens whether it
-came from a file, from OpenAI's API (arguments as a JSON text) or through MLflow's types (keys in another order).
+Prompts are made from this form only, in training and in use. So the same conversation has the same tokens whether it came
+from a file, from OpenAI's API (arguments as JSON text) or through MLflow's types (keys in another order).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 
 from components.conversations.messages import Message
 
-TOOL_KEYS = ("type", "function")
-FUNCTION_KEYS = ("name", "description", "parameters", "strict")
-SCHEMA_KEYS = ("type", "description", "enum", "items", "properties", "required", "additionalProperties")
-NO_PARAMETERS = {"type": "object", "properties": {}}  # as transformers describes a function without any
+TOOL_KEY_ORDER = ("type", "function")
+FUNCTION_KEY_ORDER = ("name", "description", "parameters", "strict")
+SCHEMA_KEY_ORDER = ("type", "description", "enum", "items", "properties", "required", "additionalProperties")
+NO_PARAMETERS = {"type": "object", "properties": {}}  # transformers describes a function without parameters like this
 
 
-def canonical(
+def canonicalize(
     messages: Sequence[Message], tools: Sequence[dict[str, Any]]
 ) -> tuple[list[Message], list[dict[str, Any]]]:
     called = [
@@ -32,7 +32,7 @@ def canonical(
 
 
 def canonical_call(call: dict[str, Any]) -> dict[str, Any]:
-    """{"id"?, "type", "function": {"name", "arguments"}}, whether or not it came in an envelope."""
+    """Returns {"id"?, "type", "function": {"name", "arguments"}} for a call with or without that envelope."""
     function = call.get("function", call)
     identity = {"id": call["id"]} if call.get("id") is not None else {}
     arguments = _arguments(function.get("arguments"))
@@ -40,9 +40,9 @@ def canonical_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A function's schema in OpenAI's envelope and order; what is left out means what it says by default (no parameters,
-    not strict). Names of parameters stay in their order, as does every key that is not OpenAI's. Other kinds of tools stay
-    as they are.
+    """Returns a function's schema in OpenAI's envelope and key order, in which defaults look alike.
+
+    Names of parameters and keys that are not OpenAI's keep their order. Other kinds of tools are returned unchanged.
     """
     flat = {key: value for key, value in tool.items() if key != "type"}
     envelope, function = (tool, tool["function"]) if "function" in tool else ({}, flat)
@@ -52,14 +52,14 @@ def canonical_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if isinstance(parameters, dict):
         given = {key: value for key, value in parameters.items() if value is not None}
         function = {**function, "parameters": _schema(NO_PARAMETERS | given)}
-    described = _ordered(function, FUNCTION_KEYS)
+    described = _order_keys(function, FUNCTION_KEY_ORDER)
     if described.get("strict") is False:
         del described["strict"]
-    return _ordered({**envelope, "type": "function", "function": described}, TOOL_KEYS)
+    return _order_keys({**envelope, "type": "function", "function": described}, TOOL_KEY_ORDER)
 
 
 def _arguments(given: Any) -> Any:
-    """The object that a JSON text says; none at all are {}. A text that is no JSON object stands as it is."""
+    """Parses arguments given as JSON text; none are {}. A text that is not a JSON object is returned unchanged."""
     if given is None or (isinstance(given, str) and not given.strip()):
         return {}
     if not isinstance(given, str):
@@ -74,7 +74,7 @@ def _arguments(given: Any) -> Any:
 def _schema(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
-    ordered = _ordered(schema, SCHEMA_KEYS)
+    ordered = _order_keys(schema, SCHEMA_KEY_ORDER)
     for key in ("items", "additionalProperties"):
         if key in ordered:
             ordered[key] = _schema(ordered[key])
@@ -83,7 +83,7 @@ def _schema(schema: Any) -> Any:
     return ordered
 
 
-def _ordered(mapping: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """These keys first, in this order and without nulls; then all others as they are."""
+def _order_keys(mapping: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Puts these keys first, in this order and without nulls; then all others, unchanged."""
     first = {key: mapping[key] for key in keys if mapping.get(key) is not None}
     return first | {key: value for key, value in mapping.items() if key not in keys}

@@ -1,23 +1,24 @@
-"""What a conversation is, before any tokenizer has seen it."""
+"""Conversations as text, before they are tokenized."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn. `loss` is the weight of an assistant's tokens (0 trains nothing); other roles are never scored.
+    """One turn. Only an assistant's tokens are scored, each with `loss_weight` (`loss` in data files); 0 trains nothing.
 
-    `reasoning_content` is what an assistant thought before its content; chat templates of reasoning models show it.
+    `reasoning_content` is the assistant's reasoning before its content; chat templates of reasoning models show it.
     """
 
     role: Role
     content: str
-    loss: float = 1.0
+    loss_weight: float = 1.0
     tool_calls: tuple[dict[str, Any], ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
@@ -26,9 +27,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages in order. `source` is where it was read, for errors: `file.jsonl:41`.
+    """Messages in order. `source` says where it was read, for errors: `file.jsonl, line 41`.
 
-    Conversations of one `group` (a user's, a document's) belong together: all are trained on, or all held out.
+    Conversations of one `group` (of one user, of one document) stay on one side of the split: trained on, or held out.
     """
 
     messages: tuple[Message, ...]
@@ -37,8 +38,8 @@ class Conversation:
     group: str | None = None
 
 
-def reasoning_is_not_shown(chat_format: str) -> str:
-    """What a chat format says of reasoning that would be lost in it."""
+def hidden_reasoning_problem(chat_format: str) -> str:
+    """Returns the problem of a message whose reasoning the chat format would drop."""
     return (
         f"chat_format {chat_format} does not show its reasoning_content; take it out, or write it into the content as the"
         " model writes it"

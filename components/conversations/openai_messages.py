@@ -1,35 +1,36 @@
-"""Messages as OpenAI's API has them, plain dicts, and as they are here."""
+"""Converts messages of OpenAI's API (plain dicts) to Message, and tool calls back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from components.conversations.canonical_tools import canonical_call
-from components.conversations.messages import Message, Role
+from components.conversations.messages import ROLES, Message, Role
+from components.errors import InputError
 
-# OpenAI's newer word for system, and its older one for a tool's result.
-SAME_ROLES = {"developer": "system", "function": "tool"}
+# OpenAI's newer name of the system role, and its older name of a tool's result.
+ROLE_ALIASES = {"developer": "system", "function": "tool"}
 
 
 def messages_of(raw: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Raises ValueError naming the first message that cannot be read."""
+    """Converts all messages. Raises InputError naming the first message that cannot be read."""
     return [_message(number, message) for number, message in enumerate(raw, start=1)]
 
 
 def openai_call(call: dict[str, Any]) -> tuple[str, str]:
-    """(name, arguments as the text that the API has) of a tool call."""
+    """Returns a call's name, and its arguments as JSON text, as the API has them."""
     function = canonical_call(call)["function"]
     arguments = function["arguments"]
     return function["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _message(number: int, raw: Mapping[str, Any]) -> Message:
-    role = SAME_ROLES.get(raw["role"], raw["role"])
-    if role not in get_args(Role):
-        known = ", ".join((*get_args(Role), *SAME_ROLES))
-        raise ValueError(f"message {number} is from {raw['role']!r}; roles are {known}")
+    role = ROLE_ALIASES.get(raw["role"], raw["role"])
+    if role not in ROLES:
+        known = ", ".join((*ROLES, *ROLE_ALIASES))
+        raise InputError(f"message {number} is from {raw['role']!r}; roles are {known}")
     return Message(
         role=cast(Role, role),
         content=_text(number, raw.get("content") or raw.get("refusal")),
@@ -41,20 +42,20 @@ def _message(number: int, raw: Mapping[str, Any]) -> Message:
 
 
 def _text(number: int, content: Any) -> str:
-    """Of parts, their texts one after another; nothing beside tool calls is the empty text."""
+    """Joins the texts of parts. No content, as beside tool calls, is the empty text."""
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str | None):
-        raise ValueError(f"message {number}: content must be text")
+        raise InputError(f"message {number}: content must be text")
     return content or ""
 
 
 def _call(number: int, role: str, call: Any) -> dict[str, Any]:
     if role != "assistant":
-        raise ValueError(f'message {number} from "{role}" has tool_calls; only an assistant calls tools')
+        raise InputError(f'message {number} from "{role}" has tool_calls; only an assistant calls tools')
     try:
         return canonical_call(call)
     except (AttributeError, KeyError, TypeError):
-        raise ValueError(
+        raise InputError(
             f'message {number} has a tool call that is no {{"function": {{"name", "arguments"}}}}'
         ) from None

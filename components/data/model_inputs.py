@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from components.data.batch import Batch
+from components.experiment.spec import FLASH_ATTENTION
 
 
 def model_inputs(batch: Batch, attention: str) -> dict[str, Tensor | None]:
@@ -16,6 +17,6 @@ def model_inputs(batch: Batch, attention: str) -> dict[str, Tensor | None]:
     Flash attention takes that road for a single row only, so its batch is laid out as one: [1, B x T].
     """
     token_ids, position_ids = batch.token_ids_BT, batch.position_ids_BT
-    if attention == "flash_attention_2":
+    if attention == FLASH_ATTENTION:
         token_ids, position_ids = token_ids.reshape(1, -1), position_ids.reshape(1, -1)
     return {"input_ids": token_ids, "position_ids": position_ids, "attention_mask": None}

@@ -18,7 +18,7 @@ from components.conversations.tokenizers.load import load_tokenizer
 FEWER_IN_PROCESS = 500  # below this, starting processes costs more than it saves
 CHUNK = 64
 
-Rendered = RenderedConversation | str  # the text says why there is none
+RenderResult = RenderedConversation | str  # the text says why there is none
 
 
 class Renderer:
@@ -31,17 +31,17 @@ class Renderer:
         self.setup = (model_path, chat_format_name)
         self.processes = processes or os.cpu_count() or 1
 
-    def render(self, conversations: Sequence[Conversation]) -> Iterator[Rendered]:
+    def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
         """In order; of a conversation that the format refuses, why it does."""
         if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
-            yield from (_rendered(self.chat_format, conversation) for conversation in conversations)
+            yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
             return
         chunks = [conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK)]
         with ProcessPoolExecutor(self.processes, get_context("spawn"), _load_in_process, self.setup) as pool:
             yield from itertools.chain.from_iterable(pool.map(_render_in_process, chunks))
 
 
-def _rendered(chat_format: ChatFormat, conversation: Conversation) -> Rendered:
+def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> RenderResult:
     try:
         return chat_format.render(conversation)
     except ValueError as error:
@@ -56,6 +56,6 @@ def _load_in_process(model_path: Path, name: str) -> None:
     _format_of_this_process = load_chat_format(load_tokenizer(model_path), name)
 
 
-def _render_in_process(conversations: Sequence[Conversation]) -> list[Rendered]:
+def _render_in_process(conversations: Sequence[Conversation]) -> list[RenderResult]:
     assert _format_of_this_process is not None
-    return [_rendered(_format_of_this_process, conversation) for conversation in conversations]
+    return [_render_or_reason(_format_of_this_process, conversation) for conversation in conversations]

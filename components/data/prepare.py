@@ -22,12 +22,13 @@ from components.data.parallel_rendering import Renderer
 from components.data.split import Split, read_and_split
 from components.data.split_membership import keys_of
 from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
+from components.errors import InputError
 from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
 from components.storage.base import Folder
 
-LAYOUT = 3  # of the files below; a new layout is a new digest
+STORE_VERSION = 3  # of the files below; a new layout is a new digest
 MANIFEST = "manifest.json"
-MAX_NAMED = 1000  # of what was left out
+MAX_LEFT_OUT_LISTED = 1000  # of what was left out
 MAX_READS = 3
 
 
@@ -55,7 +56,7 @@ class PreparedDataset:
         try:
             manifest = json.loads(directory.read_text(MANIFEST))
         except json.JSONDecodeError:
-            raise ValueError(
+            raise InputError(
                 f"{directory}: {MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
             ) from None
         left_out = tuple(manifest.pop("left_out", ()))
@@ -69,8 +70,8 @@ class PreparedDataset:
     def eval(self) -> TokenStore:
         return self._store("eval", self.eval_digest)
 
-    def checked(self) -> Self:
-        """Itself. Raises ValueError if a split is not what was prepared."""
+    def verify(self) -> Self:
+        """Itself. Raises InputError if a split is not what was prepared."""
         assert self.train
         assert self.eval
         return self
@@ -80,7 +81,7 @@ class PreparedDataset:
         try:
             check_file(path, digest)
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{error}; {_way_out(self.directory)}") from None
+            raise InputError(f"{error}; {_way_out(self.directory)}") from None
         return TokenStore(path)
 
     def summary(self) -> str:
@@ -90,7 +91,7 @@ class PreparedDataset:
             f"{counts['train_conversations']} conversations to train on ({counts['train_targets']:,} target tokens)",
             f"{counts['eval_conversations']} held out ({counts['eval_targets']:,})",
         ]
-        for key, words in _LOSSES.items():
+        for key, words in _LEFT_OUT_WORDS.items():
             if counts.get(key):
                 parts.append(f"{counts[key]} {words}")
         parts += unused_keys_sentences(self.unused_keys, self.ignored_keys)
@@ -102,7 +103,7 @@ def _way_out(directory: Folder) -> str:
     return f"remove {directory}, and start again: the data is prepared anew"
 
 
-_LOSSES = {
+_LEFT_OUT_WORDS = {
     "dropped_bad": "dropped as unusable",
     "dropped_too_long": "dropped as too long",
     "truncated": "truncated",
@@ -139,18 +140,18 @@ def prepare(
         digest = _digest(data, chat_format, contents)
         directory = storage / PREPARED / digest
         if directory.is_complete():
-            return PreparedDataset.open(directory).checked()
+            return PreparedDataset.open(directory).verify()
         split = read_and_split(data)
         if list(split.contents) == contents:  # else the digest is that of other conversations
             break
     else:
-        raise ValueError(
+        raise InputError(
             f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
             " they are written, or name copies of them"
         )
     renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
     directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data))
-    return PreparedDataset.open(directory, reused=False).checked()
+    return PreparedDataset.open(directory, reused=False).verify()
 
 
 def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec) -> None:
@@ -165,7 +166,7 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
         "digest": digest,
         **digests,
         "counts": tally.counts,
-        "left_out": tally.left_out[:MAX_NAMED],
+        "left_out": tally.left_out[:MAX_LEFT_OUT_LISTED],
         "unused_keys": split.unused_keys,
         "ignored_keys": split.ignored_keys,
     }
@@ -173,7 +174,7 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
 
 
 def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None]) -> str:
-    hashed = hashlib.sha256(f"layout {LAYOUT}\n{chat_format.digest()}\n".encode())
+    hashed = hashlib.sha256(f"layout {STORE_VERSION}\n{chat_format.digest()}\n".encode())
     hashed.update(data.model_dump_json(exclude={"train", "eval"}).encode())
     for content in contents:
         hashed.update(b"\0" if content is None else content.encode())
@@ -201,7 +202,7 @@ class _Tally:
     def count_store(self, name: str, store: TokenStore) -> None:
         if len(store) == 0:
             listed = "".join(f"\n  {problem}" for problem in self.left_out[-MAX_SHOWN:])
-            raise ValueError(f"data.{name}: every conversation was dropped, so none is left{listed}")
+            raise InputError(f"data.{name}: every conversation was dropped, so none is left{listed}")
         self.counts[f"{name}_conversations"] = len(store)
         self.counts[f"{name}_tokens"] = int(store.lengths.sum())
         self.counts[f"{name}_targets"] = store.total_targets
@@ -241,4 +242,4 @@ def _entries(
     if refused:
         count = f"at least {MAX_SHOWN}" if len(refused) == MAX_SHOWN else f"{len(refused)}"
         listed = "".join(f"\n  {problem}" for problem in refused)
-        raise ValueError(f"data: {count} of {len(conversations)} conversations cannot be used{listed}")
+        raise InputError(f"data: {count} of {len(conversations)} conversations cannot be used{listed}")

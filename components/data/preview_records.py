@@ -12,6 +12,7 @@ from components.conversations.readers.errors import MAX_SHOWN
 from components.data.parallel_rendering import Renderer
 from components.data.prepare import PreparedDataset
 from components.data.token_store import TokenStore
+from components.errors import InputError
 
 TRUNCATED = "truncated, its last turns did not fit"
 
@@ -48,7 +49,7 @@ def rendered_records(
 ) -> list[PreviewRecord]:
     """One record a conversation, in order, truncated only to max_tokens; an empty one where not even one turn fits.
 
-    Raises ValueError with the conversations that the chat format refuses.
+    Raises InputError with the conversations that the chat format refuses.
     """
     records: list[PreviewRecord] = []
     refused: list[str] = []
@@ -59,7 +60,7 @@ def rendered_records(
             records.append(_record(conversation.source, rendered, max_tokens))
     if refused:
         more = [f"... and {len(refused) - MAX_SHOWN} more"] if len(refused) > MAX_SHOWN else []
-        raise ValueError("\n".join([*refused[:MAX_SHOWN], *more]))
+        raise InputError("\n".join([*refused[:MAX_SHOWN], *more]))
     return records
 
 

@@ -52,13 +52,13 @@ class StepSampler:
             # Packing put long conversations side by side; shuffled again, a step is a fair sample.
             rows = [rows[position] for position in generator.permutation(len(rows))]
         else:
-            rows = self._bucketed(order)
+            rows = self._bucket_by_length(order)
         steps = [rows[start : start + per_step] for start in range(0, len(rows), per_step)]
         if self.batch.packing:
             return steps
         return [steps[position] for position in generator.permutation(len(steps))]
 
-    def _bucketed(self, order: list[int]) -> list[Row]:
+    def _bucket_by_length(self, order: list[int]) -> list[Row]:
         """One conversation a row; neighbors are alike in length, so little of a step is padding."""
         rows: list[Row] = []
         for start in range(0, len(order), WINDOW):

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from components.conversations.messages import Conversation
-from components.conversations.readers.errors import Problem
+from components.conversations.readers.errors import DataProblem
 from components.conversations.readers.read import ReadResult, read_conversations
 from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
+from components.errors import InputError
 from components.experiment.spec import DataSpec
 
 
@@ -38,7 +39,7 @@ class Split:
 def read_and_split(data: DataSpec) -> Split:
     """Reads all of it. Equal conversations count once, and what is said in a held-out one is never trained on.
 
-    Raises ValueError with all that is wrong with the conversations, or if one side would be empty.
+    Raises InputError with all that is wrong with the conversations, or if one side would be empty.
     """
     read = _read(data.train, data)
     dropped, unused, ignored = list(read.dropped), Counter(read.unused_keys), Counter(read.ignored_keys)
@@ -52,12 +53,12 @@ def read_and_split(data: DataSpec) -> Split:
         dropped += held.dropped
         unused.update(held.unused_keys)
         ignored.update(held.ignored_keys)
-    held_out, twice = _distinct(held_out)
-    rest, again = _distinct(rest)
+    held_out, twice = _deduplicate(held_out)
+    rest, again = _deduplicate(rest)
     known = {key for conversation in held_out for key in keys_of(conversation)}
     train = [conversation for conversation in rest if known.isdisjoint(keys_of(conversation))]
     if not train:
-        raise ValueError("data.train: every conversation is held out as well, so there is none to train on")
+        raise InputError("data.train: every conversation is held out as well, so there is none to train on")
     return Split(
         train=tuple(train),
         eval=tuple(held_out),
@@ -74,12 +75,12 @@ def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:
     return read_conversations(source, format=data.format, on_bad_row=data.on_bad_row, unknown_keys=data.unknown_keys)
 
 
-def _by_record(problems: Sequence[Problem]) -> tuple[str, ...]:
+def _by_record(problems: Sequence[DataProblem]) -> tuple[str, ...]:
     """One line a record, however much is wrong with it."""
     texts: dict[str, list[str]] = {}
     for problem in problems:
-        texts.setdefault(f"{problem.file}, {problem.place}", []).append(problem.text)
-    return tuple(f"{place}: {'; '.join(found)}" for place, found in texts.items())
+        texts.setdefault(f"{problem.file}, {problem.location}", []).append(problem.text)
+    return tuple(f"{location}: {'; '.join(found)}" for location, found in texts.items())
 
 
 def _sides(
@@ -93,7 +94,7 @@ def _sides(
         return held_out, rest
     distinct = set(marks)
     if len(distinct) < 2:
-        raise ValueError(
+        raise InputError(
             f"data.train: {len(distinct)} distinct conversation (or group of them) cannot be split into train and eval;"
             " add conversations, or give data.eval"
         )
@@ -102,13 +103,13 @@ def _sides(
         if held_out
         else ("holds out none", "holds out some", fraction_that_holds_out(1, distinct))
     )
-    raise ValueError(
+    raise InputError(
         f"data.eval_fraction={data.eval_fraction} {found} of {len(distinct)} distinct conversations (or groups), for where"
         f" each goes depends on itself alone; {enough} {wanted}; or add conversations, or give data.eval"
     )
 
 
-def _distinct(conversations: Sequence[Conversation]) -> tuple[list[Conversation], int]:
+def _deduplicate(conversations: Sequence[Conversation]) -> tuple[list[Conversation], int]:
     """(the first of each, how many more there were). Equal are those of which nothing differs that could change a token."""
     first: dict[str, Conversation] = {}
     for conversation in conversations:

@@ -19,7 +19,7 @@ def keys_of(conversation: Conversation) -> tuple[str, ...]:
     Said is what user, assistant and tools say, calls included. Who trained on these words knows them whatever the system
     message, the tools on offer, the ids of calls, the reasoning before a reply and the weights of the loss were.
     """
-    said = [_said(message) for message in conversation.messages if message.role != "system"]
+    said = [_content_of(message) for message in conversation.messages if message.role != "system"]
     words = _hash("words", json.dumps(said, sort_keys=True))
     return (words,) if conversation.group is None else (words, _hash("group", conversation.group))
 
@@ -53,7 +53,7 @@ def fraction_that_leaves(count: int, marks: Iterable[float]) -> float | None:
     return None
 
 
-def _said(message: Message) -> list[object]:
+def _content_of(message: Message) -> list[object]:
     calls = [call.get("function", call) for call in message.tool_calls]
     return [message.role, message.content, [[call["name"], call.get("arguments")] for call in calls]]
 

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
+from components.errors import InputError
 
 SCHEMA = pa.schema(
     {
@@ -59,7 +60,7 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
                     "truncated": entry.truncated,
                     "source": entry.source,
                     "keys": entry.keys,
-                    "conversation": None if entry.conversation is None else _written(entry.conversation),
+                    "conversation": None if entry.conversation is None else _to_json(entry.conversation),
                 }
             )
             if len(rows) == ROWS_PER_CHUNK:
@@ -76,7 +77,7 @@ def digest_of(path: Path) -> str:
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Raises ValueError unless the file has this digest, FileNotFoundError if there is none.
+    """Raises InputError unless the file has this digest, FileNotFoundError if there is none.
 
     A file may have gigabytes, so the answer is kept beside it, under its size and times: it is read once, not once a worker.
     """
@@ -87,7 +88,7 @@ def check_file(path: Path, digest: str) -> None:
         if answer.read_text(encoding="utf-8") == stamp:
             return
     if digest_of(path) != digest:
-        raise ValueError(f"{path} is not the file that was prepared: its bytes have another digest")
+        raise InputError(f"{path} is not the file that was prepared: its bytes have another digest")
     with contextlib.suppress(OSError):  # what cannot be written to is read again next time
         answer.write_text(stamp, encoding="utf-8")
 
@@ -154,7 +155,7 @@ class TokenStore:
         if "conversation" not in self._table.column_names:
             return None
         text = self._table.column("conversation")[index].as_py()
-        return None if text is None else _CONVERSATION.validate_python(json.loads(text))
+        return None if text is None else _from_json(text)
 
     def is_truncated(self, index: int) -> bool:
         return bool(self._table.column("truncated")[index].as_py())
@@ -163,8 +164,21 @@ class TokenStore:
 _CONVERSATION = TypeAdapter(Conversation)
 
 
-def _written(conversation: Conversation) -> str:
-    return json.dumps(asdict(conversation))
+def _to_json(conversation: Conversation) -> str:
+    tree = asdict(conversation)
+    tree["messages"] = [_rename_keys(message, {"loss_weight": "loss"}) for message in tree["messages"]]
+    return json.dumps(tree)
+
+
+def _from_json(text: str) -> Conversation:
+    tree = json.loads(text)
+    tree["messages"] = [_rename_keys(message, {"loss": "loss_weight"}) for message in tree["messages"]]
+    return _CONVERSATION.validate_python(tree)
+
+
+def _rename_keys(mapping: dict[str, object], names: dict[str, str]) -> dict[str, object]:
+    """Keeps the order: a stored conversation has the keys of a data file, and the same bytes as in earlier versions."""
+    return {names.get(key, key): value for key, value in mapping.items()}
 
 
 def _slice(column: pa.ListArray, index: int) -> np.ndarray:

@@ -6,11 +6,12 @@ import hashlib
 from pathlib import Path
 
 from components.data.token_store import TokenStore
+from components.errors import InputError
 
 TRAINED_ON = "trained_on.txt"
 
 
-def trained_keys(store: TokenStore) -> tuple[str, ...] | None:
+def training_keys(store: TokenStore) -> tuple[str, ...] | None:
     """Of all conversations (and groups) of a split, sorted; None if the store was written before they were kept."""
     return None if store.keys is None else tuple(sorted({key for keys in store.keys for key in keys}))
 
@@ -21,17 +22,17 @@ def keys_digest(keys: tuple[str, ...]) -> str:
 
 def write_trained_on(store: TokenStore, directory: Path) -> None:
     """One key a line, their digest above them. A store that does not know them leaves no file."""
-    keys = trained_keys(store)
+    keys = training_keys(store)
     if keys is not None:
         (directory / TRAINED_ON).write_text("\n".join([keys_digest(keys), *keys]) + "\n", encoding="utf-8")
 
 
 def read_trained_on(directory: Path) -> frozenset[str] | None:
-    """None if there is no such file. Raises ValueError if it is not as it was written."""
+    """None if there is no such file. Raises InputError if it is not as it was written."""
     path = directory / TRAINED_ON
     if not path.is_file():
         return None
     digest, *keys = path.read_text(encoding="utf-8").splitlines() or [""]
     if keys_digest(tuple(keys)) != digest:
-        raise ValueError(f"{path}: cut short or changed, so nothing says what the version was trained on")
+        raise InputError(f"{path}: cut short or changed, so nothing says what the version was trained on")
     return frozenset(keys)

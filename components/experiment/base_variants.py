@@ -1,4 +1,4 @@
-"""How the trials of a search want their base model in memory: the dtype of its weights, and whether they are quantized."""
+"""The forms in which the trials of a search need their base model in memory: its dtype, and how it is quantized."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ BF16_FULL = (
 )
 
 
-class BaseKind(NamedTuple):
-    """Trials of one kind can have the same base model in memory."""
+class BaseVariant(NamedTuple):
+    """One form of the base model in memory. Trials of the same variant can share it."""
 
     dtype: Dtype
     quantize: Literal["nf4", "int8"] | None = None
 
 
-def base_kind(model: ModelSpec, trial: TrialSpec) -> BaseKind:
+def base_variant(model: ModelSpec, trial: TrialSpec) -> BaseVariant:
     quantize = trial.method.quantize if isinstance(trial.method, LoraMethod) else None
-    return BaseKind(model.dtype_of(trial), quantize)
+    return BaseVariant(model.dtype_of(trial), quantize)
 
 
-def base_kinds(experiment: ExperimentSpec, workers: WorkersSpec) -> set[BaseKind]:
-    """Of all trials that such workers may be given."""
+def base_variants(experiment: ExperimentSpec, workers: WorkersSpec) -> set[BaseVariant]:
+    """Returns the variants of all trials that run on such workers."""
     return {
-        base_kind(experiment.model, trial)
+        base_variant(experiment.model, trial)
         for _, trial in _corners(experiment)
         if experiment.resources.of(trial.method) == workers
     }
 
 
 def dtype_warnings(experiment: ExperimentSpec) -> list[str]:
-    """What is allowed, and likely a mistake: a sentence for each branch of full fine-tuning with plain bf16 weights."""
-    crippled = {
+    """Returns a warning for each branch of full fine-tuning with plain bf16 weights: allowed, but likely a mistake."""
+    affected = {
         name
         for name, trial in _corners(experiment)
         if isinstance(trial.method, FullMethod) and experiment.model.dtype_of(trial) == "bf16"
     }
-    return [f"search.space.{name}: {BF16_FULL}" for name in sorted(crippled)]
+    return [f"search.space.{name}: {BF16_FULL}" for name in sorted(affected)]
 
 
 def _corners(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:

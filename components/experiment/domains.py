@@ -31,7 +31,7 @@ class Choice(Spec):
 
 
 class Grid(Spec):
-    """Every listed value in turn: under `sampler: grid` the grids of a branch are crossed; otherwise drawn like a choice."""
+    """Every listed value in turn. `sampler: grid` crosses the grids of a branch; other samplers draw from it."""
 
     grid: tuple[Any, ...] = Field(min_length=1)
 
@@ -57,7 +57,7 @@ class Uniform(Spec):
     uniform: tuple[float, float]
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_order(self) -> Self:
         _check_bounds(self.uniform, "uniform")
         return self
 
@@ -77,7 +77,7 @@ class LogUniform(Spec):
     log_uniform: tuple[float, float]
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_order(self) -> Self:
         _check_bounds(self.log_uniform, "log_uniform")
         if self.log_uniform[0] <= 0:
             raise ValueError(f"log_uniform needs a low bound above 0, not {self.log_uniform[0]}")
@@ -100,7 +100,7 @@ class Integer(Spec):
     integer: tuple[int, int]
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_order(self) -> Self:
         _check_bounds(self.integer, "integer")
         return self
 

@@ -1,4 +1,4 @@
-"""What is wrong with an experiment, said for people: place, value, rule, way out; all problems together."""
+"""Errors of an experiment for users: each with its location, value, rule and way out, and all problems together."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from components.errors import InputError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    place: str
+    """One problem. `location` is the dotted key in the experiment file, or the `--set` override."""
+
+    location: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}" if self.place else self.text
+        return f"{self.location}: {self.text}" if self.location else self.text
 
 
-class ExperimentError(ValueError):
+class ExperimentError(InputError):
     """An experiment that cannot run as it is written."""
 
     def __init__(self, problems: Sequence[Problem], where: str = "") -> None:
@@ -30,18 +34,18 @@ class ExperimentError(ValueError):
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[Problem]:
-    """Pydantic's findings in our words. `prefix` is the dotted path of `model` in the file."""
+    """Translates pydantic's findings. `prefix` is the dotted path of `model` in the file."""
     texts: dict[str, list[str]] = {}
     for finding in error.errors(include_url=False):
         path, parent = _walk(model, finding["loc"])
-        place = ".".join(filter(None, [prefix, *path]))
+        location = ".".join(filter(None, [prefix, *path]))
         if finding["type"] == "extra_forbidden":
             text = unknown_key(str(finding["loc"][-1]), sorted(parent.model_fields) if parent else [])
         else:
             text = _rule_and_value(finding)
-        texts.setdefault(place, []).append(text)
-    # A plain union reports once per member, all at one place: `a string, or a tuple`.
-    return [Problem(place=place, text="; or ".join(found)) for place, found in texts.items()]
+        texts.setdefault(location, []).append(text)
+    # A plain union reports once per member, all at one location: `a string, or a tuple`.
+    return [Problem(location=location, text="; or ".join(found)) for location, found in texts.items()]
 
 
 def unknown_key(key: str, valid: Sequence[str]) -> str:
@@ -60,7 +64,7 @@ def _rule_and_value(finding: Any) -> str:
 
 
 def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:
-    """The dotted path a user would write (without pydantic's union tags), and the model that holds its last key."""
+    """Returns the dotted path as a user writes it (without pydantic's union tags), and the model that holds its last key."""
     path: list[str] = []
     here: Any = model
     parent: type[BaseModel] | None = model

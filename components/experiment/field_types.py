@@ -1,4 +1,4 @@
-"""What the annotation of a field allows. Files are read along the types of spec.py, and so is the search space."""
+"""What the annotation of a field allows: the types in spec/ decide how files and search spaces are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the annotation alone. Annotated types count as what they annotate."""
+    """Returns the members of a union, or the annotation itself; Annotated is stripped."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return members(get_args(annotation)[0])
@@ -19,17 +19,17 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def sections(annotation: Any) -> tuple[type[BaseModel], ...]:
-    """The models among the members: more than one for a tagged union, none for a plain value."""
+    """Returns the models among the members: several for a tagged union, none for a plain value."""
     return tuple(each for each in members(annotation) if isinstance(each, type) and issubclass(each, BaseModel))
 
 
 def options(annotation: Any) -> tuple[Any, ...]:
-    """The values of the literals among the members."""
+    """Returns the values of the literals among the members."""
     return tuple(value for each in members(annotation) if get_origin(each) is Literal for value in get_args(each))
 
 
 def is_numeric(annotation: Any) -> bool:
-    """Whether numbers, and no booleans, may stand in the field, also inside a tuple."""
+    """Whether the field accepts numbers but no booleans, also inside a tuple."""
     parts = members(annotation)
     if bool in parts:
         return False

@@ -1,4 +1,4 @@
-"""From an experiment file and `--set` overrides to an ExperimentSpec, with errors for people."""
+"""Loads an experiment file with `--set` overrides as an ExperimentSpec, with errors for users."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pydantic import ValidationError
 
 from components.experiment.errors import ExperimentError, Problem, problems_of, unknown_key
 from components.experiment.read_trial import read_branch, read_trial
-from components.experiment.space import KINDS, check_search
+from components.experiment.space import METHOD_KINDS, check_search
 from components.experiment.spec import ExperimentSpec
 
 SPACE = ["search", "space"]
+NO_EXPERIMENT = "no such experiment file; experiments/ has some"
+EXPERIMENT_IS = "an experiment is a mapping of keys, e.g. `name: ...`"
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentSpec:
-    """Reads, overrides, types and checks an experiment, its whole search space included.
+    """Reads an experiment, applies overrides, and checks it with its whole search space.
 
     Args:
         path: a YAML file.
@@ -42,19 +44,19 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
 
 
 def _all_problems(tree: Mapping[str, Any], error: ValidationError) -> list[Problem]:
-    """What pydantic has found, and what reading along the fields says of ranges; the latter where both know a place."""
+    """Returns pydantic's findings and the problems of ranges; the latter replace the former at the same location."""
     read = list(_problems_of_ranges(tree))
-    known = [problem.place for problem in read]
+    known = [problem.location for problem in read]
     found = problems_of(error, ExperimentSpec)
-    return [problem for problem in found if not any(_overlap(problem.place, place) for place in known)] + read
+    return [problem for problem in found if not any(_overlap(problem.location, location) for location in known)] + read
 
 
 def _problems_of_ranges(tree: Mapping[str, Any]) -> Iterator[Problem]:
     trial, space = tree.get("trial"), _mapping(tree.get("search")).get("space")
     named = _mapping(_mapping(trial).get("method")).get("kind")
-    kind = str(named) if named in KINDS else KINDS[0]
+    kind = str(named) if named in METHOD_KINDS else METHOD_KINDS[0]
     if isinstance(trial, Mapping):
-        yield from read_trial(trial, kind=kind, place="trial", where="trial").problems
+        yield from read_trial(trial, kind=kind, location="trial", where="trial").problems
     for name, branch in _mapping(space).items():
         yield from read_branch(str(name), branch, kind=kind).problems
 
@@ -67,27 +69,28 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One mapping from a YAML file. Raises ExperimentError if there is no such file, or no mapping in it."""
+def read_yaml(path: Path, *, missing: str = NO_EXPERIMENT, example: str = EXPERIMENT_IS) -> dict[str, Any]:
+    """Reads one mapping from a YAML file.
+
+    Raises ExperimentError if there is no such file (`missing` says so), or no mapping in it (`example` says what it is).
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ExperimentError(
-            [Problem(place=str(path), text="no such experiment file; experiments/ has some")]
-        ) from None
+        raise ExperimentError([Problem(location=str(path), text=missing)]) from None
     except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise ExperimentError([Problem(place=str(path), text=f"not a text file: {error}")]) from None
+        raise ExperimentError([Problem(location=str(path), text=f"not a text file: {error}")]) from None
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ExperimentError([Problem(place=str(path), text=f"not YAML: {' '.join(str(error).split())}")]) from None
+        raise ExperimentError([Problem(location=str(path), text=f"not YAML: {' '.join(str(error).split())}")]) from None
     if not isinstance(tree, dict):
-        raise ExperimentError([Problem(place=str(path), text="an experiment is a mapping of keys, e.g. `name: ...`")])
+        raise ExperimentError([Problem(location=str(path), text=example)])
     return tree
 
 
 def read_value(text: str) -> Any:
-    """What stands behind the `=` of an override, typed as in a file; text that is no YAML stands for itself."""
+    """Parses the value of an override as YAML; text that is not YAML is returned as it is."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -95,9 +98,9 @@ def read_value(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: no key twice in a mapping, `no` and `on` are words, 010 is ten and 1:30 no number.
+    """YAML without the surprises of YAML 1.1: a repeated key is an error, `no` and `on` are words, 010 is ten, 1:30 is text.
 
-    (YAML 1.1, which PyYAML reads, lets the last of two keys win, and says false, true, 8 and 90.)
+    (PyYAML implements YAML 1.1: the last of two equal keys wins, and these values are false, true, 8 and 90.)
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -135,16 +138,18 @@ _Loader.add_constructor(f"{_YAML}int", _Loader.construct_yaml_int)
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not all(path.split(".")):
-        raise ExperimentError([Problem(place=f"--set {override}", text="write it as key.subkey=value")])
+        raise ExperimentError([Problem(location=f"--set {override}", text="write it as key.subkey=value")])
     *parents, leaf = path.split(".")
     node: Any = tree
     for depth, parent in enumerate(parents):
         if parents[:depth] == SPACE and isinstance(node, dict) and parent not in node:
             whole = f"a new branch is set whole, as search.space.{parent}={{...}}"
             text = f"{unknown_key(parent, sorted(map(str, node)))}; {whole}"
-            raise ExperimentError([Problem(place=f"--set {override}", text=text)])
+            raise ExperimentError([Problem(location=f"--set {override}", text=text)])
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             above = ".".join(parents[: depth + 1])
-            raise ExperimentError([Problem(place=f"--set {override}", text=f"{above} is {node!r}, which has no keys")])
+            raise ExperimentError(
+                [Problem(location=f"--set {override}", text=f"{above} is {node!r}, which has no keys")]
+            )
     node[leaf] = read_value(text)

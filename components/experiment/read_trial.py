@@ -1,7 +1,7 @@
-"""Reads what is written of a trial along the types of TrialSpec, so that every key is known to be a real field.
+"""Reads a trial section or a branch along the types of TrialSpec, so that every key is known to be a field.
 
-Where a value stands, a mapping is either exactly one domain that the field can have, or a problem that names the nearest
-right one. Nothing is dropped.
+A mapping in place of a value is either one domain that the field can have, or a problem whose text suggests the nearest
+valid domain. Nothing is dropped.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Literal, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.experiment.domain_dialects import Translation, translation
+from components.experiment.domain_suggestions import Suggestion, suggest_domain
 from components.experiment.domains import DOMAINS, Domain
 from components.experiment.errors import Problem, problems_of, unknown_key
 from components.experiment.field_types import members, options, sections
 from components.experiment.spec import TrialSpec
 
 SHARED_BY_ALL_TRIALS = ("budget", "seed")
-LONGEST_SHOWN = 100
+MAX_EXCERPT_LETTERS = 100
 Where = Literal["branch", "trial", "clone"]
 
 
@@ -39,7 +39,7 @@ class Leaf:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The domains it may have."""
+        """The kinds of domain that the field may have."""
         parts = members(self.annotation)
         if float in parts:
             return tuple(DOMAINS)
@@ -49,7 +49,7 @@ class Leaf:
 
     @property
     def is_tag(self) -> bool:
-        """Whether it names the member of a tagged union, as `method.kind`."""
+        """Whether it is the tag of a union, as `method.kind`."""
         return len(members(self.annotation)) == 1 == len(options(self.annotation))
 
     @property
@@ -72,50 +72,50 @@ class Leaf:
         value = self.model.model_fields[self.name].get_default()
         return list(value) if isinstance(value, tuple) else value
 
-    def typed(self, value: Any, section: str) -> tuple[Any, list[Problem]]:
-        """The value as the field has it, in JSON's types, or what is wrong with it. `section` is the place of its model."""
-        place = below(section, self.name)
+    def parse(self, value: Any, section: str) -> tuple[Any, list[Problem]]:
+        """Returns the value as the field parses it, in JSON's types, and its problems. `section` locates its model."""
+        location = join_path(section, self.name)
         try:
-            typed = self.model.model_validate({self.name: value})
+            parsed = self.model.model_validate({self.name: value})
         except ValidationError as error:
             found = problems_of(error, self.model, prefix=section)
-            return value, [problem for problem in found if (problem.place + ".").startswith(place + ".")]
-        return typed.model_dump(mode="json")[self.name], []
+            return value, [problem for problem in found if (problem.location + ".").startswith(location + ".")]
+        return parsed.model_dump(mode="json")[self.name], []
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What stands in one place, by its dotted path into a TrialSpec; `problems` is what could not be read."""
+    """The values and domains that were read, by dotted path into a TrialSpec; `problems` is what could not be read."""
 
     constants: dict[str, Any] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_trial(tree: Any, *, kind: str, place: str, where: Where) -> Reading:
-    """Reads what is written like the `trial:` section.
+def read_trial(tree: Any, *, kind: str, location: str, where: Where) -> Reading:
+    """Reads a mapping in the form of the `trial:` section.
 
     Args:
-        kind: the method that is meant where none is named.
-        place: where it stands in the file.
-        where: only in a branch values may have domains.
+        kind: the method, if the mapping names none.
+        location: of the mapping in the file.
+        where: what is read. Only the values of a branch may be domains.
     """
-    reader = _Reader(kind, place, where)
+    reader = _Reader(kind, location, where)
     reader.read_section(TrialSpec, tree, ())
     return reader.reading
 
 
 def read_branch(name: str, tree: Any, *, kind: str) -> Reading:
-    """One branch of search.space; `kind` is the method under `trial:`."""
-    place = f"search.space.{name}"
+    """Reads one branch of search.space; `kind` is the method under `trial:`."""
+    location = f"search.space.{name}"
     if name in TrialSpec.model_fields:
         text = f"is a value of a trial and no branch: write search.space.BRANCH.{name}, with a name for the branch"
-        return Reading(problems=[Problem(place=place, text=text)])
-    return read_trial(tree, kind=kind, place=place, where="branch")
+        return Reading(problems=[Problem(location=location, text=text)])
+    return read_trial(tree, kind=kind, location=location, where="branch")
 
 
 def leaves_of(model: type[BaseModel] = TrialSpec, above: tuple[str, ...] = ()) -> Iterator[Leaf]:
-    """Every value that a trial can have. Those of all methods, so a path may come twice."""
+    """Yields every value that a trial can have. A path may come twice, once for each method."""
     for name, info in model.model_fields.items():
         if inner := sections(info.annotation):
             for member in inner:
@@ -124,26 +124,26 @@ def leaves_of(model: type[BaseModel] = TrialSpec, above: tuple[str, ...] = ()) -
             yield Leaf(path=".".join((*above, name)), model=model, name=name)
 
 
-def below(place: str, path: str) -> str:
-    """A dotted place in the file; each part may be empty."""
-    return ".".join(filter(None, (place, path)))
+def join_path(location: str, path: str) -> str:
+    """Returns a dotted location; each part may be empty."""
+    return ".".join(filter(None, (location, path)))
 
 
-def shown(value: Any) -> str:
-    """As one would write it in YAML, in a line."""
+def to_yaml(value: Any) -> str:
+    """Returns the value as one line of YAML."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 class _Reader:
-    def __init__(self, kind: str, place: str, where: Where) -> None:
-        self.kind, self.place, self.where = kind, place, where
+    def __init__(self, kind: str, location: str, where: Where) -> None:
+        self.kind, self.location, self.where = kind, location, where
         self.reading = Reading()
 
     def read_section(self, model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> None:
         is_empty = tree == {} and path and self.where != "trial"
         if not isinstance(tree, Mapping) or is_empty or set(tree) & set(DOMAINS):
-            self._refuse(path, _no_section(model, tree, path))
+            self._refuse(path, _section_advice(model, tree, path))
             return
         for key, value in tree.items():
             here = (*path, str(key))
@@ -158,7 +158,7 @@ class _Reader:
                 self._read_leaf(Leaf(path=".".join(here), model=model, name=str(key)), value)
 
     def _read_member(self, models: Sequence[type[BaseModel]], tag: Any, tree: Any, path: tuple[str, ...]) -> None:
-        """A section; where there are several kinds of it, the one that its tag names."""
+        """Reads a section; of a tagged union, the member that its tag names."""
         if len(models) == 1:
             self.read_section(models[0], tree, path)
             return
@@ -167,14 +167,14 @@ class _Reader:
         if isinstance(named, str) and named in kinds:
             self.read_section(kinds[named], tree, path)
         else:
-            self._refuse((*path, tag), self._no_kind(named, tuple(kinds)))
+            self._refuse((*path, tag), self._method_advice(named, tuple(kinds)))
 
-    def _no_kind(self, named: Any, kinds: tuple[str, ...]) -> str:
-        if self.where == "branch" and (isinstance(named, Mapping | list) or translation(named) is not None):
+    def _method_advice(self, named: Any, kinds: tuple[str, ...]) -> str:
+        if self.where == "branch" and (isinstance(named, Mapping | list) or suggest_domain(named) is not None):
             each = ", ".join(f"{kind}: {{method: {{kind: {kind}}}}}" for kind in kinds)
             return f"a method is not drawn: make a branch of search.space for each, e.g. {{{each}}}"
         hint = "; QLoRA is kind: lora with quantize: nf4" if "qlora" in str(named).lower() else ""
-        return f"is one of {', '.join(kinds)}, not {_written(named)}{hint}"
+        return f"is one of {', '.join(kinds)}, not {_excerpt(named)}{hint}"
 
     def _read_leaf(self, leaf: Leaf, value: Any) -> None:
         kind = _domain_kind(value)
@@ -185,69 +185,69 @@ class _Reader:
             and not _holds_mapping(value[kind])
         ):
             self._read_domain(leaf, value)
-        elif isinstance(value, Mapping) or translation(value) is not None:
-            self._refuse_range(leaf, value, translation(value))
+        elif isinstance(value, Mapping) or suggest_domain(value) is not None:
+            self._refuse_range(leaf, value, suggest_domain(value))
         elif _holds_mapping(value):
-            example = shown({leaf.name: _example(leaf)})[1:-1]
+            example = to_yaml({leaf.name: _example(leaf)})[1:-1]
             self._refuse(leaf.path, f"a range cannot stand inside a list; choose among whole lists, e.g. {example}")
         elif isinstance(value, list | tuple) and not leaf.takes_lists:
-            self._refuse_range(leaf, value, translation({"choice": value}))
+            self._refuse_range(leaf, value, suggest_domain({"choice": value}))
         else:
-            self.reading.constants[leaf.path], problems = leaf.typed(value, self._section(leaf))
+            self.reading.constants[leaf.path], problems = leaf.parse(value, self._section(leaf))
             self.reading.problems.extend(problems)
 
     def _read_domain(self, leaf: Leaf, value: Mapping[str, Any]) -> None:
-        domain, problems = parsed(leaf, value, self._section(leaf))
+        domain, problems = parse_domain(leaf, value, self._section(leaf))
         if self.where != "branch":
-            self._refuse(leaf.path, f"{_written(value)} is a range: {self._instead(leaf, value)}")
+            self._refuse(leaf.path, f"{_excerpt(value)} is a range: {self._advice(leaf, value)}")
         elif domain is not None:
             self.reading.domains[leaf.path] = domain
         else:
-            right = self._fitting(leaf, value) if "integer" in value else None
-            advice = f"; {self._instead(leaf, right)}" if right is not None else ""
-            self.reading.problems.extend(Problem(place=each.place, text=each.text + advice) for each in problems)
+            right = self._fit(leaf, value) if "integer" in value else None
+            advice = f"; {self._advice(leaf, right)}" if right is not None else ""
+            self.reading.problems.extend(Problem(location=each.location, text=each.text + advice) for each in problems)
 
-    def _refuse_range(self, leaf: Leaf, written: Any, meant: Translation | None) -> None:
-        """A mapping, a list or a text where one value or one domain is wanted."""
-        right = None if meant is None or meant.right is None else self._fitting(leaf, meant.right)
+    def _refuse_range(self, leaf: Leaf, written: Any, meant: Suggestion | None) -> None:
+        """Refuses a mapping, a list or a text where one value or one domain is expected."""
+        right = None if meant is None or meant.right is None else self._fit(leaf, meant.right)
         kind, note = _domain_kind(written), "" if meant is None else meant.note
         if kind is not None and kind not in leaf.kinds:
-            reason = f"is {leaf.noun}, so {_written(written)} cannot be drawn for it"
+            reason = f"is {leaf.noun}, so {_excerpt(written)} cannot be drawn for it"
             note = (
                 "each whole number is equally likely; list some as a choice for others"
                 if "integer" in leaf.kinds
                 else note
             )
         elif right is None and note:
-            reason, note = f"{_written(written)} {note}", ""
+            reason, note = f"{_excerpt(written)} {note}", ""
         else:
-            reason = f"{_written(written)} is neither a value nor one range of {', '.join(leaf.kinds)}"
-        advice = self._instead(leaf, right) if right is not None else f"e.g. {self._assignment(leaf, _example(leaf))}"
+            reason = f"{_excerpt(written)} is neither a value nor one range of {', '.join(leaf.kinds)}"
+        advice = self._advice(leaf, right) if right is not None else f"e.g. {self._assignment(leaf, _example(leaf))}"
         self._refuse(leaf.path, f"{reason}; {advice}" + f" ({note})" * bool(note))
 
-    def _fitting(self, leaf: Leaf, right: Any) -> Any:
-        """A domain or a value, bent to what the field can have; None where it cannot be bent."""
-        bent = _bent(leaf, right) if isinstance(right, Mapping) else right
-        if bent is None:
+    def _fit(self, leaf: Leaf, right: Any) -> Any:
+        """Returns the nearest domain or value that the field can have; None if there is none."""
+        nearest = _nearest_domain(leaf, right) if isinstance(right, Mapping) else right
+        if nearest is None:
             return None
-        if isinstance(bent, Mapping):
-            domain, _ = parsed(leaf, bent, self._section(leaf))
-            return bent if domain is not None else None
-        return bent if not leaf.typed(bent, self._section(leaf))[1] else None
+        if isinstance(nearest, Mapping):
+            domain, _ = parse_domain(leaf, nearest, self._section(leaf))
+            return nearest if domain is not None else None
+        return nearest if not leaf.parse(nearest, self._section(leaf))[1] else None
 
-    def _instead(self, leaf: Leaf, right: Any) -> str:
+    def _advice(self, leaf: Leaf, right: Any) -> str:
         if not isinstance(right, Mapping) or self.where == "branch":
             return f"write {self._assignment(leaf, right)}"
         if leaf.path.partition(".")[0] in SHARED_BY_ALL_TRIALS:
             return "all trials share one value"
         if self.where == "clone":
-            return f"a clone has one value, e.g. {leaf.path}={shown(leaf.default)}"
-        return f"all trials share what stands under trial:, so write search.space.BRANCH.{leaf.path}: {shown(right)}"
+            return f"a clone has one value, e.g. {leaf.path}={to_yaml(leaf.default)}"
+        return f"all trials share what stands under trial:, so write search.space.BRANCH.{leaf.path}: {to_yaml(right)}"
 
     def _assignment(self, leaf: Leaf, right: Any) -> str:
         if isinstance(right, Mapping) and self.where == "clone":
-            return f"{leaf.path}={shown(leaf.default)}"
-        return f"{leaf.name}: {shown(right)}"
+            return f"{leaf.path}={to_yaml(leaf.default)}"
+        return f"{leaf.name}: {to_yaml(right)}"
 
     def _refuse_shared(self, value: Any, path: tuple[str, ...]) -> None:
         text = {
@@ -259,35 +259,37 @@ class _Reader:
 
     def _refuse(self, path: tuple[str, ...] | str, text: str) -> None:
         dotted = path if isinstance(path, str) else ".".join(path)
-        self.reading.problems.append(Problem(place=below(self.place, dotted), text=text))
+        self.reading.problems.append(Problem(location=join_path(self.location, dotted), text=text))
 
     def _section(self, leaf: Leaf) -> str:
-        return below(self.place, leaf.path.rpartition(".")[0])
+        return join_path(self.location, leaf.path.rpartition(".")[0])
 
 
-def parsed(leaf: Leaf, written: Mapping[str, Any], section: str) -> tuple[Domain | None, list[Problem]]:
-    """A domain whose values are typed by the field, or what is wrong with it."""
+def parse_domain(leaf: Leaf, written: Mapping[str, Any], section: str) -> tuple[Domain | None, list[Problem]]:
+    """Returns a domain whose values the field has parsed, and its problems."""
     (kind,) = written
-    place = below(section, leaf.name)
+    location = join_path(section, leaf.name)
     try:
         domain = DOMAINS[kind].model_validate(written)
     except ValidationError as error:
-        return None, problems_of(error, DOMAINS[kind], prefix=place)
-    typed = [leaf.typed(value, section) for value in domain.extremes()]
-    problems = [problem for _, found in typed for problem in found]
+        return None, problems_of(error, DOMAINS[kind], prefix=location)
+    parsed = [leaf.parse(value, section) for value in domain.extremes()]
+    problems = [problem for _, found in parsed for problem in found]
     if problems:
         return None, problems
     if kind not in ("choice", "grid"):
         return domain, []
-    values = [value for value, _ in typed]
+    values = [value for value, _ in parsed]
     twice = next((value for position, value in enumerate(values) if value in values[:position]), ...)
     if twice is not ...:
-        return None, [Problem(place=place, text=f"{shown(twice)} stands twice in {kind}; each value is named once")]
+        return None, [
+            Problem(location=location, text=f"{to_yaml(twice)} stands twice in {kind}; each value is named once")
+        ]
     return DOMAINS[kind].model_validate({kind: values}), []
 
 
-def _bent(leaf: Leaf, right: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The nearest domain that the field can have, whether or not its bounds may be."""
+def _nearest_domain(leaf: Leaf, right: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns the nearest kind of domain that the field can have; its bounds may still be invalid."""
     (kind,) = right
     if kind in leaf.kinds and kind != "integer":
         return right
@@ -301,12 +303,12 @@ def _bent(leaf: Leaf, right: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if float in members(leaf.annotation):
         return right if ends == [low, high] else {"uniform": ends}
     if low > high:
-        low, high = high, low  # there is none in between: those beside it
+        low, high = high, low  # there is no whole number in between: take its neighbors
     return {"integer": [low, high]} if low < high else {"choice": [low]}
 
 
 def _example(leaf: Leaf) -> Mapping[str, Any]:
-    """A domain that the field can have."""
+    """Returns an example of a domain that the field can have."""
     default, parts = leaf.default, members(leaf.annotation)
     if bool in parts:
         return {"choice": [True, False]}
@@ -318,7 +320,7 @@ def _example(leaf: Leaf) -> Mapping[str, Any]:
     return {"choice": [default] if leaf.takes_lists or not values else list(values)}
 
 
-def _no_section(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> str:
+def _section_advice(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> str:
     name, keys = path[-1] if path else "a branch", ", ".join(sorted(model.model_fields))
     if isinstance(tree, Mapping) and tree:
         return (
@@ -328,7 +330,7 @@ def _no_section(model: type[BaseModel], tree: Any, path: tuple[str, ...]) -> str
         return f"is empty: leave it out, or give some of {keys}"
     taken = [key for key, info in model.model_fields.items() if tree in options(info.annotation)]
     hint = f"; write {name}: {{{taken[0]}: {tree}}}" if taken else ""
-    return f"has keys of its own ({keys}), so it cannot be {_written(tree)}{hint}"
+    return f"has keys of its own ({keys}), so it cannot be {_excerpt(tree)}{hint}"
 
 
 def _domain_kind(value: Any) -> str | None:
@@ -344,6 +346,6 @@ def _holds_mapping(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(_holds_mapping(each) for each in value)
 
 
-def _written(value: Any) -> str:
-    text = shown(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+def _excerpt(value: Any) -> str:
+    text = to_yaml(value)
+    return text if len(text) <= MAX_EXCERPT_LETTERS else f"{text[:MAX_EXCERPT_LETTERS]}..."

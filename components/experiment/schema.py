@@ -14,12 +14,12 @@ from components.experiment.spec import ExperimentSpec, TrialSpec
 
 
 def experiment_schema() -> dict[str, Any]:
-    """ExperimentSpec's schema, with search.space spelled out: a branch is a trial in which any value may be a domain."""
+    """Returns ExperimentSpec's schema with search.space spelled out: a branch is a trial whose values may be domains."""
     schema = ExperimentSpec.model_json_schema()
     definitions = schema["$defs"]
     for name, domain in DOMAINS.items():
         definitions[f"domain_{name}"] = domain.model_json_schema()
-    branch = _with_domains(TrialSpec.model_json_schema(), definitions)
+    branch = _extend_with_domains(TrialSpec.model_json_schema(), definitions)
     for shared in SHARED_BY_ALL_TRIALS:
         del branch["properties"][shared]
     definitions["Branch"] = branch
@@ -29,11 +29,11 @@ def experiment_schema() -> dict[str, Any]:
     return schema
 
 
-def _with_domains(trial: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a trial's schema in which every leaf also accepts the domains it can have, and nothing is required."""
+def _extend_with_domains(trial: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Returns a trial's schema in which every value may also be a domain, and nothing is required."""
     nested = trial.pop("$defs")
 
-    def open_up(node: dict[str, Any], model: type[BaseModel], name: str) -> dict[str, Any]:
+    def extend_leaf(node: dict[str, Any], model: type[BaseModel], name: str) -> dict[str, Any]:
         node = {key: value for key, value in node.items() if key != "default"}
         if "$ref" in node:
             return _branch_of(node)
@@ -42,13 +42,16 @@ def _with_domains(trial: dict[str, Any], definitions: dict[str, Any]) -> dict[st
         leaf = Leaf(path=name, model=model, name=name)
         return {"anyOf": [node, *({"$ref": f"#/$defs/domain_{kind}"} for kind in leaf.kinds)]}
 
-    def opened(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    def extend(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
         rest = {key: value for key, value in schema.items() if key != "required"}
-        return {**rest, "properties": {name: open_up(node, model, name) for name, node in schema["properties"].items()}}
+        return {
+            **rest,
+            "properties": {name: extend_leaf(node, model, name) for name, node in schema["properties"].items()},
+        }
 
     for model in _sections_of(TrialSpec):
-        definitions[f"Branch{model.__name__}"] = {**opened(nested[model.__name__], model), "minProperties": 1}
-    return opened(trial, TrialSpec)
+        definitions[f"Branch{model.__name__}"] = {**extend(nested[model.__name__], model), "minProperties": 1}
+    return extend(trial, TrialSpec)
 
 
 def _branch_of(node: dict[str, Any]) -> dict[str, Any]:

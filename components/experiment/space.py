@@ -1,10 +1,10 @@
-"""The search space: branches of hyperparameter domains, and the trials they stand for.
+"""The search space: branches of hyperparameter domains, and the trials in them.
 
-A branch is written like the `trial:` section of the experiment, with a domain in the place of each value that varies:
+A branch is written like the `trial:` section of the experiment, with a domain instead of each value that varies:
 
     lora: {method: {kind: lora, rank: {choice: [8, 16]}}, optimizer: {learning_rate: {log_uniform: [1.0e-4, 2.0e-3]}}}
 
-So a rank exists only where the method has one, and every branch has its own learning rates.
+A rank exists only in branches whose method has one, and every branch has its own learning rates.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from components.experiment.spec import (
     WorkersSpec,
 )
 
-KINDS = tuple(options(model.model_fields["kind"].annotation)[0] for model in (LoraMethod, FullMethod))
+METHOD_KINDS = tuple(options(model.model_fields["kind"].annotation)[0] for model in (LoraMethod, FullMethod))
 MAX_CORNERS = 4096
-DEFAULT_TRIALS = 8  # of a search that is no grid
+DEFAULT_TRIALS = 8  # of a search that is not a grid
 MAX_TRIALS_OF_A_GRID = 1000  # unless search.trials says more
 
 
@@ -50,7 +50,7 @@ class Branch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledTrial:
-    """A point of the space: what the search drew, and the whole configuration it stands for."""
+    """A point of the space: the values that were drawn, and the whole configuration."""
 
     branch: str
     varied: Mapping[str, Any]
@@ -58,7 +58,7 @@ class SampledTrial:
 
 
 def branches_of(experiment: ExperimentSpec) -> dict[str, Branch]:
-    """The space, read. Raises ExperimentError with everything in it that is neither a value nor a domain."""
+    """Reads the space. Raises ExperimentError with everything in it that is neither a value nor a domain."""
     readings = _readings(experiment)
     problems = [problem for reading in readings.values() for problem in reading.problems]
     if problems:
@@ -76,18 +76,20 @@ def _branch(name: str, reading: Reading) -> Branch:
 
 
 def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> TrialSpec:
-    """The configuration at one point of a branch. Raises pydantic.ValidationError if it is none."""
+    """Returns the configuration at one point of a branch. Raises pydantic.ValidationError if it is invalid."""
     return TrialSpec.model_validate(_with_values(experiment.trial, {**branch.constants, **values}))
 
 
-def changed_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any]) -> TrialSpec:
-    """A trial's configuration with some values changed, each by its dotted path, under the rules of the space.
+def change_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any]) -> TrialSpec:
+    """Returns a trial's configuration with some values changed, each by its dotted path, under the rules of the space.
 
     Raises ExperimentError with all problems.
     """
     named = changes.get("method.kind")
     kind = named if isinstance(named, str) else spec.method.kind
-    readings = [read_trial(_nested(path, value), kind=kind, place="", where="clone") for path, value in changes.items()]
+    readings = [
+        read_trial(_nest(path, value), kind=kind, location="", where="clone") for path, value in changes.items()
+    ]
     problems = list(dict.fromkeys(problem for reading in readings for problem in reading.problems))
     if problems:
         raise ExperimentError(problems)
@@ -96,24 +98,24 @@ def changed_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[
         changed = TrialSpec.model_validate(_with_values(spec, values))
     except ValidationError as error:
         raise ExperimentError(problems_of(error, TrialSpec)) from None
-    if problems := list(_idle_workers(experiment, changed, "")):
+    if problems := list(_worker_problems(experiment, changed, "")):
         raise ExperimentError(problems)
     return changed
 
 
 def _with_values(spec: TrialSpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial as a tree, each value put where its dotted path says. Another kind of method begins with its defaults."""
+    """Returns a trial as a tree with `values` set at their dotted paths. A change of method starts from its defaults."""
     tree = spec.model_dump()
     kind = values.get("method.kind", spec.method.kind)
     if kind != spec.method.kind:
-        tree["method"] = {"kind": kind}  # a rank under `trial:` means nothing to a full fine-tune
+        tree["method"] = {"kind": kind}  # full fine-tuning has no rank, which `trial:` may give
     for path, value in values.items():
-        _put(tree, path, value)
+        _set_value(tree, path, value)
     return tree
 
 
 def weights_fit(trained: LoraMethod | FullMethod, method: LoraMethod | FullMethod) -> bool:
-    """Whether what the first method has trained is of the shape the second one trains."""
+    """Whether the weights that the first method trains have the shape of the second method's."""
     if isinstance(trained, LoraMethod) and isinstance(method, LoraMethod):
         shape = ("rank", "target_modules", "dora")
         return all(getattr(trained, name) == getattr(method, name) for name in shape)
@@ -121,55 +123,55 @@ def weights_fit(trained: LoraMethod | FullMethod, method: LoraMethod | FullMetho
 
 
 def check_search(experiment: ExperimentSpec) -> None:
-    """Proves that every corner of the space is a valid trial, before anything starts.
+    """Checks that every corner of the space is a valid trial, before anything starts.
 
-    Raises ExperimentError with all problems: what cannot be read, impossible values, batches too small for the workers.
+    Raises ExperimentError with all problems: unreadable values, impossible values, batches too small for the workers.
     """
     problems: dict[str, Problem] = {}
     readings = _readings(experiment)
     for name, reading in readings.items():
-        found = reading.problems or _problems_of_branch(experiment, _branch(name, reading))
+        found = reading.problems or _branch_problems(experiment, _branch(name, reading))
         problems.update({str(problem): problem for problem in found})
     if not problems:
-        problems = {str(problem): problem for problem in _too_few_trials(experiment)}
+        problems = {str(problem): problem for problem in _trial_count_problems(experiment)}
     if problems:
         raise ExperimentError(list(problems.values()))
 
 
-def _problems_of_branch(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
-    yield from _misnamed(experiment, branch)
+def _branch_problems(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
+    yield from _naming_problems(experiment, branch)
     if experiment.search.sampler == "grid":
         for path, domain in branch.domains.items():
             if domain.points() is None:
                 text = "sampler grid needs choice, grid or integer here; a continuous range has no grid"
-                yield Problem(place=f"search.space.{branch.name}.{path}", text=text)
+                yield Problem(location=f"search.space.{branch.name}.{path}", text=text)
     for values in corners(branch):
-        yield from _problems_at(experiment, branch, values)
+        yield from _point_problems(experiment, branch, values)
 
 
-def _misnamed(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
-    """A branch that is named after one method and trains another."""
+def _naming_problems(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
+    """Yields a problem if a branch is named after one method and trains another."""
     kind = branch.constants.get("method.kind", experiment.trial.method.kind)
-    if branch.name in KINDS and branch.name != kind:
+    if branch.name in METHOD_KINDS and branch.name != kind:
         text = f"is named after the method {branch.name} and trains {kind}"
         way_out = f"give it method.kind: {branch.name}, or another name"
-        yield Problem(place=f"search.space.{branch.name}", text=f"{text}: {way_out}")
+        yield Problem(location=f"search.space.{branch.name}", text=f"{text}: {way_out}")
 
 
-def _too_few_trials(experiment: ExperimentSpec) -> Iterator[Problem]:
+def _trial_count_problems(experiment: ExperimentSpec) -> Iterator[Problem]:
     search, trials = experiment.search, num_trials(experiment)
     needed = len(search.space)
     if trials < needed:
         said = trials if search.trials else f"{trials}, the default,"
         text = f"{said} cannot be shared by {needed} branches: each needs a trial; set search.trials: {needed} or more"
-        yield Problem(place="search.trials", text=text)
+        yield Problem(location="search.trials", text=text)
     if search.trials is None and trials > MAX_TRIALS_OF_A_GRID:
         text = f"the grid has {trials:,} points; list fewer values, or set how many trials may run"
-        yield Problem(place="search.trials", text=text)
+        yield Problem(location="search.trials", text=text)
 
 
 def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
-    """The experiment with its `trial:` section as the only trial, under a name of its own beside the search's."""
+    """Returns the experiment with its `trial:` section as the only trial. It has its own name, beside the search's."""
     only = {experiment.trial.method.kind: {"method": {"kind": experiment.trial.method.kind}}}
     search = SearchSpec(space=only, sampler="random", scheduler=NoSchedulerSpec(), trials=1)
     alone = experiment.model_copy(
@@ -185,7 +187,7 @@ def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
 
 
 def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
-    """All trials of a random or grid search, in branch_order, drawn at once from the experiment's seed."""
+    """Draws all trials of a random or grid search at once from the experiment's seed, in branch_order."""
     generator = random.Random(experiment.search.seed)
     is_grid = experiment.search.sampler == "grid"
     points = {
@@ -200,9 +202,9 @@ def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
 
 
 def num_trials(experiment: ExperimentSpec) -> int:
-    """How many trials the search sets out with: `search.trials`, by default all points of a grid, else DEFAULT_TRIALS.
+    """Returns the number of trials at the start: `search.trials`, by default all points of a grid, else DEFAULT_TRIALS.
 
-    A grid has no more trials than points.
+    A grid has at most as many trials as points.
     """
     search = experiment.search
     if search.sampler != "grid":
@@ -212,17 +214,17 @@ def num_trials(experiment: ExperimentSpec) -> int:
 
 
 def num_points(branch: Branch) -> int:
-    """How many points the grid of a branch has: 1 if it varies nothing, 0 if one of its domains is continuous."""
+    """Returns the number of points in the grid of a branch: 1 if it varies nothing, 0 if one of its domains is continuous."""
     return math.prod(len(domain.points() or ()) for domain in branch.domains.values())
 
 
 def branch_order(experiment: ExperimentSpec) -> list[Branch]:
-    """The branch of every trial. Branches share the trials evenly; the first ones get what is left over.
+    """Returns the branch of every trial. Branches share the trials evenly; the first branches get the remainder.
 
-    In a grid, what a branch has no points for goes to the others.
+    In a grid, trials beyond the points of a branch go to the other branches.
 
-    Wide trials come first: while they run, narrow ones fill the gaps, and at the end nothing waits for a gap of its own.
-    Branches that want the same workers take turns, as they do in one slot: so a scheduler soon knows something of each.
+    Trials with many workers come first: trials with few workers fill the gaps beside them, so no large trial waits for
+    room at the end. Branches with equal workers take turns, so that the scheduler soon has results of each.
     """
     branches = list(branches_of(experiment).values())
     workers = [experiment.resources.of(some_trial(experiment, branch).method) for branch in branches]
@@ -234,7 +236,7 @@ def branch_order(experiment: ExperimentSpec) -> list[Branch]:
 
 
 def _turns(experiment: ExperimentSpec, branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:
-    """(turn, position of the branch) of every trial, as if all wanted the same workers."""
+    """Yields (turn, position of the branch) of every trial, as if all branches had equal workers."""
     trials = num_trials(experiment)
     is_grid = experiment.search.sampler == "grid"
     most = [num_points(branch) if is_grid else trials for branch in branches]
@@ -243,17 +245,17 @@ def _turns(experiment: ExperimentSpec, branches: Sequence[Branch]) -> Iterator[t
 
 
 def some_trial(experiment: ExperimentSpec, branch: Branch) -> TrialSpec:
-    """At one corner of the branch: its kind of method, and so its workers, are those of all its trials."""
+    """Returns the trial at one corner. All trials of a branch have its method, and therefore its workers."""
     return next(corner_trials(experiment, branch))
 
 
 def corner_trials(experiment: ExperimentSpec, branch: Branch) -> Iterator[TrialSpec]:
-    """The configurations at the corners of a branch: whatever its trials can be, one of these is."""
+    """Yields the configurations at the corners of a branch. Every method and every extreme value is in one of them."""
     return (trial_spec(experiment, branch, values) for values in corners(branch))
 
 
 def corners(branch: Branch) -> Iterator[dict[str, Any]]:
-    """Every combination of extremes; where those are too many, each extreme of one domain beside the first of the others."""
+    """Yields every combination of extremes; if they are too many, each extreme of one domain with the first of the others."""
     extremes = {path: domain.extremes() for path, domain in branch.domains.items()}
     size = 1
     for values in extremes.values():
@@ -268,34 +270,34 @@ def corners(branch: Branch) -> Iterator[dict[str, Any]]:
             yield somewhere | {path: value}
 
 
-def _problems_at(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> Iterator[Problem]:
+def _point_problems(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> Iterator[Problem]:
     try:
         spec = trial_spec(experiment, branch, values)
     except ValidationError as error:
         yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
         return
-    yield from _idle_workers(experiment, spec, f"search.space.{branch.name}")
+    yield from _worker_problems(experiment, spec, f"search.space.{branch.name}")
 
 
-def _idle_workers(experiment: ExperimentSpec, spec: TrialSpec, place: str) -> Iterator[Problem]:
+def _worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str) -> Iterator[Problem]:
     workers = experiment.resources.of(spec.method)
     for check in (workers.check_trial, partial(experiment.model.check_trial, workers=workers)):
         try:
             check(spec)
         except ValueError as error:
-            yield Problem(place=place, text=str(error))
+            yield Problem(location=location, text=str(error))
 
 
 def value_at(spec: TrialSpec, path: str) -> Any:
-    """What stands at a dotted path."""
+    """Returns the value at a dotted path."""
     node: Any = spec.model_dump(mode="json")
     for key in path.split("."):
         node = node[key]
     return node
 
 
-def _put(tree: dict[str, Any], path: str, value: Any) -> None:
-    """Sets what a dotted path names. Raises ValueError if something on the way to it has no keys."""
+def _set_value(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the value at a dotted path. Raises ValueError if one of its parents has no keys."""
     *parents, leaf = path.split(".")
     node: Any = tree
     for parent in parents:
@@ -305,7 +307,7 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     node[leaf] = value
 
 
-def _nested(path: str, value: Any) -> Any:
+def _nest(path: str, value: Any) -> Any:
     for key in reversed(path.split(".")):
         value = {key: value}
     return value
@@ -317,7 +319,7 @@ def _draws(branch: Branch, generator: random.Random) -> Iterator[dict[str, Any]]
 
 
 def _grid(branch: Branch) -> Iterator[dict[str, Any]]:
-    """Every point, the last domain varying fastest. None is made before it is asked for: a grid can be too long for that."""
+    """Yields every point, the last domain varying fastest. Points are made one at a time, because a grid can be very long."""
     points = {path: domain.points() or () for path, domain in branch.domains.items()}
     for number in range(num_points(branch)):
         values = {}

@@ -1,4 +1,4 @@
-"""What is legal in an experiment and probably not meant: said before a search starts, and refused by nobody."""
+"""Warnings about settings that are valid and probably not intended, shown before a search starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.experiment.read_trial import SHARED_BY_ALL_TRIALS, shown
+from components.experiment.read_trial import SHARED_BY_ALL_TRIALS, to_yaml
 from components.experiment.space import (
     Branch,
     branch_order,
@@ -23,7 +23,7 @@ from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec
 
 
 def experiment_warnings(experiment: ExperimentSpec) -> list[str]:
-    """A sentence for each, with its place and the way out."""
+    """Returns a sentence for each warning, with its location and the way out."""
     branches = list(branches_of(experiment).values())
     return [
         *_trials_of_a_grid(experiment, branches),
@@ -52,7 +52,7 @@ def _trials_of_a_grid(experiment: ExperimentSpec, branches: list[Branch]) -> Ite
 
 
 def _equal_trials(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
-    """Two trials with the same values end with the same weights: the seed is shared."""
+    """Yields warnings for equal trials: they end with equal weights, because all trials share the seed."""
     if experiment.search.sampler == "grid":
         return
     counts = Counter(branch.name for branch in branch_order(experiment))
@@ -71,23 +71,23 @@ def _equal_trials(experiment: ExperimentSpec, branches: list[Branch]) -> Iterato
 
 
 def _unused_values(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
-    """Values under `trial:` that no branch takes over."""
+    """Yields warnings for values under `trial:` that no branch uses."""
     kinds = {branch.name: some_trial(experiment, branch).method.kind for branch in branches}
     kind = experiment.trial.method.kind
-    for path in _written(experiment.trial):
+    for path in _given_paths(experiment.trial):
         section = path.partition(".")[0]
         if section in SHARED_BY_ALL_TRIALS or path == "method.kind":
             continue
         value = value_at(experiment.trial, path)
         fitting = [branch for branch in branches if section != "method" or kinds[branch.name] == kind]
         if not fitting:
-            yield f"trial.{path}={shown(value)} is used by no trial: no branch of search.space is {kind}"
+            yield f"trial.{path}={to_yaml(value)} is used by no trial: no branch of search.space is {kind}"
         elif all(path in branch.domains or branch.constants.get(path, value) != value for branch in fitting):
-            yield f"trial.{path}={shown(value)} is used by no trial: every branch of search.space has its own"
+            yield f"trial.{path}={to_yaml(value)} is used by no trial: every branch of search.space has its own"
 
 
 def _idle_schedules(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
-    shared = set(_written(experiment.trial))
+    shared = set(_given_paths(experiment.trial))
     for branch in branches:
         written = shared | {*branch.constants, *branch.domains}
         is_constant = (
@@ -97,18 +97,18 @@ def _idle_schedules(experiment: ExperimentSpec, branches: list[Branch]) -> Itera
             yield f"schedule.final_fraction does nothing in search.space.{branch.name}: its schedule is constant"
 
 
-def _written(spec: BaseModel, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Dotted paths of the values that were given, not filled in."""
+def _given_paths(spec: BaseModel, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yields the dotted paths of the values that were given explicitly, not by default."""
     for name in (name for name in type(spec).model_fields if name in spec.model_fields_set):
         value: Any = getattr(spec, name)
         if isinstance(value, BaseModel):
-            yield from _written(value, (*above, name))
+            yield from _given_paths(value, (*above, name))
         else:
             yield ".".join((*above, name))
 
 
 def _unused_resources(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
-    """A trial alone says nothing of this: train.py makes it from files that are for a search, too."""
+    """Yields warnings for resources of unused methods. A single trial has none: train.py uses the files of searches."""
     if num_trials(experiment) == 1:
         return
     kinds = {some_trial(experiment, branch).method.kind for branch in branches}

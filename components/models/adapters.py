@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from components.errors import InputError
 from components.experiment.spec import LoraMethod
 from components.models.causal_lm import check_same_weights
 from components.models.target_modules import lora_config
@@ -25,7 +26,7 @@ from components.models.target_modules import lora_config
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
     """Adapters on a frozen base, float32 and trainable; at first they change nothing. Seed torch before, for their A.
 
-    Raises ValueError if a name of target_modules is no module of this model, or peft cannot adapt one so.
+    Raises InputError if a name of target_modules is no module of this model, or peft cannot adapt one so.
     """
     base.requires_grad_(False)
     config = lora_config(base, method)
@@ -34,12 +35,12 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
     except ValueError as error:
         if "ParamWrapper does not work with" in str(error):
             setting = "dora: true" if method.dora else f"dropout: {method.dropout:g}"
-            raise ValueError(
+            raise InputError(
                 f"method.{setting}: this model's experts are adapted as whole parameters, for which peft knows neither"
                 " dropout nor DoRA; set dropout: 0.0 and dora: false, or name target_modules that are no experts"
             ) from None
         written = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
-        raise ValueError(f"method.target_modules={written}: {error}") from None
+        raise InputError(f"method.target_modules={written}: {error}") from None
 
 
 def detach_lora(model: PeftModel) -> PreTrainedModel:
@@ -89,14 +90,14 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 
 
 def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
-    """A saved adapter on a base, for use, not for training. Raises ValueError if it is one of a model of other sizes."""
+    """A saved adapter on a base, for use, not for training. Raises InputError if it is one of a model of other sizes."""
     try:
         return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
         reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise ValueError(f"{directory}: an adapter of another model: {reason}") from None
+        raise InputError(f"{directory}: an adapter of another model: {reason}") from None
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
@@ -105,7 +106,7 @@ def adapter_state(model: PeftModel) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
-    """Into a model with adapters of the same shape. Raises ValueError if names or shapes differ."""
+    """Into a model with adapters of the same shape. Raises InputError if names or shapes differ."""
     wanted, found = ({name: tensor.shape for name, tensor in side.items()} for side in (adapter_state(model), tensors))
     check_same_weights("the adapter is another one", found, wanted)
     set_peft_model_state_dict(model, dict(tensors))

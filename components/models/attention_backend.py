@@ -8,28 +8,29 @@ from transformers.modeling_flash_attention_utils import FLASH_ATTENTION_COMPATIB
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.import_utils import is_kernels_available
 
+from components.experiment.spec import FLASH_ATTENTION
+
 log = logging.getLogger(__name__)
 
-FLASH = "flash_attention_2"
 WAY_OUT = "install flash-attn (its wheels are for one version of torch, Python and CUDA), or set model.attention: sdpa"
 
 
-def is_computable(attention: str) -> bool:
+def is_usable(attention: str) -> bool:
     """In this process. The package `kernels` stands in for flash-attn, as transformers has it."""
-    return attention != FLASH or bool(is_flash_attn_2_available(kernels_fallback_ok=True))
+    return attention != FLASH_ATTENTION or bool(is_flash_attn_2_available(kernels_fallback_ok=True))
 
 
 def missing_package(attention: str) -> str:
     """What this Python lacks, and the way out; empty if nothing. A machine without a GPU may well have the package."""
     has_package = FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]["pkg_availability_check"]
-    if attention != FLASH or has_package() or is_kernels_available():
+    if attention != FLASH_ATTENTION or has_package() or is_kernels_available():
         return ""
-    return f"model.attention={FLASH}: this Python has no package flash-attn; {WAY_OUT}"
+    return f"model.attention={FLASH_ATTENTION}: this Python has no package flash-attn; {WAY_OUT}"
 
 
-def computable(attention: str) -> str:
+def usable_attention(attention: str) -> str:
     """For talking and scoring: what was trained with flash attention is the same model with sdpa, which is everywhere."""
-    if is_computable(attention):
+    if is_usable(attention):
         return attention
     log.warning("model.attention=%s cannot be had here (no package, or no GPU); sdpa computes the same", attention)
     return "sdpa"

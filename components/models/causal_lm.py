@@ -20,6 +20,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from components.errors import InputError
+
 MAX_NAMED = 3
 ADAPTER_CONFIG = "adapter_config.json"
 # Who puts what before, or into, the names of weights, and how they become a plain model's again.
@@ -47,7 +49,7 @@ FAMILY_SHARE = 0.5  # of a model's weights: where more are missing, its files ar
 def load_causal_lm(directory: Path, *, device: torch.device | str | None = None, **settings: Any) -> PreTrainedModel:
     """AutoModelForCausalLM.from_pretrained, with `settings` of its own, on a device if one is named.
 
-    Raises ValueError if a weight is missing, of no use or of another shape, or is not a finite number.
+    Raises InputError if a weight is missing, of no use or of another shape, or is not a finite number.
     """
     model, found = _from_pretrained(directory, settings)
     _check_names(directory, model, found)
@@ -60,7 +62,7 @@ def load_causal_lm(directory: Path, *, device: torch.device | str | None = None,
 def check_weights(directory: Path, attention: str = "eager") -> None:
     """Compares names and shapes of the weight files with the model that config.json describes; reads no weight.
 
-    Raises ValueError as load_causal_lm does, but for numbers that are not finite.
+    Raises InputError as load_causal_lm does, but for numbers that are not finite.
     """
     settings = {"dtype": "auto", "device_map": {"": "meta"}, "attn_implementation": attention}
     with _without_bar():
@@ -69,7 +71,7 @@ def check_weights(directory: Path, attention: str = "eager") -> None:
 
 
 def check_release(directory: Path) -> None:
-    """Refuses what transformers would load as something else than plain weights. Raises ValueError.
+    """Refuses what transformers would load as something else than plain weights. Raises InputError.
 
     That is a quantized release (bitsandbytes' too: full fine-tuning cannot train it, and no adapter can be merged into
     it), and an adapter in the model's directory, for which transformers loads whatever base the adapter names.
@@ -77,38 +79,38 @@ def check_release(directory: Path) -> None:
     if not (directory / "config.json").is_file():
         return
     if (directory / ADAPTER_CONFIG).is_file():
-        raise ValueError(
+        raise InputError(
             f"{directory}: {ADAPTER_CONFIG} lies beside config.json, so it is an adapter and no model; merge it by"
             " workflows/export.py --base MODEL, or take the adapter's files out"
         )
     method = _quantized_by(json.loads((directory / "config.json").read_text(encoding="utf-8")))
     if method is not None:
-        raise ValueError(f"{directory}: its weights are quantized ({method}) and cannot be trained on; {UNQUANTIZED}")
+        raise InputError(f"{directory}: its weights are quantized ({method}) and cannot be trained on; {UNQUANTIZED}")
 
 
 def check_finite(model: nn.Module, source: Path) -> None:
-    """Raises ValueError if a parameter has no values, or one that is not a finite number."""
+    """Raises InputError if a parameter has no values, or one that is not a finite number."""
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
-            raise ValueError(f"{source}: {name} was left without values")
+            raise InputError(f"{source}: {name} was left without values")
         if not parameter.is_floating_point() or parameter.numel() == 0:
             continue
         low, high = parameter.detach().aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ValueError(f"{source}: {name} holds numbers that are not finite; the file is damaged, or overflowed")
+            raise InputError(f"{source}: {name} holds numbers that are not finite; the file is damaged, or overflowed")
 
 
 def check_same_weights(what: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
-    """Raises ValueError, which begins with `what`, if the names or shapes in a file are not those of its target.
+    """Raises InputError, which begins with `what`, if the names or shapes in a file are not those of its target.
 
     To copy would broadcast: one number would become a whole matrix.
     """
     if odd := sorted(found.keys() ^ wanted.keys()):
-        raise ValueError(f"{what}; only one side has {', '.join(odd[:5])}")
+        raise InputError(f"{what}; only one side has {', '.join(odd[:5])}")
     other = [name for name in wanted if list(found[name]) != list(wanted[name])]
     if other:
         shapes = (f"{name} is {list(found[name])} and must be {list(wanted[name])}" for name in other[:MAX_NAMED])
-        raise ValueError(f"{what}; {len(other)} have another shape: {', '.join(shapes)}")
+        raise InputError(f"{what}; {len(other)} have another shape: {', '.join(shapes)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,15 +144,15 @@ def _from_pretrained(directory: Path, settings: Mapping[str, Any]) -> tuple[PreT
             **settings,
         )
     except SafetensorError as error:
-        raise ValueError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
+        raise InputError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
     except FileNotFoundError as error:
-        raise ValueError(f"{directory}: its index names a weight file that is not there: {_line(error)}") from None
+        raise InputError(f"{directory}: its index names a weight file that is not there: {_line(error)}") from None
     except OSError as error:
-        raise ValueError(f"{directory}: no weights that can be read: {_line(error)}") from None
+        raise InputError(f"{directory}: no weights that can be read: {_line(error)}") from None
     except RuntimeError as error:
         if "conversion of the weights" not in str(error):
             raise
-        raise ValueError(f"{directory}: its weights cannot be made the model's: {_line(error)}") from None
+        raise InputError(f"{directory}: its weights cannot be made the model's: {_line(error)}") from None
     mismatched = [(name, list(found), list(wanted)) for name, found, wanted in info["mismatched_keys"]]
     return model, _Found(
         missing=sorted(info["missing_keys"]),
@@ -172,7 +174,7 @@ def _check_names(directory: Path, model: PreTrainedModel, found: _Found) -> None
         )
         if names
     ]
-    raise ValueError(
+    raise InputError(
         f"{directory}: its weights are not those of the {type(model).__name__} that its config.json describes."
         f" {'; '.join(parts)}. Perhaps {_reason(model, found)}"
     )

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from components.conversations.chat_formats.base import ChatFormat
+from components.errors import InputError
 
 SHOWN = 5
 
@@ -22,19 +23,19 @@ def rows_of(model: nn.Module) -> int:
     return min(int(part.weight.shape[0]) for part in parts if part is not None)
 
 
-def spoken(chat_format: ChatFormat) -> dict[int, str]:
+def required_tokens(chat_format: ChatFormat) -> dict[int, str]:
     """What a chat format needs of a model, whatever is said."""
     stops = dict.fromkeys(chat_format.stop_token_ids, "ends a turn")
     return {**stops, chat_format.pad_token_id: stops.get(chat_format.pad_token_id, "fills up rows")}
 
 
 def check_token_ids(rows: int, used: Mapping[int, str], tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-    """Raises ValueError if the model `name` has no row for one of them. `used` says in a few words what each one does."""
+    """Raises InputError if the model `name` has no row for one of them. `used` says in a few words what each one does."""
     beyond = {token_id: what for token_id, what in sorted(used.items()) if token_id >= rows}
     if not beyond:
         return
     tokens = [f'"{tokenizer.convert_ids_to_tokens(token_id)}" ({token_id}) {what}' for token_id, what in beyond.items()]
-    raise ValueError(
+    raise InputError(
         f"model.path={name}: its embeddings have {rows:,} rows, and there are tokens without one: {_some(tokens)}; take"
         " the tokenizer it was published with, or give each token a row (transformers:"
         f" model.resize_token_embeddings({max(len(tokenizer), max(beyond) + 1)}), then save it)"

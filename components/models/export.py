@@ -19,6 +19,7 @@ from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.base import ChatFormat
 from components.conversations.chat_formats.chatglm3 import is_chatglm3
 from components.conversations.tokenizers.load import load_tokenizer
+from components.errors import InputError
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state, merge
 from components.models.base.load import Quantize, config_of, load_base_model, resolve_model
@@ -46,7 +47,6 @@ from components.models.load_trained import (
 )
 
 Layout = Literal["glm", "chatglm", "merged", "adapter"]
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,24 +75,24 @@ class Exportable:
         return self.config.model_type == "glm" and is_chatglm3(self.tokenizer)
 
 
-def exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Exportable:
+def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Exportable:
     """What a directory is, as something to export. An adapter in ChatGLM3's original names is turned into Glm's in `scratch`.
 
-    Raises ValueError if it is none of the four, or an adapter whose base is not named.
+    Raises InputError if it is none of the four, or an adapter whose base is not named.
     """
     if is_trained(source):
-        return _trained(source)
+        return _from_trained(source)
     if not (source / CONFIG_FILE).is_file():
-        return _of_base(ModelSpec(path=str(source)))
+        return _from_base(ModelSpec(path=str(source)))
     if base is None:
-        raise ValueError(f"{source}: an adapter alone; name the model it belongs to by --base")
+        raise InputError(f"{source}: an adapter alone; name the model it belongs to by --base")
     if is_original_adapter(source):
         adapter_to_glm(source, scratch / ADAPTER, config_of(resolve_model(base)))
-        return _of_base(base, adapter=scratch / ADAPTER)
-    return _of_base(base, adapter=source)
+        return _from_base(base, adapter=scratch / ADAPTER)
+    return _from_base(base, adapter=source)
 
 
-def adapted(source: Exportable) -> PreTrainedModel:
+def load_as_trained(source: Exportable) -> PreTrainedModel:
     """As it was trained: the adapter beside its base, which is quantized if it was then."""
     if source.trained is not None:
         return load_trained(source.trained).model
@@ -101,7 +101,7 @@ def adapted(source: Exportable) -> PreTrainedModel:
     return base if source.adapter is None else _with_adapter(base, source.adapter)
 
 
-def beside_published(source: Exportable) -> PeftModel:
+def load_on_published_base(source: Exportable) -> PeftModel:
     """The adapter beside its base as that was published, in float32 (4 bytes a parameter of memory).
 
     That is not what it was trained beside, if its base was quantized then; but what is written out is not quantized either.
@@ -112,20 +112,20 @@ def beside_published(source: Exportable) -> PeftModel:
     return _with_adapter(base, source.adapter)
 
 
-def merged(source: Exportable) -> PreTrainedModel:
+def load_merged(source: Exportable) -> PreTrainedModel:
     """One model without adapters, in float32: its adapter is added to the base as published."""
-    return adapted(source) if source.adapter is None else merge(beside_published(source))
+    return load_as_trained(source) if source.adapter is None else merge(load_on_published_base(source))
 
 
 def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, target: Path, dtype: torch.dtype) -> None:
     """Weights, configuration, tokenizer and chat template: all that AutoModelForCausalLM and AutoTokenizer ask for.
 
-    In the chatglm layout its own files instead, as far as the base's directory has them. Raises ValueError if it is none,
+    In the chatglm layout its own files instead, as far as the base's directory has them. Raises InputError if it is none,
     or if `dtype` cannot hold its weights.
     """
     _check_range(model, dtype)
     if layout in ("glm", "chatglm") and not source.is_chatglm3:
-        raise ValueError(
+        raise InputError(
             f"--layout {layout} is for ChatGLM3, and this is a {model.config.model_type}: take --layout merged"
         )
     if layout == "chatglm":
@@ -158,9 +158,9 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
         original_names: those of ChatGLM3's own modules, for who loads it onto the original code.
     """
     if source.adapter is None:
-        raise ValueError("--layout adapter: it was not trained with LoRA, so there is no adapter; take --layout merged")
+        raise InputError("--layout adapter: it was not trained with LoRA, so there is no adapter; take --layout merged")
     if original_names and not source.is_chatglm3:
-        raise ValueError(f"--original-names is for ChatGLM3, and this is a {source.config.model_type}")
+        raise InputError(f"--original-names is for ChatGLM3, and this is a {source.config.model_type}")
     assert source.base is not None
     target.mkdir(parents=True, exist_ok=True)
     if original_names:
@@ -173,7 +173,7 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
     _name_base(target / CONFIG_FILE, source.base.path)
 
 
-def _trained(source: Path) -> Exportable:
+def _from_trained(source: Path) -> Exportable:
     reference = BaseReference.read(source)
     spec = TrialSpec.model_validate_json((source / SPEC_FILE).read_text(encoding="utf-8"))
     try:
@@ -196,7 +196,7 @@ def _trained(source: Path) -> Exportable:
     )
 
 
-def _of_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
+def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
     directory = resolve_model(base)
     tokenizer = load_tokenizer(directory)
     return Exportable(
@@ -214,7 +214,7 @@ def _with_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
         # Where names are missing, peft leaves those adapters out, with a warning.
         load_adapter_state(adapted, read_adapter_weights(directory))
     except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from None
+        raise InputError(f"{directory}: {error}") from None
     return adapted
 
 
@@ -222,7 +222,7 @@ def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """float16 ends at 65,504: what is larger would be written as infinite."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and float(parameter.detach().abs().max()) > torch.finfo(dtype).max:
-            raise ValueError(f"{name} has weights beyond what {dtype} can hold; take --dtype bf16 or fp32")
+            raise InputError(f"{name} has weights beyond what {dtype} can hold; take --dtype bf16 or fp32")
 
 
 def _save_tokenizer(source: Exportable, target: Path) -> None:

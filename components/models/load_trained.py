@@ -24,14 +24,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.base import ChatFormat
 from components.conversations.tokenizers.load import load_tokenizer
+from components.errors import InputError
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
-from components.models.attention_backend import computable
-from components.models.base.load import DTYPES, load_base_model, resolve_model, save_config
+from components.models.attention_backend import usable_attention
+from components.models.base.load import load_base_model, resolve_model, save_config
 from components.models.base.reference import BASE_FILE, BaseReference
 from components.models.causal_lm import check_same_weights, load_causal_lm
 from components.models.digest import model_digest
-from components.models.embedding_rows import check_token_ids, rows_of, spoken
+from components.models.dtypes import torch_dtype
+from components.models.embedding_rows import check_token_ids, required_tokens, rows_of
 from components.models.sharded_safetensors import StoredTensors, write_model
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
@@ -52,11 +54,11 @@ class LoadedModel:
     reference: BaseReference | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError if the model has no row for a token without which nobody can talk to it."""
-        self.check_token_ids(spoken(self.chat_format))
+        """Raises InputError if the model has no row for a token without which nobody can talk to it."""
+        self.check_token_ids(required_tokens(self.chat_format))
 
     def check_token_ids(self, used: Mapping[int, str]) -> None:
-        """Raises ValueError if the model has no row for one of them. `used` says what each is."""
+        """Raises InputError if the model has no row for one of them. `used` says what each is."""
         name = self.model.name_or_path if self.reference is None else self.reference.model.path
         check_token_ids(rows_of(self.model), used, self.tokenizer, name=name)
 
@@ -67,7 +69,7 @@ def is_trained(directory: Path) -> bool:
 
 
 def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.device | None = None) -> LoadedModel:
-    """A base model as it is. Raises ValueError if there is none, or no chat format fits it."""
+    """A base model as it is. Raises InputError if there is none, or no chat format fits it."""
     device = device or default_device()
     directory = resolve_model(model)
     tokenizer = load_tokenizer(directory)
@@ -77,35 +79,35 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, chat_format),
         device=device,
-        attention=computable(model.attention),
+        attention=usable_attention(model.attention),
     )
 
 
 def load_trained(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
     """A checkpoint or package.
 
-    Raises ValueError if its base model is not to be had, or is another one by its digest, or if its weights are not whole.
+    Raises InputError if its base model is not to be had, or is another one by its digest, or if its weights are not whole.
     """
     device = device or default_device()
     reference = BaseReference.read(directory)
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
-    base = None if needs_no_base(directory) else _same_base(reference)
+    base = None if needs_no_base(directory) else _find_base(reference)
     own_tokenizer = directory / TOKENIZER
     tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
     return LoadedModel(
-        model=_model(directory, base, reference.model, spec, device).eval(),
+        model=_load_model(directory, base, reference.model, spec, device).eval(),
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         device=device,
-        attention=computable(reference.model.attention),
+        attention=usable_attention(reference.model.attention),
         precision=spec.precision,
         reference=reference,
     )
 
 
 def base_of(reference: BaseReference) -> ModelSpec:
-    """The base model something was trained on, as it lies on this machine. Raises ValueError if it is not here."""
-    return _at(_same_base(reference), reference.model)
+    """The base model something was trained on, as it lies on this machine. Raises InputError if it is not here."""
+    return _with_directory(_find_base(reference), reference.model)
 
 
 def load_base_of(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
@@ -124,7 +126,7 @@ def package(checkpoint: Path, directory: Path) -> None:
     directory.mkdir(parents=True)
     for name in (BASE_FILE, SPEC_FILE):
         shutil.copy(checkpoint / name, directory)
-    base = _same_base(BaseReference.read(checkpoint))
+    base = _find_base(BaseReference.read(checkpoint))
     load_tokenizer(base).save_pretrained(directory / TOKENIZER)
     if (checkpoint / ADAPTER).is_dir():
         shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
@@ -139,12 +141,12 @@ def package(checkpoint: Path, directory: Path) -> None:
 
 
 def weights_of(checkpoint: Path) -> StoredTensors:
-    """Of a full fine-tune, whether one worker wrote them or several. Raises ValueError if they are not whole."""
+    """Of a full fine-tune, whether one worker wrote them or several. Raises InputError if they are not whole."""
     return StoredTensors(sorted((checkpoint / WEIGHTS).glob("*.safetensors")))
 
 
 def check_stored(stored: StoredTensors, parameters: Mapping[str, nn.Parameter], source: Path) -> None:
-    """Raises ValueError if stored weights have other names or shapes than a model's parameters."""
+    """Raises InputError if stored weights have other names or shapes than a model's parameters."""
     shapes = {name: stored.shape(name) for name in stored.names}
     wanted = {name: list(parameter.shape) for name, parameter in parameters.items()}
     check_same_weights(f"{source}: weights of another model, or not all of them", shapes, wanted)
@@ -159,37 +161,44 @@ def needs_no_base(directory: Path) -> bool:
     return (directory / WEIGHTS / "config.json").exists()
 
 
-def _model(
+def _load_model(
     directory: Path, base: Path | None, named: ModelSpec, spec: TrialSpec, device: torch.device
 ) -> PreTrainedModel:
     quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
     try:
         if base is None:
-            return _whole(directory, named, device)
-        model = load_base_model(_at(base, named), device=device, quantize=quantize)
-        return _adapted(model, directory) if isinstance(spec.method, LoraMethod) else _with_weights(model, directory)
+            return _load_package(directory, named, device)
+        model = load_base_model(_with_directory(base, named), device=device, quantize=quantize)
+        return (
+            _load_with_adapter(model, directory)
+            if isinstance(spec.method, LoraMethod)
+            else _load_with_weights(model, directory)
+        )
     except SafetensorError as error:
-        raise ValueError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
+        raise InputError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
 
 
-def _adapted(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+def _load_with_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     adapted = load_adapter(base, directory / ADAPTER)
     try:
         # Where names are missing, peft leaves those adapters out, with a warning.
         load_adapter_state(adapted, load_file(directory / ADAPTER / ADAPTER_FILE))
     except ValueError as error:
-        raise ValueError(f"{directory / ADAPTER}: {error}") from None
+        raise InputError(f"{directory / ADAPTER}: {error}") from None
     return cast(PreTrainedModel, adapted)
 
 
-def _whole(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
+def _load_package(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
     """A package of a full fine-tune: needs no base model."""
     return load_causal_lm(
-        directory / WEIGHTS, device=device, dtype=DTYPES[named.dtype], attn_implementation=computable(named.attention)
+        directory / WEIGHTS,
+        device=device,
+        dtype=torch_dtype(named.dtype),
+        attn_implementation=usable_attention(named.attention),
     )
 
 
-def _with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+def _load_with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """A checkpoint of a full fine-tune: each weight of its base model, replaced."""
     stored = weights_of(directory)
     parameters: dict[str, nn.Parameter] = dict(base.named_parameters())
@@ -200,7 +209,7 @@ def _with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     return base
 
 
-def _same_base(reference: BaseReference) -> Path:
+def _find_base(reference: BaseReference) -> Path:
     """Where the base model lies on this machine, proven by its digest."""
     override = os.environ.get(BASE_OVERRIDE)
     named = reference.model.model_copy(update={"path": override, "revision": None}) if override else reference.model
@@ -208,12 +217,12 @@ def _same_base(reference: BaseReference) -> Path:
     try:
         directory = resolve_model(named)
     except ValueError as error:
-        raise ValueError(f"the base model this was trained on is not here: {error}; {way_out}") from None
+        raise InputError(f"the base model this was trained on is not here: {error}; {way_out}") from None
     found = model_digest(directory)
     if found != reference.digest:
-        raise ValueError(f"the base model at {directory} is another one: its digest is {found}; {way_out}")
+        raise InputError(f"the base model at {directory} is another one: its digest is {found}; {way_out}")
     return directory
 
 
-def _at(directory: Path, named: ModelSpec) -> ModelSpec:
+def _with_directory(directory: Path, named: ModelSpec) -> ModelSpec:
     return named.model_copy(update={"path": str(directory), "revision": None})

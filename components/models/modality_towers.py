@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from components.models.meta_tensors import empty_model, replace_tensors
 
 TOKENS = 4
-_known: dict[str, frozenset[str]] = {}  # by configuration: asked for by every trial
+_unreached_by_config: dict[str, frozenset[str]] = {}  # by configuration: asked for by every trial
 
 
 def unreached_parameters(config: PreTrainedConfig) -> frozenset[str]:
@@ -27,12 +27,12 @@ def unreached_parameters(config: PreTrainedConfig) -> frozenset[str]:
     Empty where the model's code looks into its tensors, and so cannot be followed without weights (some experts' code).
     """
     key = config.to_json_string(use_diff=False)
-    if key not in _known:
-        _known[key] = _unreached(config)
-    return _known[key]
+    if key not in _unreached_by_config:
+        _unreached_by_config[key] = _find_unreached(config)
+    return _unreached_by_config[key]
 
 
-def train_reached(base: PreTrainedModel) -> None:
+def train_what_text_reaches(base: PreTrainedModel) -> None:
     """Every weight becomes trainable but those that no text reaches."""
     unreached = unreached_parameters(base.config)
     for name, parameter in base.named_parameters():
@@ -58,7 +58,7 @@ def _is_unreached(name: str, module: nn.Module, unreached: frozenset[str]) -> bo
     return bool(inside) and unreached.issuperset(inside)
 
 
-def _unreached(config: PreTrainedConfig) -> frozenset[str]:
+def _find_unreached(config: PreTrainedConfig) -> frozenset[str]:
     plain = copy.deepcopy(config)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config  # of a base that was quantized while it was loaded

@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from components.errors import InputError
+
 BYTES_AT_ONCE = 2 * 10**9  # of a file, and so of what lies in memory while it is written
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -47,7 +49,7 @@ def write_rows(
     if writers == 1:
         _save(dict(named), directory / f"{stem}.safetensors")
         return
-    for part, group in enumerate(_grouped(named, BYTES_AT_ONCE), start=1):
+    for part, group in enumerate(_group_by_size(named, BYTES_AT_ONCE), start=1):
         _save(group, directory / f"{stem}_{writer + 1:05d}_of_{writers:05d}_{part:03d}.safetensors")
 
 
@@ -55,22 +57,22 @@ class StoredTensors:
     """What write_rows left in some files, whoever wrote it. Nothing stays in memory, or mapped, of what is read."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        """Raises ValueError if rows are missing, and SafetensorError if a file is damaged."""
-        self._places: dict[str, list[tuple[int, int, Path]]] = {}
+        """Raises InputError if rows are missing, and SafetensorError if a file is damaged."""
+        self._parts: dict[str, list[tuple[int, int, Path]]] = {}
         self._shapes: dict[str, list[int]] = {}
         self._totals: dict[str, int] = {}
         for file in files:
-            self._look_into(file)
-        for name, places in self._places.items():
-            places.sort()
-            if [first for first, _, _ in places] + [self._totals[name]] != [0] + [last for _, last, _ in places]:
-                raise ValueError(
+            self._index_file(file)
+        for name, parts in self._parts.items():
+            parts.sort()
+            if [first for first, _, _ in parts] + [self._totals[name]] != [0] + [last for _, last, _ in parts]:
+                raise InputError(
                     f"{files[0].parent}: rows of {name} are missing; a file of another worker is not there"
                 )
 
     @property
     def names(self) -> list[str]:
-        return list(self._places)
+        return list(self._parts)
 
     def shape(self, name: str) -> list[int]:
         return [self._totals[name], *self._shapes[name][1:]] if self._shapes[name] else []
@@ -79,18 +81,18 @@ class StoredTensors:
         """Rows [first, last)."""
         parts = [
             _read(file, name, max(first, start) - start, min(last, stop) - start)
-            for start, stop, file in self._places[name]
+            for start, stop, file in self._parts[name]
             if start < last and first < stop
         ]
         if not parts:
-            _, _, file = self._places[name][0]
+            _, _, file = self._parts[name][0]
             return _read(file, name, 0, 0)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def whole(self, name: str) -> Tensor:
         return self.rows(name, 0, self._totals[name])
 
-    def _look_into(self, file: Path) -> None:
+    def _index_file(self, file: Path) -> None:
         with safe_open(file, framework="pt") as opened:
             rows = json.loads((opened.metadata() or {}).get("rows", "{}"))
             names = opened.keys()
@@ -98,15 +100,15 @@ class StoredTensors:
                 shape = opened.get_slice(name).get_shape()
                 length = shape[0] if shape else 1
                 first, total = rows.get(name, [0, length])
-                self._places.setdefault(name, []).append((first, first + length, file))
+                self._parts.setdefault(name, []).append((first, first + length, file))
                 self._shapes[name], self._totals[name] = shape, total
 
 
-def write_model(tensors: Iterable[tuple[str, Tensor]], directory: Path, *, most_bytes: int = BYTES_AT_ONCE) -> None:
+def write_model(tensors: Iterable[tuple[str, Tensor]], directory: Path, *, max_bytes: int = BYTES_AT_ONCE) -> None:
     """Whole tensors in files with an index, as AutoModelForCausalLM loads them. One file's worth is in memory at a time."""
     files: list[list[str]] = []
     total_bytes = 0
-    for number, group in enumerate(_grouped(((name, Rows.all(tensor)) for name, tensor in tensors), most_bytes)):
+    for number, group in enumerate(_group_by_size(((name, Rows.all(tensor)) for name, tensor in tensors), max_bytes)):
         _save(group, directory / f"part-{number}.safetensors")
         files.append(list(group))
         total_bytes += sum(rows.tensor.nbytes for rows in group.values())
@@ -119,11 +121,11 @@ def write_model(tensors: Iterable[tuple[str, Tensor]], directory: Path, *, most_
     (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _grouped(named: Iterable[tuple[str, Rows]], most_bytes: int) -> Iterator[dict[str, Rows]]:
+def _group_by_size(named: Iterable[tuple[str, Rows]], max_bytes: int) -> Iterator[dict[str, Rows]]:
     group: dict[str, Rows] = {}
     size = 0
     for name, rows in named:
-        if group and size + rows.tensor.nbytes > most_bytes:
+        if group and size + rows.tensor.nbytes > max_bytes:
             yield group
             group, size = {}, 0
         group[name] = rows

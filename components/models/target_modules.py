@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from components.errors import InputError
 from components.experiment.spec import LoraMethod
 from components.models.chatglm.adapter_conversion import glm_targets
 from components.models.modality_towers import unreached_modules
@@ -26,10 +27,10 @@ MAX_NEAREST = 3
 def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
     """As peft wants it. Modules that no text reaches are excluded.
 
-    Raises ValueError, with all that is wrong, if a name is no module of this model that can be adapted.
+    Raises InputError, with all that is wrong, if a name is no module of this model that can be adapted.
     """
     if method.dora and method.quantize == "int8":
-        raise ValueError(
+        raise InputError(
             "method.dora: true cannot be computed on a base of method.quantize: int8 (peft cannot copy its layers); set"
             " quantize: nf4, or dora: false"
         )
@@ -37,7 +38,7 @@ def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=_in_own_names(base, method),
+        target_modules=_target_names(base, method),
         exclude_modules=unreached_modules(base) or None,
         use_rslora=method.rslora,
         use_dora=method.dora,
@@ -48,7 +49,7 @@ def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
     return config
 
 
-def taken(model: PeftModel) -> str:
+def describe_adapters(model: PeftModel) -> str:
     """What has adapters: `28 x q_proj, 28 x v_proj`. A layer's experts are one parameter: `28 x experts.down_proj`."""
     adapted = model.base_model
     counted = Counter(_leaf(name) for name in adapted.targeted_module_names)
@@ -61,14 +62,14 @@ def _linear_layers(base: PreTrainedModel, excluded: Container[str]) -> str:
     return ", ".join(sorted({_leaf(name) for name in names if name not in excluded}))
 
 
-def _in_own_names(base: PreTrainedModel, method: LoraMethod) -> str | list[str]:
+def _target_names(base: PreTrainedModel, method: LoraMethod) -> str | list[str]:
     """Names of this family's modules; ChatGLM3's may be given in its own words (query_key_value, dense, ...)."""
     if isinstance(method.target_modules, str):
         return method.target_modules
-    return list(_own(base, method.target_modules))
+    return list(_family_names(base, method.target_modules))
 
 
-def _own(base: PreTrainedModel, names: tuple[str, ...]) -> tuple[str, ...]:
+def _family_names(base: PreTrainedModel, names: tuple[str, ...]) -> tuple[str, ...]:
     return glm_targets(names) if base.config.model_type == "glm" else names
 
 
@@ -78,21 +79,21 @@ def _check_names(base: PreTrainedModel, names: tuple[str, ...], config: LoraConf
         # Experts that were modules once are parameters of another name, which peft knows by the old one.
         convert_peft_config_for_transformers(converted, base, get_model_conversion_mapping(base))
     except ValueError as error:
-        raise ValueError(f"method.target_modules={list(names)}: {error}") from None
+        raise InputError(f"method.target_modules={list(names)}: {error}") from None
     modules = {name: module for name, module in base.named_modules() if name}
     excluded = set(config.exclude_modules or ())
     problems: list[str] = []
     for name in names:
-        for own in _own(base, (name,)):
+        for own in _family_names(base, (name,)):
             if own in (converted.target_modules or ()):
                 problems += _problem(own, name, modules, excluded)
     if problems:
         here = _linear_layers(base, excluded)
-        raise ValueError(f"method.target_modules={list(names)}: {'; '.join(problems)}; linear layers here: {here}")
+        raise InputError(f"method.target_modules={list(names)}: {'; '.join(problems)}; linear layers here: {here}")
 
 
 def _problem(own: str, written: str, modules: dict[str, nn.Module], excluded: set[str]) -> list[str]:
-    matched = _matched(own, modules)
+    matched = _matching_modules(own, modules)
     reached = [name for name in matched if name not in excluded]
     if matched and not reached:
         return [f"{written} is only where no text comes ({matched[0]})"]
@@ -112,7 +113,7 @@ def _problem(own: str, written: str, modules: dict[str, nn.Module], excluded: se
     return [f"{written} is no module here{f' (did you mean {nearest}?)' if nearest else ''}"]
 
 
-def _matched(name: str, modules: Iterable[str]) -> list[str]:
+def _matching_modules(name: str, modules: Iterable[str]) -> list[str]:
     """By peft's own rule."""
     alone = LoraConfig(target_modules=[name])
     return [module for module in modules if check_target_module_exists(alone, module)]

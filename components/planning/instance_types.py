@@ -32,6 +32,10 @@ class NodeType(Spec):
         return None if self.spot_dollars_per_hour is None else self.spot_dollars_per_hour / self.gpus
 
 
+NO_TABLE = "no such table of node types; experiments/cluster/nodes.yaml is one"
+TABLE_IS = "a table of node types is a mapping of keys, e.g. `nodes: ...`"
+
+
 class NodeTable(Spec):
     as_of: date = Field(description="When the prices were looked up.")
     utilization: Share = Field(0.35, description="Share of the peak that training reaches, where nothing was measured.")
@@ -41,6 +45,6 @@ class NodeTable(Spec):
 def load_nodes(path: Path) -> NodeTable:
     """Raises ExperimentError with every problem of the file."""
     try:
-        return NodeTable.model_validate(read_yaml(path))
+        return NodeTable.model_validate(read_yaml(path, missing=NO_TABLE, example=TABLE_IS))
     except ValidationError as error:
         raise ExperimentError(problems_of(error, NodeTable), where=str(path)) from None

@@ -12,16 +12,17 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora
-from components.models.base.load import DTYPES, Quantize
+from components.models.base.load import Quantize
+from components.models.dtypes import DTYPES
 from components.models.meta_tensors import empty_model
-from components.models.modality_towers import train_reached
+from components.models.modality_towers import train_what_text_reaches
 
 # Of one weight. nf4 with doubly quantized scales: 4 bits, 8 bits for each 64 weights, 32 for each 64 x 256.
 BYTES_PACKED = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
 def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype: str, attention: str) -> nn.Module:
-    """What ReusableBase.begin gives for this method, on the meta device: no memory is taken, nothing can be computed.
+    """What ReusableBase.acquire gives for this method, on the meta device: no memory is taken, nothing can be computed.
 
     Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
     """
@@ -32,7 +33,7 @@ def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype
             if method.quantize is not None:
                 _pack(base, method.quantize, DTYPES[dtype])
             return cast(nn.Module, attach_lora(base, method).train())
-    train_reached(base)
+    train_what_text_reaches(base)
     return cast(nn.Module, base.train())
 
 

@@ -13,7 +13,8 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.experiment.base_variants import dtype_warnings
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
-from components.models.base.load import DTYPES, config_of, resolve_model
+from components.models.base.load import config_of, resolve_model
+from components.models.dtypes import DTYPES
 from components.planning.calibrate import Calibration, Candidate, calibrate
 from components.planning.dry_run import DryRun, dry_run_step
 from components.planning.experiment_plan import BranchPlan, ExperimentPlan, Fit, Remedy, Span

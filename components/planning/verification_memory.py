@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from components.experiment.space import Branch, branches_of, corner_trials, some_trial
 from components.experiment.spec import ExperimentSpec, FullMethod
-from components.models.base.load import DTYPES, config_of, resolve_model
+from components.models.base.load import config_of, resolve_model
+from components.models.dtypes import DTYPES
 from components.planning.memory import CPU_PROCESS
 from components.planning.meta_model import skeleton
 from components.planning.planner import GB, physical_memory

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import mlflow.pyfunc
 
-import components
 from components.registry.chat_model import PACKAGE
+from components.registry.own_code import INSTALLED, rename_package
 from components.registry.weightless_save import without_weights
 
 SERVED_BY = (  # what a version needs where it is served, as installed here
@@ -28,14 +28,16 @@ SERVED_BY = (  # what a version needs where it is served, as installed here
 
 
 def save_packaged(package_folder: Path, target: Path) -> None:
-    """An MLflow model of plain files: the package, this code, a signature and an example. No weights are loaded."""
-    code = Path(components.__path__[0])
+    """Writes an MLflow model of plain files: the package, this code under a name of its own, a signature and an example.
+
+    Loads no weights.
+    """
     with without_weights():
         mlflow.pyfunc.save_model(
             str(target),
-            python_model=str(code / "registry" / "chat_model.py"),
+            python_model=str(INSTALLED / "registry" / "chat_model.py"),
             artifacts={PACKAGE: str(package_folder)},
-            code_paths=[str(code)],
+            code_paths=[str(INSTALLED)],
             input_example={
                 "messages": [{"role": "user", "content": "Who are you?"}],
                 "max_tokens": 16,
@@ -43,3 +45,4 @@ def save_packaged(package_folder: Path, target: Path) -> None:
             },
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
         )
+    rename_package(target)

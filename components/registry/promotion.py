@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from components.data.prepare import PreparedDataset
-from components.data.trained_on import keys_digest, trained_keys, write_trained_on
+from components.data.trained_on import keys_digest, training_keys, write_trained_on
 from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.inference.comparison import Verdict, paired_bootstrap
 from components.models.base.reference import BaseReference
@@ -90,7 +90,7 @@ class Candidate:
     def lineage(self) -> dict[str, str]:
         """Tags that say where it comes from."""
         base = BaseReference.read(self.checkpoint)
-        keys = trained_keys(self.dataset.train)
+        keys = training_keys(self.dataset.train)
         commit = git_commit()
         return {
             **self.identity,

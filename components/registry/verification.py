@@ -24,14 +24,14 @@ import torch
 from mlflow.exceptions import MlflowException
 from pydantic import BaseModel, ConfigDict
 
-import components
 from components.conversations.chat_formats.base import ChatFormat
-from components.data.comparable_rows import rendered_otherwise, unseen
+from components.data.comparable_conversations import find_render_differences, unseen_conversations
 from components.data.prepare import PreparedDataset
 from components.data.token_store import TokenStore
 from components.data.trained_on import read_trained_on
 from components.inference.generate import generate_reply
 from components.models.load_trained import LoadedModel, load_base_of, load_trained
+from components.registry.own_code import CODE, INSTALLED, package_name
 from components.registry.probes import Probe
 from components.storage.base import Folder
 from components.tracking.mlflow_client import MLFLOW_ERRORS, download_version, is_final, reason_of, without_secrets
@@ -39,7 +39,6 @@ from components.training.evaluate import score
 
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
-CODE = "code"  # of a version: the folder that MLflow puts our code into
 ABOUT_INCUMBENT = ("incumbent_sums", "incumbent_problem", "incumbent_unseen")  # fields of VerificationReport
 Phase = Literal["candidate", "base", "incumbent"]
 
@@ -198,14 +197,14 @@ class _PhaseError(Exception):
 
 
 def _in_new_process(request: VerificationRequest, timeout_seconds: float) -> PhaseResult:
-    code = request.model / CODE
+    code, package = request.model / CODE, package_name(request.model)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory(prefix="turnwise-phase-") as name:
         asked, answered = Path(name) / "request.json", Path(name) / "answer.json"
         asked.write_text(request.model_dump_json(), encoding="utf-8")
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "components.registry.verification", str(asked), str(answered)],
+                [sys.executable, "-m", f"{package}.registry.verification", str(asked), str(answered)],
                 cwd=code,  # `-m` looks there first
                 env=environment,
                 capture_output=True,
@@ -220,7 +219,7 @@ def _in_new_process(request: VerificationRequest, timeout_seconds: float) -> Pha
         if done.returncode != 0:
             raise _PhaseError(_last_words(done.returncode, done.stderr))
         result = PhaseResult.model_validate_json(answered.read_text(encoding="utf-8"))
-    if not result.code.samefile(code / "components"):
+    if not result.code.samefile(code / package):
         raise _PhaseError(f"was not proven: the code in {result.code} ran instead of its own")
     return result
 
@@ -239,7 +238,7 @@ def _last_words(returncode: int, stderr: str) -> str:
 def answer(request: VerificationRequest) -> PhaseResult:
     """One phase of the proof, in this process."""
     found = PHASES[request.phase](request)
-    return PhaseResult(code=Path(components.__path__[0]), **found)
+    return PhaseResult(code=INSTALLED, **found)
 
 
 def _candidate(request: VerificationRequest) -> dict[str, Any]:
@@ -322,7 +321,7 @@ def _incumbent_sums(digest: str, request: VerificationRequest) -> tuple[tuple[fl
 def _incomparable(chat_format: ChatFormat, digest: str, request: VerificationRequest) -> str | None:
     """Why losses under the incumbent's chat format say nothing beside those under the candidate's, which has the digest."""
     store = TokenStore(request.eval_store)
-    others = rendered_otherwise(store, chat_format, request.max_tokens)
+    others = find_render_differences(store, chat_format, request.max_tokens)
     if others is None:  # data of before conversations were kept: only an equal format is sure to render them alike
         same = chat_format.digest() == digest
         return None if same else "has another tokenizer or chat format, so losses per target cannot be compared"
@@ -336,7 +335,9 @@ def _incomparable(chat_format: ChatFormat, digest: str, request: VerificationReq
 
 def _unseen(request: VerificationRequest) -> tuple[int, ...] | None:
     assert request.incumbent is not None
-    return unseen(TokenStore(request.eval_store), read_trained_on(request.incumbent / "artifacts" / "package"))
+    return unseen_conversations(
+        TokenStore(request.eval_store), read_trained_on(request.incumbent / "artifacts" / "package")
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,11 +20,11 @@ from components.experiment.base_variants import dtype_warnings
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.experiment.warnings import experiment_warnings
 from components.models.attention_backend import missing_package
-from components.models.base.bundled import FETCHED
+from components.models.base.bundled import BUNDLED_MODELS
 from components.models.base.load import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
+from components.models.branch_training import describe_branch_training
 from components.models.digest import model_digest
-from components.models.trained_by_branch import trained_by_branch
 from components.planning.verification_memory import check_provable
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
@@ -127,7 +127,7 @@ def open_search(
     check_base(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     config = config_of(directory)
-    trained = trained_by_branch(experiment, config)
+    trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
     tokenizer = load_tokenizer(directory)
@@ -200,7 +200,7 @@ def lock_search(folder: Folder) -> Lock:
 
 def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
     """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
-    is_local = model.path not in FETCHED and Path(model.path).expanduser().is_dir()
+    is_local = model.path not in BUNDLED_MODELS and Path(model.path).expanduser().is_dir()
     return model.model_copy(update={"path": str(directory)}) if is_local else model
 
 
@@ -211,7 +211,7 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
         raise InputError(
             f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
         )
-    return PreparedDataset.open(directory).checked()
+    return PreparedDataset.open(directory).verify()
 
 
 def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int) -> SearchManifest:

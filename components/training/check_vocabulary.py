@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from components.conversations.chat_formats.base import ChatFormat
 from components.data.prepare import PreparedDataset
 from components.data.token_store import TokenStore
-from components.models.embedding_rows import check_token_ids, rows_of_config, spoken, tokens_without_rows
+from components.models.embedding_rows import check_token_ids, required_tokens, rows_of_config, tokens_without_rows
 
 
 def check_vocabulary(
@@ -24,7 +24,7 @@ def check_vocabulary(
     that says so, else it is empty.
     """
     rows = rows_of_config(config)
-    used = {**in_store(dataset.train, rows), **in_store(dataset.eval, rows), **spoken(chat_format)}
+    used = {**in_store(dataset.train, rows), **in_store(dataset.eval, rows), **required_tokens(chat_format)}
     check_token_ids(rows, used, tokenizer, name=name)
     unused = tokens_without_rows(rows, tokenizer)
     if not unused:

@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from components.experiment.spec import Dtype
-from components.models.base.load import DTYPES
 from components.models.base.reusable import reset_training_state
-from components.models.modality_towers import train_reached
+from components.models.dtypes import DTYPES
+from components.models.modality_towers import train_what_text_reaches
 from components.models.sharded_safetensors import Rows
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
@@ -68,7 +68,7 @@ class ShardedBase:
     def _sharded(self, precision: Precision, dtype: Dtype) -> ScoredModel:
         base = self._load(dtype)
         base.config.use_cache = False
-        train_reached(base)
+        train_what_text_reaches(base)
         scored = ScoredModel(base, precision=precision, attention=self.attention, device=self.workers.device)
         shard(scored, self.workers, DTYPES[dtype], precision)
         self._clean = {name: local(weight).detach().cpu().clone() for name, weight in base.named_parameters()}

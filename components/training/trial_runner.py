@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from components.experiment.base_variants import BaseKind, base_kind
-from components.experiment.spec import Dtype, LoraMethod, ModelSpec, TrialSpec
-from components.models.attention_backend import FLASH, WAY_OUT, is_computable
+from components.experiment.base_variants import BaseVariant, base_variant
+from components.experiment.spec import FLASH_ATTENTION, Dtype, LoraMethod, ModelSpec, TrialSpec
+from components.models.attention_backend import WAY_OUT, is_usable
 from components.models.base.load import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
@@ -39,11 +39,11 @@ class Session:
         self.run: TrialRun | None = None
         self.uploads = BackgroundUpload()
         self.trial_id = ""
-        self._isolates: dict[BaseKind, bool] = {}
+        self._isolates: dict[BaseVariant, bool] = {}
 
-    def warm_up(self, kind: BaseKind) -> None:
+    def warm_up(self, kind: BaseVariant) -> None:
         """Loads the base model; without it the first trial waits for that."""
-        if self.workers.parallel == "ddp" and is_computable(self.model.attention):
+        if self.workers.parallel == "ddp" and is_usable(self.model.attention):
             self.warm.load(kind)
 
     def start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None) -> None:
@@ -126,22 +126,22 @@ class Session:
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":
             return self.sharded.begin(spec.precision, self.model.dtype_of(spec))
-        model = self.warm.begin(base_kind(self.model, spec), spec.method, spec.seed)
+        model = self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed)
         attention, device = self.model.attention, self.workers.device
         return ScoredModel(model, precision=spec.precision, attention=attention, device=device)
 
     def _check_attention(self) -> None:
         """All workers agree: one that trains on would wait in vain for one that cannot."""
-        if self.model.attention != FLASH:
+        if self.model.attention != FLASH_ATTENTION:
             return
-        (unfit,) = self.workers.sum([float(not is_computable(self.model.attention))])
+        (unfit,) = self.workers.sum([float(not is_usable(self.model.attention))])
         if unfit:
             raise UnfitWorkersError(
-                f"model.attention={FLASH}: {unfit:.0f} of {self.workers.count} workers of a trial have no package flash-attn,"
-                f" or no GPU that it supports; {WAY_OUT}"
+                f"model.attention={FLASH_ATTENTION}: {unfit:.0f} of {self.workers.count} workers of a trial have no package"
+                f" flash-attn, or no GPU that it supports; {WAY_OUT}"
             )
 
-    def _loaded(self, kind: BaseKind) -> PreTrainedModel:
+    def _loaded(self, kind: BaseVariant) -> PreTrainedModel:
         model = self.model.model_copy(update={"dtype": kind.dtype})
         return load_base_model(model, device=self.workers.device, quantize=kind.quantize)
 
@@ -150,7 +150,7 @@ class Session:
 
     def _assert_isolation(self, scored: ScoredModel, spec: TrialSpec) -> None:
         """Tried once for each loaded base: conversations that share a row must not see each other."""
-        kind = base_kind(self.model, spec)
+        kind = base_variant(self.model, spec)
         if kind not in self._isolates:
             self._isolates[kind] = scored.isolates_packed_rows()
         if not self._isolates[kind]:

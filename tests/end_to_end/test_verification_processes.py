@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from components.registry.chat_model import PACKAGE
+from components.registry.own_code import CODE, package_name
 from components.registry.verification import (
     VerificationReport,
     _in_new_process,
@@ -19,7 +20,7 @@ FULL = "\n\ndef _full(request):\n    torch.empty(2**60, dtype=torch.uint8)\n\n\n
 def tampered(versions, target, phase, code):
     """The lora version, with code that comes to its end in one phase."""
     shutil.copytree(versions / "lora", target)
-    file = target / "code" / "components" / "registry" / "verification.py"
+    file = target / CODE / package_name(target) / "registry" / "verification.py"
     head, main = file.read_text().split('if __name__ == "__main__":')
     file.write_text(head + code.format(phase=phase) + '\n\nif __name__ == "__main__":' + main)
     return target
@@ -54,6 +55,6 @@ def test_an_incumbent_that_does_not_fit_is_a_reason_and_the_candidate_is_proven(
 
 def test_a_process_of_a_phase_runs_the_versions_own_code_and_leaves_nothing(asked, versions):
     found = _in_new_process(asked("full", "base"), 120.0)
-    assert found.code == versions / "full" / "code" / "components"
+    assert found.code == versions / "full" / CODE / package_name(versions / "full")
     assert found.base_sums
-    assert not list((versions / "full" / "code").glob("*.json"))
+    assert not list((versions / "full" / CODE).glob("*.json"))

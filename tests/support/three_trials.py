@@ -57,7 +57,7 @@ RECORDS = [
 ]
 
 
-def told(number, instruction, request_id):
+def instructed(number, instruction, request_id):
     return TrialInstructed(
         trial_id=f"t{number}", instruction=instruction, request_id=request_id, by="ann@desk", time=3.0
     )

@@ -72,8 +72,8 @@ def user(content: str) -> Message:
     return Message(role="user", content=content)
 
 
-def assistant(content: str, loss: float = 1.0) -> Message:
-    return Message(role="assistant", content=content, loss=loss)
+def assistant(content: str, loss_weight: float = 1.0) -> Message:
+    return Message(role="assistant", content=content, loss_weight=loss_weight)
 
 
 def toy_conversations(count: int, seed: int = 0) -> list[Conversation]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models.adapters import attach_lora, load_adapter, load_adapter_state, save_adapter
 from components.models.base.load import check_base, load_base_model, resolve_model
@@ -242,7 +242,7 @@ def test_a_checkpoint_whose_weight_would_broadcast_is_refused(trials, tmp_path, 
     with pytest.raises(ValueError, match=message):
         load_trained(checkpoint)
     with pytest.raises(ValueError, match=message):
-        load_weights(trials.session.warm.begin(BaseKind("fp32"), FullMethod(), seed=0), checkpoint)
+        load_weights(trials.session.warm.acquire(BaseVariant("fp32"), FullMethod(), seed=0), checkpoint)
 
 
 def test_an_adapter_of_another_shape_is_refused(trials, tiny_model):

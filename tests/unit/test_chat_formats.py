@@ -103,9 +103,9 @@ def test_messages_have_their_weight_and_weight_zero_is_read_but_not_learned():
     rendered = render(
         chat_format,
         user("a"),
-        assistant("one", loss=0.0),
+        assistant("one", loss_weight=0.0),
         user("b"),
-        assistant("two", loss=0.5),
+        assistant("two", loss_weight=0.5),
         user("c"),
         assistant("x"),
     )
@@ -116,7 +116,7 @@ def test_messages_have_their_weight_and_weight_zero_is_read_but_not_learned():
 
 def test_a_conversation_without_a_target_is_an_error_that_names_the_record():
     with pytest.raises(ValueError, match=r"^a\.jsonl, line 7: no token is scored, so there is nothing to train on$"):
-        render(letters(), user("hi"), assistant("yo", loss=0.0))
+        render(letters(), user("hi"), assistant("yo", loss_weight=0.0))
 
 
 # Tools
@@ -389,7 +389,7 @@ def test_chatml_begins_with_the_token_that_a_tokenizer_begins_every_text_with():
 
 def test_truncation_cuts_after_a_scored_stop_and_never_inside_a_turn():
     rendered = render(
-        letters(), user("a"), assistant("one"), user("b"), assistant("two", loss=0.0), user("c"), assistant("x")
+        letters(), user("a"), assistant("one"), user("b"), assistant("two", loss_weight=0.0), user("c"), assistant("x")
     )
     first, last = rendered.turn_ends
     assert fit_length(rendered, len(rendered.token_ids), truncate=True) is rendered

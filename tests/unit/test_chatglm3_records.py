@@ -67,7 +67,7 @@ def test_tool_messages_without_a_thought_or_in_a_row_are_separate_calls(tmp_path
         user("hi"),
         Message(role="assistant", content="", tool_calls=(CALL,)),
         result,
-        Message(role="assistant", content="", tool_calls=(CALL,), loss=0.0),
+        Message(role="assistant", content="", tool_calls=(CALL,), loss_weight=0.0),
         result,
         assistant("yo"),
     ]

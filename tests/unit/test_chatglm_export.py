@@ -29,7 +29,7 @@ from components.models.base.reference import BaseReference
 from components.models.chatglm.load import load_original
 from components.models.chatglm.tiny_model import make_tiny
 from components.models.digest import model_digest
-from components.models.export import adapted, exportable, merged
+from components.models.export import load_as_trained, load_merged, open_exportable
 from components.models.load_trained import load_trained, package
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
@@ -155,7 +155,7 @@ def test_the_chatglm_layout_and_the_glm_layout_hold_the_same_weights(packages, t
     glm = AutoModelForCausalLM.from_pretrained(tmp_path / "glm", dtype=torch.float16)
     back = load_original(tmp_path / "chatglm", dtype=torch.float16, attention="sdpa")
     assert same_weights(glm.state_dict(), back.state_dict())
-    whole = merged(exportable(directory, None, tmp_path))
+    whole = load_merged(open_exportable(directory, None, tmp_path))
     assert all(torch.equal(back.get_parameter(n), p.half()) for n, p in whole.named_parameters())
     index = json.loads((tmp_path / "chatglm" / "model.safetensors.index.json").read_text())
     published = json.loads((tiny / "model.safetensors.index.json").read_text())
@@ -200,7 +200,7 @@ def test_an_adapter_goes_out_in_either_layout_and_comes_back_the_same(packages, 
         expected = load_trained(directory).model(ids).logits
         for name in ("ours", "theirs"):
             (tmp_path / f"scratch_{name}").mkdir()
-            again = adapted(exportable(tmp_path / name, base, tmp_path / f"scratch_{name}"))
+            again = load_as_trained(open_exportable(tmp_path / name, base, tmp_path / f"scratch_{name}"))
             torch.testing.assert_close(again(ids).logits, expected, rtol=0, atol=2e-5)
     run(capsys, tmp_path / "theirs", "--base", tiny, "--out", tmp_path / "merged", "--dtype", "fp32")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")

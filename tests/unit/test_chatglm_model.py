@@ -19,7 +19,7 @@ from components.data.token_store import Entry, TokenStore, write_store
 from components.experiment.spec import ModelSpec
 from components.models.base.load import load_base_model, resolve_model
 from components.models.chatglm.config import glm_config
-from components.models.chatglm.convert import RECORD, Conversion, converted
+from components.models.chatglm.convert import RECORD, Conversion, convert_once
 from components.models.chatglm.load import load_original
 from components.models.chatglm.save import write_original
 from components.models.chatglm.state_dict import shapes_of
@@ -196,7 +196,7 @@ def test_weights_take_the_dtype_that_is_asked_for(original):
 
 
 def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(original):
-    directory = converted(original, torch.float32)
+    directory = convert_once(original, torch.float32)
     record = Conversion.model_validate_json((directory / RECORD).read_text())
     assert set(record.files) == {
         "config.json",
@@ -205,12 +205,12 @@ def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(
         "model.safetensors.index.json",
     }
     made = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
-    assert converted(original, torch.float32) == directory
+    assert convert_once(original, torch.float32) == directory
     assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == made
     (directory / "model-00002-of-00002.safetensors").write_bytes(b"torn")
-    assert converted(original, torch.float32) == directory
+    assert convert_once(original, torch.float32) == directory
     assert Conversion.model_validate_json((directory / RECORD).read_text()).files == record.files
-    assert converted(original, torch.bfloat16) != directory
+    assert convert_once(original, torch.bfloat16) != directory
     plain = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False)
     assert isinstance(plain, GlmForCausalLM)
     back = dict(original_tensors(plain.state_dict()))
@@ -219,7 +219,7 @@ def test_an_original_directory_is_converted_once_and_a_damaged_conversion_again(
 
 def test_workers_that_want_it_at_once_get_one_conversion(original, tmp_path):
     with ThreadPoolExecutor(3) as workers:
-        found = list(workers.map(lambda _: converted(original, torch.float32), range(3)))
+        found = list(workers.map(lambda _: convert_once(original, torch.float32), range(3)))
     assert len(set(found)) == 1
     names = sorted(path.name for path in (tmp_path / "cache" / "chatglm").iterdir())
     assert names == [found[0].name, f"{found[0].name}.lock"]
@@ -426,7 +426,7 @@ def test_weights_that_are_not_right_are_refused_by_name(tmp_path, damage, what):
     with pytest.raises(ValueError, match=re.escape(what)):
         load_original(directory, dtype=torch.float32, attention="sdpa")
     with pytest.raises(ValueError, match=re.escape(what)):
-        converted(directory, torch.float32)
+        convert_once(directory, torch.float32)
     assert not list((tmp_path / "cache").glob("**/config.json"))
 
 
@@ -441,7 +441,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, caps
 def test_published_files_are_readable_for_everyone(original, tmp_path):
     model = load_original(original, dtype=torch.float32, attention="sdpa")
     write_original(model.state_dict(), model.config, tmp_path / "out", base=None)
-    files = [*(tmp_path / "out").glob("*.safetensors"), *converted(original, torch.float32).glob("*.safetensors")]
+    files = [*(tmp_path / "out").glob("*.safetensors"), *convert_once(original, torch.float32).glob("*.safetensors")]
     assert {file.stat().st_mode & 0o444 for file in files} == {0o444}
     with safe_open(files[0], framework="pt") as file:
         assert file.metadata() == {"format": "pt"}

@@ -327,12 +327,12 @@ def test_a_prompt_is_a_prefix_of_what_was_trained_and_the_answer_comes_back(smal
 
 
 def test_a_turn_that_is_not_to_be_learned_is_not_and_neither_is_its_stop(chat_format):
-    messages = (user("a"), assistant("b", loss=0.0), user("c"), assistant("d", loss=0.5))
+    messages = (user("a"), assistant("b", loss_weight=0.0), user("c"), assistant("d", loss_weight=0.5))
     rendered = chat_format.render(Conversation(messages=messages))
     assert [w for w in rendered.target_weights if w > 0] == [0.5] * 4
     assert rendered.turn_ends == (len(rendered.token_ids),)
     with pytest.raises(ValueError, match="chats:7: no token is scored"):
-        chat_format.render(Conversation(messages=(user("a"), assistant("b", loss=0.0)), source="chats:7"))
+        chat_format.render(Conversation(messages=(user("a"), assistant("b", loss_weight=0.0)), source="chats:7"))
 
 
 def test_a_conversation_that_is_too_long_is_cut_behind_a_scored_stop(chat_format):

@@ -10,7 +10,7 @@ import pytest
 
 from components.experiment.errors import ExperimentError
 from components.experiment.load import load_experiment
-from components.experiment.space import changed_trial, weights_fit
+from components.experiment.space import change_trial, weights_fit
 from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
 from components.records import heartbeat as driver
 from components.records.commands import CloneTrial, ExtendTrial, Reply, StopTrial
@@ -74,17 +74,17 @@ def test_an_inbox_gives_each_request_once_and_leaves_the_unanswered_to_the_next(
 def test_a_clone_is_held_to_the_rules_of_the_space_all_problems_together(folder):
     experiment = load_experiment("toy.yaml")
     parent = TrialSpec(method=LoraMethod(rank=4), batch=experiment.trial.batch, budget=experiment.trial.budget)
-    changed = changed_trial(experiment, parent, {"optimizer.learning_rate": "1e-4", "method.kind": "full"})
+    changed = change_trial(experiment, parent, {"optimizer.learning_rate": "1e-4", "method.kind": "full"})
     assert (changed.optimizer.learning_rate, changed.method) == (1e-4, FullMethod())
     assert changed.batch == parent.batch
     impossible = {"method.rank": 0, "seed": 3, "budget.epochs": 9, "optimizer.learning_rate.peak": 1, "optimizer.lr": 1}
     with pytest.raises(ExperimentError) as error:
-        changed_trial(experiment, parent, impossible)
-    assert [problem.place for problem in error.value.problems] == [
+        change_trial(experiment, parent, impossible)
+    assert [problem.location for problem in error.value.problems] == [
         "method.rank", "seed", "budget.epochs", "optimizer.learning_rate", "optimizer.lr",
     ]  # fmt: skip
     with pytest.raises(ExperimentError, match="leaves workers idle"):
-        changed_trial(experiment, parent, {"method.kind": "full", "batch.rows_per_step": 1})
+        change_trial(experiment, parent, {"method.kind": "full", "batch.rows_per_step": 1})
 
 
 @pytest.mark.parametrize(

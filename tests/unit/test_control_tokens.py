@@ -10,7 +10,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chatglm3 import COMMANDS
-from components.conversations.chat_formats.control_tokens import ControlText
+from components.conversations.chat_formats.control_tokens import ControlTokenEncoder
 from components.conversations.chat_formats.token_aliases import alias_of
 from components.conversations.messages import Conversation, Message
 from components.conversations.tokenizers.chatglm3 import convert_tokenizer
@@ -153,7 +153,7 @@ def test_a_control_token_that_would_form_only_in_the_tokenizer_does_not():
 
 
 def test_a_control_token_that_forms_in_a_tokenizer_without_a_copy_is_an_error(monkeypatch):
-    monkeypatch.setattr(ControlText, "_copy", lambda self: None)
+    monkeypatch.setattr(ControlTokenEncoder, "_copy", lambda self: None)
     tokenizer = letter_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_tokens([AddedToken("<end>", special=True, normalized=True)])

@@ -102,7 +102,7 @@ def test_sharegpt_is_read_with_its_system_tools_calls_and_observations(tmp_path)
         user("1 + 2?"),
         Message(role="assistant", content="", tool_calls=(CALL,)),
         Message(role="tool", content="3"),
-        assistant("three", loss=0.5),
+        assistant("three", loss_weight=0.5),
     ]
 
 
@@ -293,7 +293,7 @@ def test_each_message_may_say_what_its_loss_weighs(tmp_path):
     said = {"role": "assistant", "content": "yo"}
     turns = [said, {**said, "loss": 0}, {**said, "weight": 0.25}, {**said, "train": False}, {**said, "train": True}]
     record = {"messages": [message for turn in turns for message in (GOOD[0], turn)]}
-    weights = [message.loss for message in messages_of(tmp_path, record) if message.role == "assistant"]
+    weights = [message.loss_weight for message in messages_of(tmp_path, record) if message.role == "assistant"]
     assert weights == [1.0, 0.0, 0.25, 0.0, 1.0]
 
 
@@ -421,7 +421,7 @@ def test_bad_rows_are_dropped_and_told_if_the_user_says_so(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", {"messages": GOOD}, {"messages": [USER]}, {"messages": GOOD})
     read = read_conversations(file, on_bad_row="drop")
     assert [conversation.source for conversation in read.conversations] == [f"{file}, line 1", f"{file}, line 3"]
-    assert [problem.place for problem in read.dropped] == ["line 2"]
+    assert [problem.location for problem in read.dropped] == ["line 2"]
 
 
 def test_to_drop_every_row_is_an_error_and_so_is_a_file_that_cannot_be_read(tmp_path):

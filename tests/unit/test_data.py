@@ -303,10 +303,14 @@ def test_the_split_is_salted_by_its_seed_and_loses_no_conversation(tmp_path, tok
 
 def test_a_given_eval_file_is_held_out_whole_and_equal_conversations_count_once(tmp_path, tokenizer):
     talks = toy_conversations(6)
-    reweighed = Conversation(messages=(*talks[0].messages[:-1], assistant(talks[0].messages[-1].content, loss=0.5)))
+    reweighed = Conversation(
+        messages=(*talks[0].messages[:-1], assistant(talks[0].messages[-1].content, loss_weight=0.5))
+    )
     (tmp_path / "train.jsonl").write_text(
         "\n".join(
-            json.dumps({"messages": [{"role": m.role, "content": m.content, "loss": m.loss} for m in talk.messages]})
+            json.dumps(
+                {"messages": [{"role": m.role, "content": m.content, "loss": m.loss_weight} for m in talk.messages]}
+            )
             for talk in [*talks, talks[3], talks[3], reweighed]
         )
     )

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from components.data.prepare import PreparedDataset
-from components.experiment.base_variants import BaseKind, base_kinds, dtype_warnings
+from components.experiment.base_variants import BaseVariant, base_variants, dtype_warnings
 from components.experiment.errors import ExperimentError
 from components.experiment.load import load_experiment
 from components.experiment.spec import (
@@ -131,10 +131,10 @@ def test_full_fine_tuning_of_bf16_weights_is_warned_of_by_branch_and_with_the_re
 def test_slots_know_which_bases_their_trials_want(written):
     experiment = written()
     lora, full = experiment.resources.lora, experiment.resources.full
-    assert base_kinds(experiment, lora) == {BaseKind("bf16")}
-    assert base_kinds(experiment, full) == {BaseKind("fp32")}
+    assert base_variants(experiment, lora) == {BaseVariant("bf16")}
+    assert base_variants(experiment, full) == {BaseVariant("fp32")}
     varied = written(lora="precision: {choice: [fp32, bf16]}")
-    assert base_kinds(varied, lora) == {BaseKind("bf16"), BaseKind("fp32")}
+    assert base_variants(varied, lora) == {BaseVariant("bf16"), BaseVariant("fp32")}
 
 
 @pytest.mark.parametrize("method", [LORA.method, LORA.method.model_copy(update={"dora": True})], ids=["lora", "dora"])

@@ -110,9 +110,9 @@ def test_a_store_that_has_been_checked_is_not_read_again_until_it_changes(tmp_pa
     read = []
     digest_of = store_module.digest_of
     monkeypatch.setattr(store_module, "digest_of", lambda path: read.append(path.name) or digest_of(path))
-    PreparedDataset.open(found.directory).checked()
+    PreparedDataset.open(found.directory).verify()
     assert read == []
     os.utime(found.train.path, ns=(1, 1))
-    PreparedDataset.open(found.directory).checked()
-    PreparedDataset.open(found.directory).checked()
+    PreparedDataset.open(found.directory).verify()
+    PreparedDataset.open(found.directory).verify()
     assert read == ["train.arrow"]

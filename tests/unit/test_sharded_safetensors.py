@@ -68,7 +68,7 @@ def test_whole_tensors_become_files_with_an_index_that_transformers_loads(tmp_pa
     tiny_model_directory(tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     (tmp_path / "model" / "model.safetensors").unlink()
-    write_model(weights.items(), tmp_path / "model", most_bytes=20_000)
+    write_model(weights.items(), tmp_path / "model", max_bytes=20_000)
     files = sorted((tmp_path / "model").glob("*.safetensors"))
     assert [file.name for file in files] == [
         f"model-{n + 1:05d}-of-{len(files):05d}.safetensors" for n in range(len(files))

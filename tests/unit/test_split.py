@@ -11,12 +11,12 @@ from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation, Message
 from components.conversations.readers.errors import ConversationError
 from components.conversations.tokenizers.load import load_tokenizer
-from components.data.comparable_rows import rendered_otherwise, unseen
+from components.data.comparable_conversations import find_render_differences, unseen_conversations
 from components.data.prepare import prepare
 from components.data.split import read_and_split
 from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
 from components.data.token_store import SCHEMA, Entry, TokenStore, write_store
-from components.data.trained_on import TRAINED_ON, keys_digest, read_trained_on, trained_keys, write_trained_on
+from components.data.trained_on import TRAINED_ON, keys_digest, read_trained_on, training_keys, write_trained_on
 from components.experiment.spec import DataSpec
 from components.registry.result import too_few_held_out
 from components.storage.open import folder_at
@@ -91,7 +91,7 @@ def test_a_larger_fraction_holds_out_more_and_lets_none_go(tmp_path):
     "other",
     [
         replace(TALK, messages=(Message(role="system", content="Be kind."), *SAID)),
-        replace(TALK, messages=(SAID[0], replace(SAID[1], loss=0.5))),
+        replace(TALK, messages=(SAID[0], replace(SAID[1], loss_weight=0.5))),
         replace(TALK, tools=({"name": "clock"},)),
         replace(TALK, messages=(SAID[0], replace(SAID[1], reasoning_content="They want it twice."))),
         replace(TALK, source="elsewhere.jsonl, line 7"),
@@ -171,7 +171,7 @@ def test_a_group_is_a_text_or_a_whole_number_and_may_be_empty(tmp_path):
     write_grouped(tmp_path / "data.jsonl", ["a", ["b"], True])
     with pytest.raises(ConversationError) as caught:
         read_and_split(DataSpec(train=str(tmp_path / "data.jsonl")))
-    assert [(problem.place, problem.text) for problem in caught.value.problems] == [
+    assert [(problem.location, problem.text) for problem in caught.value.problems] == [
         ("line 2", '"group" must be a text or a whole number, not list'),
         ("line 3", '"group" must be a text or a whole number, not bool'),
     ]
@@ -248,7 +248,7 @@ def test_a_kept_conversation_comes_back_as_it_was(tmp_path):
         messages=(
             Message(role="system", content="s"),
             user("你好\n"),
-            Message(role="assistant", content="", tool_calls=(call,), loss=0.25),
+            Message(role="assistant", content="", tool_calls=(call,), loss_weight=0.25),
             Message(role="tool", content="{}", tool_call_id="1", name="f"),
             replace(assistant("done"), reasoning_content="That was it."),
         ),
@@ -267,13 +267,15 @@ def test_a_kept_conversation_comes_back_as_it_was(tmp_path):
 
 def test_what_a_model_was_trained_on_is_kept_beside_it(tmp_path, dataset):
     write_trained_on(dataset.train, tmp_path)
-    keys = trained_keys(dataset.train)
+    keys = training_keys(dataset.train)
     assert read_trained_on(tmp_path) == frozenset(keys) == {key for keys in dataset.train.keys for key in keys}
     assert (tmp_path / TRAINED_ON).read_text().splitlines() == [keys_digest(keys), *sorted(keys)]
-    assert unseen(dataset.eval, read_trained_on(tmp_path)) == tuple(range(len(dataset.eval)))
-    assert unseen(dataset.train, read_trained_on(tmp_path)) == ()
+    assert unseen_conversations(dataset.eval, read_trained_on(tmp_path)) == tuple(range(len(dataset.eval)))
+    assert unseen_conversations(dataset.train, read_trained_on(tmp_path)) == ()
     some = {dataset.eval.keys[1][0], dataset.eval.keys[3][0]}
-    assert unseen(dataset.eval, some) == tuple(index for index in range(len(dataset.eval)) if index not in (1, 3))
+    assert unseen_conversations(dataset.eval, some) == tuple(
+        index for index in range(len(dataset.eval)) if index not in (1, 3)
+    )
 
 
 @pytest.mark.parametrize("harm", [lambda lines: lines[:-1], lambda lines: [], lambda lines: [lines[0], "0" * 32]])
@@ -291,7 +293,7 @@ def test_a_model_that_is_trained_on_one_of_a_group_knows_the_group(tmp_path):
     talks = [replace(talk, group=group) for talk, group in zip(numbered(3), ["a", "b", None], strict=True)]
     write_store(path, [Entry(source="s", rendered=rendered, keys=keys_of(talk)) for talk in talks])
     earlier = replace(numbered(1, start=9)[0], group="a")
-    assert unseen(TokenStore(path), frozenset(keys_of(earlier))) == (1, 2)
+    assert unseen_conversations(TokenStore(path), frozenset(keys_of(earlier))) == (1, 2)
 
 
 def test_data_prepared_before_keys_were_kept_is_read_and_says_nothing(tmp_path, dataset):
@@ -301,12 +303,12 @@ def test_data_prepared_before_keys_were_kept_is_read_and_says_nothing(tmp_path, 
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, old) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([row], schema=old))
     store = TokenStore(path)
-    assert (len(store), store.keys, store.conversation(0), trained_keys(store)) == (1, None, None, None)
+    assert (len(store), store.keys, store.conversation(0), training_keys(store)) == (1, None, None, None)
     write_trained_on(store, tmp_path)
     assert read_trained_on(tmp_path) is None
-    assert unseen(store, frozenset()) is None
-    assert unseen(dataset.eval, None) is None
-    assert rendered_otherwise(store, load_chat_format(letter_tokenizer(), "chatml"), 100) is None
+    assert unseen_conversations(store, frozenset()) is None
+    assert unseen_conversations(dataset.eval, None) is None
+    assert find_render_differences(store, load_chat_format(letter_tokenizer(), "chatml"), 100) is None
 
 
 # The same tokens
@@ -326,17 +328,17 @@ def format_of(folder, template):
 def test_another_chat_format_that_gives_equal_tokens_is_comparable(tmp_path, dataset, tokenizer):
     other = format_of(tmp_path, "{# written anew #}" + CHATML)
     assert other.digest() != load_chat_format(load_tokenizer(tokenizer), "auto").digest()
-    assert rendered_otherwise(dataset.eval, other, 100) == []
+    assert find_render_differences(dataset.eval, other, 100) == []
 
 
 def test_other_tokens_or_weights_or_a_refusal_are_not_comparable_and_named(tmp_path, dataset):
     spaced = format_of(tmp_path / "spaced", CHATML.replace("'\\n' + m['content']", "'\\n ' + m['content']"))
     sources = [dataset.eval.source(index) for index in range(len(dataset.eval))]
-    assert rendered_otherwise(dataset.eval, spaced, 100) == sources
+    assert find_render_differences(dataset.eval, spaced, 100) == sources
     refuses = (
         "{% for m in messages %}{% if 'say ac' in m['content'] %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
     )
-    refused = rendered_otherwise(dataset.eval, format_of(tmp_path / "refuses", refuses + CHATML), 100)
+    refused = find_render_differences(dataset.eval, format_of(tmp_path / "refuses", refuses + CHATML), 100)
     talks = {dataset.eval.source(index): dataset.eval.conversation(index) for index in range(len(dataset.eval))}
     assert refused == [s for s in sources if any("say ac" in m.content for m in talks[s].messages)] != []
 

@@ -14,8 +14,8 @@ from components.conversations.messages import Message
 from components.conversations.readers.errors import ConversationError
 from components.conversations.readers.raw_message import RecordFormatError
 from components.conversations.readers.read import content_digest, read_conversations
-from components.conversations.readers.record_formats import LAYOUTS
-from components.conversations.readers.validation import check
+from components.conversations.readers.record_formats import RECORD_FORMATS
+from components.conversations.readers.validation import validate
 from tests.support.toy import assistant, user
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
@@ -264,7 +264,7 @@ def test_whatever_a_record_holds_it_is_read_as_plain_values_or_refused_in_words(
             chance.choice(KEYS): anything(chance) for _ in range(chance.randint(0, 2))
         }
         try:
-            checked = check(LAYOUTS[layout](record), "a.jsonl, line 1")
+            checked = validate(RECORD_FORMATS[layout](record), "a.jsonl, line 1")
         except RecordFormatError:
             outcomes["refused"] += 1
             continue

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.errors import ExperimentError
 from components.experiment.spec import (
     BudgetSpec,
@@ -22,8 +22,8 @@ from components.experiment.spec import (
 from components.models.adapters import attach_lora
 from components.models.base.load import check_base, config_of, load_base_model
 from components.models.base.reusable import ReusableBase
+from components.models.branch_training import describe_branch_training
 from components.models.modality_towers import unreached_parameters, unreached_towers
-from components.models.trained_by_branch import trained_by_branch
 from components.training.workers import TorchWorkers
 from tests.support.sessions import FULL, LORA, curve, prepared_toy, reports, session, weights
 from tests.support.toy import letter_tokenizer
@@ -79,7 +79,7 @@ def experiment(**branches):
 def test_one_misspelt_name_among_several_is_refused_with_the_nearest(tiny_model):
     method = {"kind": "lora", "target_modules": ["q_proj", "v_prj"]}
     with pytest.raises(ExperimentError, match=r"search\.space\.lora: .*v_prj is no module here \(did you mean v_proj"):
-        trained_by_branch(experiment(lora=method), config_of(tiny_model))
+        describe_branch_training(experiment(lora=method), config_of(tiny_model))
 
 
 def test_all_misses_of_all_branches_and_choices_are_said_together(tiny_model):
@@ -90,11 +90,11 @@ def test_all_misses_of_all_branches_and_choices_are_said_together(tiny_model):
         "full": {"kind": "full"},
     }
     with pytest.raises(ExperimentError) as refused:
-        trained_by_branch(experiment(**branches), config_of(tiny_model))
+        describe_branch_training(experiment(**branches), config_of(tiny_model))
     first, second, third = refused.value.problems
     assert "v_prj is no module here" in first.text
     assert "gate is no module here (did you mean gate_proj?)" in second.text
-    assert (third.place, "embed_token is no module here (did you mean embed_tokens" in third.text) == (
+    assert (third.location, "embed_token is no module here (did you mean embed_tokens" in third.text) == (
         "search.space.qlora",
         True,
     )
@@ -129,7 +129,7 @@ def test_a_name_beside_a_right_one_that_peft_would_drop_is_refused(tiny_model, n
     ],
 )
 def test_what_is_taken_is_counted(family, names, taken):
-    found = trained_by_branch(experiment(lora={"kind": "lora", "target_modules": names}), config(family))
+    found = describe_branch_training(experiment(lora={"kind": "lora", "target_modules": names}), config(family))
     assert found == {"lora": taken}
 
 
@@ -143,7 +143,7 @@ def test_what_is_taken_is_counted(family, names, taken):
     ],
 )
 def test_chatglm3s_own_names_are_found(tmp_path, names, taken):
-    found = trained_by_branch(
+    found = describe_branch_training(
         experiment(lora={"kind": "lora", "target_modules": list(names)}), config_of(formula_directory(tmp_path))
     )
     assert found == {"lora": taken}
@@ -152,7 +152,7 @@ def test_chatglm3s_own_names_are_found(tmp_path, names, taken):
 def test_one_misspelt_name_of_chatglm3s_is_refused_as_it_was_written(tmp_path):
     method = {"kind": "lora", "target_modules": ["query_key_values", "dense"]}
     with pytest.raises(ExperimentError, match="query_key_values is no module here"):
-        trained_by_branch(experiment(lora=method), config_of(formula_directory(tmp_path)))
+        describe_branch_training(experiment(lora=method), config_of(formula_directory(tmp_path)))
 
 
 # What peft's classes cannot do
@@ -161,9 +161,9 @@ def test_one_misspelt_name_of_chatglm3s_is_refused_as_it_was_written(tmp_path):
 @pytest.mark.parametrize("setting", [{"dropout": 0.1}, {"dora": True}, {"dropout": {"choice": [0.0, 0.1]}}])
 def test_experts_with_dropout_or_dora_are_refused_before_anything_starts(setting):
     with pytest.raises(ExperimentError, match=r"experts are adapted as whole parameters, .* neither dropout nor DoRA"):
-        trained_by_branch(experiment(lora={"kind": "lora", **setting}), config("qwen3_moe"))
+        describe_branch_training(experiment(lora={"kind": "lora", **setting}), config("qwen3_moe"))
     attention = {"kind": "lora", "target_modules": ["q_proj", "v_proj"], **setting}
-    assert trained_by_branch(experiment(lora=attention), config("qwen3_moe")) == {
+    assert describe_branch_training(experiment(lora=attention), config("qwen3_moe")) == {
         "lora": "adapts 2 x q_proj, 2 x v_proj"
     }
 
@@ -171,14 +171,16 @@ def test_experts_with_dropout_or_dora_are_refused_before_anything_starts(setting
 def test_half_of_a_fused_expert_is_refused():
     method = {"kind": "lora", "target_modules": ["w1", "w2"]}
     with pytest.raises(ExperimentError, match="w1 without also targeting w3"):
-        trained_by_branch(experiment(lora=method), config("mixtral"))
+        describe_branch_training(experiment(lora=method), config("mixtral"))
 
 
 def test_dora_on_an_int8_base_is_refused_and_on_nf4_it_learns(tiny_model):
     with pytest.raises(
         ExperimentError, match=r"method\.dora: true cannot be computed on a base of method\.quantize: int8"
     ):
-        trained_by_branch(experiment(lora={"kind": "lora", "dora": True, "quantize": "int8"}), config_of(tiny_model))
+        describe_branch_training(
+            experiment(lora={"kind": "lora", "dora": True, "quantize": "int8"}), config_of(tiny_model)
+        )
     method = LoraMethod(rank=2, dora=True, quantize="nf4")
     adapted = attach_lora(load_base_model(ModelSpec(path=str(tiny_model)), quantize="nf4"), method)
     tokens = torch.arange(12)[None]
@@ -192,15 +194,15 @@ def test_dora_on_an_int8_base_is_refused_and_on_nf4_it_learns(tiny_model):
 @pytest.mark.parametrize("family", ["gemma3", "got_ocr2"])
 def test_what_no_text_reaches_is_neither_trained_nor_adapted(family):
     assert unreached_towers(model(family)) == TOWERS
-    warm, kind = ReusableBase(lambda kind: model(family)), BaseKind("fp32")
-    full = warm.begin(kind, FullMethod(), seed=0)
+    warm, kind = ReusableBase(lambda kind: model(family)), BaseVariant("fp32")
+    full = warm.acquire(kind, FullMethod(), seed=0)
     frozen = {name for name, weight in full.named_parameters() if not weight.requires_grad}
     assert frozen == {name for name, _ in full.named_parameters() if name.startswith(tuple(TOWERS))}
-    lora = warm.begin(kind, LoraMethod(rank=2), seed=0)
+    lora = warm.acquire(kind, LoraMethod(rank=2), seed=0)
     adapted = [name for name, _ in lora.named_parameters() if "lora_" in name]
     assert len(adapted) == 2 * 7 * 2
     assert not [name for name in adapted if "vision" in name or "multi_modal" in name]
-    named = warm.begin(kind, LoraMethod(rank=2, target_modules=("q_proj",)), seed=0)
+    named = warm.acquire(kind, LoraMethod(rank=2, target_modules=("q_proj",)), seed=0)
     assert len([name for name, _ in named.named_parameters() if "lora_A" in name]) == 2
 
 
@@ -213,13 +215,15 @@ def test_a_family_that_knows_no_such_attention_is_refused_before_anything_starts
 
 def test_a_name_that_only_a_tower_has_is_refused():
     with pytest.raises(ExperimentError, match=r"fc1 is only where no text comes \(model\.vision_tower"):
-        trained_by_branch(experiment(lora={"kind": "lora", "target_modules": ["q_proj", "fc1"]}), config("gemma3"))
+        describe_branch_training(
+            experiment(lora={"kind": "lora", "target_modules": ["q_proj", "fc1"]}), config("gemma3")
+        )
 
 
 def test_towers_are_said_and_models_without_them_have_none():
     full, lora = {"kind": "full"}, {"kind": "lora", "target_modules": ["q_proj"]}
     aside = " (nothing of model.vision_tower, model.multi_modal_projector, which no text reaches)"
-    assert trained_by_branch(experiment(full=full, lora=lora), config("gemma3")) == {
+    assert describe_branch_training(experiment(full=full, lora=lora), config("gemma3")) == {
         "full": f"trains every weight{aside}",
         "lora": f"adapts 2 x q_proj{aside}",
     }

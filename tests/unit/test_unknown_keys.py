@@ -320,7 +320,7 @@ def test_a_tool_s_result_may_be_any_json_and_is_its_text(tmp_path, result, text)
 )
 def test_how_a_message_is_scored_is_understood_in_the_words_of_several_tools(tmp_path, keys, loss):
     messages = [USER, {**ASSISTANT, **keys}, USER, ASSISTANT]
-    assert messages_of(tmp_path, {"messages": messages})[1] == assistant("yo", loss=loss)
+    assert messages_of(tmp_path, {"messages": messages})[1] == assistant("yo", loss_weight=loss)
 
 
 @pytest.mark.parametrize(

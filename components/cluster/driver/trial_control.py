@@ -19,7 +19,7 @@ from components.cluster.capacity.node_types import InsufficientCapacityError, ch
 from components.cluster.driver.gauges import TrialGauges
 from components.cluster.slots.context import SearchContext
 from components.experiment.errors import ExperimentError
-from components.experiment.space import changed_trial, num_trials, value_at, weights_fit
+from components.experiment.space import change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.records.commands import CloneTrial, ExtendTrial, Reply, Request, RequestInbox, StopTrial
 from components.records.events import (
@@ -178,7 +178,7 @@ class TrialController:
 
     def _clone(self, history: TrialHistory, wish: CloneTrial) -> Clone:
         experiment, parent = self.context.experiment, history.started
-        spec = changed_trial(experiment, parent.spec, wish.changes)
+        spec = change_trial(experiment, parent.spec, wish.changes)
         if spec.method.kind != parent.spec.method.kind:
             check_capacity(_alone(experiment, parent.branch, spec), capacity_of_cluster())
         return Clone(

@@ -16,7 +16,7 @@ from components.cluster.slots.context import SearchContext
 from components.cluster.slots.preemption import Interruptions
 from components.cluster.slots.resume import furthest_whole
 from components.data.prepare import PreparedDataset
-from components.experiment.base_variants import base_kinds
+from components.experiment.base_variants import base_variants
 from components.experiment.spec import TrialSpec, WorkersSpec
 from components.records.events import Extension, Interim
 from components.storage.open import folder_at
@@ -84,7 +84,7 @@ def _from_first(value: Any, workers: Workers) -> Any:
 def _ready(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> Session:
     """A session with its base model; where this group replaces one that died, at the trial's last known checkpoint."""
     session = session_of(context, workers)
-    kinds = base_kinds(context.experiment, spec)
+    kinds = base_variants(context.experiment, spec)
     if len(kinds) == 1:  # else the first trial says which one it wants
         session.warm_up(*kinds)
     if resume.start is not None:

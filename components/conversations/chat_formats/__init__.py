@@ -1,4 +1,4 @@
-"""Chat formats by name. A new one is a file here and a line in FORMATS."""
+"""Chat formats by name. A new format is a file here and a line in FORMATS."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from components.conversations.chat_formats.base import ChatFormat
 from components.conversations.chat_formats.chatglm3 import ChatGLM3Format, is_chatglm3
 from components.conversations.chat_formats.chatml import chatml_of
 from components.conversations.chat_formats.jinja_template import TemplateFormat
+from components.errors import InputError
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     if not tokenizer.chat_template:
-        raise ValueError("chat_format template: the tokenizer has no chat template; chat_format: chatml needs none")
+        raise InputError("chat_format template: the tokenizer has no chat template; chat_format: chatml needs none")
     return TemplateFormat(tokenizer, name="template", template=tokenizer.get_chat_template())
 
 
@@ -46,7 +47,7 @@ FORMATS: dict[str, Callable[[PreTrainedTokenizerBase], ChatFormat]] = {
 
 
 def load_chat_format(tokenizer: PreTrainedTokenizerBase, name: str = "auto") -> ChatFormat:
-    """Raises ValueError for an unknown name, or if the format is not proven fit to train on."""
+    """Returns a format by name. Raises InputError for an unknown name, or if the format cannot be trained on correctly."""
     if name not in FORMATS:
-        raise ValueError(f"chat_format={name}: unknown; valid are {', '.join(FORMATS)}")
+        raise InputError(f"chat_format={name}: unknown; valid are {', '.join(FORMATS)}")
     return FORMATS[name](tokenizer)

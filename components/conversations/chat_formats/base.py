@@ -1,4 +1,4 @@
-"""What the rest of the house may know about a chat format; the formats live in components/conversations/formats/."""
+"""The interface of chat formats. Other rooms know no more of a format than this."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from components.conversations.messages import Conversation, Message
 
 
 class ChatFormat(Protocol):
-    """Turns messages into tokens, the same way for training and for talking."""
+    """Turns messages into tokens, in the same way for training and for generation."""
 
     name: str
     stop_token_ids: tuple[int, ...]
     pad_token_id: int
-    template: str  # Jinja, for those who have the tokenizer without this house
+    template: str  # Jinja, saved with the tokenizer for programs without Turnwise
 
     def digest(self) -> str:
-        """Changes when any conversation could render otherwise: tokenizer, template and format version go in."""
+        """Changes whenever some conversation could be rendered differently: it covers tokenizer, template and version."""
         ...
 
     def render(self, conversation: Conversation) -> RenderedConversation:
-        """Whole conversation, not truncated. Raises ValueError naming conversation.source if it has no target."""
+        """Renders a whole conversation, not truncated. Raises InputError naming conversation.source if it has no target."""
         ...
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Tokens up to where the assistant starts to speak: a prefix of `render` of the same messages and an answer."""
+        """Returns the tokens before the assistant's answer: a prefix of `render` of the same messages with an answer."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """What the assistant said, for people, without the stop token."""
+        """Returns the text of an answer for users, without the stop token."""
         ...
 
     def words(self, token_ids: Sequence[int]) -> str:
-        """The words of an answer that is still being made, as far as they can no longer become part of a tool call."""
+        """Returns the text of an unfinished answer that can no longer become part of a tool call."""
         ...
 
     def message(self, token_ids: Sequence[int]) -> Message:
-        """The same as a message of the conversation, tool calls apart where the format has them."""
+        """Returns the answer as a message, with tool calls parsed if the format has them."""
         ...

@@ -1,4 +1,4 @@
-"""Tool calls as ChatGLM3 writes them: the tool's name as metadata, the call as a line of Python in a code block."""
+"""Tool calls in ChatGLM3's form: the tool's name as metadata, the call as a line of Python in a code block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = re.compile(r"```python\n(.*)\n```", re.DOTALL)
 
 
 def code_of(call: dict[str, Any]) -> tuple[str, str]:
-    """(name, code) of an OpenAI tool call. Arguments that are no object stand as they are."""
+    """Returns (name, code) of an OpenAI tool call. Arguments that are not an object are used unchanged."""
     function = call.get("function", call)
     name, arguments = str(function["name"]), function.get("arguments", {})
     if not isinstance(arguments, dict):
@@ -26,7 +26,7 @@ def code_of(call: dict[str, Any]) -> tuple[str, str]:
 
 
 def call_of(name: str, content: str) -> dict[str, Any]:
-    """The OpenAI tool call of what a model wrote; its arguments are the text itself if code_of would write another."""
+    """Parses a model's output as an OpenAI tool call. Its arguments are the text itself if code_of would not reproduce it."""
     for arguments in _arguments(name, content):
         if not _is_json(arguments):
             continue
@@ -37,7 +37,7 @@ def call_of(name: str, content: str) -> dict[str, Any]:
 
 
 def _arguments(name: str, content: str) -> list[dict[str, Any]]:
-    """Literal arguments only: nothing a model writes is run."""
+    """Parses literal arguments only: a model's output is never executed."""
     block = BLOCK.fullmatch(content)
     if block is None:
         return []
@@ -57,7 +57,7 @@ def _arguments(name: str, content: str) -> list[dict[str, Any]]:
 
 
 def _is_json(arguments: dict[str, Any]) -> bool:
-    """Python has literals that JSON, and so OpenAI's API, has not: sets, tuples, keys that are numbers."""
+    """Whether JSON can represent the arguments. Python literals may be sets, tuples or mappings with numbers as keys."""
     try:
         text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
         text.encode()

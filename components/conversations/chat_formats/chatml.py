@@ -1,10 +1,12 @@
-"""ChatML, the chat format of tokenizers that have none: in their own tokens, with tools."""
+"""ChatML, the chat format for tokenizers without a chat template: in their own tokens, with tools."""
 
 from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-# Tools stand in the system message, calls in the assistant's turn and results in turns of their own, each as JSON.
+from components.errors import InputError
+
+# Tools are listed in the system message, calls are in the assistant's turn, results have their own turns; all as JSON.
 CHATML = (
     "{{ START }}"
     "{% if tools %}<|im_start|>system\n"
@@ -23,14 +25,14 @@ CHATML = (
 
 
 def chatml_of(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The ChatML template in the tokenizer's own tokens.
+    """Returns the ChatML template in the tokenizer's own tokens.
 
-    Where <|im_end|> is no token of it, its end-of-text token ends a turn: a new token would have an untrained embedding.
-    Where the tokenizer begins every text with a token, a conversation begins with it, too: the model never saw one without.
+    If <|im_end|> is not one of them, the end-of-text token ends a turn: a new token would have an untrained embedding.
+    If the tokenizer begins every text with a token, a conversation begins with it too: the model was trained with it.
     """
     stop = "<|im_end|>" if "<|im_end|>" in tokenizer.get_added_vocab() else tokenizer.eos_token
     if stop is None:
-        raise ValueError(
+        raise InputError(
             "chat_format chatml: the tokenizer has neither <|im_end|> nor an end-of-text token to stop with"
         )
     begins = tokenizer.bos_token_id is not None and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]

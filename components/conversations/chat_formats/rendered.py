@@ -1,4 +1,4 @@
-"""A conversation as a model sees it, with the tokens it is scored on."""
+"""A conversation as tokens, and which of them are scored."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedConversation:
-    """target_weights[i] is the weight of producing token_ids[i] in the loss; 0.0 where it is not a target.
+    """target_weights[i] is the loss weight of predicting token_ids[i]; 0.0 if it is not a target.
 
-    `turn_ends` are the lengths of the prefixes that end right after a scored turn's stop token: where a truncation may cut.
+    `turn_ends` are the lengths of the prefixes that end after a scored turn's stop token: there a truncation may cut.
     """
 
     token_ids: tuple[int, ...]
@@ -34,5 +34,5 @@ class RenderedConversation:
 
 
 def labels_of(token_ids: Sequence[int], target_weights: Sequence[float]) -> list[int]:
-    """labels[i] is token_ids[i] where it is a target, else IGNORE_INDEX. Not shifted: a model predicts i from i - 1."""
+    """Returns token_ids[i] where it is a target, else IGNORE_INDEX. Not shifted: a model predicts i from i - 1."""
     return [token if weight > 0 else IGNORE_INDEX for token, weight in zip(token_ids, target_weights, strict=True)]

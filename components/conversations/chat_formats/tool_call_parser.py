@@ -1,4 +1,4 @@
-"""Tool calls as one chat template writes them, read back from what a model wrote."""
+"""Parses tool calls in a model's output, in the form in which its chat template writes them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.conversations.chat_formats.template_spans import PROBE_CALL
+from components.conversations.chat_formats.template_renderer import PROBE_CALL
 
-BARE = ("{", "[")  # a call that begins so looks like any other answer in JSON
+BARE = ("{", "[")  # a call that begins like this cannot be told from other JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenCalls:
-    """The texts of a call: before its name, between name and arguments, and after them. No blanks at their outer ends."""
+class ToolCallParser:
+    """The text of a call before its name, between name and arguments, and after them; outer blanks are removed."""
 
     before: str
     between: str
     after: str
 
     def read(self, text: str) -> tuple[str, list[dict[str, Any]]] | None:
-        """(what stands before the first call, the calls), if the text ends with calls and nothing else."""
+        """Returns (text before the first call, calls) if the text ends with calls, else None."""
         start = text.find(self.before)
         if start < 0:
             return None
@@ -29,7 +29,7 @@ class WrittenCalls:
         return None if None in calls else (text[:start], [call for call in calls if call is not None])
 
     def words(self, text: str) -> str:
-        """What of an unfinished text can no longer become part of a call."""
+        """Returns the part of an unfinished text that can no longer become part of a call."""
         start = text.find(self.before)
         if start >= 0:
             return text[:start].rstrip()
@@ -37,7 +37,7 @@ class WrittenCalls:
         return text[: len(text) - begun].rstrip()
 
     def _calls(self, text: str) -> Iterator[dict[str, Any] | None]:
-        """None, and no more, where the text is not a call."""
+        """Yields calls; None, and nothing after it, where the text is not a call."""
         while text:
             name, found, rest = text.removeprefix(self.before).partition(self.between)
             if not (found and text.startswith(self.before)):
@@ -56,11 +56,11 @@ class WrittenCalls:
             text = rest.removeprefix(self.after).lstrip()
 
 
-def written_calls(write: Callable[[dict[str, Any]], str]) -> WrittenCalls | None:
-    """How a template writes calls, learned from one. None if it does not, or if a call would look like any other answer.
+def learn_tool_calls(write: Callable[[dict[str, Any]], str]) -> ToolCallParser | None:
+    """Learns from one call how a template writes calls. Returns None if it writes none, or they look like other answers.
 
     Args:
-        write: gives an assistant's turn of one call, without its stop. Raises ValueError if the template has no calls.
+        write: returns an assistant's turn with one call, without its stop. Raises ValueError if the template has no calls.
     """
     function = PROBE_CALL["function"]
     try:
@@ -71,4 +71,4 @@ def written_calls(write: Callable[[dict[str, Any]], str]) -> WrittenCalls | None
     between, found, after = rest.partition(json.dumps(function["arguments"]))
     if not (found and between and before.strip() and after.strip()) or before.lstrip().startswith(BARE):
         return None
-    return WrittenCalls(before=before.lstrip(), between=between, after=after.strip())
+    return ToolCallParser(before=before.lstrip(), between=between, after=after.strip())

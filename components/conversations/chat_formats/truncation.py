@@ -1,4 +1,4 @@
-"""A conversation that is too long loses its last turns, never the stop token that ends a scored one."""
+"""Truncation removes the last turns of a long conversation, never the stop token of a scored turn that remains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 
 
 def fit_length(rendered: RenderedConversation, max_tokens: int, *, truncate: bool) -> RenderedConversation | None:
-    """What fits into max_tokens: all of it, or (truncate) its first turns; None if not even one scored turn fits."""
+    """Returns the conversation if it fits, or (truncate) its first turns; None if not even one scored turn fits."""
     if len(rendered.token_ids) <= max_tokens:
         return rendered
     ends = [end for end in rendered.turn_ends if end <= max_tokens]

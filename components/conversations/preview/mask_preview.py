@@ -1,4 +1,4 @@
-"""What a model will be trained on, token by token: in a terminal, and as one self-contained page."""
+"""Shows what a model is trained on, token by token: in a terminal, and as one self-contained page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from components.conversations.chat_formats.rendered import labels_of
 PAGE = Path(__file__).with_name("mask_preview.html.jinja")
 MAX_TOKENS_OF_A_CHARACTER = 4  # tokens may be single bytes, and UTF-8 has four at most
 INCOMPLETE = "\ufffd"
-CONTEXT = ("none", "dim")  # two shades each, so that neighboring tokens can be told apart; every terminal has these
+CONTEXT = ("none", "dim")  # two shades each, to distinguish neighboring tokens; every terminal has these
 SCORED = ("black on green", "black on bright_green")
 WEIGHTED = ("black on yellow", "black on bright_yellow")
 
@@ -25,7 +25,7 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewRecord:
-    """One conversation as it is trained on. `note` says if it was truncated, or why nothing of it is left."""
+    """One conversation as it is trained on. `note` says if it was truncated, or why it is empty."""
 
     source: str
     token_ids: Sequence[int]
@@ -38,7 +38,7 @@ class PreviewRecord:
 
     @property
     def num_turns(self) -> int:
-        """Stretches of targets: the assistant's turns that are scored."""
+        """The number of scored turns of the assistant."""
         before = [0.0, *self.target_weights]
         return sum(weight > 0 and not past > 0 for past, weight in zip(before, self.target_weights, strict=False))
 
@@ -53,7 +53,7 @@ class PreviewRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewTotals:
-    """Of all the data, not only of what is shown."""
+    """Totals of all the data, not only of the records that are shown."""
 
     conversations: int
     tokens: int
@@ -70,7 +70,7 @@ class PreviewTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A token as text; several, where one character is spread over them."""
+    """The text of one token, or of several tokens that together are one character."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -78,14 +78,14 @@ class Piece:
 
 
 def verbatim(tokenizer: PreTrainedTokenizerBase) -> Decode:
-    """Decodes control tokens too, and every blank as it is."""
+    """Returns a decoder that keeps control tokens and blanks."""
     return lambda token_ids: str(
         tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     )
 
 
 def pieces(record: PreviewRecord, decode: Decode) -> Iterator[Piece]:
-    """The record's tokens in order, as they read within the whole text."""
+    """Yields the record's tokens in order, as they read within the whole text."""
     token_ids = [int(token) for token in record.token_ids]
     start = 0
     while start < len(token_ids):
@@ -95,17 +95,17 @@ def pieces(record: PreviewRecord, decode: Decode) -> Iterator[Piece]:
 
 
 def print_preview(console: Console, records: Iterable[PreviewRecord], decode: Decode) -> None:
-    """Scored tokens stand out by color; where there is none, in ⟦ ⟧."""
+    """Prints records with scored tokens in color; without colors, in ⟦ ⟧."""
     for record in records:
         console.print(Text(f"{record.source}: {record.sentence()}", style="bold"), soft_wrap=True)
-        text = _colored(record, decode) if console.color_system else _bracketed(record, decode)
+        text = _color_tokens(record, decode) if console.color_system else _bracket_targets(record, decode)
         console.print(text, soft_wrap=True, end="\n" if text.plain.endswith("\n") else "\n\n")
 
 
 def preview_html(
     records: Iterable[PreviewRecord], decode: Decode, title: str, totals: PreviewTotals | None = None
 ) -> str:
-    """One page that loads nothing from anywhere; each token tells its id and weight when pointed at."""
+    """Returns one page that loads nothing from elsewhere; hovering over a token shows its id and weight."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
     shown = [(record, list(pieces(record, decode))) for record in records]
     return template.render(title=title, totals=totals, shown=shown)
@@ -116,9 +116,9 @@ def _share(tokens: int, targets: int) -> str:
 
 
 def _readable(token_ids: list[int], start: int, decode: Decode) -> tuple[str, int]:
-    """(text, end) of the token at `start`, or of the few that make up its character.
+    """Returns (text, end) of the token at `start`, or of the tokens that make up its character.
 
-    It is read behind the token before it: alone, some tokenizers take the blank off a word.
+    The token is decoded after its predecessor: some tokenizers drop the blank before a word that is decoded alone.
     """
     before = token_ids[start - 1 : start] if start else []
     said = decode(before) if before else ""
@@ -130,7 +130,7 @@ def _readable(token_ids: list[int], start: int, decode: Decode) -> tuple[str, in
     return INCOMPLETE, start + 1
 
 
-def _colored(record: PreviewRecord, decode: Decode) -> Text:
+def _color_tokens(record: PreviewRecord, decode: Decode) -> Text:
     text = Text()
     for number, piece in enumerate(pieces(record, decode)):
         shades = CONTEXT if not piece.weight > 0 else SCORED if piece.weight == 1 else WEIGHTED
@@ -138,7 +138,7 @@ def _colored(record: PreviewRecord, decode: Decode) -> Text:
     return text
 
 
-def _bracketed(record: PreviewRecord, decode: Decode) -> Text:
+def _bracket_targets(record: PreviewRecord, decode: Decode) -> Text:
     text, weight = Text(), 0.0
     for piece in [*pieces(record, decode), Piece(text="", token_ids=(), weight=0.0)]:
         if piece.weight != weight:

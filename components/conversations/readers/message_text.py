@@ -1,4 +1,4 @@
-"""The text of a message: itself, joined from OpenAI's text parts, or JSON text where a tool's result is an object."""
+"""The text of a message: its content, OpenAI's text parts joined, or the JSON text of a tool's result."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from components.conversations.readers.strict_json import faults_of
 from components.conversations.readers.unknown_keys import UnknownKey, unknown_keys
 
 PART_KEYS = ("type", "text")
-MAY_BE_EMPTY = ("system", "tool")  # an empty system message keeps a template's own one away; a tool may have no result
+MAY_BE_EMPTY = ("system", "tool")  # an empty system message replaces the template's default; a tool may have no result
 
 
-def content_of(keys: Raw, role: Any, *, calls: bool) -> tuple[str, list[str], list[UnknownKey]]:
-    """(text, what is wrong with it, keys of parts that are not known)."""
+def message_text(keys: Raw, role: Any, *, calls: bool) -> tuple[str, list[str], list[UnknownKey]]:
+    """Returns (text, problems, unknown keys of parts)."""
     content = keys.get("content")
     if content is None and calls:
         return "", [], []
     if isinstance(content, list) and _is_parts(content, role):
-        return _joined(content, role, calls=calls)
+        return _join_parts(content, role, calls=calls)
     if role == "tool" and content is not None and not isinstance(content, str):
         faults = [f"has a result that JSON cannot say: {fault}" for fault in faults_of(content)]
         return ("", faults, []) if faults else (json.dumps(content, ensure_ascii=False), [], [])
     if not isinstance(content, str):
         return "", [f"must have a text as content, not {type(content).__name__}"], []
-    return content, list(_empty(content, role, calls=calls)), []
+    return content, list(_emptiness_problem(content, role, calls=calls)), []
 
 
 def _is_parts(content: list[Any], role: Any) -> bool:
-    """A tool's result may be any list; it is one of parts if each is what OpenAI's have."""
+    """Whether content is a list of parts. A tool's result may be any list; it has parts if each has their keys."""
     if not (content and all(isinstance(part, dict) for part in content)):
         return False
     return role != "tool" or all(isinstance(part.get("type"), str) and part["type"] in part for part in content)
 
 
-def _joined(parts: list[Raw], role: Any, *, calls: bool) -> tuple[str, list[str], list[UnknownKey]]:
+def _join_parts(parts: list[Raw], role: Any, *, calls: bool) -> tuple[str, list[str], list[UnknownKey]]:
     problems: list[str] = []
     unknown: list[UnknownKey] = []
     for number, part in enumerate(parts, start=1):
@@ -47,9 +47,9 @@ def _joined(parts: list[Raw], role: Any, *, calls: bool) -> tuple[str, list[str]
     if problems:
         return "", problems, unknown
     text = "".join(part["text"] for part in parts)
-    return text, list(_empty(text, role, calls=calls)), unknown
+    return text, list(_emptiness_problem(text, role, calls=calls)), unknown
 
 
-def _empty(content: str, role: Any, *, calls: bool) -> Iterator[str]:
+def _emptiness_problem(content: str, role: Any, *, calls: bool) -> Iterator[str]:
     if not content.strip() and not calls and role not in MAY_BE_EMPTY:
         yield f'from "{role}" is empty'

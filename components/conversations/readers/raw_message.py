@@ -1,22 +1,24 @@
-"""A message on its way from a record to a conversation: its keys in OpenAI's words, everything else still on it."""
+"""A message of a record before validation: OpenAI's keys, and all other keys still present."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+from components.errors import InputError
+
 Raw = dict[str, Any]
 
 
-class RecordFormatError(ValueError):
-    """A record is not in the layout it is read in."""
+class RecordFormatError(InputError):
+    """A record that is not in the format in which it is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawMessage:
-    """`place` is where people find it in the record: `message 2`. `calls` are tool calls that are in one shape already."""
+    """`location` is the message's position in the record: `message 2`. `calls` are tool calls in canonical form."""
 
-    place: str
+    location: str
     keys: Raw
     calls: tuple[Raw, ...] = ()
 

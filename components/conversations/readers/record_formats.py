@@ -1,7 +1,7 @@
-"""The layouts in which people keep conversations, each turned into raw messages. What is odd is left to rules.py to report.
+"""The formats of records with conversations, each converted to raw messages. validation.py reports what is wrong in them.
 
-A layout function takes a raw record and returns its messages in OpenAI's words, every other key left on them.
-It raises RecordFormatError with what it missed.
+The function of a format takes a record and returns its messages with OpenAI's keys; all other keys stay on them. It raises
+RecordFormatError for what is missing.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.conversations.readers.chatglm3_records import are_described, in_openai_words, with_described_tools
+from components.conversations.readers.chatglm3_records import are_free_form, describe_tools, to_openai_messages
 from components.conversations.readers.raw_message import Raw, RawMessage, RecordFormatError
 from components.conversations.readers.tool_calls import CallError, tool_names, tools_of
 from components.conversations.readers.unknown_keys import UnknownKey, is_absent, keys_of_record
 
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
-TOOL_KEYS = ("tools", "functions")
+TOOL_LIST_KEYS = ("tools", "functions")
 GROUP_KEY = "group"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawConversation:
-    """A record's messages, tools and group. `notes` are keys of it that change no token, `unknown` those that might."""
+    """A record's messages, tools and group. `notes` are its keys that change no token, `unknown` those that might."""
 
     messages: list[RawMessage]
     tools: tuple[dict[str, Any], ...] = ()
@@ -49,14 +49,14 @@ SHAREGPT_ROLES = {
     "function_call": "function_call",
     "tool_call": "function_call",
 }
-# What an Alpaca-like record may call its question and its answer; content and summary are AdvertiseGen's, the data of
+# The keys of question and answer in Alpaca-like records; content and summary are those of AdvertiseGen, the data of
 # ChatGLM's own demos.
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("query", "response"), ("content", "summary"))
 
 
 def _openai(record: Any) -> RawConversation:
     """{"messages": [{"role", "content", ...}], "tools": [...]}; content may be a list of text parts."""
-    messages = _numbered(_field(record, "messages", list))
+    messages = _number_messages(_field(record, "messages", list))
     return _conversation(record, messages, ("messages",))
 
 
@@ -67,7 +67,7 @@ def _sharegpt(record: Any) -> RawConversation:
         if detect_record_format(record) == "sharegpt" and "conversations" not in record
         else "conversations"
     )
-    turns = _numbered(_field(record, key, list))
+    turns = _number_messages(_field(record, key, list))
     return _conversation(record, [_sharegpt_turn(turn) for turn in turns], (key,))
 
 
@@ -75,15 +75,15 @@ def _sharegpt_turn(turn: RawMessage) -> RawMessage:
     keys = dict(turn.keys)
     for ours, theirs in {"role": "from", "content": "value"}.items():
         if theirs in keys:
-            said = keys.pop(theirs)
-            if keys.setdefault(ours, said) != said:
-                raise RecordFormatError(f'{turn.place} has both "{theirs}" and "{ours}", and they differ')
+            value = keys.pop(theirs)
+            if keys.setdefault(ours, value) != value:
+                raise RecordFormatError(f'{turn.location} has both "{theirs}" and "{ours}", and they differ')
     keys["role"] = SHAREGPT_ROLES.get(str(keys.get("role")).lower(), keys.get("role"))
     if keys["role"] == "function_call":
         if is_absent(keys.get("content")):
-            raise RecordFormatError(f"{turn.place} is a function call, but an empty one")
+            raise RecordFormatError(f"{turn.location} is a function call, but an empty one")
         keys |= {"role": "assistant", "content": "", "function_call": keys["content"]}
-    return RawMessage(place=turn.place, keys=keys)
+    return RawMessage(location=turn.location, keys=keys)
 
 
 def _alpaca(record: Any) -> RawConversation:
@@ -91,7 +91,9 @@ def _alpaca(record: Any) -> RawConversation:
     instruction, output = _field(record, "instruction", str), _field(record, "output", str)
     extra = _optional_text(record, "input")
     question = f"{instruction}\n{extra}" if extra else instruction
-    return _conversation(record, _asked(record, question, output), ("instruction", "input", "output", "history"))
+    return _conversation(
+        record, _question_and_answer(record, question, output), ("instruction", "input", "output", "history")
+    )
 
 
 def _pairs(record: Any) -> RawConversation:
@@ -101,7 +103,7 @@ def _pairs(record: Any) -> RawConversation:
         named = ", ".join(f'"{asks}" and "{answers}"' for asks, answers in PAIRS)
         raise RecordFormatError(f"has no pair of keys for a question and its answer ({named})")
     asks, answers = found
-    messages = _asked(record, _field(record, asks, str), _field(record, answers, str))
+    messages = _question_and_answer(record, _field(record, asks, str), _field(record, answers, str))
     return _conversation(record, messages, (asks, answers, "history"))
 
 
@@ -109,19 +111,19 @@ def _nested(record: Any) -> RawConversation:
     """[{"role": "USER", "content"}, {"role": "ASSISTANT", "content"}, ...]"""
     if not isinstance(record, list):
         raise RecordFormatError(f"must be a list of messages, not {type(record).__name__}")
-    messages = _numbered(record)
+    messages = _number_messages(record)
     lowered = [message.with_keys(role=str(message.keys.get("role")).lower()) for message in messages]
     return _conversation({}, lowered, ())
 
 
-LAYOUTS: dict[str, Callable[[Any], RawConversation]] = {
+RECORD_FORMATS: dict[str, Callable[[Any], RawConversation]] = {
     "messages": _openai,
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "pairs": _pairs,
     "nested": _nested,
 }
-_BY_KEY = {
+_FORMAT_OF_KEY = {
     "messages": "messages",
     "conversations": "sharegpt",
     "conversation": "sharegpt",
@@ -130,33 +132,33 @@ _BY_KEY = {
 
 
 def detect_record_format(record: Any) -> str | None:
-    """The layout of a record by its keys, or None."""
+    """Detects the format of a record by its keys; None if they determine none."""
     if isinstance(record, list):
         return "nested"
     if isinstance(record, dict):
-        for key, layout in _BY_KEY.items():
+        for key, record_format in _FORMAT_OF_KEY.items():
             if record.get(key) is not None:
-                return layout
+                return record_format
         return "pairs" if _pair_in(record) else None
     return None
 
 
 def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str]) -> RawConversation:
-    """What all layouts share: a record's system message and tools, and ChatGLM3's messages in OpenAI's words."""
-    unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_KEYS, GROUP_KEY))
-    messages, listed = _without_tools(messages)
+    """Adds what all formats share: a record's system message and tools. Converts ChatGLM3's messages."""
+    unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_LIST_KEYS, GROUP_KEY))
+    messages, listed = _split_tools(messages)
     messages = [*_system(record, messages), *messages]
-    if are_described(described := record.get("tools"), messages):
-        record, messages = {**record, "tools": None}, with_described_tools(messages, described)
+    if are_free_form(described := record.get("tools"), messages):
+        record, messages = {**record, "tools": None}, describe_tools(messages, described)
     tools = _tools(record) or listed
     if listed and tools != listed:
         raise RecordFormatError("has tools for the record and others in its system message; give them once")
-    messages = in_openai_words(messages, tool_names(tools))
+    messages = to_openai_messages(messages, tool_names(tools))
     return RawConversation(messages=messages, tools=tools, group=_group(record), unknown=unknown, notes=notes)
 
 
 def _group(record: Raw) -> str | None:
-    """A text or a whole number: conversations that belong together, e.g. those of one user."""
+    """Returns the group of conversations that belong together, e.g. those of one user: a text or a whole number."""
     group = record.get(GROUP_KEY)
     if group is None or (isinstance(group, str) and not group.strip()):
         return None
@@ -166,32 +168,32 @@ def _group(record: Raw) -> str | None:
 
 
 def _system(record: Raw, messages: Sequence[RawMessage]) -> list[RawMessage]:
-    """The record's own, as a message, unless the first message says the same."""
+    """Returns the record's system text as a message, unless the first message has the same text."""
     given = {key: text for key in SYSTEM_KEYS if (text := _optional_text(record, key))}
     if not given:
         return []
     key, text = next(iter(given.items()))
-    stands = bool(messages) and messages[0].role == "system"
-    if len(set(given.values())) > 1 or (stands and messages[0].keys.get("content") != text):
+    has_system = bool(messages) and messages[0].role == "system"
+    if len(set(given.values())) > 1 or (has_system and messages[0].keys.get("content") != text):
         raise RecordFormatError(f'has a "{key}" and another system message; give it once')
-    return [] if stands else [RawMessage(place=f'"{key}"', keys={"role": "system", "content": text})]
+    return [] if has_system else [RawMessage(location=f'"{key}"', keys={"role": "system", "content": text})]
 
 
-def _without_tools(messages: list[RawMessage]) -> tuple[list[RawMessage], tuple[Raw, ...]]:
-    """ChatGLM3 lists tools in the system message. One that has nothing else is no message: formats introduce tools."""
+def _split_tools(messages: list[RawMessage]) -> tuple[list[RawMessage], tuple[Raw, ...]]:
+    """Returns messages, and the tools of a system message, where ChatGLM3 lists them. Chat formats introduce them again."""
     if not messages or messages[0].role != "system":
         return messages, ()
     system, tools = messages[0], _tools(messages[0].keys)
-    keys = {key: value for key, value in system.keys.items() if key not in TOOL_KEYS}
+    keys = {key: value for key, value in system.keys.items() if key not in TOOL_LIST_KEYS}
     only_tools = tools and "content" not in keys and all(is_absent(keys[key]) for key in keys if key != "role")
-    kept = [] if only_tools else [RawMessage(place=system.place, keys=keys)]
+    kept = [] if only_tools else [RawMessage(location=system.location, keys=keys)]
     return [*kept, *messages[1:]], tools
 
 
 def _tools(mapping: Raw) -> tuple[Raw, ...]:
-    """Of OpenAI's older `functions` each becomes a tool."""
+    """Returns the tools of a record or message; each of OpenAI's older `functions` becomes a tool."""
     try:
-        tools, functions = (tools_of(mapping.get(key)) for key in TOOL_KEYS)
+        tools, functions = (tools_of(mapping.get(key)) for key in TOOL_LIST_KEYS)
     except CallError as error:
         raise RecordFormatError(str(error)) from None
     if tools and functions:
@@ -199,8 +201,8 @@ def _tools(mapping: Raw) -> tuple[Raw, ...]:
     return tools or tuple({"type": "function", "function": function} for function in functions)
 
 
-def _asked(record: Raw, question: str, answer: str) -> list[RawMessage]:
-    """A question and its answer, behind those of the history."""
+def _question_and_answer(record: Raw, question: str, answer: str) -> list[RawMessage]:
+    """Returns the history, the question and its answer as messages."""
     turns: list[tuple[str, Any]] = []
     history = record.get("history") or []
     if not isinstance(history, list):
@@ -212,8 +214,8 @@ def _asked(record: Raw, question: str, answer: str) -> list[RawMessage]:
     turns += [("the question", question), ("the answer", answer)]
     roles = ("user", "assistant") * len(turns)
     return [
-        RawMessage(place=place, keys={"role": role, "content": text})
-        for (place, text), role in zip(turns, roles, strict=False)
+        RawMessage(location=location, keys={"role": role, "content": text})
+        for (location, text), role in zip(turns, roles, strict=False)
     ]
 
 
@@ -232,13 +234,15 @@ def _field(record: Any, key: str, kind: type) -> Any:
     return record[key]
 
 
-def _numbered(messages: list[Any]) -> list[RawMessage]:
-    """With the keys that say something: null is none."""
+def _number_messages(messages: list[Any]) -> list[RawMessage]:
+    """Returns messages with their numbers as locations, without keys that are null."""
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
             raise RecordFormatError(f"message {number} must be an object, not {type(message).__name__}")
     return [
-        RawMessage(place=f"message {number}", keys={key: value for key, value in message.items() if value is not None})
+        RawMessage(
+            location=f"message {number}", keys={key: value for key, value in message.items() if value is not None}
+        )
         for number, message in enumerate(messages, start=1)
     ]
 

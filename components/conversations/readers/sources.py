@@ -1,8 +1,8 @@
-"""Where records come from: JSONL, JSON and Parquet files, lists and globs of them, and Hugging Face datasets.
+"""Reads records from JSONL, JSON and Parquet files, lists and globs of them, and Hugging Face datasets.
 
-A row of a table has the keys of all rows, null where it has none itself, at every depth; so nulls in mappings of table
-rows say nothing and are taken out. A null that was meant cannot be told from them: what needs one (a schema's default)
-is kept as JSON text, in which all stays as written, as in JSON files. Nulls in lists (an enum's) stay everywhere.
+A row of a table has the keys of all rows, at every depth; missing values are null. So nulls in mappings of table rows have
+no meaning and are removed. An intended null cannot be distinguished from them: an object that needs one (a schema's
+default) must be kept as JSON text, which is not changed, as in JSON files. Nulls in lists (of an enum) always stay.
 """
 
 from __future__ import annotations
@@ -21,44 +21,47 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet
 
-from components.conversations.readers.errors import ConversationError, Problem
-from components.conversations.readers.strict_json import Fault, read_json, reason_of
+from components.conversations.readers.errors import ConversationError, DataProblem
+from components.conversations.readers.strict_json import Fault, json_error_reason, read_json
 from components.storage.open import folder_at
 from components.storage.uri import is_remote
 
 HUB_PREFIX = "hf:"
 A_DATASET = "a dataset of the hub is hf:NAME[:SPLIT][@REVISION]"
-KINDS = ".jsonl, .json or .parquet"
+SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB = re.compile(r"hf:(?P<name>[^:@]+)(:(?P<split>[^@]+))?(@(?P<revision>[^:@]+))?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One raw conversation, and where it stands in its file: `line 41` of a JSONL, `record 3` of anything else."""
+class SourceRecord:
+    """One record and its location in a file: `line 41` of a JSONL file, `record 3` of any other."""
 
     file: str
-    place: str
+    location: str
     value: Any
+
+    def problem(self, text: str) -> DataProblem:
+        return DataProblem(file=self.file, location=self.location, text=text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """What a file holds: its records, and what is wrong with those that are none. `digest` is of the bytes they come from."""
+class FileContent:
+    """A file's records, and the problems of those that cannot be read. `digest` is of the file's bytes."""
 
-    records: list[Record]
-    problems: list[Problem]
+    records: list[SourceRecord]
+    problems: list[DataProblem]
     digest: str
 
 
 def files_of(source: str | Sequence[str]) -> list[str]:
-    """The files (or hf: ids) that a source names, in order. Raises ConversationError for those that do not exist."""
+    """Returns the files (or hf: ids) that a source names, in order. Raises ConversationError for those that do not exist."""
     found: list[str] = []
     problems = []
     for name in [source] if isinstance(source, str) else source:
         matches = _matches(name)
         if not matches:
             text = f"no such file; a path is relative to where you run this, and {A_DATASET}"
-            problems.append(Problem(file=name, place="", text=text))
+            problems.append(DataProblem(file=name, location="", text=text))
         found.extend(match for match in matches if match not in found)
     if problems:
         raise ConversationError(problems, {})
@@ -66,7 +69,7 @@ def files_of(source: str | Sequence[str]) -> list[str]:
 
 
 def _matches(name: str) -> list[str]:
-    """What a name stands for: itself, or the files of a pattern. In a bucket only the last part may be one."""
+    """Returns the file with this name, or the files that match it. In a bucket only the last part may be a pattern."""
     if name.startswith(HUB_PREFIX):
         return [name]
     if is_remote(name):
@@ -82,7 +85,7 @@ def _matches(name: str) -> list[str]:
 
 
 def content_digest(source: str | Sequence[str]) -> str:
-    """Of the bytes of all files of a source, and the rows of its hub datasets, whatever they are called."""
+    """Returns the digest of the bytes of a source's files and of the rows of its hub datasets, without their names."""
     return digest_of_files([_digest_of(file) for file in files_of(source)])
 
 
@@ -90,24 +93,24 @@ def digest_of_files(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def read_records(file: str) -> Content:
-    """All of one file, which is read once. Raises ConversationError if nothing of it can be read."""
+def read_records(file: str) -> FileContent:
+    """Reads all records of one file. Raises ConversationError if none of it can be read."""
     if file.startswith(HUB_PREFIX):
         rows = _hub_rows(file)
-        return Content(records=_numbered(file, rows), problems=[], digest=_digest_of_rows(rows))
+        return FileContent(records=_number_records(file, rows), problems=[], digest=_digest_of_rows(rows))
     suffix = Path(urlsplit(file).path if is_remote(file) else file).suffix.lower()
-    if suffix not in (".jsonl", ".json", ".parquet"):
-        raise _refusal(file, f"not a {KINDS} file")
+    if suffix not in SUFFIXES:
+        raise _refusal(file, f"not a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     content = _bytes_of(file)
     digest = hashlib.sha256(content).hexdigest()
     if suffix == ".parquet":
-        return Content(records=_numbered(file, _parquet_rows(file, content)), problems=[], digest=digest)
+        return FileContent(records=_number_records(file, _parquet_rows(file, content)), problems=[], digest=digest)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _refusal(file, f"not UTF-8: {error}") from None
     records, problems = _json_lines(file, text) if suffix == ".jsonl" else _json_records(file, text)
-    return Content(records=records, problems=problems, digest=digest)
+    return FileContent(records=records, problems=problems, digest=digest)
 
 
 def _digest_of(file: str) -> str:
@@ -117,7 +120,7 @@ def _digest_of(file: str) -> str:
 
 
 def _digest_of_rows(rows: list[Any]) -> str:
-    """A name, and even a revision's name, may stand for other rows tomorrow; rows are the same on every machine."""
+    """Returns a digest of rows: the rows of a name, even of a revision's name, may change, but rows are equal everywhere."""
     hashed = hashlib.sha256()
     for row in rows:
         hashed.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
@@ -125,7 +128,7 @@ def _digest_of_rows(rows: list[Any]) -> str:
 
 
 def _refusal(file: str, text: str) -> ConversationError:
-    return ConversationError([Problem(file=file, place="", text=text)], {})
+    return ConversationError([DataProblem(file=file, location="", text=text)], {})
 
 
 def _bytes_of(file: str) -> bytes:
@@ -138,33 +141,35 @@ def _bytes_of(file: str) -> bytes:
         raise _refusal(file, f"cannot be read: {reason}") from None
 
 
-def _json_lines(file: str, text: str) -> tuple[list[Record], list[Problem]]:
+def _json_lines(file: str, text: str) -> tuple[list[SourceRecord], list[DataProblem]]:
     records, problems = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        place = f"line {number}"
+        location = f"line {number}"
         try:
             value, faults = read_json(line)
         except ValueError as error:
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.append(Problem(file=file, place=place, text=f"not JSON: {reason_of(error)}{column}"))
+            problems.append(
+                DataProblem(file=file, location=location, text=f"not JSON: {json_error_reason(error)}{column}")
+            )
             continue
-        problems += [Problem(file=file, place=place, text=str(fault)) for fault in faults]
+        problems += [DataProblem(file=file, location=location, text=str(fault)) for fault in faults]
         if not faults:
-            records.append(Record(file=file, place=place, value=value))
+            records.append(SourceRecord(file=file, location=location, value=value))
     return records, problems
 
 
-def _json_records(file: str, text: str) -> tuple[list[Record], list[Problem]]:
+def _json_records(file: str, text: str) -> tuple[list[SourceRecord], list[DataProblem]]:
     try:
         value, faults = read_json(text)
     except ValueError as error:
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        text = f"not JSON: {reason_of(error)}{where}; one record per line is a .jsonl file"
+        text = f"not JSON: {json_error_reason(error)}{where}; one record per line is a .jsonl file"
         raise _refusal(file, text) from None
     is_list = isinstance(value, list)
-    # Not a list, or one bare conversation: the file is one record.
+    # An object, or a list of messages: the file is one record.
     if isinstance(value, dict) or (
         is_list and value and all(isinstance(message, dict) and "role" in message for message in value)
     ):
@@ -172,16 +177,16 @@ def _json_records(file: str, text: str) -> tuple[list[Record], list[Problem]]:
     if not isinstance(value, list):
         raise _refusal(file, "the file must hold a list of conversations")
     problems = [_problem_of(file, fault, is_list=is_list) for fault in faults]
-    broken = {problem.place for problem in problems}
-    return [record for record in _numbered(file, value) if record.place not in broken], problems
+    broken = {problem.location for problem in problems}
+    return [record for record in _number_records(file, value) if record.location not in broken], problems
 
 
-def _problem_of(file: str, fault: Fault, *, is_list: bool) -> Problem:
-    """Where the file is a list, the path begins with the record's position."""
+def _problem_of(file: str, fault: Fault, *, is_list: bool) -> DataProblem:
+    """Returns a fault as the problem of a record. If the file is a list, the path begins with the record's position."""
     if is_list and fault.path:
         inside = Fault(path=fault.path[1:], text=fault.text)
-        return Problem(file=file, place=f"record {int(fault.path[0]) + 1}", text=str(inside))
-    return Problem(file=file, place="record 1", text=str(fault))
+        return DataProblem(file=file, location=f"record {int(fault.path[0]) + 1}", text=str(inside))
+    return DataProblem(file=file, location="record 1", text=str(fault))
 
 
 def _parquet_rows(file: str, content: bytes) -> list[Any]:
@@ -190,7 +195,7 @@ def _parquet_rows(file: str, content: bytes) -> list[Any]:
         rows: list[Any] = table.to_pylist(maps_as_pydicts="strict")
     except (pa.ArrowInvalid, UnicodeDecodeError, KeyError) as error:
         raise _refusal(file, f"not Parquet: {error}") from None
-    return [_without_nulls(row) for row in rows]
+    return [_drop_nulls(row) for row in rows]
 
 
 def _hub_rows(file: str) -> list[Any]:
@@ -201,19 +206,22 @@ def _hub_rows(file: str) -> list[Any]:
         raise _refusal(file, A_DATASET)
     try:
         rows = datasets.load_dataset(named["name"], split=named["split"] or "train", revision=named["revision"])
-        return [_without_nulls(row) for row in rows]
+        return [_drop_nulls(row) for row in rows]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise _refusal(file, f"no dataset {file.removeprefix(HUB_PREFIX)} to be had: {reason}") from None
 
 
-def _without_nulls(value: Any) -> Any:
+def _drop_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _drop_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [_drop_nulls(item) for item in value]
     return value
 
 
-def _numbered(file: str, values: Sequence[Any]) -> list[Record]:
-    return [Record(file=file, place=f"record {number}", value=value) for number, value in enumerate(values, start=1)]
+def _number_records(file: str, values: Sequence[Any]) -> list[SourceRecord]:
+    return [
+        SourceRecord(file=file, location=f"record {number}", value=value)
+        for number, value in enumerate(values, start=1)
+    ]

@@ -1,4 +1,4 @@
-"""JSON without what a lenient reader changes in silence: keys that stand twice, numbers that are none, half characters."""
+"""Strict JSON: reports repeated keys, numbers that are not finite and half characters, which json.loads accepts."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """`path` leads to it: ("messages", 1, "content"), which people read as `messages > 2 > content`."""
+    """`path` locates it: ("messages", 1, "content"), shown as `messages > 2 > content`."""
 
     path: Path
     text: str
 
     def __str__(self) -> str:
-        return f"{where}: {self.text}" if (where := _shown(self.path)) else self.text
+        return f"{where}: {self.text}" if (where := _path_text(self.path)) else self.text
 
 
-class _Ambiguous(dict[str, Any]):
-    """An object that was written with some keys more than once; of those the last is kept."""
+class _RepeatedKeys(dict[str, Any]):
+    """An object with repeated keys; the last value of each is kept."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -35,7 +35,7 @@ class _Ambiguous(dict[str, Any]):
 
 
 def read_json(text: str) -> tuple[Any, list[Fault]]:
-    """The value and all that is wrong inside it. Raises ValueError (JSONDecodeError with its place) if it is no JSON."""
+    """Returns the value and its faults. Raises ValueError (JSONDecodeError, with its position) if the text is not JSON."""
     suspicious = bool(ESCAPED_SURROGATE.search(text))
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def read_json(text: str) -> tuple[Any, list[Fault]]:
         if len(value) == len(pairs):
             return value
         suspicious = True
-        return _Ambiguous(pairs)
+        return _RepeatedKeys(pairs)
 
     def number(written: str) -> float:
         nonlocal suspicious
@@ -60,9 +60,9 @@ def read_json(text: str) -> tuple[Any, list[Fault]]:
 
 
 def faults_of(value: Any, path: Path = ()) -> Iterator[Fault]:
-    """What of a value JSON could not say, or not say unmistakably, in order."""
+    """Yields, in order, the parts of a value that JSON cannot represent, or not unambiguously."""
     if isinstance(value, dict):
-        for key in value.repeated if isinstance(value, _Ambiguous) else ():
+        for key in value.repeated if isinstance(value, _RepeatedKeys) else ():
             yield Fault(path=path, text=f'has the key "{key}" more than once; only one of its values could count')
         for key, item in value.items():
             yield from faults_of(key, path)
@@ -80,16 +80,16 @@ def faults_of(value: Any, path: Path = ()) -> Iterator[Fault]:
         yield Fault(path=path, text=f"a {type(value).__name__} is nothing that JSON has")
 
 
-def reason_of(error: ValueError) -> str:
-    """Why a text is no JSON, without its place."""
+def json_error_reason(error: ValueError) -> str:
+    """Returns why a text is not JSON, without the position."""
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def ends_too_early(error: json.JSONDecodeError) -> bool:
-    """Whether more text could have mended it: what a limit on length leaves behind."""
+    """Whether the text ends too early, as after a limit on its length."""
     return error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
 
 
-def _shown(path: Path) -> str:
-    """Counted from 1, as messages are everywhere else."""
+def _path_text(path: Path) -> str:
+    """Returns a path with positions counted from 1, as messages are counted everywhere."""
     return " > ".join(str(step + 1) if isinstance(step, int) else step for step in path)

@@ -1,4 +1,4 @@
-"""Tool calls and tool schemas as people keep them, in one shape: OpenAI's, with arguments as an object."""
+"""Reads tool calls and tool schemas of records in OpenAI's form, with arguments as an object."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from components.conversations.canonical_tools import canonical_call
-from components.conversations.readers.strict_json import ends_too_early, faults_of, read_json, reason_of
+from components.conversations.readers.strict_json import ends_too_early, faults_of, json_error_reason, read_json
 from components.conversations.readers.unknown_keys import UnknownKey, unknown_keys
+from components.errors import InputError
 
 CALL_KEYS = ("id", "type", "function")
-FUNCTION_KEYS = ("name", "arguments", "parameters")
+CALL_FUNCTION_KEYS = ("name", "arguments", "parameters")
 
 
-class CallError(ValueError):
+class CallError(InputError):
     """A call that cannot be read."""
 
 
 def calls_of(raw: Any) -> tuple[list[dict[str, Any]], list[UnknownKey]]:
-    """The calls of a message, and what of them is not understood. Raises CallError with the first that cannot be read.
+    """Returns the calls of a message, and their unknown keys. Raises CallError for the first that cannot be read.
 
     Args:
         raw: a list of OpenAI's tool calls with or without the envelope `function`, or the JSON text of one.
     """
-    calls = _parsed(raw, "has tool_calls that are") if isinstance(raw, str) else raw
+    calls = _parse_json(raw, "has tool_calls that are") if isinstance(raw, str) else raw
     if not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
         raise CallError('has tool_calls that are no list of {"function": {"name", "arguments"}}')
-    return [_call(call) for call in calls], [key for call in calls for key in _unknown(call)]
+    return [_call(call) for call in calls], [key for call in calls for key in _unknown_keys(call)]
 
 
 def legacy_calls_of(function: Any) -> list[dict[str, Any]]:
-    """OpenAI's older `function_call`, and ShareGPT's turns of that name: a call, a list of them, or the JSON text."""
-    calls = _parsed(function, "has a function call that is") if isinstance(function, str) else function
+    """Returns the calls in OpenAI's older `function_call` or a ShareGPT turn: a call, a list of them, or JSON text."""
+    calls = _parse_json(function, "has a function call that is") if isinstance(function, str) else function
     calls = calls if isinstance(calls, list) else [calls]
     if not (calls and all(_is_call(call) for call in calls)):
         raise CallError('has a function call that is no object with "name" and "arguments"')
@@ -40,9 +41,9 @@ def legacy_calls_of(function: Any) -> list[dict[str, Any]]:
 
 
 def tools_of(raw: Any) -> tuple[dict[str, Any], ...]:
-    """Schemas as they are, or from a JSON text: tables have no room for lists of unlike objects. Raises CallError."""
+    """Returns schemas, given as a list or as JSON text: tables cannot hold lists of unlike objects. Raises CallError."""
     if isinstance(raw, str):
-        raw = _parsed(raw, '"tools" is') if raw.strip() else []
+        raw = _parse_json(raw, '"tools" is') if raw.strip() else []
     if raw and not (isinstance(raw, list) and all(isinstance(tool, dict) for tool in raw)):
         raise CallError('"tools" must be a list of objects; describe others in the system message')
     if fault := next(faults_of(raw), None):
@@ -51,7 +52,7 @@ def tools_of(raw: Any) -> tuple[dict[str, Any], ...]:
 
 
 def tool_names(tools: Any) -> set[str]:
-    """The names of whatever of them is a schema."""
+    """Returns the names of those tools that are schemas."""
     functions = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
     return {str(function["name"]) for function in functions if isinstance(function, dict) and function.get("name")}
 
@@ -73,11 +74,11 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(name: str, given: Any) -> dict[str, Any]:
-    """OpenAI keeps them as a JSON text, chat templates want the object; nothing, and an empty text, mean none."""
+    """Returns arguments as an object, as chat templates expect them; OpenAI has JSON text. An empty text means none."""
     what = f'calls "{name}" with arguments that'
     if given is None or (isinstance(given, str) and not given.strip()):
         return {}
-    value = _parsed(given, f"{what} are") if isinstance(given, str) else given
+    value = _parse_json(given, f"{what} are") if isinstance(given, str) else given
     if not isinstance(value, dict):
         raise CallError(f"{what} must be an object, not {type(value).__name__}")
     if fault := next(faults_of(value), None):
@@ -85,21 +86,21 @@ def _arguments(name: str, given: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def _unknown(call: dict[str, Any]) -> Iterator[UnknownKey]:
+def _unknown_keys(call: dict[str, Any]) -> Iterator[UnknownKey]:
     if "function" not in call:
-        yield from unknown_keys(call, ("id", "type", *FUNCTION_KEYS), of="call", what="has a tool call with")
+        yield from unknown_keys(call, ("id", "type", *CALL_FUNCTION_KEYS), of="call", what="has a tool call with")
         return
     yield from unknown_keys(call, CALL_KEYS, of="call", what="has a tool call with")
-    yield from unknown_keys(call["function"], FUNCTION_KEYS, of="call", what="has a tool call with")
+    yield from unknown_keys(call["function"], CALL_FUNCTION_KEYS, of="call", what="has a tool call with")
 
 
-def _parsed(text: str, what: str) -> Any:
-    """`what` ends in a verb."""
+def _parse_json(text: str, what: str) -> Any:
+    """Parses JSON text. `what` begins the error message and ends with a verb."""
     try:
         value, faults = read_json(text)
     except ValueError as error:
         cut = isinstance(error, json.JSONDecodeError) and ends_too_early(error)
-        raise CallError(f"{what} not JSON: {reason_of(error)}{'; it was cut' if cut else ''}") from None
+        raise CallError(f"{what} not JSON: {json_error_reason(error)}{'; it was cut' if cut else ''}") from None
     if faults:
         raise CallError(f"{what} not clear: {faults[0]}")
     return value

@@ -1,4 +1,4 @@
-"""Keys that nothing here reads: of a message they are problems, of a whole record they are counted."""
+"""Keys that no reader knows: in a message they are problems, in a whole record they are counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WAY_OUT = "data.unknown_keys=ignore reads on without it"
 _TWO_MEANINGS = "some tools mean scored by it, others not scored; say train: true or train: false"
 _PARTS_OF_A_MESSAGE = "a message is scored as a whole here (loss, weight or train)"
 _ONLY_TEXT = "only text can be trained on"
-# Keys with a meaning elsewhere that would be lost, and what to do instead.
+# Keys that have a meaning in other tools, and what to do instead.
 HINTS = {
     "mask": _TWO_MEANINGS,
     "loss_mask": _TWO_MEANINGS,
@@ -37,21 +37,21 @@ HINTS = {
     "chat_template_kwargs": "the chat template is rendered without options",
     "documents": "no chat format here shows documents; write them into a message",
 }
-# Of a whole record these would change what is trained, so they are no mere notes about it.
+# On a whole record these would change what is trained, so they are problems.
 MEANT_FOR_MESSAGES = ("loss", "weight", "train", "training")
 OF_A_RECORD = ("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs", "documents", "mask")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownKey:
-    """`where` counts it together with its like (`message.timestamp`), `text` tells people of this one."""
+    """`where` counts equal keys together (`message.timestamp`); `text` describes this occurrence."""
 
     where: str
     text: str
 
 
 def is_absent(value: Any) -> bool:
-    """Null and what is empty say nothing: tables and replies of servers have every key everywhere."""
+    """Whether a value is null or empty, as for missing keys in tables and in replies of servers."""
     if isinstance(value, dict):
         return all(item is None for item in value.values())
     return value is None or (isinstance(value, str | list | tuple) and not value)
@@ -60,17 +60,17 @@ def is_absent(value: Any) -> bool:
 def unknown_keys(
     mapping: dict[str, Any], known: Collection[str], *, of: str, what: str = "has"
 ) -> Iterator[UnknownKey]:
-    """Every key that is not known and says something; `of` is what has it, for counting."""
+    """Yields every unknown key with a value; `of` says what has the key, for counting."""
     for key, value in mapping.items():
         if key not in known and not is_absent(value):
             yield UnknownKey(where=f"{of}.{key}", text=f'{what} the unknown key "{key}"{_hint(key, known)} ({WAY_OUT})')
 
 
 def keys_of_record(record: dict[str, Any], known: Collection[str]) -> tuple[list[UnknownKey], list[str]]:
-    """(keys that would change what is trained, keys that change no token).
+    """Returns (keys that would change what is trained, keys that change no token).
 
-    The first are those that stand for a known key that is missing, as a misspelling of it does, or have a meaning that
-    would be lost. Everything else is a note about the record: its id, its source, tags.
+    The former are misspellings of known keys that are missing, and keys whose meaning would be lost. All others are notes
+    about the record: its id, its source, tags.
     """
     meant, notes = [], []
     missing = tuple(key for key in known if is_absent(record.get(key)))
@@ -89,18 +89,18 @@ def keys_of_record(record: dict[str, Any], known: Collection[str]) -> tuple[list
 
 
 def unused_keys_sentences(unused: dict[str, int], ignored: dict[str, int]) -> list[str]:
-    """For people: the keys of records that change no token, and the ones ignored by wish, with numbers of conversations."""
-    said = {"keys of records that change no token": unused, "unknown keys ignored": ignored}
+    """Describes keys of records that change no token, and keys ignored on request, with numbers of conversations."""
+    counts = {"keys of records that change no token": unused, "unknown keys ignored": ignored}
     return [
         f"{what}: {', '.join(f'{key} ({count:,})' for key, count in keys.items())}"
-        for what, keys in said.items()
+        for what, keys in counts.items()
         if keys
     ]
 
 
 @lru_cache(maxsize=1024)  # records of a file have the same keys
 def _is_nearly(key: str, known: tuple[str, ...]) -> bool:
-    """A slip of the pen. A key that is longer by a word (`history_id`) is another key."""
+    """Whether a key is a misspelling. A key that is longer by a word (`history_id`) is another key."""
     near = difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.85)
     return bool(near) and abs(len(near[0]) - len(key)) <= 2
 

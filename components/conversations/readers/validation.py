@@ -1,4 +1,4 @@
-"""What a conversation must be to train on. Every broken rule is reported, not only the first."""
+"""Validates conversations for training. Every broken rule is reported, not only the first."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from components.conversations.messages import Conversation, Message, Role
-from components.conversations.readers.loss_weights import LOSS_KEYS, asks_to_be_scored, broken_weights, weight_of
-from components.conversations.readers.message_text import content_of
+from components.conversations.messages import ROLES, Conversation, Message, Role
+from components.conversations.readers.loss_weights import LOSS_KEYS, asks_to_be_scored, weight_of, weight_problems
+from components.conversations.readers.message_text import message_text
 from components.conversations.readers.raw_message import Raw, RawMessage
 from components.conversations.readers.record_formats import RawConversation
 from components.conversations.readers.tool_calls import CallError, calls_of, legacy_calls_of
 from components.conversations.readers.unknown_keys import UnknownKey, is_absent, unknown_keys
 
-ROLES = ("system", "user", "assistant", "tool")
 UNKNOWN = "unknown"
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 COMMON_KEYS = ("role", "content", "name", *LOSS_KEYS)
@@ -27,8 +26,8 @@ KEYS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """The conversation, or None and all that is wrong with it. `unknown` are the keys that were left out of it."""
+class Validation:
+    """The conversation, or None and its problems. `unknown` are the keys that were left out of it."""
 
     conversation: Conversation | None
     problems: list[str]
@@ -36,8 +35,8 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
-    """One message; `problems` and `unknown` name its place."""
+class _MessageCheck:
+    """One message; `problems` and `unknown` name its location."""
 
     message: Message | None
     problems: list[str]
@@ -45,21 +44,21 @@ class _Checked:
     calls: bool
 
 
-def check(raw: RawConversation, source: str) -> Checked:
+def validate(raw: RawConversation, source: str) -> Validation:
     read = [_check_message(message) for message in raw.messages]
-    problems = [*_out_of_order(raw.messages, read)]
+    problems = [*_conversation_problems(raw.messages, read)]
     unknown = [*raw.unknown, *(key for one in read for key in one.unknown)]
     messages = tuple(one.message for one in read if one.message is not None)
-    if not problems and not any(message.role == "assistant" and message.loss > 0 for message in messages):
+    if not problems and not any(message.role == "assistant" and message.loss_weight > 0 for message in messages):
         problems = ["no assistant message has a loss above 0, so there is nothing to train on"]
     conversation = (
         None if problems else Conversation(messages=messages, tools=raw.tools, source=source, group=raw.group)
     )
-    return Checked(conversation=conversation, problems=problems, unknown=unknown)
+    return Validation(conversation=conversation, problems=problems, unknown=unknown)
 
 
-def _out_of_order(messages: Sequence[RawMessage], read: Sequence[_Checked]) -> Iterator[str]:
-    """What is wrong with each message, and with its turn."""
+def _conversation_problems(messages: Sequence[RawMessage], read: Sequence[_MessageCheck]) -> Iterator[str]:
+    """Yields the problems of each message, and of the order of roles."""
     if not messages:
         yield "there are no messages"
         return
@@ -69,17 +68,17 @@ def _out_of_order(messages: Sequence[RawMessage], read: Sequence[_Checked]) -> I
         role = message.role
         yield from one.problems
         if role not in ROLES:
-            before, called = UNKNOWN, True  # whatever follows may be right
+            before, called = UNKNOWN, True  # the next message cannot be judged
             continue
-        if text := _out_of_turn(role, before, called):
-            yield f"{message.place} {text}"
-        if role != "system" or before is None:  # a misplaced one changes nobody's turn
+        if text := _turn_problem(role, before, called):
+            yield f"{message.location} {text}"
+        if role != "system" or before is None:  # a misplaced one does not count for the order
             before, called = role, one.calls or (role == "tool" and called)
     if before in ("user", "tool"):
-        yield f'{messages[-1].place}, the last, is from "{before}"; the last word must be the assistant\'s'
+        yield f'{messages[-1].location}, the last, is from "{before}"; the last word must be the assistant\'s'
 
 
-def _out_of_turn(role: str, before: str | None, called: bool) -> str | None:
+def _turn_problem(role: str, before: str | None, called: bool) -> str | None:
     if role == "system":
         return None if before is None else 'is from "system"; a system message can only be the first'
     if role == "user":
@@ -97,34 +96,34 @@ def _out_of_turn(role: str, before: str | None, called: bool) -> str | None:
     return None if called else 'is from "tool", but no tool was called before it'
 
 
-def _check_message(message: RawMessage) -> _Checked:
+def _check_message(message: RawMessage) -> _MessageCheck:
     keys, role = message.keys, message.role
     try:
         calls, unknown = _calls(message)
         broken_calls = []
     except CallError as error:
-        calls, unknown, broken_calls = [{}], [], [str(error)]  # there is one, whatever it is
-    content, broken_content, of_parts = content_of(keys, role, calls=bool(calls))
+        calls, unknown, broken_calls = [{}], [], [str(error)]  # there is a call, though unreadable
+    content, broken_content, of_parts = message_text(keys, role, calls=bool(calls))
     problems = [
         *([] if role in ROLES else [f"has the role {role!r}; roles are {', '.join(ROLES)}"]),
         *broken_content,
-        *_broken_keys(keys, role),
+        *_key_problems(keys, role),
         *broken_calls,
     ]
     if calls and role in ROLES and role != "assistant":
         problems.append(f'from "{role}" has tool_calls; only an assistant calls tools')
     known = (*KEYS.get(role, tuple(keys)), "tool_calls") if isinstance(role, str) else tuple(keys)
     unknown = [*unknown, *of_parts, *unknown_keys(keys, known, of="message")]
-    return _Checked(
+    return _MessageCheck(
         message=None if problems else _message(keys, role, content, calls),
-        problems=[f"{message.place} {text}" for text in problems],
-        unknown=[UnknownKey(where=key.where, text=f"{message.place} {key.text}") for key in unknown],
+        problems=[f"{message.location} {text}" for text in problems],
+        unknown=[UnknownKey(where=key.where, text=f"{message.location} {key.text}") for key in unknown],
         calls=bool(calls),
     )
 
 
 def _calls(message: RawMessage) -> tuple[list[Raw], list[UnknownKey]]:
-    """Those in one shape already, OpenAI's, and those of its older key."""
+    """Returns the calls in canonical form, those of OpenAI's key, and those of its older key."""
     legacy, given = message.keys.get("function_call"), message.keys.get("tool_calls")
     if not is_absent(legacy) and not is_absent(given):
         raise CallError("has both tool_calls and a function_call; give its calls once, as tool_calls")
@@ -134,8 +133,8 @@ def _calls(message: RawMessage) -> tuple[list[Raw], list[UnknownKey]]:
     return [*message.calls, *calls], unknown
 
 
-def _broken_keys(keys: Raw, role: Any) -> Iterator[str]:
-    broken = broken_weights(keys)
+def _key_problems(keys: Raw, role: Any) -> Iterator[str]:
+    broken = weight_problems(keys)
     yield from broken
     if role in ROLES and role != "assistant" and not broken and (said := asks_to_be_scored(keys)):
         yield f'from "{role}" has {said}: {keys[said]!r}; only what an assistant says is scored'
@@ -143,10 +142,10 @@ def _broken_keys(keys: Raw, role: Any) -> Iterator[str]:
         if not isinstance(keys.get(key), str | None):
             yield f"has the {key} {keys[key]!r}; it must be a text"
     if role == "assistant":
-        yield from _broken_reasoning([keys[key] for key in REASONING_KEYS if not is_absent(keys.get(key))])
+        yield from _reasoning_problems([keys[key] for key in REASONING_KEYS if not is_absent(keys.get(key))])
 
 
-def _broken_reasoning(given: Sequence[Any]) -> Iterator[str]:
+def _reasoning_problems(given: Sequence[Any]) -> Iterator[str]:
     if not all(isinstance(text, str) for text in given):
         yield f"has reasoning that is no text ({', '.join(REASONING_KEYS)})"
     elif len(set(given)) > 1:
@@ -158,7 +157,7 @@ def _message(keys: Raw, role: str, content: str, calls: Sequence[Raw]) -> Messag
     return Message(
         role=cast(Role, role),
         content=content,
-        loss=weight_of(keys) if role == "assistant" else 1.0,
+        loss_weight=weight_of(keys) if role == "assistant" else 1.0,
         tool_calls=tuple(calls),
         tool_call_id=keys.get("tool_call_id"),
         name=keys.get("name"),

@@ -1,7 +1,7 @@
-"""The tokenizer of an original ChatGLM3 directory, from its tokenizer.model: the same tokens, and none of its code.
+"""Converts the tokenizer.model of an original ChatGLM3 directory: the same tokens, without running its code.
 
-SentencePiece BPE joins, of all neighbors whose text is a piece, the two whose piece scores best, the leftmost first. A
-tokenizer.json says the same with ranked pairs: every way to cut a piece into two pieces is a merge, ranked by its score.
+SentencePiece BPE repeatedly joins the two neighbors whose joined piece has the best score, the leftmost first. The same
+is expressed by ranked merges: every way to cut a piece into two pieces is a merge, ranked by the score of the piece.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from components.conversations.chat_formats.chatglm3 import CHAT_TEMPLATE, COMMANDS
+from components.errors import InputError
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "▁"
@@ -26,21 +27,21 @@ BPE_MODEL = 2
 
 
 def is_original(path: str | Path) -> bool:
-    """Whether a directory is in the layout that ChatGLM's own code reads: its model_type is chatglm."""
+    """Whether a directory has the layout that ChatGLM's own code reads: its model_type is chatglm."""
     config = Path(path) / "config.json"
     return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "chatglm"
 
 
 def load_original_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """From tokenizer.model and nothing else. Raises ValueError if it is missing, or not of ChatGLM3's kind."""
+    """Loads tokenizer.model and nothing else. Raises InputError if it is missing, or not of ChatGLM3's kind."""
     file = directory / MODEL_FILE
     if not file.is_file():
-        raise ValueError(f"{directory}: there is no {MODEL_FILE}, from which a ChatGLM3 tokenizer is made")
+        raise InputError(f"{directory}: there is no {MODEL_FILE}, from which a ChatGLM3 tokenizer is made")
     return convert_tokenizer(file)
 
 
 def convert_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Commands such as <|user|> follow the pieces, in ChatGLM3's order. Padding is <unk>, on the left."""
+    """Converts a tokenizer.model. Commands such as <|user|> follow the pieces; padding is <unk>, on the left."""
     model = _read(file)
     vocabulary = {piece.piece: number for number, piece in enumerate(model.pieces)}
     backend = Tokenizer(
@@ -66,7 +67,7 @@ def convert_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def _merges(model: sentencepiece_model_pb2.ModelProto) -> list[tuple[str, str]]:
-    """Best score first; of one piece's cuts the one with the shortest left part, as SentencePiece goes from the left."""
+    """Returns merges, best score first; of one piece's cuts the shortest left part first, as in SentencePiece."""
     number = {piece.piece: i for i, piece in enumerate(model.pieces) if piece.type == NORMAL}
     ranked = []
     for text, i in number.items():
@@ -84,14 +85,14 @@ def _read(file: Path) -> sentencepiece_model_pb2.ModelProto:
     with contextlib.suppress(DecodeError):
         model.ParseFromString(file.read_bytes())
     if not model.pieces:
-        raise ValueError(f"{file}: not a SentencePiece model, so not ChatGLM3's (GLM-4's is one of tiktoken)")
-    if problems := _odd(model):
-        raise ValueError(f"{file}: not a tokenizer of ChatGLM3's kind: {'; '.join(problems)}")
+        raise InputError(f"{file}: not a SentencePiece model, so not ChatGLM3's (GLM-4's is one of tiktoken)")
+    if problems := _unsupported_settings(model):
+        raise InputError(f"{file}: not a tokenizer of ChatGLM3's kind: {'; '.join(problems)}")
     return model
 
 
-def _odd(model: sentencepiece_model_pb2.ModelProto) -> list[str]:
-    """What the rules above do not cover."""
+def _unsupported_settings(model: sentencepiece_model_pb2.ModelProto) -> list[str]:
+    """Returns the rules of ChatGLM3's tokenizer that this model breaks: the conversion would not be exact."""
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     wrong = {
         "it must be a BPE": trainer.model_type != BPE_MODEL,
@@ -111,4 +112,4 @@ def _check_commands(file: Path, tokenizer: PreTrainedTokenizerBase, num_pieces: 
     found = tokenizer.convert_tokens_to_ids(list(COMMANDS))
     wanted = list(range(num_pieces, num_pieces + len(COMMANDS)))
     if found != wanted:
-        raise ValueError(f"{file}: a command is a piece already: {dict(zip(COMMANDS, found, strict=True))}")
+        raise InputError(f"{file}: a command is a piece already: {dict(zip(COMMANDS, found, strict=True))}")

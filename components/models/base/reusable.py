@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from components.experiment.base_variants import BaseKind
+from components.experiment.base_variants import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora, detach_lora
-from components.models.modality_towers import train_reached
+from components.models.modality_towers import train_what_text_reaches
 
 
 class ReusableBase:
@@ -27,14 +27,14 @@ class ReusableBase:
     mostly from files that the machine still has in its page cache: seconds, where two bases might not fit on a card.
     """
 
-    def __init__(self, load: Callable[[BaseKind], PreTrainedModel]) -> None:
+    def __init__(self, load: Callable[[BaseVariant], PreTrainedModel]) -> None:
         self._load = load
-        self._kind: BaseKind | None = None
+        self._kind: BaseVariant | None = None
         self._base: PreTrainedModel | None = None
         self._adapted: PeftModel | None = None
         self._clean: dict[str, Tensor] | None = None
 
-    def load(self, kind: BaseKind) -> PreTrainedModel:
+    def load(self, kind: BaseVariant) -> PreTrainedModel:
         """The base itself. Who holds another kind of it must have let go before."""
         if self._base is None or self._kind != kind:
             self._base = self._clean = None
@@ -43,7 +43,7 @@ class ReusableBase:
             self._base.config.use_cache = False
         return self._base
 
-    def begin(self, kind: BaseKind, method: LoraMethod | FullMethod, seed: int) -> nn.Module:
+    def acquire(self, kind: BaseVariant, method: LoraMethod | FullMethod, seed: int) -> nn.Module:
         """A clean model in training mode. Equal arguments give bit-equal models, whatever was trained before."""
         self._clean_up(kind)
         base = self.load(kind)
@@ -52,14 +52,14 @@ class ReusableBase:
             self._clean = None
             self._adapted = attach_lora(base, method)
             return cast(nn.Module, self._adapted.train())
-        train_reached(base)
+        train_what_text_reaches(base)
         if self._clean is None:
             self._clean = {
                 name: weight.detach().clone() for name, weight in base.named_parameters() if weight.requires_grad
             }
         return cast(nn.Module, base.train())
 
-    def _clean_up(self, wanted: BaseKind) -> None:
+    def _clean_up(self, wanted: BaseVariant) -> None:
         """The base without adapters and with its own weights again; it need not be clean if another one is wanted."""
         if self._adapted is not None:
             self._base, self._adapted = detach_lora(self._adapted), None

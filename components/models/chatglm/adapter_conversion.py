@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GlmConfig
 
+from components.errors import InputError
 from components.models.chatglm.state_dict_adapter import (
     FUSED,
     IN_LAYER,
@@ -74,16 +75,16 @@ def is_original_adapter(directory: Path) -> bool:
 
 
 def adapter_to_glm(source: Path, target: Path, config: GlmConfig) -> None:
-    """Raises ValueError for an adapter that is no plain LoRA on a ChatGLM3 of this size."""
+    """Raises InputError for an adapter that is no plain LoRA on a ChatGLM3 of this size."""
     settings, updates = _read(source)
     rows = QkvRows.of(config)
     found: dict[str, Update] = {}
     for module, update in updates.items():
-        names = _named(source, module, glm_modules)
+        names = _translate(source, module, glm_modules)
         try:
             parts = rows.split(update.b) if len(names) > 1 else (update.b,)
         except ValueError as error:
-            raise ValueError(f"{source}: {module}: {error}") from None
+            raise InputError(f"{source}: {module}: {error}") from None
         for name, b in zip(names, parts, strict=True):
             found[name] = Update(a=update.a, b=b, alpha=update.alpha)
     _write(target, settings, found)
@@ -95,16 +96,16 @@ def adapter_to_original(source: Path, target: Path, config: GlmConfig) -> None:
     rows, rslora = QkvRows.of(config), settings.get("use_rslora", False)
     groups: dict[str, dict[str, Update]] = {}
     for module, update in updates.items():
-        (name,) = _named(source, module, lambda glm: (original_module(glm),))
+        (name,) = _translate(source, module, lambda glm: (original_module(glm),))
         groups.setdefault(name, {})[module] = update
     found = {
-        name: _fused(group, rows, rslora) if name.endswith(FUSED) else next(iter(group.values()))
+        name: _fuse(group, rows, rslora) if name.endswith(FUSED) else next(iter(group.values()))
         for name, group in groups.items()
     }
     _write(target, settings, found)
 
 
-def _fused(group: Mapping[str, Update], rows: QkvRows, rslora: bool) -> Update:
+def _fuse(group: Mapping[str, Update], rows: QkvRows, rslora: bool) -> Update:
     """One update for query_key_value; exact, whatever ranks and alphas the three have."""
     heights = dict(zip((part.rpartition(".")[2] for part in SPLIT), (rows.q, rows.kv, rows.kv), strict=True))
     present = {module.rpartition(".")[2]: update for module, update in group.items()}
@@ -127,7 +128,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
     settings = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         kind = "DORA" if settings.get("use_dora") else settings.get("peft_type")
-        raise ValueError(f"{directory}: an adapter of kind {kind}; only plain LoRA goes from one layout to the other")
+        raise InputError(f"{directory}: an adapter of kind {kind}; only plain LoRA goes from one layout to the other")
     weights = read_adapter_weights(directory)
     alphas = settings.get("alpha_pattern") or {}
     updates = {}
@@ -138,7 +139,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
         updates[module] = Update(a=weights.pop(key), b=b, alpha=float(alpha))
     if weights or not updates:
         odd = ", ".join(sorted(weights)[:3]) or "no lora_A at all"
-        raise ValueError(f"{directory}: no plain LoRA of linear layers: it holds {odd}")
+        raise InputError(f"{directory}: no plain LoRA of linear layers: it holds {odd}")
     return settings, updates
 
 
@@ -146,22 +147,22 @@ def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
     for name in WEIGHTS_FILES:
         if (directory / name).is_file():
             return {key: tensor.read() for key, tensor in tensors_of(directory / name)}
-    raise ValueError(f"{directory}: no adapter; it has neither {' nor '.join(WEIGHTS_FILES)}")
+    raise InputError(f"{directory}: no adapter; it has neither {' nor '.join(WEIGHTS_FILES)}")
 
 
-def _named(source: Path, module: str, translate: Any) -> tuple[str, ...]:
+def _translate(source: Path, module: str, translate: Any) -> tuple[str, ...]:
     try:
         names: tuple[str, ...] = translate(module)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}") from None
     return names
 
 
 def _write(target: Path, settings: Mapping[str, Any], updates: Mapping[str, Update]) -> None:
     """As peft reads it; what the source said of training (dropout, its base) is kept."""
     ranks = {module: update.rank for module, update in updates.items()}
-    alphas = {module: _whole(update.alpha) for module, update in updates.items()}
-    rank, alpha = _most(ranks.values()), _most(alphas.values())
+    alphas = {module: _integer_if_whole(update.alpha) for module, update in updates.items()}
+    rank, alpha = _most_frequent(ranks.values()), _most_frequent(alphas.values())
     written = {
         **settings,
         "r": rank,
@@ -189,7 +190,7 @@ def _leaves(modules: Mapping[str, Any]) -> list[str]:
     return sorted({module.rpartition(".")[2] for module in modules})
 
 
-def _most(values: Any) -> Any:
+def _most_frequent(values: Any) -> Any:
     """The most frequent value."""
     given = list(values)
     return max(given, key=given.count)
@@ -210,5 +211,5 @@ def _exceptions(values: Mapping[str, Any], default: Any) -> Iterator[tuple[str, 
             yield from ((module, value) for module, value in mine.items() if value != default)
 
 
-def _whole(alpha: float) -> float:
+def _integer_if_whole(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha

@@ -39,8 +39,8 @@ def glm_config(directory: Path) -> GlmConfig:
             "partial_rotary_factor": ROTARY_SHARE,
         },
         tie_word_embeddings=False,
-        eos_token_id=_or(original.get("eos_token_id"), TOKENS["eos_token_id"]),
-        pad_token_id=_or(original.get("pad_token_id"), TOKENS["pad_token_id"]),
+        eos_token_id=_value_or(original.get("eos_token_id"), TOKENS["eos_token_id"]),
+        pad_token_id=_value_or(original.get("pad_token_id"), TOKENS["pad_token_id"]),
         bos_token_id=BEGIN_ID,
         dtype=original.get("torch_dtype", original.get("dtype", "float16")),
         architectures=["GlmForCausalLM"],
@@ -70,7 +70,7 @@ def original_config(config: GlmConfig, like: dict[str, Any]) -> dict[str, Any]:
         "layernorm_epsilon": config.rms_norm_eps,
         "attention_dropout": config.attention_dropout,
         "seq_length": config.max_position_embeddings,
-        **({} if rope_ratio == 1 and "rope_ratio" not in like else {"rope_ratio": _plain(rope_ratio)}),
+        **({} if rope_ratio == 1 and "rope_ratio" not in like else {"rope_ratio": _integer_if_whole(rope_ratio)}),
     }
 
 
@@ -111,9 +111,9 @@ BASIC: dict[str, Any] = {
 }
 
 
-def _or(value: int | None, default: int) -> int:
+def _value_or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _plain(ratio: float) -> float:
+def _integer_if_whole(ratio: float) -> float:
     return int(ratio) if ratio == int(ratio) else ratio

@@ -21,7 +21,7 @@ from components.models.chatglm.weight_files import shards_of
 from components.models.digest import model_digest
 from components.storage.node_cache import cache_folder, node_lock
 
-LAYOUT = 1  # of a converted directory; a new layout is another folder
+CONVERSION_VERSION = 1  # of a converted directory; a new layout is another folder
 RECORD = "converted_from.json"
 SPARE_BYTES = 256 * 2**20  # for what lies beside the weights, and for the disk's own comfort
 
@@ -43,7 +43,7 @@ class Conversion(BaseModel):
         )
 
 
-def converted(directory: Path, dtype: torch.dtype) -> Path | None:
+def convert_once(directory: Path, dtype: torch.dtype) -> Path | None:
     """The Glm directory of an original one, made now if the cache has none; None if the cache's disk has no room for it.
 
     In the dtype that is wanted in memory: such files are mapped, any others would be copied by every worker. One shard at
@@ -52,7 +52,7 @@ def converted(directory: Path, dtype: torch.dtype) -> Path | None:
     size = sum(shape.numel() for shape in shapes_of(glm_config(directory)).values()) * dtype.itemsize
     shards_of(directory)  # before gigabytes are read
     digest = model_digest(directory)
-    name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{LAYOUT}"
+    name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{CONVERSION_VERSION}"
     target = cache_folder() / "chatglm" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with node_lock(target.with_suffix(".lock")):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from components.conversations.tokenizers.chatglm3 import is_original
+from components.errors import InputError
 
 __all__ = ["check_chatglm3", "is_original", "read_config"]
 
@@ -51,11 +52,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def check_chatglm3(directory: Path, config: dict[str, Any]) -> None:
-    """Raises ValueError if it is another model, or one whose architecture Glm does not have."""
+    """Raises InputError if it is another model, or one whose architecture Glm does not have."""
     if other := next(_other_models(directory, config), None):
-        raise ValueError(f"{directory}: {other}")
+        raise InputError(f"{directory}: {other}")
     if problems := [*_odd_sizes(config), *_odd_values(config), *_odd_numbers(config)]:
-        raise ValueError(f"{directory}: no ChatGLM3 that Glm can hold exactly; in config.json {'; '.join(problems)}")
+        raise InputError(f"{directory}: no ChatGLM3 that Glm can hold exactly; in config.json {'; '.join(problems)}")
 
 
 def _other_models(directory: Path, config: dict[str, Any]) -> Iterator[str]:
@@ -64,9 +65,9 @@ def _other_models(directory: Path, config: dict[str, Any]) -> Iterator[str]:
         yield "a vision model (GLM-4V: its config has a vision_config); only ChatGLM3's text models are read here"
     if {"position_encoding_2d", "inner_hidden_size", "max_sequence_length"} & config.keys():
         yield "the first ChatGLM-6B, whose architecture no class of transformers has; use ChatGLM3-6B"
-    if config.get("padded_vocab_size") == GLM4_VOCABULARY or _named("glm-?4", names) or _has_many_ends(config):
+    if config.get("padded_vocab_size") == GLM4_VOCABULARY or _matches("glm-?4", names) or _has_many_ends(config):
         yield "GLM-4, not ChatGLM3; take its release for transformers (the hub id that ends in -hf), which loads as it is"
-    if _named("chatglm-?2|codegeex-?2", names) or _has_code_without_roles(directory):
+    if _matches("chatglm-?2|codegeex-?2", names) or _has_code_without_roles(directory):
         yield "ChatGLM2, not ChatGLM3: it has no role tokens (<|user|>, <|assistant|>), so no chat format here fits it"
     if config.get("quantization_bit") or config.get("quantization_config"):
         bits = config.get("quantization_bit") or "a few"
@@ -123,7 +124,7 @@ def _names(directory: Path, config: dict[str, Any]) -> list[str]:
     return [str(name).rstrip("/").rpartition("/")[2].lower() for name in names if name]
 
 
-def _named(pattern: str, names: list[str]) -> bool:
+def _matches(pattern: str, names: list[str]) -> bool:
     return any(re.match(pattern, name) for name in names)
 
 

@@ -39,7 +39,7 @@ def write_original(
     """
     target.mkdir(parents=True, exist_ok=True)
     original = base if base is not None and is_original(base) else None
-    write_model(_tensors(weights, config, dtype), target, most_bytes=shard_bytes)
+    write_model(_tensors(weights, config, dtype), target, max_bytes=shard_bytes)
     written = original_config(config, read_config(original) if original else {})
     if dtype is not None:
         written["torch_dtype"] = str(dtype).removeprefix("torch.")

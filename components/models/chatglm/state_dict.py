@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import GlmConfig, GlmForCausalLM
 
+from components.errors import InputError
 from components.models.chatglm.state_dict_adapter import QkvRows, glm_tensors
 from components.models.chatglm.weight_files import StoredTensor, tensors_of
 
@@ -17,23 +18,23 @@ MAX_NAMED = 5
 def glm_weights(shards: list[Path], config: GlmConfig) -> Iterator[tuple[Path, str, StoredTensor]]:
     """(shard, name, tensor) in the order of the files.
 
-    Raises ValueError for a weight the config has no place for, and at the end if one never came.
+    Raises InputError for a weight the config has no place for, and at the end if one never came.
     """
     rows, shapes = QkvRows.of(config), shapes_of(config)
     missing = set(shapes)
     for shard in shards:
         for key, tensor in tensors_of(shard):
-            for name, part in _renamed(shard, key, tensor, rows):
+            for name, part in _glm_parts(shard, key, tensor, rows):
                 if name not in shapes:
-                    raise ValueError(f"{shard}: {key} is in no model with this config.json; num_layers may be wrong")
+                    raise InputError(f"{shard}: {key} is in no model with this config.json; num_layers may be wrong")
                 if part.shape != shapes[name]:
                     found, wanted = list(part.shape), list(shapes[name])
-                    raise ValueError(f"{shard}: {key} gives {name} the shape {found}, and config.json {wanted}")
+                    raise InputError(f"{shard}: {key} gives {name} the shape {found}, and config.json {wanted}")
                 missing.discard(name)
                 yield shard, name, part
     if missing:
         named = ", ".join(sorted(missing)[:MAX_NAMED])
-        raise ValueError(f"{shards[0].parent}: {len(missing)} weights of the model are in no file, among them {named}")
+        raise InputError(f"{shards[0].parent}: {len(missing)} weights of the model are in no file, among them {named}")
 
 
 def shapes_of(config: GlmConfig) -> dict[str, torch.Size]:
@@ -41,8 +42,8 @@ def shapes_of(config: GlmConfig) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in GlmForCausalLM(config).named_parameters()}
 
 
-def _renamed(shard: Path, key: str, tensor: StoredTensor, rows: QkvRows) -> list[tuple[str, StoredTensor]]:
+def _glm_parts(shard: Path, key: str, tensor: StoredTensor, rows: QkvRows) -> list[tuple[str, StoredTensor]]:
     try:
         return list(glm_tensors(key, tensor, rows))
     except ValueError as error:
-        raise ValueError(f"{shard}: {error}") from None
+        raise InputError(f"{shard}: {error}") from None

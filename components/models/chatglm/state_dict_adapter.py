@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import GlmConfig
 
+from components.errors import InputError
+from components.models.chatglm.config import ROPE_BASE
 from components.models.chatglm.weight_files import StoredTensor
 
 LAYER = re.compile(r"transformer\.encoder\.layers\.(\d+)\.(.+)")
@@ -30,7 +32,6 @@ IN_LAYER = {
 FUSED = "self_attention.query_key_value"
 SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 FREQUENCIES = "transformer.rotary_pos_emb.inv_freq"
-ROPE_BASE = 10000.0
 Stored = TypeVar("Stored", Tensor, StoredTensor)
 
 
@@ -46,14 +47,14 @@ class QkvRows:
         return cls(q=config.num_attention_heads * config.head_dim, kv=config.num_key_value_heads * config.head_dim)
 
     def split(self, fused: Stored) -> tuple[Stored, Stored, Stored]:
-        """Views, not copies. Raises ValueError if the rows are not these."""
+        """Views, not copies. Raises InputError if the rows are not these."""
         if len(fused) != self.q + 2 * self.kv:
-            raise ValueError(f"query_key_value has {len(fused)} rows, and must have {self.q} + 2 x {self.kv}")
+            raise InputError(f"query_key_value has {len(fused)} rows, and must have {self.q} + 2 x {self.kv}")
         return fused[: self.q], fused[self.q : self.q + self.kv], fused[self.q + self.kv :]
 
 
 def glm_modules(original: str) -> tuple[str, ...]:
-    """Glm's modules for one of the original's: three for query_key_value, else one. Raises ValueError if it has none."""
+    """Glm's modules for one of the original's: three for query_key_value, else one. Raises InputError if it has none."""
     if original in TOP:
         return (TOP[original],)
     if match := LAYER.fullmatch(original):
@@ -62,11 +63,11 @@ def glm_modules(original: str) -> tuple[str, ...]:
             return tuple(f"model.layers.{layer}.{part}" for part in SPLIT)
         if name in IN_LAYER:
             return (f"model.layers.{layer}.{IN_LAYER[name]}",)
-    raise ValueError(f"{original}: no part of a ChatGLM3 model")
+    raise InputError(f"{original}: no part of a ChatGLM3 model")
 
 
 def original_module(glm: str) -> str:
-    """The original's module for one of Glm's; q, k and v have the same. Raises ValueError if it has none."""
+    """The original's module for one of Glm's; q, k and v have the same. Raises InputError if it has none."""
     for original, name in TOP.items():
         if glm == name:
             return original
@@ -77,17 +78,17 @@ def original_module(glm: str) -> str:
         for original, its in IN_LAYER.items():
             if name == its:
                 return f"transformer.encoder.layers.{layer}.{original}"
-    raise ValueError(f"{glm}: no part of a Glm model")
+    raise InputError(f"{glm}: no part of a Glm model")
 
 
 def glm_tensors(key: str, tensor: Stored, rows: QkvRows) -> Iterator[tuple[str, Stored]]:
-    """Glm's weights for one of the original's, as views of it. Raises ValueError for a key that a ChatGLM3 has not."""
+    """Glm's weights for one of the original's, as views of it. Raises InputError for a key that a ChatGLM3 has not."""
     if key == FREQUENCIES:  # computed, not learned
         return
     if "prefix_encoder" in key:
-        raise ValueError(f"{key}: part of a P-tuning checkpoint, which is no model; name the model it was trained on")
+        raise InputError(f"{key}: part of a P-tuning checkpoint, which is no model; name the model it was trained on")
     if key.endswith("weight_scale") or tensor.dtype == torch.int8:
-        raise ValueError(f"{key}: weights quantized by ChatGLM's own code; take the 16-bit release")
+        raise InputError(f"{key}: weights quantized by ChatGLM's own code; take the 16-bit release")
     module, _, kind = key.rpartition(".")
     names = glm_modules(module)
     parts = rows.split(tensor) if len(names) > 1 else (tensor,)

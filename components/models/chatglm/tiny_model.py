@@ -18,7 +18,7 @@ from transformers import GlmConfig, GlmForCausalLM
 from components.conversations.chat_formats.chatglm3 import COMMANDS
 from components.conversations.readers.read import read_conversations
 from components.conversations.tokenizers.chatglm3 import MODEL_FILE
-from components.models.chatglm.config import ROTARY_SHARE
+from components.models.chatglm.config import ROPE_BASE, ROTARY_SHARE
 from components.models.chatglm.save import write_original
 
 CONVERSATIONS = "experiments/data/quickstart.jsonl"
@@ -41,7 +41,7 @@ def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_siz
         head_dim=hidden_size // 4,
         rms_norm_eps=1e-5,
         max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": ROTARY_SHARE},
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE, "partial_rotary_factor": ROTARY_SHARE},
         pad_token_id=0,
         eos_token_id=2,
         bos_token_id=1,
@@ -52,14 +52,14 @@ def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_siz
     write_original(weights, config, directory, base=None, dtype=torch.float16, shard_bytes=size // 2)
 
 
-def train_sentencepiece(texts: list[str], file: Path, most_pieces: int = MAX_PIECES) -> int:
+def train_sentencepiece(texts: list[str], file: Path, max_pieces: int = MAX_PIECES) -> int:
     """A BPE with ChatGLM3's settings. Returns how many pieces it has."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=trained,
         model_type="bpe",
-        vocab_size=most_pieces,
+        vocab_size=max_pieces,
         hard_vocab_limit=False,
         byte_fallback=True,
         character_coverage=0.9999,

@@ -13,7 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-KINDS = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
+from components.errors import InputError
+
+WEIGHT_FILES = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
 CHUNK_BYTES = 32 * 2**20
 
 
@@ -59,39 +61,39 @@ class StoredTensor:
 
 
 def shards_of(directory: Path) -> list[Path]:
-    """The files that hold its weights, in order. Raises ValueError if there are none, or one of them is missing."""
-    for suffix, whole in KINDS.items():
+    """The files that hold its weights, in order. Raises InputError if there are none, or one of them is missing."""
+    for suffix, whole in WEIGHT_FILES.items():
         index = directory / f"{whole}.index.json"
         if index.is_file():
-            return _indexed(directory, index)
+            return _files_of_index(directory, index)
         if (directory / whole).is_file():
             return [directory / whole]
         if loose := sorted(directory.glob(f"*{suffix}")):
-            raise ValueError(f"{directory}: {loose[0].name} without {whole}.index.json, so shards may be missing")
-    raise ValueError(f"{directory}: no weights; there is neither a {' nor a '.join(KINDS.values())} file")
+            raise InputError(f"{directory}: {loose[0].name} without {whole}.index.json, so shards may be missing")
+    raise InputError(f"{directory}: no weights; there is neither a {' nor a '.join(WEIGHT_FILES.values())} file")
 
 
 def tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Every tensor of one shard. Raises ValueError if the file is damaged, or would run code while it is loaded."""
+    """Every tensor of one shard. Raises InputError if the file is damaged, or would run code while it is loaded."""
     if shard.suffix == ".bin":
-        loaded, is_mapped = _unpickled(shard)
+        loaded, is_mapped = _load_pickled(shard)
         for key, tensor in loaded.items():
             open_again: Callable[[], Tensor] = (
                 partial(_open_pickled, shard, key) if is_mapped else partial(_same, tensor)
             )
-            yield key, _stored(open_again, tensor)
+            yield key, _stored_tensor(open_again, tensor)
         return
     try:
         with safe_open(shard, framework="pt") as file:
             keys = list(file.keys())
         for key in keys:
             open_again = partial(_open_safe, shard, key)
-            yield key, _stored(open_again, open_again())
+            yield key, _stored_tensor(open_again, open_again())
     except SafetensorError as error:
-        raise ValueError(f"{shard}: damaged ({error}); download it again") from None
+        raise InputError(f"{shard}: damaged ({error}); download it again") from None
 
 
-def _stored(open_again: Callable[[], Tensor], tensor: Tensor) -> StoredTensor:
+def _stored_tensor(open_again: Callable[[], Tensor], tensor: Tensor) -> StoredTensor:
     return StoredTensor(open=open_again, columns=tensor.shape[1:], dtype=tensor.dtype, start=0, stop=len(tensor))
 
 
@@ -102,21 +104,21 @@ def _open_safe(shard: Path, key: str) -> Tensor:
 
 
 def _open_pickled(shard: Path, key: str) -> Tensor:
-    return _unpickled(shard)[0][key]
+    return _load_pickled(shard)[0][key]
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _indexed(directory: Path, index: Path) -> list[Path]:
+def _files_of_index(directory: Path, index: Path) -> list[Path]:
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     if missing := [name for name in names if not (directory / name).is_file()]:
-        raise ValueError(f"{directory}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
+        raise InputError(f"{directory}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
     return [directory / name for name in names]
 
 
-def _unpickled(shard: Path) -> tuple[dict[str, Tensor], bool]:
+def _load_pickled(shard: Path) -> tuple[dict[str, Tensor], bool]:
     """(tensors by name, whether they lie in the file and not in memory)."""
     is_mapped = True
     try:
@@ -126,9 +128,9 @@ def _unpickled(shard: Path) -> tuple[dict[str, Tensor], bool]:
             loaded, is_mapped = torch.load(shard, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{shard}: holds more than tensors, and loading it could run code: {reason}") from None
+        raise InputError(f"{shard}: holds more than tensors, and loading it could run code: {reason}") from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{shard}: damaged ({str(error).splitlines()[0]}); download it again") from None
+        raise InputError(f"{shard}: damaged ({str(error).splitlines()[0]}); download it again") from None
     if not (isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values())):
-        raise ValueError(f"{shard}: holds no dictionary of tensors")
+        raise InputError(f"{shard}: holds no dictionary of tensors")
     return loaded, is_mapped

@@ -1,6 +1,6 @@
-"""Ranges in other words than ours: misspelt, or as Ray Tune, Optuna and W&B write them. Each is answered with our own.
+"""Suggestions for misspelt ranges, and for ranges in the notation of Ray Tune, Optuna or W&B.
 
-Nothing here is accepted in an experiment file. What is found is only named in the error.
+An experiment file accepts none of these notations: the suggestion is part of the error message.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_STEPS = 16  # a range in steps is spelled out up to here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Translation:
-    """`right`: a domain of ours as a mapping, or a plain value; None if there is none. `note` says what got lost."""
+class Suggestion:
+    """`right` is a domain of Turnwise as a mapping, or a plain value; None if nothing fits. `note` says what is lost."""
 
     right: Any
     note: str = ""
@@ -28,7 +28,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Arguments:
-    """Of one range, whoever named them."""
+    """The arguments of one range, in any notation."""
 
     given: tuple[Any, ...] = ()
     low: Any = None
@@ -51,31 +51,31 @@ MEAN, SPREAD = ("mu", "mean", "loc"), ("sigma", "sd", "std", "stddev")
 KIND = ("distribution", "dist", "type", "sampler", "kind")
 
 
-def translation(written: Any) -> Translation | None:
-    """What to write instead of a mapping or a text that looks like a range. None if it looks like none."""
+def suggest_domain(written: Any) -> Suggestion | None:
+    """Returns what to write instead of a mapping or a text that looks like a range; None if it does not look like one."""
     if isinstance(written, str):
-        return _of_call(written)
+        return _from_call(written)
     if not isinstance(written, Mapping) or not written:
         return None
     ours = [key for key in written if key in DOMAINS]
     if len(ours) > 1:
         both = " or ".join(f"the {key}" for key in ours)
-        return Translation(right=None, note=f"has {len(ours)} ranges: keep {both}")
-    return _of_mapping(written)
+        return Suggestion(right=None, note=f"has {len(ours)} ranges: keep {both}")
+    return _from_mapping(written)
 
 
-def _of_call(written: str) -> Translation | None:
-    """Of e.g. `tune.loguniform(1e-5, 1e-3)`."""
+def _from_call(written: str) -> Suggestion | None:
+    """Reads a call, e.g. `tune.loguniform(1e-5, 1e-3)`."""
     match = re.fullmatch(r"\s*(?:[\w.]*\.)?(\w+)\s*(\(.*\))\s*", written, re.DOTALL)
-    word = _word(match[1]) if match else None
+    word = _known_word(match[1]) if match else None
     if match is None or word is None:
         return None
-    given, named = _called_with(match[2])
+    given, named = _call_arguments(match[2])
     return WORDS[word](_arguments(given, named))
 
 
-def _called_with(text: str) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments in `(1e-5, 1e-3, log=True)`; none where they are no plain values."""
+def _call_arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Returns the arguments in `(1e-5, 1e-3, log=True)`; none if they are not plain values."""
     try:
         call = ast.parse(f"f{text}", mode="eval").body
         if not isinstance(call, ast.Call):
@@ -86,16 +86,16 @@ def _called_with(text: str) -> tuple[list[Any], dict[str, Any]]:
         return [], {}
 
 
-def _of_mapping(written: Mapping[Any, Any]) -> Translation | None:
-    keys = {_plain(key): value for key, value in written.items()}
+def _from_mapping(written: Mapping[Any, Any]) -> Suggestion | None:
+    keys = {_normalize(key): value for key, value in written.items()}
     for key, value in keys.items():
-        if key in KIND and isinstance(value, str) and (word := _word(value)):
+        if key in KIND and isinstance(value, str) and (word := _known_word(value)):
             return WORDS[word](_arguments([], {name: each for name, each in keys.items() if name != key}))
     for key, value in keys.items():
-        if key not in (*LOW, *HIGH, *STEP, *LOG) and (word := _word(key)):
+        if key not in (*LOW, *HIGH, *STEP, *LOG) and (word := _known_word(key)):
             rest = {name: each for name, each in keys.items() if name != key}
             if isinstance(value, Mapping):
-                return WORDS[word](_arguments([], {**rest, **{_plain(name): each for name, each in value.items()}}))
+                return WORDS[word](_arguments([], {**rest, **{_normalize(name): each for name, each in value.items()}}))
             is_list = isinstance(value, list | tuple) and WORDS[word] not in (_choice, _grid)
             return WORDS[word](_arguments(list(value) if is_list else [value], rest))
     arguments = _arguments([], keys)
@@ -103,11 +103,11 @@ def _of_mapping(written: Mapping[Any, Any]) -> Translation | None:
         return _choice(arguments)
     if _first(keys, MEAN) is not None:
         return _normal(_arguments([_first(keys, MEAN), _first(keys, SPREAD)], {}))
-    return _span(arguments) if arguments.bounds() else None
+    return _continuous(arguments) if arguments.bounds() else None
 
 
 def _arguments(given: Sequence[Any], named: Mapping[str, Any]) -> _Arguments:
-    named = {_plain(name): value for name, value in named.items()}
+    named = {_normalize(name): value for name, value in named.items()}
     if not given and _first(named, MEAN) is not None:
         given = [_first(named, MEAN), _first(named, SPREAD)]
     if len(given) > 1 and isinstance(given[0], str) and _number(given[0]) is None and not isinstance(given[1], str):
@@ -124,113 +124,113 @@ def _arguments(given: Sequence[Any], named: Mapping[str, Any]) -> _Arguments:
     )
 
 
-def _choice(arguments: _Arguments) -> Translation | None:
-    return _listed("choice", arguments)
+def _choice(arguments: _Arguments) -> Suggestion | None:
+    return _list_domain("choice", arguments)
 
 
-def _grid(arguments: _Arguments) -> Translation | None:
-    return _listed("grid", arguments)
+def _grid(arguments: _Arguments) -> Suggestion | None:
+    return _list_domain("grid", arguments)
 
 
-def _listed(kind: str, arguments: _Arguments) -> Translation | None:
+def _list_domain(kind: str, arguments: _Arguments) -> Suggestion | None:
     values = arguments.values
     if values is None and arguments.bounds():
-        return _span(arguments)
+        return _continuous(arguments)
     if values is None and arguments.given and not isinstance(arguments.given[0], Mapping | None):
         values = arguments.given
     if isinstance(values, list | tuple) and values:
-        return Translation(right={kind: list(values)})
+        return Suggestion(right={kind: list(values)})
     return None
 
 
-def _uniform(arguments: _Arguments) -> Translation | None:
-    return _span(arguments)
+def _uniform(arguments: _Arguments) -> Suggestion | None:
+    return _continuous(arguments)
 
 
-def _log_uniform(arguments: _Arguments) -> Translation | None:
-    """Where the low end is not positive, both ends are exponents of e, as in W&B's `log_uniform`."""
+def _log_uniform(arguments: _Arguments) -> Suggestion | None:
+    """If the low end is not positive, both ends are exponents of e, as in W&B's `log_uniform`."""
     bounds = arguments.bounds()
     if bounds is None:
         return None
     if bounds[0] > 0:
-        return Translation(right={"log_uniform": [arguments.low, arguments.high]})
+        return Suggestion(right={"log_uniform": [arguments.low, arguments.high]})
     try:
-        low, high = (_short(math.exp(bound)) for bound in bounds)
+        low, high = (_round(math.exp(bound)) for bound in bounds)
     except OverflowError:
         return None
-    return Translation(right={"log_uniform": [low, high]}, note="its ends are read as exponents of e")
+    return Suggestion(right={"log_uniform": [low, high]}, note="its ends are read as exponents of e")
 
 
-def _span(arguments: _Arguments) -> Translation | None:
-    """From low to high, in steps if there are any."""
+def _continuous(arguments: _Arguments) -> Suggestion | None:
+    """A range from low to high; with a step, the choice of its values."""
     bounds, step = arguments.bounds(), _number(arguments.step)
     if bounds is None:
         return None
     if step is not None and step > 0 and (bounds[1] - bounds[0]) / step <= MAX_STEPS:
         count = int((bounds[1] - bounds[0]) / step + 1e-9)
-        return Translation(right={"choice": [_short(bounds[0] + step * number) for number in range(count + 1)]})
+        return Suggestion(right={"choice": [_round(bounds[0] + step * number) for number in range(count + 1)]})
     kind = "log_uniform" if arguments.log and bounds[0] > 0 else "uniform"
-    return Translation(right={kind: [arguments.low, arguments.high]})
+    return Suggestion(right={kind: [arguments.low, arguments.high]})
 
 
-def _whole(arguments: _Arguments) -> Translation | None:
+def _integer(arguments: _Arguments) -> Suggestion | None:
     """Both ends are included, as in Optuna's suggest_int and W&B's int_uniform."""
     bounds = arguments.bounds()
     if bounds is None or not all(bound.is_integer() for bound in bounds):
-        return _span(arguments)
+        return _continuous(arguments)
     if _number(arguments.step) not in (None, 1.0):
-        return _span(arguments)
-    return Translation(right={"integer": [int(bounds[0]), int(bounds[1])]})
+        return _continuous(arguments)
+    return Suggestion(right={"integer": [int(bounds[0]), int(bounds[1])]})
 
 
-def _below(arguments: _Arguments) -> Translation | None:
-    """The upper end is left out, as in Ray's randint and lograndint."""
+def _integer_below(arguments: _Arguments) -> Suggestion | None:
+    """The upper end is excluded, as in Ray's randint and lograndint."""
     bounds = arguments.bounds()
     if bounds is None:
         return None
     low, high = int(bounds[0]), int(bounds[1]) - 1
     note = f"randint leaves out its upper end {int(bounds[1])}"
-    return Translation(right={"integer": [low, high]} if low < high else low, note=note)
+    return Suggestion(right={"integer": [low, high]} if low < high else low, note=note)
 
 
-def _normal(arguments: _Arguments) -> Translation | None:
+def _normal(arguments: _Arguments) -> Suggestion | None:
     return _two_sigmas(arguments, "uniform", lambda value: value)
 
 
-def _log_normal(arguments: _Arguments) -> Translation | None:
+def _log_normal(arguments: _Arguments) -> Suggestion | None:
     return _two_sigmas(arguments, "log_uniform", math.exp)
 
 
-def _two_sigmas(arguments: _Arguments, kind: str, ends: Callable[[float], float]) -> Translation:
-    nothing = Translation(right=None, note="is a normal distribution, which Turnwise has not")
+def _two_sigmas(arguments: _Arguments, kind: str, ends: Callable[[float], float]) -> Suggestion:
+    nothing = Suggestion(right=None, note="is a normal distribution, which Turnwise has not")
     mean, spread = (_number(value) for value in (*arguments.given, None, None)[:2])
     if mean is None or spread is None or not spread > 0:
         return nothing
     try:
-        low, high = (_short(ends(mean + sign * 2 * spread)) for sign in (-1, 1))
+        low, high = (_round(ends(mean + sign * 2 * spread)) for sign in (-1, 1))
     except OverflowError:
         return nothing
     note = "there is no normal distribution; this is two standard deviations to each side"
-    return Translation(right={kind: [low, high]}, note=note)
+    return Suggestion(right={kind: [low, high]}, note=note)
 
 
-def _constant(arguments: _Arguments) -> Translation | None:
+def _constant(arguments: _Arguments) -> Suggestion | None:
     if not arguments.given or isinstance(arguments.given[0], Mapping):
         return None
-    return Translation(right=arguments.given[0])
+    return Suggestion(right=arguments.given[0])
 
 
-def _computed(_: _Arguments) -> Translation | None:
-    return Translation(right=None, note="computes a value, which no range here can; make a branch for each case")
+def _computed(_: _Arguments) -> Suggestion | None:
+    return Suggestion(right=None, note="computes a value, which no range here can; make a branch for each case")
 
 
-WORDS: dict[str, Callable[[_Arguments], Translation | None]] = {
+WORDS: dict[str, Callable[[_Arguments], Suggestion | None]] = {
     **dict.fromkeys(("choice", "choices", "categorical", "values", "options", "oneof", "discrete"), _choice),
     **dict.fromkeys(("grid", "gridsearch"), _grid),
     **dict.fromkeys(("uniform", "quniform", "float", "discreteuniform", "range", "real"), _uniform),
     **dict.fromkeys(("loguniform", "qloguniform", "loguniformvalues", "qloguniformvalues", "logfloat"), _log_uniform),
-    **dict.fromkeys(("integer", "integers", "int", "intuniform", "qrandint", "qlograndint"), _whole),
-    **dict.fromkeys(("randint", "lograndint"), _below),
+    **dict.fromkeys(("integer", "integers", "int", "intuniform", "qrandint", "qlograndint"), _integer),
+    **dict.fromkeys(("randint", "lograndint"), _integer_below),
     **dict.fromkeys(("normal", "qnormal", "randn", "qrandn"), _normal),
     **dict.fromkeys(("lognormal", "qlognormal"), _log_normal),
     **dict.fromkeys(("value", "constant", "fixed"), _constant),
@@ -238,13 +238,13 @@ WORDS: dict[str, Callable[[_Arguments], Translation | None]] = {
 }
 
 
-def _word(name: Any) -> str | None:
-    """The word of WORDS that a name means: `tune.loguniform`, `log-uniform`, `suggest_float`, `chioce`."""
-    plain = _plain(name).removeprefix("suggest").removesuffix("distribution")
+def _known_word(name: Any) -> str | None:
+    """Returns the key of WORDS nearest to a name such as `tune.loguniform`, `log-uniform`, `suggest_float` or `chioce`."""
+    plain = _normalize(name).removeprefix("suggest").removesuffix("distribution")
     return next(iter(difflib.get_close_matches(plain, WORDS, n=1, cutoff=0.8)), None)
 
 
-def _plain(name: Any) -> str:
+def _normalize(name: Any) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).rpartition(".")[2].lower())
 
 
@@ -253,7 +253,7 @@ def _first(named: Mapping[str, Any], names: Sequence[str], default: Any = None) 
 
 
 def _number(value: Any) -> float | None:
-    """YAML and people write 1e-5, which YAML reads as text."""
+    """Reads a number that may be text: YAML reads 1e-5 as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -263,7 +263,7 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _short(value: float) -> float | int:
-    """Without the digits of binary rounding; whole numbers as such."""
+def _round(value: float) -> float | int:
+    """Removes the digits of binary rounding; whole numbers become integers."""
     rounded = float(f"{value:.6g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e6 else rounded

@@ -12,14 +12,14 @@ from components.conversations.chat_formats.truncation import fit_length
 from components.data.token_store import TokenStore
 
 
-def unseen(store: TokenStore, trained_on: Set[str] | None) -> tuple[int, ...] | None:
+def unseen_conversations(store: TokenStore, trained_on: Set[str] | None) -> tuple[int, ...] | None:
     """Those of which neither the words nor the group were trained on; None if one of the two sides cannot say."""
     if trained_on is None or store.keys is None:
         return None
     return tuple(index for index, keys in enumerate(store.keys) if trained_on.isdisjoint(keys))
 
 
-def rendered_otherwise(store: TokenStore, chat_format: ChatFormat, max_tokens: int) -> list[str] | None:
+def find_render_differences(store: TokenStore, chat_format: ChatFormat, max_tokens: int) -> list[str] | None:
     """The sources of those that a chat format turns into other tokens or weights than the store's.
 
     None if the store was written before the conversations were kept beside their tokens.

@@ -1,6 +1,6 @@
-"""The text that a Jinja chat template makes of a conversation, and which stretches of it are the assistant's.
+"""Renders a Jinja chat template as text, and finds the spans of the assistant in it.
 
-Turns are found by segments: the template is rendered up to where each assistant turn begins and to where it ends.
+Spans are found by segments: the template is rendered up to the start and up to the end of each assistant turn.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Any
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from components.conversations.chat_formats.control_tokens import AddedTexts
-from components.conversations.messages import Message, reasoning_is_not_shown
+from components.conversations.chat_formats.control_tokens import AddedTokens
+from components.conversations.messages import Message, hidden_reasoning_problem
+from components.errors import InputError
 
-SAID = ("content", "reasoning_content")  # what an assistant's message says itself
+SAID = ("content", "reasoning_content")  # the keys of an assistant's own text
 PROBE = (
     Message(role="user", content="one"),
     Message(role="assistant", content="two"),
@@ -47,8 +48,8 @@ PROBES: tuple[tuple[tuple[Message, ...], list[dict[str, Any]]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Characters [start, end) of a text: an assistant's words and the stop that ends them; `stop` is where that begins."""
+class AssistantSpan:
+    """Characters [start, end) of a text: an assistant's turn with its stop text, which begins at `stop`."""
 
     start: int
     stop: int
@@ -57,23 +58,23 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Structure:
-    """The added tokens that a template writes itself: where a role begins, inside assistant's turns, and anywhere."""
+class TemplateTokens:
+    """The added tokens that a template writes itself: at the start of a role, inside assistant turns, and anywhere."""
 
     begins: set[str] = field(default_factory=set)
     inside: set[str] = field(default_factory=set)
     anywhere: set[str] = field(default_factory=set)
 
 
-class TemplateText:
-    """`stop_text` is the control text with which the template ends an assistant turn. Raises ValueError if none does."""
+class TemplateRenderer:
+    """`stop_text` is the control text with which the template ends an assistant turn. Raises InputError if there is none."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str, added: AddedTexts) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str, added: AddedTokens) -> None:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
         self.stop_text = self._find_stop()
 
     def write(self, raw: Sequence[dict[str, Any]], tools: list[Any], source: str, *, ask: bool = False) -> str:
-        """`ask` ends it where the assistant's next turn begins."""
+        """Renders messages and tools. `ask` ends the text at the start of the assistant's next turn."""
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -85,59 +86,59 @@ class TemplateText:
                 )
             )
         except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise ValueError(f"{source}: the chat template of {self.name} refuses it: {error}") from None
+            raise InputError(f"{source}: the chat template of {self.name} refuses it: {error}") from None
 
-    def turn(
+    def assistant_span(
         self, text: str, raw: Sequence[dict[str, Any]], tools: list[Any], position: int, weight: float, source: str
-    ) -> Turn:
-        """Where message `position`, an assistant's, lies in the text."""
+    ) -> AssistantSpan:
+        """Returns the span of message `position`, an assistant's, in the text."""
         number = position + 1
         asked = self.write(raw[:position], tools, source, ask=True)
         said = self.write(raw[:number], tools, source)
         if not (text.startswith(said) and said.startswith(asked)):
-            raise ValueError(
+            raise InputError(
                 f"{source}: message {number} is rendered otherwise once the conversation goes on, so one pass over it is"
-                f" not what the model sees in use; {self.lacks('cannot train this', 'can')}"
+                f" not what the model sees in use; {self.limitation('cannot train this', 'can')}"
             )
         stop = said.rfind(self.stop_text, len(asked))
         if stop < 0:
-            raise ValueError(f"{source}: no stop token {self.stop_text} ends message {number}")
-        for words in _spoken(raw[position]):
+            raise InputError(f"{source}: no stop token {self.stop_text} ends message {number}")
+        for words in _required_texts(raw[position]):
             if words not in said[len(asked) : stop]:
-                raise ValueError(f"{source}: message {number}: {self.lacks(f'does not show {words!r}', 'does')}")
+                raise InputError(f"{source}: message {number}: {self.limitation(f'does not show {words!r}', 'does')}")
         if raw[position].get("reasoning_content", "").strip() not in said[len(asked) : stop]:
-            raise ValueError(f"{source}: message {number}: {reasoning_is_not_shown(self.name)}")
-        return Turn(len(asked), stop, stop + len(self.stop_text), weight)
+            raise InputError(f"{source}: message {number}: {hidden_reasoning_problem(self.name)}")
+        return AssistantSpan(len(asked), stop, stop + len(self.stop_text), weight)
 
-    def structure(self) -> Structure:
-        """Found by rendering trial conversations, in whose messages no added token stands."""
-        found = Structure()
+    def template_tokens(self) -> TemplateTokens:
+        """Renders trial conversations, whose messages contain no added token, and collects the added tokens in the text."""
+        found = TemplateTokens()
         for messages, tools in PROBES:
             try:
-                self._add_structure(found, [raw_message(message) for message in messages], tools)
+                self._add_tokens(found, [raw_message(message) for message in messages], tools)
             except ValueError:
                 continue
         return found
 
-    def lacks(self, what: str, chatml: str) -> str:
+    def limitation(self, what: str, chatml: str) -> str:
         way_out = "" if self.name == "chatml" else f", chat_format: chatml {chatml}"
         return f"chat_format {self.name} {what}{way_out}"
 
-    def _add_structure(self, found: Structure, raw: list[dict[str, Any]], tools: list[Any]) -> None:
+    def _add_tokens(self, found: TemplateTokens, raw: list[dict[str, Any]], tools: list[Any]) -> None:
         source = "a trial conversation"
         text = self.write(raw, tools, source)
-        found.anywhere |= self.added.found(text)
+        found.anywhere |= self.added.find(text)
         found.begins |= {token for token in self.added.texts if text.lstrip().startswith(token)}
-        ended = 0  # where the assistant's last turn did
+        ended = 0  # the end of the assistant's last span
         for position, message in enumerate(raw):
             if message["role"] == "assistant":
-                turn = self.turn(text, raw, tools, position, 1.0, source)
-                silent = self.write(raw[:position], tools, source)
-                found.begins |= self.added.found(text[len(silent) : turn.start])
-                found.inside |= self.added.found(text[turn.start : turn.stop])
-                ended = turn.end
+                span = self.assistant_span(text, raw, tools, position, 1.0, source)
+                before = self.write(raw[:position], tools, source)
+                found.begins |= self.added.find(text[len(before) : span.start])
+                found.inside |= self.added.find(text[span.start : span.stop])
+                ended = span.end
             elif ended:
-                found.begins |= self.added.found(text[ended : text.find(message["content"].strip(), ended)])
+                found.begins |= self.added.find(text[ended : text.find(message["content"].strip(), ended)])
 
     def _find_stop(self) -> str:
         said = self.write([raw_message(message) for message in PROBE], [], "a trial conversation")
@@ -145,14 +146,14 @@ class TemplateText:
         for text in self.added.texts:
             if after.lstrip().startswith(text):
                 return text
-        raise ValueError(
+        raise InputError(
             f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
             " learn to end its turn; chat_format: chatml adds one"
         )
 
 
 def raw_message(message: Message) -> dict[str, Any]:
-    """A message as chat templates want it."""
+    """Returns a message as a dict for chat templates."""
     optional = {
         "tool_calls": list(message.tool_calls),
         "tool_call_id": message.tool_call_id,
@@ -163,6 +164,6 @@ def raw_message(message: Message) -> dict[str, Any]:
     return said | {key: value for key, value in optional.items() if value}
 
 
-def _spoken(raw: dict[str, Any]) -> list[str]:
-    """What an assistant's turn must hold: its words, and the names of the functions it calls."""
+def _required_texts(raw: dict[str, Any]) -> list[str]:
+    """Returns what an assistant's span must contain: its text, and the names of the functions it calls."""
     return [raw["content"].strip(), *(call["function"]["name"] for call in raw.get("tool_calls", []))]

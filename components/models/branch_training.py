@@ -13,10 +13,10 @@ from components.experiment.spec import ExperimentSpec, FullMethod, LoraMethod
 from components.models.adapters import attach_lora
 from components.models.meta_tensors import empty_model
 from components.models.modality_towers import unreached_towers
-from components.models.target_modules import taken
+from components.models.target_modules import describe_adapters
 
 
-def trained_by_branch(experiment: ExperimentSpec, config: PreTrainedConfig) -> Mapping[str, str]:
+def describe_branch_training(experiment: ExperimentSpec, config: PreTrainedConfig) -> Mapping[str, str]:
     """By branch what its trials train or adapt, for people; of every choice of target_modules.
 
     Raises ExperimentError with all names of target_modules that are no modules, and all methods that cannot be.
@@ -29,7 +29,7 @@ def trained_by_branch(experiment: ExperimentSpec, config: PreTrainedConfig) -> M
             try:
                 told[_sentence(config, method)] = None
             except ValueError as error:
-                problem = Problem(place=f"search.space.{branch.name}", text=str(error))
+                problem = Problem(location=f"search.space.{branch.name}", text=str(error))
                 problems[str(problem)] = problem
         found[branch.name] = " | ".join(told)
     if problems:
@@ -57,4 +57,4 @@ def _sentence(config: PreTrainedConfig, method: LoraMethod | FullMethod) -> str:
     if isinstance(method, FullMethod):
         return f"trains every weight{aside}"
     with torch.device("meta"):
-        return f"adapts {taken(attach_lora(base, method))}{aside}"
+        return f"adapts {describe_adapters(attach_lora(base, method))}{aside}"

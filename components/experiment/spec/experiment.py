@@ -1,0 +1,54 @@
+"""A whole experiment file: one question, as one model, one data set and one space of trials."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from components.experiment.spec.base import Name, Spec
+from components.experiment.spec.data import DataSpec
+from components.experiment.spec.model import ModelSpec
+from components.experiment.spec.registry import RegistrySpec, TrackingSpec
+from components.experiment.spec.search import SearchSpec
+from components.experiment.spec.storage import PREPARED, StorageSpec
+from components.experiment.spec.trial import TrialSpec
+from components.experiment.spec.workers import ResourcesSpec
+from components.storage.base import Folder
+from components.storage.open import folder_at
+
+
+def _check_folder_name(name: str) -> str:
+    if name == PREPARED:
+        raise ValueError("that folder of the storage is for prepared data; choose another name")
+    return name
+
+
+class ExperimentSpec(Spec):
+    """A whole experiment file."""
+
+    name: Annotated[Name, AfterValidator(_check_folder_name)]
+    model: ModelSpec
+    data: DataSpec
+    chat_format: str = Field(
+        "auto", description="`auto` is ChatGLM3's own for its tokenizer, else the chat template, else ChatML."
+    )
+    trial: TrialSpec = TrialSpec()
+    search: SearchSpec
+    resources: ResourcesSpec = ResourcesSpec()
+    storage: StorageSpec = Field(default_factory=StorageSpec)
+    tracking: TrackingSpec = TrackingSpec()
+    registry: RegistrySpec = RegistrySpec()
+
+    @property
+    def registered_model(self) -> str:
+        return self.registry.name or f"turnwise-{self.name}"
+
+    @property
+    def mlflow_experiment(self) -> str:
+        return self.tracking.experiment or self.name
+
+    @property
+    def folder(self) -> Folder:
+        """The experiment's folder on the storage. Its path is absolute, because Ray workers run in other directories."""
+        return folder_at(self.storage.path) / self.name

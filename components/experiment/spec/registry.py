@@ -1,0 +1,63 @@
+"""The sections `tracking:` and `registry:`: the MLflow server, and the gate before a registered model."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, PositiveFloat
+
+from components.experiment.spec.base import Name, Share, Spec
+
+CHALLENGER = "challenger"  # the alias of the newest candidate that did not pass the gate
+_VERSION_ALIAS = re.compile(r"v\d+", re.IGNORECASE)
+_MAX_EXPERIMENT_LETTERS = 250  # MLflow's column in a database holds 256
+
+
+def _check_alias(alias: str) -> str:
+    """Refuses aliases that MLflow would refuse only after the search, when it is set, or resolve to an unintended version."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", alias):
+        raise ValueError('an alias has letters, digits, "_" and "-" only, and begins with a letter or digit')
+    if alias.lower() == "latest":
+        raise ValueError(
+            "a registry answers this alias with its newest version, whatever passed the gate; choose another one"
+        )
+    if _VERSION_ALIAS.fullmatch(alias):
+        raise ValueError("in a registry v and a number is a version; choose another alias")
+    if alias.lower() == CHALLENGER:
+        raise ValueError("this alias is for the candidate that did not pass the gate; choose another one")
+    return alias
+
+
+def _check_mlflow_name(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("an MLflow experiment needs a name of visible characters")
+    return name
+
+
+class TrackingSpec(Spec):
+    uri: str | None = Field(
+        None, description="MLflow server; by default MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here."
+    )
+    experiment: Annotated[str, Field(max_length=_MAX_EXPERIMENT_LETTERS), AfterValidator(_check_mlflow_name)] | None = (
+        Field(None, description="MLflow experiment; by default this experiment's name.")
+    )
+
+
+class RegistrySpec(Spec):
+    """What a candidate must pass before it becomes a registered model."""
+
+    name: Name | None = Field(None, description="Registered model; by default turnwise-<experiment>.")
+    alias: Annotated[str, Field(max_length=100), AfterValidator(_check_alias)] = Field(
+        "champion", description=f"Points to the version that passed the gate; not latest, v1, v2 ... or {CHALLENGER}."
+    )
+    confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
+    proof_minutes: PositiveFloat = Field(
+        30.0,
+        description="Longest time the candidate, its base model and the incumbent may each take to load, talk and be scored"
+        " in a fresh process.",
+    )
+    probes: str | None = Field(
+        None,
+        description="JSONL of held-out questions, asked of base and champion side by side; `expect` names a wanted word.",
+    )

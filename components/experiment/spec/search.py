@@ -1,0 +1,58 @@
+"""The section `search:`: the space of trials, the sampler and the scheduler."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from components.experiment.spec.base import Name, Spec, fill_in_tag
+
+
+class AshaSpec(Spec):
+    """Asynchronous successive halving. Rung k is at first_rung x reduction_factor^k target tokens."""
+
+    name: Literal["asha"] = "asha"
+    first_rung_target_tokens: PositiveInt | None = Field(None, description="By default the budget's first evaluation.")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="One in this many trials passes each rung.")
+    brackets: Literal["per_branch", "shared"] = Field(
+        "per_branch", description="`per_branch`: a trial competes with trials of its own branch; `shared`: with all."
+    )
+
+    def rungs(self, budget: int, evaluations: int) -> tuple[int, ...]:
+        """Returns the rungs below a trial's budget, ascending; rungs and budget are in target tokens."""
+        first = self.first_rung_target_tokens or max(1, budget // evaluations)
+        milestones = (first * self.reduction_factor**k for k in itertools.count())
+        return tuple(itertools.takewhile(lambda milestone: milestone < budget, milestones))
+
+
+class NoSchedulerSpec(Spec):
+    """Every trial spends its whole budget."""
+
+    name: Literal["none"] = "none"
+
+
+Scheduler = Annotated[AshaSpec | NoSchedulerSpec, Field(discriminator="name")]
+
+
+class SearchSpec(Spec):
+    """The search space and how trials are drawn from it. components/experiment/space.py reads `space`."""
+
+    space: dict[Name, dict[str, Any]] = Field(
+        min_length=1,
+        description="Branches. A branch looks like `trial:`, with a domain in the place of each value that varies.",
+    )
+    sampler: Literal["random", "grid", "tpe"] = Field("random", description="`tpe` is Optuna's.")
+    scheduler: Scheduler = AshaSpec()
+    trials: PositiveInt | None = Field(
+        None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
+    )
+    max_concurrent_trials: PositiveInt | None = Field(None, description="By default as many as the cluster holds.")
+    max_failures: NonNegativeInt = Field(2, description="Times a trial is restarted after its slot died.")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_asha(cls, values: Any) -> Any:
+        return fill_in_tag(values, "scheduler", "name", "asha")

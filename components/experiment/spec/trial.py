@@ -1,0 +1,90 @@
+"""The section `trial:`: everything that decides what one trial trains, and nothing else.
+
+Two equal TrialSpecs over the same data end with equal weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from components.experiment.spec.base import Dtype, Fraction, Share, Spec, fill_in_tag
+from components.experiment.spec.method import LoraMethod, Method
+
+
+class OptimizerSpec(Spec):
+    name: Literal["adamw", "paged_adamw_8bit"] = Field("adamw", description="The 8-bit one needs CUDA.")
+    learning_rate: PositiveFloat = 2.0e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1.0e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class ScheduleSpec(Spec):
+    """Learning rate as a function of the share of the budget spent: trials with other batch sizes decay alike."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Fraction = Field(0.05, description="Share of the budget spent warming up from zero.")
+    final_fraction: Fraction = Field(0.1, description="Learning rate at the end, as a share of its peak.")
+
+
+class BatchSpec(Spec):
+    rows_per_step: PositiveInt = Field(8, description="Rows in one optimizer step, over all workers and micro-batches.")
+    rows_per_micro_batch: PositiveInt = Field(
+        8, description="At most this many rows in one forward pass of one worker."
+    )
+    packing: bool = Field(True, description="Fill a row with several conversations that cannot see each other.")
+
+    def check_workers(self, num_workers: int) -> None:
+        """Raises ValueError if a step has fewer rows than there are workers."""
+        if self.rows_per_step < num_workers:
+            raise ValueError(
+                f"batch.rows_per_step={self.rows_per_step} leaves workers idle: give each of the {num_workers} workers a row,"
+                " or the method fewer workers"
+            )
+
+
+class BudgetSpec(Spec):
+    """How long a trial trains. All trials of a search share it, and schedulers compare them at equal target tokens."""
+
+    target_tokens: PositiveInt | None = Field(None, description="Tokens scored, over all epochs.")
+    epochs: PositiveFloat | None = Field(None, description="Passes over the training conversations.")
+    evaluations: PositiveInt = Field(
+        4, description="Evaluations with a checkpoint, evenly over the budget; the last ends it."
+    )
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Self:
+        if (self.target_tokens is None) == (self.epochs is None):
+            raise ValueError("give exactly one of target_tokens and epochs")
+        return self
+
+    def in_target_tokens(self, targets_per_epoch: int) -> int:
+        """Returns the budget in target tokens, given the number of targets in one pass over the training data."""
+        if self.target_tokens is not None:
+            return self.target_tokens
+        assert self.epochs is not None
+        return max(1, round(self.epochs * targets_per_epoch))
+
+
+class TrialSpec(Spec):
+    """One configuration. The space of a search varies these fields."""
+
+    method: Method = LoraMethod()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    batch: BatchSpec = BatchSpec()
+    budget: BudgetSpec = BudgetSpec(epochs=3.0)
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="Of the forward and backward pass (autocast).")
+    dtype: Literal["auto"] | Dtype | None = Field(
+        None, description="What the base's weights are kept in for this trial; by default what model.dtype says."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations instead of keeping them.")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_lora(cls, values: Any) -> Any:
+        return fill_in_tag(values, "method", "kind", "lora")
