@@ -20,7 +20,7 @@ from components.cluster.scheduling.migration import Migration
 from components.cluster.scheduling.slot_scheduler import SlotScheduler
 from components.cluster.slots.slot_result import METRIC, TIME, ExitReason, SlotResult
 from components.experiment.spec import WorkersSpec
-from components.records.events import Progress
+from tests.support.records import progress
 from tests.support.tune_controller import make_controller, make_trial
 
 ONE, ONE_TO_FOUR = WorkersSpec(), WorkersSpec(workers=(1, 4))
@@ -54,17 +54,8 @@ def search(tmp_path, scheduler, *configs, workers=ONE, num_workers=1):
 
 
 def result(target_tokens=100, eval_loss=1.0, exit_reason=None):
-    progress = Progress(
-        step=target_tokens,
-        target_tokens=target_tokens,
-        epoch=1.0,
-        train_loss=1.0,
-        eval_loss=eval_loss,
-        eval_num_targets=5,
-        tokens_per_second=1.0,
-        seconds=1.0,
-    )
-    return SlotResult(slot="s", progress=progress, exit_reason=exit_reason).to_tune()
+    report = progress(target_tokens, eval_loss, target_tokens=target_tokens)
+    return SlotResult(slot="s", progress=report, exit_reason=exit_reason).to_tune()
 
 
 def run(controller, trial):

@@ -12,12 +12,13 @@ from components.cluster.slots.resume import furthest_whole, resume_point
 from components.cluster.slots.worker import _go_on
 from components.experiment.load import load_experiment
 from components.models.base.reference import BaseReference
-from components.records.events import Interim, Progress
+from components.records.events import Interim
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
+from tests.support.records import progress
 from tests.support.sessions import FULL, curve, reports, session
 from tests.support.thread_workers import ThreadWorker, write_own_file
 from workflows.named import load_named
@@ -135,17 +136,12 @@ def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
     for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
         checkpoint = trial / f"step_{step:06d}"
         checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
-        listener.collect("trial", progress(step, eval_loss, str(checkpoint)))
+        listener.collect("trial", progress(step, eval_loss, checkpoint=str(checkpoint)))
         standing.append([name[-1] for name in trial.list_names()])
     # The best, the last that has surely arrived, and the one that may be on its way.
     assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
     listener.collect_ended("trial")
     assert trial.list_names() == ["step_000002"]
-
-
-def progress(step, eval_loss, checkpoint):
-    numbers = {"target_tokens": step, "epoch": 1.0, "train_loss": 1.0, "eval_num_targets": 1, "tokens_per_second": 1.0}
-    return Progress(step=step, eval_loss=eval_loss, checkpoint=checkpoint, seconds=1.0, **numbers)
 
 
 def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, bucket):

@@ -20,7 +20,7 @@ from components.cluster.scheduling.warnings import check_rungs, remarks
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
-from components.records.events import Progress
+from tests.support.records import progress
 
 BUDGET = 1000
 BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
@@ -45,18 +45,8 @@ def experiment(trials=24, space=SPACE, budget=BUDGET, evaluations=4, **search):
 
 def result(target_tokens, eval_loss, *, failure=None, diverged=None, exit_reason=None):
     """As a slot makes it and Tune flattens it."""
-    progress = Progress(
-        step=1,
-        target_tokens=target_tokens,
-        epoch=0.0,
-        train_loss=1.0,
-        eval_loss=eval_loss,
-        eval_num_targets=1,
-        tokens_per_second=1.0,
-        seconds=1.0,
-        diverged=diverged,
-    )
-    return flatten_dict(SlotResult(slot="s", progress=progress, failure=failure, exit_reason=exit_reason).to_tune())
+    report = progress(1, eval_loss, target_tokens=target_tokens, diverged=diverged)
+    return flatten_dict(SlotResult(slot="s", progress=report, failure=failure, exit_reason=exit_reason).to_tune())
 
 
 def distance(branch, learning_rate):
