@@ -188,9 +188,7 @@ def extended(of, extensions, since=1):
     return progress
 
 
-def test_an_extended_trial_keeps_the_distance_of_its_evaluations_and_follows_the_schedule_of_its_new_budget(
-    toy, tmp_path
-):
+def test_an_extended_trial_keeps_its_evaluation_interval_on_its_new_schedule(toy, tmp_path):
     plain = reports(session(toy, tmp_path / "plain"), FULL)
     planned = plain[-1].target_tokens  # a whole number of epochs, and so of evaluations
     of = session(toy, tmp_path / "extended")
@@ -280,7 +278,7 @@ def test_lora_leaves_the_base_alone_and_changes_every_adapter_weight(toy, tmp_pa
     assert changed == {name for name in before if "lora_" in name}
 
 
-def test_a_trial_that_leaves_the_finite_numbers_ends_with_the_reason_and_the_session_goes_on(toy, tmp_path):
+def test_a_diverged_trial_ends_with_the_reason_and_the_session_goes_on(toy, tmp_path):
     of = session(toy, tmp_path)
     wild = FULL.model_copy(
         update={"optimizer": OptimizerSpec(learning_rate=1e30), "schedule": ScheduleSpec(name="constant")}
@@ -293,7 +291,7 @@ def test_a_trial_that_leaves_the_finite_numbers_ends_with_the_reason_and_the_ses
     assert curve(reports(of, FULL)) == curve(reports(session(toy, tmp_path), FULL))
 
 
-def test_a_model_whose_packed_conversations_see_each_other_is_told_to_do_without_packing(toy, tmp_path):
+def test_a_model_whose_packed_conversations_see_each_other_is_not_packed(toy, tmp_path):
     _, prepared, pad_token_id = toy
     config = OPTConfig(
         vocab_size=len(letter_tokenizer()),
