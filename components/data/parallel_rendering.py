@@ -1,4 +1,4 @@
-"""Many conversations through one chat format: in this process, or in several that each load the tokenizer once."""
+"""Renders many conversations: in this process, or in several processes that each load the tokenizer once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
 from components.conversations.tokenizers.load import load_tokenizer
 
-FEWER_IN_PROCESS = 500  # below this, starting processes costs more than it saves
+FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
 CHUNK = 64
 
-RenderResult = RenderedConversation | str  # the text says why there is none
+RenderResult = RenderedConversation | str  # a text is the reason why the format refuses a conversation
 
 
 class Renderer:
-    """`processes`: by default one per core."""
+    """Renders with `processes` processes, by default one per core."""
 
     def __init__(
         self, chat_format: ChatFormat, *, model_path: Path, chat_format_name: str, processes: int | None = None
@@ -32,7 +32,7 @@ class Renderer:
         self.processes = processes or os.cpu_count() or 1
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
-        """In order; of a conversation that the format refuses, why it does."""
+        """Yields results in order; the reason instead of tokens for a conversation that the format refuses."""
         if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
             yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
             return
