@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,8 +38,8 @@ class Renderer:
             yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
             return
         chunks = [conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK)]
-        with ProcessPoolExecutor(self.processes, get_context("spawn"), _load_in_process, self.setup) as pool:
-            yield from itertools.chain.from_iterable(pool.map(_render_in_process, chunks))
+        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
+            yield from itertools.chain.from_iterable(pool.map(partial(_render_chunk, *self.setup), chunks))
 
 
 def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> RenderResult:
@@ -48,14 +49,11 @@ def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> Re
         return str(error)
 
 
-_format_of_this_process: ChatFormat | None = None
+@cache  # once per process
+def _load_format(model_path: Path, name: str) -> ChatFormat:
+    return load_chat_format(load_tokenizer(model_path), name)
 
 
-def _load_in_process(model_path: Path, name: str) -> None:
-    global _format_of_this_process
-    _format_of_this_process = load_chat_format(load_tokenizer(model_path), name)
-
-
-def _render_in_process(conversations: Sequence[Conversation]) -> list[RenderResult]:
-    assert _format_of_this_process is not None
-    return [_render_or_reason(_format_of_this_process, conversation) for conversation in conversations]
+def _render_chunk(model_path: Path, format_name: str, conversations: Sequence[Conversation]) -> list[RenderResult]:
+    chat_format = _load_format(model_path, format_name)
+    return [_render_or_reason(chat_format, conversation) for conversation in conversations]

@@ -27,7 +27,7 @@ from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
 from components.storage.base import Folder
 
 STORE_VERSION = 3  # of the files below; part of the digest
-MANIFEST = "manifest.json"
+PREPARED_MANIFEST = "manifest.json"
 MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, in the manifest
 MAX_READS = 3
 
@@ -54,10 +54,10 @@ class PreparedDataset:
     @classmethod
     def open(cls, directory: Folder, *, reused: bool = True) -> PreparedDataset:
         try:
-            manifest = json.loads(directory.read_text(MANIFEST))
+            manifest = json.loads(directory.read_text(PREPARED_MANIFEST))
         except json.JSONDecodeError:
             raise InputError(
-                f"{directory}: {MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
+                f"{directory}: {PREPARED_MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
             ) from None
         left_out = tuple(manifest.pop("left_out", ()))
         return cls(directory=directory, reused=reused, left_out=left_out, **manifest)
@@ -72,8 +72,7 @@ class PreparedDataset:
 
     def verify(self) -> Self:
         """Returns itself. Raises InputError if the file of a split has changed."""
-        assert self.train
-        assert self.eval
+        _ = self.train, self.eval  # opening a split checks its file
         return self
 
     def _store(self, split: str, digest: str) -> TokenStore:
@@ -170,7 +169,9 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
         "unused_keys": split.unused_keys,
         "ignored_keys": split.ignored_keys,
     }
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (scratch / PREPARED_MANIFEST).write_text(
+        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from components.data.packing import WINDOW, pack_rows
 from components.experiment.spec import BatchSpec
 
-Row = tuple[int, ...]
+PackedRow = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,9 @@ class StepSampler:
         if len(lengths) == 0:
             raise ValueError("there are no conversations to sample from")
         self.lengths, self.batch, self.max_tokens, self.seed = lengths, batch, max_tokens, seed
-        self._planned: tuple[int, list[list[Row]]] | None = None
+        self._planned: tuple[int, list[list[PackedRow]]] | None = None
 
-    def next_step(self, position: Position) -> tuple[list[Row], Position]:
+    def next_step(self, position: Position) -> tuple[list[PackedRow], Position]:
         """Returns the rows of the step at `position` (tuples of conversation indices), and the next position."""
         steps = self.plan(position.epoch)
         after = Position(epoch=position.epoch, step=position.step + 1)
@@ -37,13 +37,13 @@ class StepSampler:
             after = Position(epoch=position.epoch + 1, step=0)
         return steps[position.step], after
 
-    def plan(self, epoch: int) -> list[list[Row]]:
+    def plan(self, epoch: int) -> list[list[PackedRow]]:
         """Returns all steps of an epoch."""
         if self._planned is None or self._planned[0] != epoch:
             self._planned = (epoch, self._plan(epoch))
         return self._planned[1]
 
-    def _plan(self, epoch: int) -> list[list[Row]]:
+    def _plan(self, epoch: int) -> list[list[PackedRow]]:
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(len(self.lengths)).tolist()
         per_step = self.batch.rows_per_step
@@ -58,9 +58,9 @@ class StepSampler:
             return steps
         return [steps[position] for position in generator.permutation(len(steps))]
 
-    def _bucket_by_length(self, order: list[int]) -> list[Row]:
+    def _bucket_by_length(self, order: list[int]) -> list[PackedRow]:
         """Returns one conversation per row; neighbors have similar lengths, so a step has little padding."""
-        rows: list[Row] = []
+        rows: list[PackedRow] = []
         for start in range(0, len(order), WINDOW):
             window = order[start : start + WINDOW]
             rows.extend((index,) for index in sorted(window, key=lambda index: -int(self.lengths[index])))
@@ -68,8 +68,8 @@ class StepSampler:
 
 
 def micro_batches(
-    rows: list[Row], *, worker_rank: int, worker_count: int, rows_per_micro_batch: int
-) -> list[list[Row]]:
+    rows: list[PackedRow], *, worker_rank: int, worker_count: int, rows_per_micro_batch: int
+) -> list[list[PackedRow]]:
     """Returns a worker's share of a step. All workers get equally many micro-batches; the last may be empty.
 
     An empty one must still be computed (on padding): the other workers wait for this one in the backward pass.

@@ -12,7 +12,9 @@ from components.experiment.spec import FLASH_ATTENTION
 
 log = logging.getLogger(__name__)
 
-WAY_OUT = "install flash-attn (its wheels are for one version of torch, Python and CUDA), or set model.attention: sdpa"
+INSTALL_ADVICE = (
+    "install flash-attn (its wheels are for one version of torch, Python and CUDA), or set model.attention: sdpa"
+)
 
 
 def is_usable(attention: str) -> bool:
@@ -25,7 +27,7 @@ def missing_package(attention: str) -> str:
     has_package = FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]["pkg_availability_check"]
     if attention != FLASH_ATTENTION or has_package() or is_kernels_available():
         return ""
-    return f"model.attention={FLASH_ATTENTION}: this Python has no package flash-attn; {WAY_OUT}"
+    return f"model.attention={FLASH_ATTENTION}: this Python has no package flash-attn; {INSTALL_ADVICE}"
 
 
 def usable_attention(attention: str) -> str:

@@ -50,21 +50,29 @@ Layout = Literal["glm", "chatglm", "merged", "adapter"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exportable:
-    """A source of an export. `trained` is a checkpoint or package, `adapter` a directory of peft in its family's names.
+class ExportableAdapter:
+    """A directory of peft, in the names of its model family, and its base model."""
 
-    A full fine-tune has no adapter; a base model has neither `trained` nor `adapter`. `base` is None only if the package of
-    a full fine-tune does not need it. `dtype` is that of the published base.
+    directory: Path
+    base: ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exportable:
+    """A source of an export: `origin` is the directory of a checkpoint or package, or a base model.
+
+    A full fine-tune has no adapter. `base` is None only for the package of a full fine-tune whose base is not on this
+    machine. `dtype` is that of the published base.
     """
 
+    origin: Path | ModelSpec
     base: ModelSpec | None
     config: Any
     chat_format: ChatFormat
     tokenizer: PreTrainedTokenizerBase
     precision: str = "fp32"
     quantize: Quantize = None
-    trained: Path | None = None
-    adapter: Path | None = None
+    adapter: ExportableAdapter | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,11 +102,10 @@ def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Expo
 
 def load_as_trained(source: Exportable) -> PreTrainedModel:
     """Loads a model as it was trained: the adapter beside its base, which is quantized as in training."""
-    if source.trained is not None:
-        return load_trained(source.trained).model
-    assert source.base is not None
-    base = load_base_model(source.base)
-    return base if source.adapter is None else _with_adapter(base, source.adapter)
+    if isinstance(source.origin, Path):
+        return load_trained(source.origin).model
+    base = load_base_model(source.origin)
+    return base if source.adapter is None else _with_adapter(base, source.adapter.directory)
 
 
 def load_on_published_base(source: Exportable) -> PeftModel:
@@ -106,10 +113,10 @@ def load_on_published_base(source: Exportable) -> PeftModel:
 
     This differs from training if the base was quantized; but the exported files are not quantized either.
     """
-    assert source.base is not None
-    assert source.adapter is not None
-    base = load_base_model(source.base.model_copy(update={"dtype": "fp32"}))
-    return _with_adapter(base, source.adapter)
+    if source.adapter is None:
+        raise InputError("it was not trained with LoRA, so there is no adapter to load")
+    base = load_base_model(source.adapter.base.model_copy(update={"dtype": "fp32"}))
+    return _with_adapter(base, source.adapter.directory)
 
 
 def load_merged(source: Exportable) -> PreTrainedModel:
@@ -161,16 +168,15 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
         raise InputError("--layout adapter: it was not trained with LoRA, so there is no adapter; take --layout merged")
     if original_names and not source.is_chatglm3:
         raise InputError(f"--original-names is for ChatGLM3, and this is a {source.config.model_type}")
-    assert source.base is not None
     target.mkdir(parents=True, exist_ok=True)
     if original_names:
-        adapter_to_original(source.adapter, target, source.config)
+        adapter_to_original(source.adapter.directory, target, source.config)
     else:
-        for file in source.adapter.iterdir():
+        for file in source.adapter.directory.iterdir():
             shutil.copy(file, target / file.name)
             (target / file.name).chmod(0o644)  # safetensors keeps it for its writer
         _save_tokenizer(source, target)
-    _name_base(target / CONFIG_FILE, source.base.path)
+    _name_base(target / CONFIG_FILE, source.adapter.base.path)
 
 
 def _from_trained(source: Path) -> Exportable:
@@ -178,21 +184,22 @@ def _from_trained(source: Path) -> Exportable:
     spec = TrialSpec.model_validate_json((source / SPEC_FILE).read_text(encoding="utf-8"))
     try:
         base = base_of(reference)
-    except ValueError:
+    except InputError:
         if not needs_no_base(source):
             raise
         base = None
     directory = source / WEIGHTS if base is None else resolve_model(base)
     tokenizer = load_tokenizer(source / TOKENIZER if base is None else directory)
+    is_lora = isinstance(spec.method, LoraMethod)
     return Exportable(
+        origin=source,
         base=base,
         config=config_of(directory),
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         tokenizer=tokenizer,
         precision=spec.precision,
         quantize=spec.method.quantize if isinstance(spec.method, LoraMethod) else None,
-        trained=source,
-        adapter=source / ADAPTER if isinstance(spec.method, LoraMethod) else None,
+        adapter=ExportableAdapter(directory=source / ADAPTER, base=base) if is_lora and base is not None else None,
     )
 
 
@@ -200,11 +207,12 @@ def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
     directory = resolve_model(base)
     tokenizer = load_tokenizer(directory)
     return Exportable(
+        origin=base,
         base=base,
         config=config_of(directory),
         chat_format=load_chat_format(tokenizer),
         tokenizer=tokenizer,
-        adapter=adapter,
+        adapter=None if adapter is None else ExportableAdapter(directory=adapter, base=base),
     )
 
 

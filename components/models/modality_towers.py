@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.models.meta_tensors import empty_model, replace_tensors
 
-TOKENS = 4
+NUM_TOKENS = 4
 _unreached_by_config: dict[str, frozenset[str]] = {}  # cache by configuration: every trial needs it
 
 
@@ -67,7 +67,7 @@ def _find_unreached(config: PreTrainedConfig) -> frozenset[str]:
     try:
         with FakeTensorMode(), torch.device("cpu"), torch.enable_grad():
             replace_tensors(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-            token_ids_BT = torch.zeros(1, TOKENS, dtype=torch.int64)
+            token_ids_BT = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
             reached = {id(leaf) for leaf in _leaves(model(input_ids=token_ids_BT, use_cache=False).logits.grad_fn)}
             return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in reached)
     except RuntimeError:  # torch raises this if the code depends on values of tensors

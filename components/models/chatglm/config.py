@@ -9,7 +9,7 @@ from transformers import GenerationConfig, GlmConfig
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load import load_tokenizer
-from components.models.chatglm.detect import NUMBERS, TOKENS, check_chatglm3, read_config
+from components.models.chatglm.detect import NUMBERS, TOKEN_ID_DEFAULTS, check_chatglm3, read_config
 
 ROPE_BASE = 10000.0
 ROTARY_SHARE = 0.5  # share of each head that is rotated; a constant without a name in the original code
@@ -39,8 +39,8 @@ def glm_config(directory: Path) -> GlmConfig:
             "partial_rotary_factor": ROTARY_SHARE,
         },
         tie_word_embeddings=False,
-        eos_token_id=_value_or(original.get("eos_token_id"), TOKENS["eos_token_id"]),
-        pad_token_id=_value_or(original.get("pad_token_id"), TOKENS["pad_token_id"]),
+        eos_token_id=_value_or(original.get("eos_token_id"), TOKEN_ID_DEFAULTS["eos_token_id"]),
+        pad_token_id=_value_or(original.get("pad_token_id"), TOKEN_ID_DEFAULTS["pad_token_id"]),
         bos_token_id=BEGIN_ID,
         dtype=original.get("torch_dtype", original.get("dtype", "float16")),
         architectures=["GlmForCausalLM"],

@@ -15,7 +15,7 @@ __all__ = ["check_chatglm3", "is_original", "read_config"]
 
 GLM4_VOCABULARY = 151552
 # The original code's defaults of absent keys.
-ABSENT = {
+DEFAULTS = {
     "rmsnorm": True,
     "post_layer_norm": True,
     "add_bias_linear": False,
@@ -26,7 +26,7 @@ ABSENT = {
     "original_rope": True,
     "tie_word_embeddings": False,
 }
-WANTED = {**ABSENT, "add_qkv_bias": True}
+REQUIRED = {**DEFAULTS, "add_qkv_bias": True}
 SIZES = (
     "padded_vocab_size",
     "hidden_size",
@@ -43,7 +43,7 @@ NUMBERS = {
     "rope_ratio": (1, 1e-3, 1e4),
     "attention_dropout": (0.0, 0.0, 0.99),
 }
-TOKENS = {"eos_token_id": 2, "pad_token_id": 0}
+TOKEN_ID_DEFAULTS = {"eos_token_id": 2, "pad_token_id": 0}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -101,15 +101,15 @@ def _odd_numbers(config: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             yield f"{key} must be a number from {least:g} to {most:g}, not {value!r}"
     rows = config.get("padded_vocab_size")
-    for key, token in TOKENS.items():
+    for key, token in TOKEN_ID_DEFAULTS.items():
         value = token if config.get(key) is None else config[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (_is_size(rows) and value >= rows):
             yield f"{key} must be the number of a token, below padded_vocab_size={rows!r}, not {value!r}"
 
 
 def _odd_values(config: dict[str, Any]) -> Iterator[str]:
-    for key, wanted in WANTED.items():
-        value = config.get(key, ABSENT[key])
+    for key, wanted in REQUIRED.items():
+        value = config.get(key, DEFAULTS[key])
         if value != wanted:
             given = f"is {value!r}" if key in config else f"is absent, which means {value!r}"
             yield f"{key} {given} and must be {wanted!r}"
