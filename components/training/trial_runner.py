@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from components.errors import InputError
 from components.experiment.base_variants import BaseVariant, base_variant
 from components.experiment.spec import FLASH_ATTENTION, Dtype, ModelSpec, TrialSpec
-from components.models.attention_backend import WAY_OUT, is_usable
+from components.models.attention_backend import INSTALL_ADVICE, is_usable
 from components.models.base.load import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
@@ -142,7 +142,7 @@ class TrialRunner:
         if unfit:
             raise UnfitWorkersError(
                 f"model.attention={FLASH_ATTENTION}: {unfit:.0f} of {self.workers.count} workers of a trial have no package"
-                f" flash-attn, or no GPU that it supports; {WAY_OUT}"
+                f" flash-attn, or no GPU that it supports; {INSTALL_ADVICE}"
             )
 
     def _load(self, kind: BaseVariant) -> PreTrainedModel:

@@ -45,7 +45,7 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory):
     file = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
-    train_sentencepiece(["say yes we can now", "you say hi you can"] * 20, file, most_pieces=300)
+    train_sentencepiece(["say yes we can now", "you say hi you can"] * 20, file, max_pieces=300)
     glm = convert_tokenizer(file)
     return {
         "template": load_chat_format(agent_tokenizer(), "template"),
