@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from components.errors import TurnwiseError as TurnwiseError
     from components.experiment.errors import ExperimentError as ExperimentError
     from components.records.stop_request import StopRequest as StopRequest
-    from components.registry.promotion import VerificationError as VerificationError
+    from components.registry.errors import VerificationError as VerificationError
     from components.search.commands import NoReplyError as NoReplyError
     from components.search.find import NEWEST as NEWEST
     from components.storage.retry import StorageError as StorageError
@@ -48,7 +48,7 @@ MODULE_OF = {
     "StorageError": "storage.retry",
     "TrackingError": "tracking.errors",
     "TurnwiseError": "errors",
-    "VerificationError": "registry.promotion",
+    "VerificationError": "registry.errors",
 }
 __all__ = sorted(MODULE_OF)
 

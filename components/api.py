@@ -19,7 +19,7 @@ from components.search.find import NEWEST
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.inference.comparison import Verdict
+    from components.inference.comparison import Comparison
     from components.inference.model import Model
     from components.inference.score import Score
     from components.planning.data_preview import MaskPreview
@@ -215,7 +215,7 @@ def score(model: Model, data: str | Sequence[str], *, max_tokens: int = 1024) ->
 
 def compare(
     model: Model, other: Model, data: str | Sequence[str], *, confidence: float = 0.95, max_tokens: int = 1024
-) -> Verdict:
+) -> Comparison:
     """Whether a model is better than another one on the same conversations, by a paired bootstrap.
 
     Args:

@@ -57,7 +57,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
 
 @contextlib.contextmanager
 def max_pending_trials(trials: int) -> Iterator[None]:
-    """Inside, Tune lets so many trials wait for a slot, unless the user's environment says how many.
+    """Sets how many trials Tune lets wait for a slot inside the block, unless the user's environment says how many.
 
     Tune reads this limit from the environment only, when its loop begins.
     """

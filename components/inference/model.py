@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from rich.table import Table
 
 from components.conversations.messages import Message
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
-from components.inference.comparison import Verdict
-from components.inference.generate import Reply, reply_to, stream_reply
+from components.inference.comparison import Comparison
+from components.inference.generate import Reply, ReplyOptions, reply_to, stream_reply
 from components.inference.score import MAX_TOKENS, Score, compare_scores, score
 from components.models.load_trained import LoadedModel
 from components.notebook import html_of
@@ -27,57 +27,24 @@ class Model:
     loaded: LoadedModel
     tracking: str | None = None
 
-    def reply(
-        self,
-        question: Question,
-        *,
-        system: str | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        tools: Sequence[dict[str, Any]] = (),
-    ) -> Reply:
+    def reply(self, question: Question, *, system: str | None = None, **options: Unpack[ReplyOptions]) -> Reply:
         """The assistant's next message: `.text` is all of it, `.message` has tool calls apart.
 
         Args:
             question: what a user says, or the conversation so far, as messages or {"role": ..., "content": ...}.
             system: a system message before it.
-            max_new_tokens: at most so many.
-            temperature: 0 is greedy.
-            top_p: sample from the likeliest tokens that together have this probability.
-            tools: JSON Schemas of the functions that it may call, as in training data.
+            options: max_new_tokens (128), temperature (0: greedy), top_p and tools, as ReplyOptions says.
 
         Raises:
             ValueError: the chat format refuses the messages, or the model has no row for one of their tokens.
         """
-        return reply_to(
-            self.loaded,
-            _messages(question, system),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            tools=tools,
-        )
+        return reply_to(self.loaded, _messages(question, system), **options)
 
     def stream(
-        self,
-        question: Question,
-        *,
-        system: str | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        tools: Sequence[dict[str, Any]] = (),
+        self, question: Question, *, system: str | None = None, **options: Unpack[ReplyOptions]
     ) -> Generator[str, None, Reply]:
         """The text of `reply`, piece by piece while it is generated. Closing the generator stops the model."""
-        return stream_reply(
-            self.loaded,
-            _messages(question, system),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            tools=tools,
-        )
+        return stream_reply(self.loaded, _messages(question, system), **options)
 
     def score(
         self,
@@ -111,7 +78,7 @@ class Model:
         format: str = "auto",
         unknown_keys: OnUnknownKeys = "fail",
         max_tokens: int = MAX_TOKENS,
-    ) -> Verdict:
+    ) -> Comparison:
         """Whether this model is better than another one on the same conversations, by a paired bootstrap.
 
         Arguments and errors are those of `score`. Besides, InputError if the two models turn a conversation into different

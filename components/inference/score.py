@@ -12,7 +12,7 @@ from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
-from components.inference.comparison import Verdict, paired_bootstrap
+from components.inference.comparison import Comparison, paired_bootstrap
 from components.models.load_trained import LoadedModel
 from components.training.evaluate import ConversationLoss
 from components.training.evaluate import score as conversation_losses
@@ -72,7 +72,7 @@ def score(model: LoadedModel, conversations: Sequence[Conversation], *, max_toke
     return Score(losses=tuple(losses), sources=tuple(sources), rendered=tuple(rendered))
 
 
-def compare_scores(score: Score, other: Score, *, name: str, other_name: str, confidence: float = 0.95) -> Verdict:
+def compare_scores(score: Score, other: Score, *, name: str, other_name: str, confidence: float = 0.95) -> Comparison:
     """Compares two models on the same conversations by a paired bootstrap: is the first one truly better?
 
     Raises InputError if their chat formats turn a conversation into different tokens: then losses per target differ in kind.

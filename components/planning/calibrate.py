@@ -26,7 +26,7 @@ from components.storage.open import folder_at
 from components.training.evaluate import evaluate
 from components.training.precision import computing
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 
 
@@ -93,9 +93,9 @@ def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> 
             pad_token_id=request.pad_token_id,
         )
         base = BaseReference(model=request.model, digest="not asked for", chat_format="auto")
-        session = Session(request.model, data, OneWorker(device), base, folder_at(scratch))
-        session.start("calibration", request.spec)
-        run, seconds = session.running, 0.0
+        runner = TrialRunner(request.model, data, OneWorker(device), base, folder_at(scratch))
+        runner.start("calibration", request.spec)
+        run, seconds = runner.running, 0.0
         for number in range(steps):
             run.position = Position(epoch=0, step=request.largest_step)
             began = time.perf_counter()

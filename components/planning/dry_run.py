@@ -30,9 +30,9 @@ from components.errors import InputError
 from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
 from components.planning.meta_model import PackedLinear, meta_attention, meta_model
+from components.training.data_parallel import set_gradient_checkpointing
 from components.training.lm_head import decoder_and_head
 from components.training.loss import ScoredModel
-from components.training.trial_runner import set_gradient_checkpointing
 
 aten = torch.ops.aten
 FLASH = 1  # torch's number for attention that never stores the scores

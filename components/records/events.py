@@ -64,7 +64,7 @@ class Progress(EventModel):
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
 
 
-class Interim(EventModel):
+class InterimCheckpoint(EventModel):
     """A checkpoint between two reports: the trial was interrupted here, and can be resumed as if it had not been."""
 
     step: int

@@ -9,8 +9,8 @@ from components.experiment.spec import ModelSpec
 from components.models.base.load import resolve_model
 from components.models.base.reference import BASE_FILE
 from components.models.load_trained import LoadedModel, load_base, load_trained
-from components.registry.promotion import download
 from components.registry.version_tags import SCHEME
+from components.registry.versions import download_package
 from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_tracking, tracking_uri
 
@@ -45,7 +45,7 @@ def trained_directory(name: str, *, tracking: str | None = None) -> Path | None:
     if is_registered(name):
         uri = tracking or tracking_uri()
         check_tracking(uri)
-        return download(name, uri)
+        return download_package(name, uri)
     try:
         folder = folder_at(name)
         return folder.download() if folder.has_file(BASE_FILE) else None

@@ -22,7 +22,7 @@ COLORS: dict[TrialState, str] = {
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
     """Sorts by best eval loss; trials without one come after the others, and failed ones last."""
     return sorted(
-        histories, key=lambda history: (history.state == "failed", best_loss(history), history.started.number)
+        histories, key=lambda history: (history.state is TrialState.FAILED, best_loss(history), history.started.number)
     )
 
 

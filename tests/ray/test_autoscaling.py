@@ -26,7 +26,7 @@ from components.records.journal import Journal
 from components.records.manifest import searches_in
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
@@ -183,7 +183,7 @@ def timeline(folder, head, job):
     return json.loads(told.communicate(timeout=SECONDS)[0])
 
 
-def test_a_trial_that_will_never_fit_is_refused_at_once_by_what_the_cluster_may_become(refused):
+def test_a_trial_that_does_not_fit_the_largest_cluster_is_refused_at_once(refused):
     ended, place = refused
     assert ended.returncode == 3, ended.stderr[-2000:]
     assert "the cluster has no room for a trial, even at its largest (2 nodes beside the head)" in ended.stderr
@@ -230,7 +230,7 @@ def test_what_the_trials_reported_is_what_one_process_reports(folder, job):
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     data = TrainingData(dataset=PreparedDataset.open(folder_at(manifest.prepared)), max_tokens=128, pad_token_id=0)
     reference = BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto")
-    session = Session(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"))
+    session = TrialRunner(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"))
     for history in histories_in(folder):
         session.start(history.trial_id, history.started.spec)
         for report in history.reports:

@@ -33,7 +33,7 @@ from components.models.export import load_as_trained, load_merged, open_exportab
 from components.models.load_trained import load_trained, package
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, user
 from workflows.export import main
@@ -81,7 +81,7 @@ def packages(tiny, tmp_path_factory):
     training = TrainingData(dataset=PreparedDataset.open(prepared.directory), max_tokens=MAX_TOKENS, pad_token_id=pad)
     model = ModelSpec(path=str(tiny))
     base = BaseReference(model=model, digest=model_digest(tiny), chat_format="auto")
-    session = Session(model, training, OneWorker(), base, folder_at(folder / "checkpoints"))
+    session = TrialRunner(model, training, OneWorker(), base, folder_at(folder / "checkpoints"))
     made = {}
     for name, spec in METHODS.items():
         session.start(name, spec)
@@ -118,9 +118,7 @@ def test_a_package_scores_after_loading_what_it_scored_in_training(packages, met
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_merged_export_is_a_plain_model_that_says_the_same_without_any_code_of_its_own(
-    packages, method, tmp_path, capsys
-):
+def test_a_merged_export_is_a_plain_model_that_answers_the_same(packages, method, tmp_path, capsys):
     directory, _ = packages[method]
     result = run(capsys, directory, "--layout", "merged", "--out", tmp_path / "out", "--dtype", "fp32")
     assert result["dtype"] == "float32"
@@ -238,7 +236,7 @@ def test_an_export_overwrites_nothing_and_an_adapter_needs_its_base(packages, tm
     assert "an adapter alone; name the model it belongs to by --base" in capsys.readouterr().err
 
 
-def test_a_model_trained_in_the_older_layout_leaves_with_a_template_that_ends_answers(tiny):
+def test_a_model_of_the_older_layout_is_exported_with_a_template_that_ends_answers(tiny):
     chat_format = load_chat_format(load_tokenizer(tiny), "chatglm3_base_tuning")
     tokenizer = load_tokenizer(tiny)
     tokenizer.chat_template = chat_format.template

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -32,12 +32,27 @@ from components.cluster.slots.resume import latest_complete
 from components.data.prepare import PreparedDataset
 from components.experiment.base_variants import base_variants
 from components.experiment.spec import WorkersSpec
-from components.records.events import Extension, Interim
+from components.records.events import Extension, InterimCheckpoint
 from components.storage.open import folder_at
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker, TorchWorkers, UnfitWorkersError, Workers
+
+
+@dataclass(frozen=True, slots=True)
+class _TrialSignals:
+    """The signals of the slot for the trial that it runs (training/signals.py)."""
+
+    slot: SlotSignals
+    trial_id: str
+    extensions: Sequence[Extension]
+
+    def preempted(self) -> bool:
+        return self.slot.must_leave()
+
+    def stop_requested(self) -> bool:
+        return self.slot.must_report(self.trial_id)
 
 
 def serve_commands(config: dict[str, Any]) -> None:
@@ -57,7 +72,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     while True:
         command = _from_first_worker(ray.get(board.next_command.remote(slot, answer)) if first else None, workers)
         if isinstance(command, Exit):
-            session.settle()
+            session.wait_for_uploads()
             if first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
@@ -77,13 +92,13 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
-def session_of(context: SearchContext, workers: Workers) -> Session:
+def session_of(context: SearchContext, workers: Workers) -> TrialRunner:
     data = TrainingData(
         dataset=PreparedDataset.open(context.prepared),
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=context.pad_token_id,
     )
-    return Session(context.experiment.model, data, workers, context.base, context.checkpoints)
+    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
 
 
 def _from_first_worker(value: Any, workers: Workers) -> Any:
@@ -95,7 +110,7 @@ def _from_first_worker(value: Any, workers: Workers) -> Any:
     return box[0]
 
 
-def _make_session(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> Session:
+def _make_session(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
     """Returns a session with its base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
     session = session_of(context, workers)
     kinds = base_variants(context.experiment, spec)
@@ -108,17 +123,17 @@ def _make_session(context: SearchContext, spec: WorkersSpec, workers: Workers, r
     return session
 
 
-def resume_from(session: Session, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
+def resume_from(session: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
     """Resumes from a checkpoint. If its upload is not complete: from an earlier one, then repeats the steps up to it."""
     wanted = folder_at(checkpoint)
     checkpoint_folder = _from_first_worker(latest_complete(wanted) if workers.worker_rank == 0 else None, workers)
     if checkpoint_folder is not None:
         session.load(checkpoint_folder)
-    session.catch_up(reported_step(wanted.name), extensions)
+    session.replay_to(reported_step(wanted.name), extensions)
 
 
 def _execute(
-    command: SlotCommand, session: Session, workers: Workers, signals: SlotSignals, board: Any, slot: str
+    command: SlotCommand, session: TrialRunner, workers: Workers, signals: SlotSignals, board: Any, slot: str
 ) -> SlotAnswer:
     """Carries out a command. An error of the trial itself becomes an answer; any other error ends this worker group.
 
@@ -143,22 +158,21 @@ def _execute(
         raise
 
 
-def _run_command(command: SlotCommand, session: Session, workers: Workers, signals: SlotSignals) -> SlotAnswer:
+def _run_command(command: SlotCommand, session: TrialRunner, workers: Workers, signals: SlotSignals) -> SlotAnswer:
     match command:
         case Start():
             _start(session, command)
         case Load():
             resume_from(session, command.checkpoint, workers, command.extensions)
         case Advance():
-            must_report = partial(signals.must_report, session.trial_id)
-            reached = session.advance(signals.must_leave, command.extensions, must_report)
-            if isinstance(reached, Interim):
+            reached = session.advance(_TrialSignals(signals, session.trial_id, command.extensions))
+            if isinstance(reached, InterimCheckpoint):
                 return Left(number=command.number, reason=signals.exit_reason, checkpoint=reached.checkpoint)
             return Reported(number=command.number, progress=reached, node=this_node())
     return Done(number=command.number)
 
 
-def _start(session: Session, start: Start) -> None:
+def _start(session: TrialRunner, start: Start) -> None:
     warm_from = None if start.warm_from is None else folder_at(start.warm_from)
     session.start(start.trial_id, start.spec, warm_from)
 
