@@ -46,7 +46,7 @@ def reports(folder, number):
     return sum(len(history.reports) for history in histories.values() if history.started.number == number)
 
 
-def test_a_trial_is_extended_cloned_and_stopped_while_it_runs_and_a_resumed_search_knows_it(tmp_path):
+def test_a_running_search_takes_instructions_and_a_resumed_one_knows_them(tmp_path):
     folder = toy_search_folder(tmp_path, CHANGES, conversations=40)
     first = subprocess.Popen(
         command("tune", "toy.yaml"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -52,7 +52,7 @@ def test_no_conversation_that_the_first_was_trained_on_is_held_out_from_the_seco
     assert trained_on.isdisjoint(keys(after.eval))
 
 
-def test_a_candidate_that_is_better_by_construction_takes_the_alias_on_conversations_new_to_both(searches):
+def test_a_better_candidate_takes_the_alias_on_conversations_new_to_both(searches):
     folder, first, second = searches
     assert (first["outcome"], second["outcome"]) == ("champion", "champion")
     against = {verdict["other"]: verdict for verdict in second["registry"]["verdicts"]}["incumbent"]

@@ -141,9 +141,7 @@ def test_a_mirror_goes_on_trying_when_mlflow_is_away_from_the_very_start(tmp_pat
     assert "secret" not in caplog.text
 
 
-def test_the_machine_is_watched_while_a_search_runs_and_again_after_the_server_was_away(
-    mlflow_server, tmp_path, monkeypatch
-):
+def test_system_metrics_go_on_after_the_server_was_away(mlflow_server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
     runs = connection(mlflow_server.uri, "watched")()
 

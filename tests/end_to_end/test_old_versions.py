@@ -58,7 +58,6 @@ def old(tmp_path_factory):
     return folder / "version", json.loads(made.stdout.splitlines()[-1])
 
 
-@pytest.mark.end_to_end
 def test_it_talks_with_its_own_code_beside_the_present_one(old, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = open_store(uri)
@@ -71,7 +70,6 @@ def test_it_talks_with_its_own_code_beside_the_present_one(old, tmp_path):
     assert type(model.get_raw_model().loaded).__module__.endswith(".models.trained")  # a module of that commit
 
 
-@pytest.mark.end_to_end
 def test_it_is_compared_as_an_incumbent_by_the_losses_that_it_was_trained_to(old):
     version, known = old
     request = VerificationRequest(

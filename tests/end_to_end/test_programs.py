@@ -74,7 +74,7 @@ def test_the_champion_is_scored_against_its_base_on_other_conversations(place, s
     assert result["verdict"]["other_loss"] == pytest.approx(searched["registry"]["base_loss"], rel=0.05)
 
 
-def test_a_second_search_over_the_same_data_finds_it_prepared_and_an_equal_model_is_no_champion(place, searched):
+def test_an_equal_model_of_a_second_search_over_prepared_data_is_no_champion(place, searched):
     again = ran(place, "tune", "toy.yaml", "--json")
     assert "reused from before" in again.stderr
     summary = summary_of(again)
@@ -92,7 +92,7 @@ def test_one_configuration_trains_without_a_search(place):
     assert (Path(trial["checkpoint"]) / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_a_full_fine_tune_shared_out_over_two_workers_becomes_a_version_that_loads_and_talks(place):
+def test_a_full_fine_tune_sharded_over_two_workers_becomes_a_version_that_talks(place):
     sets = ["trial.method={kind: full}", "trial.optimizer.learning_rate=5e-3", "registry.name=sharded"]
     sets.append("resources.full={workers: 2, parallel: fsdp}")
     arguments = [argument for one in sets for argument in ("--set", one)]
@@ -127,7 +127,7 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
         assert sorted(point.step for point in points) == list(range(1, len(points) + 1))
 
 
-def test_a_search_that_is_told_to_end_writes_interim_checkpoints_and_goes_on_from_them(tmp_path, searched):
+def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tmp_path, searched):
     """SIGTERM is what `ray job stop` sends."""
     folder = new_folder(tmp_path)
     with (folder / "output").open("w") as output:

@@ -108,7 +108,7 @@ def champion(registry, first):
         return candidate, registry.register(candidate, lambda work: elsewhere.submit(work).result())
 
 
-def test_the_first_candidate_that_beats_the_base_is_champion_and_its_version_is_made_once(registry, first):
+def test_the_first_candidate_that_beats_the_base_is_champion_with_one_version(registry, first):
     _, result = first
     assert (result.version, result.promoted) == ("1", True)
     assert [version.version for version in registry.versions("turnwise-toy") if version.version == "1"] == ["1"]

@@ -115,7 +115,7 @@ def steady(folder, count):
     return [of.advance() for _ in range(count)]
 
 
-def test_a_trial_leaves_a_node_that_will_be_taken_and_spreads_again_with_the_curve_of_a_steady_run(folder):
+def test_a_trial_leaves_a_preempted_node_and_spreads_again_with_the_same_curve(folder):
     nodes = {"one": node_type(cpus=1) | {"min_workers": 2}}
     with cluster(folder, nodes) as head:
         driver = Driver(folder, head)

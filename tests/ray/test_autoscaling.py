@@ -183,7 +183,7 @@ def timeline(folder, head, job):
     return json.loads(told.communicate(timeout=SECONDS)[0])
 
 
-def test_a_trial_that_will_never_fit_is_refused_at_once_by_what_the_cluster_may_become(refused):
+def test_a_trial_that_does_not_fit_the_largest_cluster_is_refused_at_once(refused):
     ended, place = refused
     assert ended.returncode == 3, ended.stderr[-2000:]
     assert "the cluster has no room for a trial, even at its largest (2 nodes beside the head)" in ended.stderr

@@ -298,7 +298,7 @@ def test_work_is_done_in_another_process_with_the_resources_of_a_worker(cluster)
         run_on_worker(workers, lambda: int("x"))
 
 
-def test_what_no_worker_can_compute_ends_the_search_with_one_sentence_and_not_trial_after_trial(files, cluster):
+def test_what_no_worker_can_compute_ends_the_search_once(files, cluster):
     context = context_of(files, "flash", "search.max_concurrent_trials=1")
     model = context.experiment.model.model_copy(update={"attention": "flash_attention_2"})
     context = replace(context, experiment=context.experiment.model_copy(update={"model": model}))

@@ -13,7 +13,7 @@ from components.cluster.scheduling.scheduler import on_slots
 from components.cluster.slots.slot_result import METRIC, TIME, ExitReason, SlotResult
 from components.cluster.slots.trial_config import KEY, TrialConfig
 from components.experiment.spec import ExperimentSpec, TrialSpec, WorkersSpec
-from components.records.events import Progress
+from tests.support.records import progress
 
 TRIALS, BUDGET = 4, 2
 EXPERIMENT = ExperimentSpec.model_validate(
@@ -55,18 +55,9 @@ class Counter(tune.Trainable):
         return self.result()
 
     def result(self, exit_reason=None):
-        progress = Progress(
-            step=self.tokens,
-            target_tokens=self.tokens,
-            epoch=1.0,
-            train_loss=1.0,
-            eval_loss=float(self.number),
-            eval_num_targets=5,
-            tokens_per_second=1.0,
-            seconds=1.0,
-        )
+        report = progress(self.tokens, float(self.number), target_tokens=self.tokens)
         done = exit_reason is None and self.tokens == BUDGET
-        return SlotResult(slot="s", progress=progress, exit_reason=exit_reason, done=done).to_tune()
+        return SlotResult(slot="s", progress=report, exit_reason=exit_reason, done=done).to_tune()
 
     def save_checkpoint(self, checkpoint_dir):
         (Path(checkpoint_dir) / "tokens.json").write_text(json.dumps(self.tokens))

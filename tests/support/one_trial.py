@@ -9,12 +9,11 @@ from components.experiment.spec import (
     TrialSpec,
 )
 from components.records.events import (
-    Progress,
     StepMetrics,
     TrialEnded,
     TrialProgressed,
-    TrialStarted,
 )
+from tests.support import records
 
 
 def experiment(name="toy", **fields):
@@ -29,7 +28,7 @@ def experiment(name="toy", **fields):
 
 def started(trial_id="t1", *, number=1, at=100.0, spec=None, branch="lora"):
     spec = spec or TrialSpec(method=LoraMethod(rank=4))
-    return TrialStarted(trial_id=trial_id, number=number, branch=branch, spec=spec, workers=1, varied={}, time=at)
+    return records.started(trial_id, number=number, branch=branch, spec=spec, time=at)
 
 
 def progressed(trial_id="t1", *, last, eval_loss, at, first=1, loss=2.0, checkpoint=None, slot="slot_a"):
@@ -46,18 +45,8 @@ def progressed(trial_id="t1", *, last, eval_loss, at, first=1, loss=2.0, checkpo
         )
         for step in range(first, last + 1)
     )
-    progress = Progress(
-        step=last,
-        target_tokens=10 * last,
-        epoch=last / 4,
-        train_loss=loss,
-        eval_loss=eval_loss,
-        eval_num_targets=7,
-        tokens_per_second=20.0,
-        seconds=float(last),
-        steps=steps,
-        checkpoint=checkpoint,
-    )
+    fields = {"epoch": last / 4, "train_loss": loss, "eval_num_targets": 7, "tokens_per_second": 20.0}
+    progress = records.progress(last, eval_loss, seconds=float(last), steps=steps, checkpoint=checkpoint, **fields)
     return TrialProgressed(trial_id=trial_id, progress=progress, slot=slot, time=at)
 
 

@@ -3,40 +3,22 @@
 from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
 from components.records.events import (
     Clone,
-    Progress,
     TrialEnded,
     TrialInstructed,
     TrialProgressed,
-    TrialStarted,
 )
+from tests.support import records
 
 
 def started(number, method, workers=1, **varied):
-    return TrialStarted(
-        trial_id=f"t{number}",
-        number=number,
-        branch=method.kind,
-        spec=TrialSpec(method=method),
-        workers=workers,
-        varied=varied,
-        time=0.0,
-    )
+    fields = {"branch": method.kind, "spec": TrialSpec(method=method), "workers": workers, "varied": varied}
+    return records.started(f"t{number}", number=number, time=0.0, **fields)
 
 
 def progressed(number, tokens, loss, workers=1, checkpoint="somewhere"):
-    progress = Progress(
-        step=tokens // 10,
-        target_tokens=tokens,
-        epoch=0.5,
-        train_loss=loss + 0.1,
-        eval_loss=loss,
-        eval_num_targets=50,
-        tokens_per_second=100.0,
-        seconds=tokens / 100,
-        workers=workers,
-        worker_seconds=workers * tokens / 100,
-        checkpoint=checkpoint,
-    )
+    seconds = {"seconds": tokens / 100, "workers": workers, "worker_seconds": workers * tokens / 100}
+    fields = {"target_tokens": tokens, "train_loss": loss + 0.1, "eval_num_targets": 50, "tokens_per_second": 100.0}
+    progress = records.progress(tokens // 10, loss, epoch=0.5, checkpoint=checkpoint, **seconds, **fields)
     return TrialProgressed(trial_id=f"t{number}", progress=progress, slot="s", time=1.0)
 
 

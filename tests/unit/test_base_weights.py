@@ -87,9 +87,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_files_that_do_not_hold_the_model_are_refused_at_a_load_and_without_reading_a_weight(
-    tiny_model, tmp_path, case
-):
+def test_files_without_the_model_are_refused_before_a_weight_is_read(tiny_model, tmp_path, case):
     change, message = REFUSED[case]
     base = ModelSpec(path=str(changed(tiny_model, tmp_path / "model", change)))
     with pytest.raises(ValueError, match=message):

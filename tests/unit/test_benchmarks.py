@@ -5,17 +5,15 @@ from dataclasses import replace
 import pytest
 
 from components.cluster.scheduling.successive_halving import Halving
-from components.experiment.spec import TrialSpec
-from components.records.events import Progress, StepMetrics, TrialEnded, TrialProgressed, TrialStarted
+from components.records.events import StepMetrics, TrialEnded, TrialProgressed
 from experiments.benchmarks import gate_coverage
 from experiments.benchmarks.asha_brackets import Curve, replay_order
 from experiments.benchmarks.warm_slots import Search, check_equal, search_of, table
+from tests.support import records
 
 
 def started(trial_id, number, time):
-    return TrialStarted(
-        trial_id=trial_id, number=number, branch="lora", spec=TrialSpec(), workers=1, varied={}, time=time
-    )
+    return records.started(trial_id, number=number, time=time)
 
 
 def progressed(trial_id, slot, time, step_ended, *, step=1, loss=2.0):
@@ -23,17 +21,7 @@ def progressed(trial_id, slot, time, step_ended, *, step=1, loss=2.0):
     metrics = StepMetrics(
         step=step, target_tokens=10, loss=1.0, learning_rate=0.1, grad_norm=1.0, seconds=0.5 * step, time=step_ended
     )
-    progress = Progress(
-        step=step,
-        target_tokens=10 * step,
-        epoch=1.0,
-        train_loss=1.0,
-        eval_loss=loss,
-        eval_num_targets=5,
-        tokens_per_second=1.0,
-        seconds=0.5 * step,
-        steps=(metrics,),
-    )
+    progress = records.progress(step, loss, seconds=0.5 * step, steps=(metrics,))
     return TrialProgressed(trial_id=trial_id, progress=progress, slot=slot, time=time)
 
 
@@ -55,7 +43,7 @@ RECORDS = [
 ]
 
 
-def test_a_gap_runs_from_a_trials_last_report_to_the_first_step_of_the_next_in_its_slot():
+def test_a_gap_runs_from_a_last_report_to_the_next_first_step_in_the_slot():
     search = search_of(RECORDS, makespan=25.0)
     assert search.warm == (0.5,)  # c's step began at 115.0 - 0.5; a was last heard of at 114.0
     assert search.cold == (10.0, 20.0)
@@ -94,7 +82,7 @@ SLOW_START = [
 ]
 
 
-def test_a_shared_bracket_stops_the_branch_that_starts_slowly_and_a_bracket_of_its_own_keeps_its_best():
+def test_a_shared_bracket_stops_a_slow_branch_and_its_own_bracket_keeps_its_best():
     halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
     together = replay_order(SLOW_START, halving, {"lora": 1, "full": 1})
     assert together.stopped == (2, 3, 4)

@@ -108,7 +108,7 @@ def test_a_grid_says_how_many_points_it_tries_before_it_starts(toy_search, capsy
     assert "search.sampler=grid: all 12 points are tried" in capsys.readouterr().out
 
 
-def test_a_search_is_the_same_whether_its_default_number_of_trials_was_written_or_not(toy_search):
+def test_a_default_number_of_trials_is_the_same_written_or_left_out(toy_search):
     written, left_out, fewer = (load_experiment("toy.yaml", [f"search.trials={n}"]) for n in ("8", "", "7"))
     assert differences(written, left_out) == []
     assert differences(fewer, left_out) == ["search.trials: was 7, is 8"]

@@ -92,13 +92,13 @@ def test_the_models_own_template_is_used_where_it_has_one():
     assert scored_spans(chat_format, rendered) == [(1.0, "yo<|im_end|>"), (1.0, "bye<|im_end|>")]
 
 
-def test_words_the_assistant_repeats_from_the_user_are_scored_only_where_the_assistant_says_them():
+def test_repeated_words_are_scored_only_where_the_assistant_says_them():
     chat_format = letters()
     rendered = render(chat_format, user("say yo"), assistant("yo"), user("yo"), assistant("yo yo"))
     assert scored_spans(chat_format, rendered) == [(1.0, "yo<|im_end|>"), (1.0, "yo yo<|im_end|>")]
 
 
-def test_messages_weigh_what_they_say_and_those_of_weight_zero_are_read_but_not_learned():
+def test_messages_have_their_weight_and_weight_zero_is_read_but_not_learned():
     chat_format = letters()
     rendered = render(
         chat_format,

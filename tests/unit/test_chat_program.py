@@ -37,7 +37,7 @@ def tokens_of(chat_format, message):
     return list(whole[len(chat_format.prompt([user("a")])) : -1])
 
 
-def test_what_is_typed_after_calls_are_their_results_and_the_prompt_is_that_of_training(talk, capsys):
+def test_text_after_calls_is_their_results_in_the_prompt_of_training(talk, capsys):
     calling = Message(role="assistant", content="", tool_calls=(CALL, SECOND))
     talking, prompts = talk(calling, assistant("five"), assistant("bye"), tools=[TOOL])
     talking.ask("1?")

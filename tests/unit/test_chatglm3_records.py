@@ -47,7 +47,7 @@ def told(tmp_path, record):
     return [problem.text for problem in caught.value.problems]
 
 
-def test_a_tool_message_of_the_published_format_is_a_thought_with_a_call_and_its_result(tmp_path):
+def test_a_published_tool_message_is_a_thought_with_a_call_and_its_result(tmp_path):
     conversation = read_one(tmp_path, PUBLISHED)
     assert conversation.tools == (TOOL,)
     assert list(conversation.messages) == [
@@ -59,7 +59,7 @@ def test_a_tool_message_of_the_published_format_is_a_thought_with_a_call_and_its
     ]
 
 
-def test_a_tool_message_without_a_thought_and_several_in_a_row_are_calls_of_their_own(tmp_path):
+def test_tool_messages_without_a_thought_or_in_a_row_are_separate_calls(tmp_path):
     called = {"role": "tool", "name": "get_current_weather", "parameters": {"location": "北京"}, "observation": "雨"}
     messages = read_one(tmp_path, {"messages": [USER, called, {**called, "loss": False}, ASSISTANT]}).messages
     result = Message(role="tool", content="雨", name="get_current_weather")
@@ -108,7 +108,7 @@ def test_a_tool_message_that_is_not_whole_is_a_problem(tmp_path, messages, text)
     assert told(tmp_path, {"messages": messages}) == [text]
 
 
-def test_tools_that_are_described_in_words_stand_in_the_system_message_as_chatglm3_s_code_has_them(tmp_path):
+def test_tools_described_in_words_are_in_the_system_message_as_in_chatglm3(tmp_path):
     described = ["getWeather(city): the weather of a city"]  # as its format_tool_alpaca.py writes them
     called = {"role": "tool", "name": "getWeather", "parameters": {"city": "北京"}, "observation": "雨"}
     turns = [USER, {"role": "assistant", "content": "I need to look."}, called, ASSISTANT]

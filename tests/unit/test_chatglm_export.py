@@ -118,9 +118,7 @@ def test_a_package_scores_after_loading_what_it_scored_in_training(packages, met
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_merged_export_is_a_plain_model_that_says_the_same_without_any_code_of_its_own(
-    packages, method, tmp_path, capsys
-):
+def test_a_merged_export_is_a_plain_model_that_answers_the_same(packages, method, tmp_path, capsys):
     directory, _ = packages[method]
     result = run(capsys, directory, "--layout", "merged", "--out", tmp_path / "out", "--dtype", "fp32")
     assert result["dtype"] == "float32"
@@ -238,7 +236,7 @@ def test_an_export_overwrites_nothing_and_an_adapter_needs_its_base(packages, tm
     assert "an adapter alone; name the model it belongs to by --base" in capsys.readouterr().err
 
 
-def test_a_model_trained_in_the_older_layout_leaves_with_a_template_that_ends_answers(tiny):
+def test_a_model_of_the_older_layout_is_exported_with_a_template_that_ends_answers(tiny):
     chat_format = load_chat_format(load_tokenizer(tiny), "chatglm3_base_tuning")
     tokenizer = load_tokenizer(tiny)
     tokenizer.chat_template = chat_format.template

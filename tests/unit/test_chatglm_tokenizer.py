@@ -128,7 +128,7 @@ def test_the_real_tokenizer_has_the_original_s_special_tokens(real, golden):
     assert len(real) == golden["vocab_size"]
 
 
-def test_a_tokenizer_is_made_of_a_config_and_a_tokenizer_model_alone_and_saved_it_is_a_plain_one(small, tmp_path):
+def test_a_tokenizer_needs_a_config_and_a_tokenizer_model_and_is_saved_plain(small, tmp_path):
     original = tmp_path / "original"
     original.mkdir()
     (original / "config.json").write_text('{"model_type": "chatglm"}')
@@ -230,7 +230,7 @@ def test_the_older_layout_is_that_of_chatglm3_base_tuning_where_that_was_right(r
 
 
 @needs_the_real_tokenizer
-def test_the_older_layout_is_right_with_a_system_message_where_chatglm3_base_tuning_was_wrong(real):
+def test_the_older_layout_is_right_with_a_system_message(real):
     chat_format = load_chat_format(real, "chatglm3_base_tuning")
     messages = (of_text("S", "system"), user("A"), assistant("B"), user("C"), assistant("D"))
     rendered = chat_format.render(Conversation(messages=messages))
@@ -256,7 +256,7 @@ TOOL = {"name": "get_weather", "description": "天气", "parameters": {"type": "
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "北京"}}}
 
 
-def test_a_tool_call_is_scored_and_stopped_by_observation_and_its_result_is_not_scored(chat_format):
+def test_a_tool_call_is_scored_up_to_observation_and_its_result_is_not(chat_format):
     conversation = Conversation(
         messages=(
             user("a"),
@@ -284,7 +284,7 @@ def test_a_tool_call_is_scored_and_stopped_by_observation_and_its_result_is_not_
     assert not any(token.startswith("[") for token in tokens[2:start])
 
 
-def test_words_before_a_tool_call_are_the_same_turn_and_the_model_itself_goes_on_to_the_call(chat_format):
+def test_words_before_a_tool_call_and_the_call_are_one_turn(chat_format):
     message = Message(role="assistant", content="hm", tool_calls=(CALL,))
     rendered = chat_format.render(Conversation(messages=(user("a"), message)))
     tokens = shown(chat_format, rendered)
@@ -366,7 +366,7 @@ def test_data_of_chatglm3_base_tuning_loads_system_message_and_all(chat_format, 
 
 
 @pytest.mark.parametrize("key", ["messages", "conversations"])
-def test_a_history_as_chatglm3_s_own_code_keeps_it_is_read_and_rendered_token_by_token(chat_format, tmp_path, key):
+def test_a_history_of_chatglm3_s_own_code_is_rendered_token_by_token(chat_format, tmp_path, key):
     code = "```python\ntool_call(city='北京')\n```"
     history = [
         {"role": "system", "content": "s", "tools": [TOOL]},
@@ -395,9 +395,7 @@ def test_a_history_as_chatglm3_s_own_code_keeps_it_is_read_and_rendered_token_by
 
 
 @needs_the_real_tokenizer
-def test_the_preview_needs_a_config_and_a_tokenizer_model_and_gives_the_official_ids_and_labels(
-    golden, tmp_path, capsys
-):
+def test_a_preview_of_config_and_tokenizer_model_has_the_official_ids_and_labels(golden, tmp_path, capsys):
     directory = formula_directory(tmp_path / "model", padded_vocab_size=65024)
     for weights in directory.glob("*.safetensors*"):
         weights.unlink()

@@ -228,7 +228,7 @@ def test_ray_starts_a_machine_of_each_type_with_its_role(account, tmp_path, monk
         assert (machine.instance_lifecycle == "spot") == (name == "lora")
 
 
-def test_the_head_names_its_storage_by_the_account_and_keeps_a_tracking_server_it_is_given(account):
+def test_the_head_names_storage_by_account_and_keeps_its_tracking_server(account):
     told = {"MLFLOW_TRACKING_URI": "http://mlflow.internal:5000"}
     said = _sourced_head(told, "echo $TURNWISE_STORAGE $MLFLOW_TRACKING_URI $RAY_AUTH_MODE $RAY_JOB_STOP_WAIT_TIME_S")
     assert said.split() == [f"s3://{account}/runs", "http://mlflow.internal:5000", "token", "180"]

@@ -131,7 +131,7 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
     assert resume.start is None
 
 
-def test_groups_that_die_before_they_can_serve_give_the_trial_up_with_their_last_complaint():
+def test_groups_that_die_before_they_serve_fail_the_trial_with_the_last_error():
     async def scenario(board):
         call = asyncio.ensure_future(board.submit("slot", start("t")))
         await asyncio.sleep(0)
@@ -181,7 +181,7 @@ def test_the_next_trial_is_not_blamed_for_what_the_one_before_did_to_a_second_wo
     assert run(scenario) == Done(number=2)
 
 
-def test_a_search_that_ends_waits_for_trials_that_train_and_gives_nobody_anything_to_do():
+def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
@@ -237,7 +237,7 @@ async def started(board):
     await answered(board, start("t"), done)
 
 
-def test_an_extension_begins_with_the_next_report_and_goes_with_every_command_from_then_on():
+def test_an_extension_is_in_every_command_from_the_next_report_on():
     async def scenario(board):
         await started(board)
         await answered(board, Advance(), reports(3, 30))

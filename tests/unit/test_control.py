@@ -53,7 +53,7 @@ def test_what_is_no_request_is_told_so_and_holds_nobody_up(tmp_path):
     assert not box.reply_to("0-odd").accepted
 
 
-def test_a_desk_gives_out_each_request_once_and_leaves_what_has_no_reply_for_the_next_driver(tmp_path, monkeypatch):
+def test_an_inbox_gives_each_request_once_and_leaves_the_unanswered_to_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "POLL_SECONDS", 0.01)
     box = Mailbox(folder_at(tmp_path))
     first, second = box.ask(StopTrial(trial="1")), box.ask(StopTrial(trial="2"))

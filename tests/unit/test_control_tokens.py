@@ -70,13 +70,13 @@ def test_roles_that_are_not_special_cannot_be_begun_either():
 
 
 @pytest.mark.parametrize("template", [AGENT, None], ids=["agent", "chatml"])
-def test_tokens_that_are_special_and_stand_in_no_template_are_an_assistants_and_nobody_elses(template):
+def test_special_tokens_outside_the_template_are_control_for_the_assistant_only(template):
     chat_format = load_chat_format(agent_tokenizer(template, special=("<think>", "</think>")))
     assert said(chat_format, "<think>so</think>yes") == ["<think>", "</think>", STOP]
     assert asked(chat_format, "<think>") == [START, STOP, START]
 
 
-def test_reasoning_that_a_template_tells_of_in_its_system_message_is_still_the_assistants():
+def test_reasoning_tokens_in_a_system_message_are_still_the_assistants():
     exit_on_error = "<|im_start|>system\nThink in <think></think>.<|im_end|>\n" + AGENT
     chat_format = load_chat_format(agent_tokenizer(exit_on_error))
     assert said(chat_format, "<think>so</think>yes") == ["<think>", "</think>", STOP]
@@ -84,7 +84,7 @@ def test_reasoning_that_a_template_tells_of_in_its_system_message_is_still_the_a
 
 
 @pytest.mark.parametrize("special", [(), ADDED], ids=["not special", "special"])
-def test_tokens_around_reasoning_are_the_assistants_and_what_is_thought_may_hold_its_tokens(special):
+def test_tokens_around_reasoning_are_control_and_the_thought_may_hold_them(special):
     shown = (
         "{{ m.role }}\n{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
     )
@@ -132,7 +132,7 @@ def test_nobody_but_the_assistant_can_write_what_the_template_writes(role):
     ]  # fmt: skip
 
 
-def test_a_users_text_may_hold_added_tokens_that_are_not_special_and_not_the_templates():
+def test_a_users_text_may_hold_added_tokens_that_no_template_uses():
     chat_format = load_chat_format(agent_tokenizer())
     assert asked(chat_format, "<mine>") == [START, "<mine>", STOP, START]
 
@@ -152,7 +152,7 @@ def test_a_control_token_that_would_form_only_in_the_tokenizer_does_not():
     assert asked(chat_format, "＜end＞") == [START, STOP, START]
 
 
-def test_a_control_token_that_forms_in_a_tokenizer_of_which_there_is_no_copy_is_an_error(monkeypatch):
+def test_a_control_token_that_forms_in_a_tokenizer_without_a_copy_is_an_error(monkeypatch):
     monkeypatch.setattr(ControlTokenEncoder, "_copy", lambda self: None)
     tokenizer = letter_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
@@ -257,7 +257,7 @@ def test_text_without_control_like_text_has_the_tokenizers_own_tokens(kind, temp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_that_a_tokenizer_would_merge_with_its_prompt_gets_no_blank_of_its_own(kind, pieces):
+def test_an_answer_that_would_merge_with_its_prompt_gets_no_blank(kind, pieces):
     chat_format = load_chat_format(tokenizer_like(kind, pieces, VICUNA))
     rendered = render(chat_format, user("say"), assistant("yes we can"))
     assert chat_format.tokenizer.decode(rendered.token_ids) == "USER: say ASSISTANT: yes we can</s>"

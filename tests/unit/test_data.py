@@ -251,9 +251,7 @@ def test_data_is_prepared_once_and_found_again(tmp_path, tokenizer):
     assert first.directory == folder_at(tmp_path / "storage" / "prepared" / first.digest)
 
 
-def test_of_two_that_prepare_the_same_data_at_once_the_slower_takes_what_the_faster_left(
-    tmp_path, tokenizer, monkeypatch
-):
+def test_of_two_preparations_at_once_the_slower_takes_the_result_of_the_faster(tmp_path, tokenizer, monkeypatch):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(20))
     faster = []
 

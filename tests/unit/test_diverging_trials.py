@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.experiment.spec import TrialSpec
 from components.inference.comparison import paired_bootstrap
-from components.records.events import Progress, TrialHistory, TrialStarted, best_report
+from components.records.events import best_report
 from components.reports.leaderboard import best_loss, ranked
 from components.reports.summary import TrialSummary
+from tests.support.records import history, progress
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows.cli import Exit, json_line
 from workflows.evaluate import main as evaluate
@@ -68,35 +68,13 @@ def test_the_gate_lets_no_sum_through_that_is_not_finite(bad):
     assert not paired_bootstrap("base", [10.0, *good], [math.nan, *([20.0] * 30)], [10] * 31, confidence=0.95).beats
 
 
-def report(step, eval_loss, checkpoint="there"):
-    return Progress(
-        step=step,
-        target_tokens=step,
-        epoch=0.0,
-        train_loss=1.0,
-        eval_loss=eval_loss,
-        eval_num_targets=1,
-        tokens_per_second=1.0,
-        seconds=1.0,
-        checkpoint=checkpoint,
-    )
-
-
-def history(number, *losses):
-    started = TrialStarted(
-        trial_id=str(number), number=number, branch="lora", spec=TrialSpec(), workers=1, varied={}, time=0.0
-    )
-    reports = tuple(report(step, loss) for step, loss in enumerate(losses, start=1))
-    return TrialHistory(started=started, reports=reports, state="completed")
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_checkpoint_whose_loss_is_not_finite_is_never_the_best(bad, place):
     losses = [2.0, 1.0]
     losses.insert(place, bad)
-    assert best_report([report(step, loss) for step, loss in enumerate(losses)]).eval_loss == 1.0
-    assert best_report([report(1, bad)]) is None
+    assert best_report([progress(step, loss, checkpoint="there") for step, loss in enumerate(losses)]).eval_loss == 1.0
+    assert best_report([progress(1, bad, checkpoint="there")]) is None
 
 
 def test_a_trial_that_has_only_such_checkpoints_comes_after_all_that_have_a_loss():

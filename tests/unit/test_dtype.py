@@ -60,7 +60,7 @@ def dtypes(model):
         ("bf16", {"method": FullMethod(), "dtype": "auto"}, "fp32"),
     ],
 )
-def test_a_trial_has_its_own_dtype_else_the_models_and_auto_is_by_method_and_precision(of_model, trial, expected):
+def test_a_trials_dtype_is_its_own_else_the_models_else_by_method_and_precision(of_model, trial, expected):
     assert ModelSpec(path="a", dtype=of_model).dtype_of(TrialSpec(**trial)) == expected
 
 
@@ -138,7 +138,7 @@ def test_slots_know_which_bases_their_trials_want(written):
 
 
 @pytest.mark.parametrize("method", [LORA.method, LORA.method.model_copy(update={"dora": True})], ids=["lora", "dora"])
-def test_a_lora_trial_has_a_bf16_base_and_float32_adapters_and_is_loaded_again_with_them(toy, tmp_path, method):
+def test_a_lora_trial_has_and_reloads_a_bf16_base_and_float32_adapters(toy, tmp_path, method):
     of = session(toy, tmp_path)
     report = reports(of, LORA.model_copy(update={"method": method}))[-1]
     assert dtypes(of.running.model) == ({"torch.bfloat16"}, {"torch.float32"})
@@ -150,7 +150,7 @@ def test_a_lora_trial_has_a_bf16_base_and_float32_adapters_and_is_loaded_again_w
     assert loss_of(loaded, toy) == pytest.approx(report.eval_loss, abs=1e-6)
 
 
-def test_a_full_trial_of_the_same_search_has_float32_weights_and_is_loaded_again_with_them(toy, tmp_path):
+def test_a_full_trial_has_and_reloads_float32_weights(toy, tmp_path):
     of = session(toy, tmp_path)
     reports(of, LORA, "lora")
     report = reports(of, BF16, "full")[-1]
@@ -237,7 +237,7 @@ def test_bf16_weights_of_a_full_fine_tune_stay_where_they_are(toy, tmp_path):
     assert moved["bf16"] < 0.3
 
 
-def test_shares_of_a_sharded_model_are_float32_whatever_it_computes_in_unless_a_trial_says_otherwise(toy, tmp_path):
+def test_shards_are_float32_unless_a_trial_names_another_dtype(toy, tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         of = session(toy, tmp_path, TorchWorkers(torch.device("cpu"), parallel="fsdp"))

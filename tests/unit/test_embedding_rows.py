@@ -102,7 +102,7 @@ def test_a_model_that_cannot_end_a_turn_is_not_loaded_for_talking(tmp_path):
         load_base(ModelSpec(path=str(tmp_path)))
 
 
-def test_a_prompt_or_conversations_with_a_token_without_a_row_are_refused_and_others_are_answered(tmp_path):
+def test_only_tokens_that_have_an_embedding_row_are_accepted(tmp_path):
     model_with(tmp_path / "model", TOKENS - 3)
     loaded = load_base(ModelSpec(path=str(tmp_path / "model")))
     assert reply_to(loaded, [user("say a")], max_new_tokens=2).new_tokens > 0

@@ -267,7 +267,7 @@ def test_a_branch_overrides_the_shared_trial_and_keeps_the_rest(path):
     assert (full.schedule.name, full.method.kind, full.optimizer.learning_rate) == ("linear", "full", 3e-5)
 
 
-def test_the_schema_accepts_what_the_loader_accepts_and_refuses_a_misspelt_branch_key():
+def test_the_schema_accepts_what_the_loader_does_and_no_misspelt_branch_key():
     validator = jsonschema.Draft202012Validator(json.loads(json.dumps(experiment_schema())))
     validator.check_schema(validator.schema)
     tree = yaml.safe_load(EXPERIMENT.replace("1e-", "1.0e-").replace("2e-", "2.0e-"))
@@ -280,7 +280,7 @@ EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
-def test_an_experiment_of_ours_is_valid_and_its_header_says_question_command_and_cost(file, monkeypatch):
+def test_our_experiments_are_valid_and_state_question_command_and_cost(file, monkeypatch):
     monkeypatch.chdir(file.parent.parent)
     header = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert [line.split(":")[0] for line in header[:3]] == ["# Question", "# Run", "# Cost"]

@@ -166,7 +166,7 @@ def test_private_parts_of_ray_are_used_behind_their_door_only(module):
         assert name in ours, f"{module}: {of}.{name} is not this house's own; {DOOR.name}/ is the place for it"
 
 
-def test_each_private_part_of_ray_says_why_it_is_used_and_which_test_fails_without_it():
+def test_each_private_part_of_ray_states_its_reason_and_its_test():
     for path in DOOR.glob("[!_]*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.FunctionDef | ast.ClassDef) or private(node.name):

@@ -95,7 +95,7 @@ def torn_manifest(folder):
 
 
 @pytest.mark.parametrize("harm", [exchanged, flipped, cut, gone, torn_manifest])
-def test_prepared_data_that_is_not_what_was_prepared_is_refused_when_it_is_found_again(tmp_path, tokenizer, harm):
+def test_prepared_data_that_was_changed_is_refused_when_it_is_reused(tmp_path, tokenizer, harm):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(10))
     folder = Path(prepared(tmp_path, tokenizer).directory.uri)
     assert prepared(tmp_path, tokenizer).reused

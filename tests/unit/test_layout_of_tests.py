@@ -42,3 +42,10 @@ def test_a_unit_test_starts_no_cluster_and_no_program_that_starts_one(module):
 def test_a_test_module_imports_no_other_test_module(module):
     others = {f"tests.{'.'.join(path.with_suffix('').parts)}" for path in TEST_MODULES}
     assert not [name for name in names_in(module) if name in others or name.rpartition(".")[0] in others]
+
+
+@pytest.mark.parametrize("module", TEST_MODULES, ids=str)
+def test_the_name_of_a_test_is_a_rule_of_at_most_80_letters(module):
+    functions = ast.walk(ast.parse((TESTS / module).read_text(encoding="utf-8")))
+    names = [node.name for node in functions if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert not [name for name in names if len(name) > 80]

@@ -142,7 +142,7 @@ def test_files_that_are_another_model_are_taken_away_again(tiny_model, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_on_both_uses_of_a_shared_matrix_leave_it_as_it_was_when_they_are_taken_off(tiny_model):
+def test_detached_adapters_on_both_uses_of_a_shared_matrix_leave_it_as_it_was(tiny_model):
     base = base_model(tiny_model)
     before = logits(base)
     method = LoraMethod(rank=4, target_modules=("lm_head", "embed_tokens"))

@@ -83,7 +83,7 @@ def test_a_registered_model_has_no_name_that_mlflow_refuses(name):
         RegistrySpec(name=name)
 
 
-def test_a_prompt_of_the_registry_that_has_the_models_name_is_found_before_the_search(store):
+def test_a_registry_prompt_with_the_models_name_is_found_before_the_search(store):
     uri, _, _ = store
     check_model_name(uri, "bot")
     check_model_name(uri, "nobody-yet")

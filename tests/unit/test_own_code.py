@@ -101,7 +101,7 @@ def registry(tmp_path_factory):
     return uri
 
 
-def test_versions_with_code_of_one_name_talk_in_one_process_beside_the_installed_package(registry):
+def test_versions_with_code_of_one_name_talk_beside_the_installed_package(registry):
     installed = sys.modules["components"]
     first, second = load_version("models:/greeter/1", registry), load_version("models:/greeter@champion", registry)
     again = load_version("models:/greeter/1", registry)

@@ -92,7 +92,7 @@ def test_quantized_layers_are_held_in_4_bits_and_their_scales():
     assert plain.weight_bytes - packed.weight_bytes == pytest.approx(LINEAR * (2 - 0.5 - 1 / 64), rel=1e-3)
 
 
-def test_a_full_step_is_six_operations_a_weight_and_token_and_frozen_weights_save_two_of_them():
+def test_a_step_is_six_operations_a_weight_and_token_and_four_if_frozen():
     short = MicroBatch(rows=8, tokens=8, targets=64)
     wide = LlamaConfig(**{**SMALL, "hidden_size": 512, "intermediate_size": 2048})
     weights = (
@@ -125,7 +125,7 @@ def test_checkpointing_keeps_a_layers_inputs_only():
     assert recomputed < kept / 2
 
 
-def test_logits_exist_where_a_token_is_scored_but_everywhere_in_a_model_that_scales_them():
+def test_logits_exist_for_scored_tokens_or_all_where_a_model_scales_them():
     whole = 2 * 128 * 512 * 2  # all positions, in bf16
     few = MicroBatch(rows=2, tokens=128, targets=4)
     assert rehearsed(method=FullMethod(), batch=few).evaluation.bytes.get("logits", 0) < whole / 8
@@ -212,7 +212,7 @@ def estimate_of(group, workers, base_bytes=4_000_000):
     )
 
 
-def test_a_machine_whose_gpus_hold_the_shares_but_none_the_model_is_too_small_for_the_proof():
+def test_gpus_that_hold_shards_but_not_the_model_are_too_small_for_verification():
     workers = WorkersSpec(workers=4, gpus_per_worker=1.0, parallel="fsdp", cpu_offload=True)
     estimate = estimate_of(Group(count=4, parallel="fsdp", cpu_offload=True), workers)
     room = estimate.memory.total
@@ -229,7 +229,7 @@ def test_a_proof_on_cpus_has_the_memory_of_all_the_workers_for_itself():
     assert estimate.short(room // 2) == estimate.proof.total - 4 * (room // 2)
 
 
-def test_the_sentence_of_what_fits_nowhere_tells_the_proofs_arithmetic_where_it_is_the_larger():
+def test_what_fits_nowhere_is_explained_by_the_larger_of_trial_and_verification():
     workers = WorkersSpec(workers=4, gpus_per_worker=1.0, parallel="fsdp", cpu_offload=True)
     estimate = estimate_of(Group(count=4, parallel="fsdp", cpu_offload=True), workers, base_bytes=2 * 10**9)
     room = estimate.memory.total + 10**8
@@ -420,9 +420,7 @@ def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, exp
     assert "Prices of 2026-11-01: check yours." in people
 
 
-def test_what_fits_nowhere_ends_as_a_cluster_without_room_with_the_arithmetic_and_the_ways_out(
-    capsys, tmp_path, experiment
-):
+def test_what_fits_nowhere_ends_with_the_arithmetic_and_the_ways_out(capsys, tmp_path, experiment):
     arguments = [experiment(gpus=1), "--plan", "--nodes", nodes_file(tmp_path, 0.5)]
     with pytest.raises(SystemExit) as ended:
         preview.main([str(argument) for argument in arguments])

@@ -260,9 +260,7 @@ def test_such_kernels_refuse_what_is_asked_outside_of_autocast(flash, toy):
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32"])
 @pytest.mark.parametrize("spec", [BF16, BF16_LORA], ids=["full", "lora"])
-def test_flash_attention_trains_evaluates_packs_and_talks_whatever_the_weights_are_kept_in(
-    flash, toy, tmp_path, spec, dtype
-):
+def test_flash_attention_works_with_weights_of_every_dtype(flash, toy, tmp_path, spec, dtype):
     """Packed rows are probed, the head is looked at, evaluated conversations are padded, and generation has a cache."""
     spec = spec.model_copy(update={"dtype": dtype})
     of = session(toy, tmp_path / "flash", attention="flash_attention_2")

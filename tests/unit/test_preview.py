@@ -78,14 +78,14 @@ def record(text, weights, **more):
 # JSON
 
 
-def test_json_is_one_line_of_tokens_and_labels_a_conversation_with_only_the_tokenizer_at_hand(capsys, model, data):
+def test_json_is_a_line_of_tokens_and_labels_each_and_needs_only_the_tokenizer(capsys, model, data):
     lines = shown(capsys, "--model", model, "--data", data, "--json").out.splitlines()
     assert json.loads(lines[0]) == {"token_ids": HI_YO, "labels": HI_YO_LABELS}
     assert [len(json.loads(line)["token_ids"]) for line in lines] == [25, 66]  # not truncated
     assert all(len(json.loads(line)["labels"]) == len(json.loads(line)["token_ids"]) for line in lines)
 
 
-def test_json_is_truncated_only_if_asked_and_what_does_not_fit_at_all_leaves_an_empty_line(capsys, model, data):
+def test_json_is_truncated_only_if_asked_and_what_never_fits_is_an_empty_line(capsys, model, data):
     lines = shown(capsys, "--model", model, "--data", data, "--json", "--max-tokens", 60).out.splitlines()
     assert [len(json.loads(line)["token_ids"]) for line in lines] == [25, 42]
     assert json.loads(lines[1])["labels"][-2:] == [LETTER["b"], STOP]
@@ -147,7 +147,7 @@ def test_weights_other_than_one_are_told():
     assert printed(weighted, color_system=None).splitlines()[1] == "a⟦bc⟧×0.5⟦d⟧e⟦fg⟧×0.25"
 
 
-def test_with_colors_scored_tokens_are_green_weighted_ones_yellow_and_the_others_plain():
+def test_colors_are_green_for_scored_tokens_and_yellow_for_weighted_ones():
     colored = printed(record("ab\nc", [0, 1, 1, 0.5]), color_system="standard")
     black_on_green, black_on_bright_green, black_on_bright_yellow = "\x1b[30;42m", "\x1b[30;102m", "\x1b[30;103m"
     assert f"\na{black_on_bright_green}b" in colored

@@ -333,7 +333,7 @@ def test_the_incumbent_is_compared_on_what_it_was_not_trained_on():
     assert against_incumbent(tuple(range(30)), sums)[1] is False
 
 
-def test_an_incumbent_of_which_nothing_says_what_it_was_trained_on_is_compared_on_all():
+def test_an_incumbent_of_unknown_training_data_is_compared_on_all():
     found, promoted, reason = against_incumbent(None)
     assert (found.conversations, promoted) == (30, True)
     assert reason.endswith(

@@ -138,7 +138,7 @@ def test_a_weaker_champion_that_appears_during_the_proof_is_replaced_by_name(con
     assert contest.tags(number)["turnwise.gate_passed"] == "true"
 
 
-def test_a_better_champion_in_place_of_a_weaker_one_leaves_no_tag_of_the_first_comparison(contest):
+def test_a_replaced_champion_leaves_no_tag_of_the_first_comparison(contest):
     weaker, better, number = contest.version(5.0), contest.version(-5.0), contest.enter()
     contest.hold(weaker)
     result = contest.register(lambda contest, round_: contest.hold(better))
@@ -159,7 +159,7 @@ def test_an_alias_that_is_deleted_during_the_proof_leaves_the_base_to_beat(conte
     assert "turnwise.against_incumbent" not in contest.tags(number)
 
 
-def test_a_champion_whose_version_is_deleted_during_the_proof_leaves_the_base_to_beat(contest):
+def test_a_champion_deleted_during_verification_leaves_the_base_to_beat(contest):
     better, number = contest.version(-5.0), contest.enter()
     contest.hold(better)
     result = contest.register(lambda contest, round_: contest.client.delete_model_version(contest.model, better))

@@ -25,7 +25,7 @@ def folder_with(tmp_path, *names):
         (["step_000004", ".step_000004+000006"], "step_000004", "step_000004"),  # was never finished
     ],
 )
-def test_a_trial_goes_on_from_the_furthest_place_after_the_last_report_that_tune_knows(
+def test_a_trial_resumes_at_the_furthest_point_after_the_last_report_tune_knows(
     tmp_path, standing, last_report, expected
 ):
     trial = folder_with(tmp_path, *standing)

@@ -64,7 +64,7 @@ def begun(experiment, search_id, created, **changes):
     return manifest
 
 
-def test_a_search_is_found_by_its_id_or_as_the_newest_or_as_the_newest_that_has_not_ended(experiment):
+def test_a_search_is_found_by_its_id_or_as_the_newest_or_newest_unfinished(experiment):
     begun(experiment, "one", 1.0)
     begun(experiment, "two", 2.0, finished=True)
     assert find_search(experiment).search_id == "two"

@@ -20,7 +20,7 @@ from components.cluster.scheduling.migration import Migration
 from components.cluster.scheduling.slot_scheduler import SlotScheduler
 from components.cluster.slots.slot_result import METRIC, TIME, ExitReason, SlotResult
 from components.experiment.spec import WorkersSpec
-from components.records.events import Progress
+from tests.support.records import progress
 from tests.support.tune_controller import make_controller, make_trial
 
 ONE, ONE_TO_FOUR = WorkersSpec(), WorkersSpec(workers=(1, 4))
@@ -54,17 +54,8 @@ def search(tmp_path, scheduler, *configs, workers=ONE, num_workers=1):
 
 
 def result(target_tokens=100, eval_loss=1.0, exit_reason=None):
-    progress = Progress(
-        step=target_tokens,
-        target_tokens=target_tokens,
-        epoch=1.0,
-        train_loss=1.0,
-        eval_loss=eval_loss,
-        eval_num_targets=5,
-        tokens_per_second=1.0,
-        seconds=1.0,
-    )
-    return SlotResult(slot="s", progress=progress, exit_reason=exit_reason).to_tune()
+    report = progress(target_tokens, eval_loss, target_tokens=target_tokens)
+    return SlotResult(slot="s", progress=report, exit_reason=exit_reason).to_tune()
 
 
 def run(controller, trial):
@@ -163,7 +154,7 @@ def test_a_new_elastic_trial_gets_a_fair_share(tmp_path):
     assert trial.placement_group_factory == SlotPlacement(ONE_TO_FOUR, 2)  # it waits, and one more is planned
 
 
-def test_an_elastic_trial_takes_free_room_at_its_report_and_goes_on_with_more_workers(tmp_path):
+def test_an_elastic_trial_takes_free_room_when_it_reports(tmp_path):
     scheduler = on_slots(FIFOScheduler(), ONE_TO_FOUR, free=2)
     controller, (trial,) = search(tmp_path, scheduler, {}, workers=ONE_TO_FOUR)
     trial.update_resources(SlotPlacement(ONE_TO_FOUR, 1))
@@ -199,7 +190,7 @@ def test_a_queued_elastic_trial_that_does_not_fit_is_queued_with_fewer_workers(t
     assert (trial.status, trial.placement_group_factory) == (Trial.PENDING, SlotPlacement(ONE_TO_FOUR, 2))
 
 
-def test_decisions_about_the_slots_of_an_earlier_driver_do_not_hold_and_later_ones_do(tmp_path):
+def test_only_decisions_about_slots_of_this_driver_hold(tmp_path):
     controller, _ = search(tmp_path, on_slots(FIFOScheduler()), {})
     controller._cached_trial_decisions["a"] = TrialScheduler.NOOP
     chosen(controller)

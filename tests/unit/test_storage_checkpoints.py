@@ -12,13 +12,14 @@ from components.cluster.slots.worker import resume_from
 from components.experiment.load import load_experiment
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
-from components.records.events import InterimCheckpoint, Progress, TrialEnded, TrialProgressed, TrialStarted
+from components.records.events import InterimCheckpoint, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
+from tests.support.records import progress
 from tests.support.sessions import FULL, Signals, curve, reports, session
 from tests.support.thread_workers import ThreadWorker, write_own_file
 from workflows.named import load_named
@@ -56,7 +57,7 @@ def held(monkeypatch):
     gate.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_on_its_way_and_ends_when_the_last_has_arrived(toy, whole, bucket, held):
+def test_training_goes_on_during_uploads_and_ends_after_the_last_one(toy, whole, bucket, held):
     of = session(toy, bucket)
     of.start("trial", FULL)
     first = of.advance()  # returns although nothing arrives
@@ -85,7 +86,7 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     assert folder_at(second.checkpoint).is_complete()  # it was trained again, and has arrived this time
 
 
-def test_a_trial_whose_first_checkpoint_never_arrived_begins_again_and_ends_bit_equal(toy, whole, bucket):
+def test_a_trial_whose_first_upload_failed_begins_again_and_ends_bit_equal(toy, whole, bucket):
     later = session(toy, bucket)
     later.start("trial", FULL)
     resume_from(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
@@ -101,7 +102,7 @@ def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, buc
     assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
 
 
-def test_several_workers_send_their_own_files_and_the_checkpoint_is_whole_with_the_last_of_them(bucket):
+def test_a_checkpoint_of_several_workers_is_complete_with_the_last_of_them(bucket):
     folder, together, uploads = bucket / "step_1", threading.Barrier(2), [BackgroundUpload(), BackgroundUpload()]
     folder.write_text("digests.0-of-1.json", '{"files": {}}')  # of an earlier attempt, by one worker
 
@@ -139,18 +140,13 @@ def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
     for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
         checkpoint = trial / f"step_{step:06d}"
         checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
-        reported = progress(step, eval_loss, str(checkpoint))
+        reported = progress(step, eval_loss, checkpoint=str(checkpoint))
         histories.record(TrialProgressed(trial_id="trial", progress=reported, slot="s", time=1.0))
         standing.append([name[-1] for name in trial.list_names()])
     # The best, the last that has surely arrived, and the one that may be on its way.
     assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
     histories.record(TrialEnded(trial_id="trial", state="completed", time=2.0))
     assert trial.list_names() == ["step_000002"]
-
-
-def progress(step, eval_loss, checkpoint):
-    numbers = {"target_tokens": step, "epoch": 1.0, "train_loss": 1.0, "eval_num_targets": 1, "tokens_per_second": 1.0}
-    return Progress(step=step, eval_loss=eval_loss, checkpoint=checkpoint, seconds=1.0, **numbers)
 
 
 def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, bucket):

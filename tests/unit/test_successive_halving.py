@@ -16,45 +16,21 @@ from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.records.events import (
     Clone,
     Extension,
-    Progress,
     TrialInstructed,
     TrialProgressed,
-    TrialStarted,
     replay,
 )
+from tests.support.records import progress, started
 
 BUDGET = 400
 HALF = Halving(rungs=(100, 200), reduction_factor=2, per_branch=False)
 PER_BRANCH = Halving(rungs=(100, 200), reduction_factor=2, per_branch=True)
 
 
-def started(trial_id, branch="lora", warm_from=None):
-    return TrialStarted(
-        trial_id=trial_id,
-        number=1,
-        branch=branch,
-        spec=TrialSpec(),
-        workers=1,
-        varied={},
-        warm_from=warm_from,
-        time=1.0,
-    )
-
-
 def reported(trial_id, target_tokens, eval_loss, **more):
     """A trial of this file scores ten tokens in a step."""
-    progress = Progress(
-        step=target_tokens // 10,
-        target_tokens=target_tokens,
-        epoch=1.0,
-        train_loss=1.0,
-        eval_loss=eval_loss,
-        eval_num_targets=5,
-        tokens_per_second=1.0,
-        seconds=1.0,
-        **more,
-    )
-    return TrialProgressed(trial_id=trial_id, progress=progress, slot="slot", time=2.0)
+    report = progress(target_tokens // 10, eval_loss, target_tokens=target_tokens, **more)
+    return TrialProgressed(trial_id=trial_id, progress=report, slot="slot", time=2.0)
 
 
 def told(trial_id, instruction):
@@ -139,7 +115,7 @@ def test_an_extended_trial_competes_up_to_where_its_schedule_changes():
     assert not HALF.stops(histories, "a", target_tokens=300, eval_loss=9.0)
 
 
-def test_an_extended_trial_is_not_judged_with_a_learning_rate_that_others_do_not_have():
+def test_an_extended_trial_is_not_judged_after_its_learning_rate_differs():
     longer = told("a", Extension(target_tokens=800, from_step=0))
     histories = replay([started("a"), longer, started("b"), reported("b", 100, 1.0)])
     assert not HALF.stops(histories, "a", target_tokens=100, eval_loss=9.0)

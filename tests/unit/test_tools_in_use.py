@@ -182,7 +182,7 @@ RICH = {
 }
 
 
-def test_schemas_that_mlflow_has_no_types_for_are_refused_by_it_and_go_in_as_custom_inputs(asks, formats, tmp_path):
+def test_schemas_that_mlflow_has_no_types_for_go_in_as_custom_inputs(asks, formats, tmp_path):
     record = {**RECORD, "tools": [RICH]}
     _, tokens = trained(formats["chatml"], tmp_path, record)
     with pytest.raises(mlflow.exceptions.MlflowException, match="Failed to enforce schema"):

@@ -20,7 +20,7 @@ from components.cluster.scheduling.warnings import check_rungs, remarks
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec
-from components.records.events import Progress
+from tests.support.records import progress
 
 BUDGET = 1000
 BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
@@ -45,18 +45,8 @@ def experiment(trials=24, space=SPACE, budget=BUDGET, evaluations=4, **search):
 
 def result(target_tokens, eval_loss, *, failure=None, diverged=None, exit_reason=None):
     """As a slot makes it and Tune flattens it."""
-    progress = Progress(
-        step=1,
-        target_tokens=target_tokens,
-        epoch=0.0,
-        train_loss=1.0,
-        eval_loss=eval_loss,
-        eval_num_targets=1,
-        tokens_per_second=1.0,
-        seconds=1.0,
-        diverged=diverged,
-    )
-    return flatten_dict(SlotResult(slot="s", progress=progress, failure=failure, exit_reason=exit_reason).to_tune())
+    report = progress(1, eval_loss, target_tokens=target_tokens, diverged=diverged)
+    return flatten_dict(SlotResult(slot="s", progress=report, failure=failure, exit_reason=exit_reason).to_tune())
 
 
 def distance(branch, learning_rate):
@@ -121,13 +111,13 @@ def test_a_trial_that_spent_its_budget_is_told_with_its_loss_there():
     assert told_of(result(251, 3.0), result(1002, 1.5)) == (TrialState.COMPLETE, 1.5, {}, 0)
 
 
-def test_a_trial_that_was_stopped_is_told_as_pruned_with_the_loss_of_the_evaluation_it_reached():
+def test_a_stopped_trial_is_pruned_with_the_loss_of_its_last_evaluation():
     """254 target tokens and 251 are the same evaluation: the longer step of one batch must not make it the better trial."""
     assert told_of(result(254, 3.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
     assert told_of(result(251, 3.0), result(503, 2.0)) == (TrialState.PRUNED, 2.0, {500: 2.0}, 0)
 
 
-def test_a_trial_that_a_person_stopped_between_two_evaluations_counts_with_the_one_before():
+def test_a_trial_stopped_by_a_person_counts_with_its_last_evaluation():
     assert told_of(result(251, 3.0), result(400, 2.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
     assert told_of(result(90, 4.0)) == (TrialState.PRUNED, 4.0, {0: 4.0}, 0)
 
@@ -136,7 +126,7 @@ def test_an_extended_trial_is_told_with_its_loss_at_the_budget_of_all_trials():
     assert told_of(result(501, 2.0), result(1001, 1.5), result(1750, 1.0))[:2] == (TrialState.COMPLETE, 1.5)
 
 
-def test_a_diverged_trial_is_worse_than_any_that_was_stopped_and_the_sooner_the_worse():
+def test_a_diverged_trial_is_worse_than_a_stopped_one_and_the_sooner_the_worse():
     """Optuna ranks what violates a constraint last, by how much it does."""
     late = told_of(result(251, 3.0), result(501, 2.0), result(600, math.inf, diverged="the loss is nan"))
     early = told_of(result(100, math.nan, diverged="the loss is nan"))
@@ -280,7 +270,7 @@ def test_a_branch_with_one_trial_is_random_whatever_runs_beside_it():
     assert "it has 1 trial, and TPE wants 1 result before it suggests one" in asha[0]
 
 
-def test_branches_that_come_one_after_the_other_fill_the_cluster_with_their_own_trials():
+def test_branches_one_after_the_other_fill_the_cluster_with_their_own_trials():
     """Of equal workers they take turns, and a branch has half of what runs at once; wide ones come first."""
     wide_first = ExperimentSpec.model_validate({**experiment(8).model_dump(), "resources": {"full": {"workers": 2}}})
     assert list(random_only(experiment(8), at_once=4)) == []

@@ -260,7 +260,7 @@ def test_each_trial_has_one_child_run_with_every_point_once(runs):
     assert points_of(made.client, child.info.run_id) == ITS_POINTS
 
 
-def test_a_search_told_again_from_its_journal_writes_into_the_same_runs_and_nothing_twice(runs):
+def test_a_replayed_journal_writes_into_the_same_runs_and_nothing_twice(runs):
     first = runs()
     tell(first, ONE_TRIAL)
     second = runs()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +118,14 @@ def test_a_trial_resumed_between_two_reports_reports_what_it_would_have(toy, tmp
     assert curve([first, resumed.advance(), resumed.advance()]) == curve(whole)
 
 
+def test_every_file_of_a_checkpoint_on_a_share_can_be_read_by_other_users(toy, tmp_path):
+    of = session(toy, tmp_path)
+    of.start("trial", LORA)
+    files = [path for path in Path(of.advance().checkpoint).rglob("*") if path.is_file()]
+    assert "adapter_model.safetensors" in {path.name for path in files}
+    assert {path.stat().st_mode & 0o444 for path in files} == {0o444}
+
+
 def test_an_interruption_costs_the_trial_that_goes_on_nothing(toy, tmp_path):
     whole = reports(session(toy, tmp_path / "a"), FULL)
     of = session(toy, tmp_path / "b")
@@ -188,9 +197,7 @@ def extended(of, extensions, since=1):
     return progress
 
 
-def test_an_extended_trial_keeps_the_distance_of_its_evaluations_and_follows_the_schedule_of_its_new_budget(
-    toy, tmp_path
-):
+def test_an_extended_trial_keeps_its_evaluation_interval_on_its_new_schedule(toy, tmp_path):
     plain = reports(session(toy, tmp_path / "plain"), FULL)
     planned = plain[-1].target_tokens  # a whole number of epochs, and so of evaluations
     of = session(toy, tmp_path / "extended")
@@ -280,7 +287,7 @@ def test_lora_leaves_the_base_alone_and_changes_every_adapter_weight(toy, tmp_pa
     assert changed == {name for name in before if "lora_" in name}
 
 
-def test_a_trial_that_leaves_the_finite_numbers_ends_with_the_reason_and_the_session_goes_on(toy, tmp_path):
+def test_a_diverged_trial_ends_with_the_reason_and_the_session_goes_on(toy, tmp_path):
     of = session(toy, tmp_path)
     wild = FULL.model_copy(
         update={"optimizer": OptimizerSpec(learning_rate=1e30), "schedule": ScheduleSpec(name="constant")}
@@ -293,7 +300,7 @@ def test_a_trial_that_leaves_the_finite_numbers_ends_with_the_reason_and_the_ses
     assert curve(reports(of, FULL)) == curve(reports(session(toy, tmp_path), FULL))
 
 
-def test_a_model_whose_packed_conversations_see_each_other_is_told_to_do_without_packing(toy, tmp_path):
+def test_a_model_whose_packed_conversations_see_each_other_is_not_packed(toy, tmp_path):
     _, prepared, pad_token_id = toy
     config = OPTConfig(
         vocab_size=len(letter_tokenizer()),

@@ -90,7 +90,7 @@ def told(tmp_path, record):
         ),
     ],
 )  # fmt: skip
-def test_an_unknown_key_inside_a_conversation_is_a_problem_with_the_nearest_known_one(tmp_path, messages, text):
+def test_an_unknown_key_in_a_conversation_is_named_with_the_nearest_known_one(tmp_path, messages, text):
     assert told(tmp_path, {"messages": messages}) == [f"line 1: {text}"]
 
 

@@ -32,7 +32,7 @@ def test_an_adapter_that_is_switched_off_is_the_base_model_that_is_loaded_alone(
 
 
 @pytest.mark.parametrize("method", ["full", "nf4"])
-def test_a_winner_that_is_not_its_base_with_an_adapter_leaves_the_base_to_another_process(asked, trials, method):
+def test_a_winner_other_than_base_and_adapter_leaves_the_base_to_another_process(asked, trials, method):
     found = verify(asked(method))
     assert loss(found.candidate_sums, trials) == pytest.approx(trials.trained(method)[1], rel=0.01)
     assert (found.base_sums, found.base_answers) == (None, ())
@@ -46,9 +46,7 @@ def test_a_full_winner_is_scored_without_its_base_model_in_reach(asked, trials, 
         verify(asked("full", "base"))
 
 
-def test_a_version_is_saved_on_a_machine_that_need_not_hold_its_model_and_tried_where_it_is_proven(
-    asked, trials, tmp_path
-):
+def test_a_version_is_saved_without_a_load_and_tried_where_it_is_verified(asked, trials, tmp_path):
     package = trials.packaged("full", tmp_path / PACKAGE)
     (weights,) = package.rglob("model.safetensors")
     os.truncate(weights, weights.stat().st_size // 2)

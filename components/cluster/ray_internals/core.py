@@ -61,7 +61,7 @@ def autoscaler_options(command_line: Sequence[str]) -> dict[str, str] | None:
     """Returns the options of a process by name if it is an autoscaler, None for every other process.
 
     Public way: none. A driver cannot ask which nodes the autoscaler may start: `ray status` tells what runs and waits.
-    Test: tests/ray/test_autoscaling.py::test_a_trial_that_will_never_fit_is_refused_at_once_by_what_the_cluster_may_become
+    Test: tests/ray/test_autoscaling.py::test_a_trial_that_does_not_fit_the_largest_cluster_is_refused_at_once
     """
     if not any(word.endswith(_AUTOSCALERS) for word in command_line):
         return None
