@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,14 @@ def test_a_trial_resumed_between_two_reports_reports_what_it_would_have(toy, tmp
     resumed.start("trial", spec)
     resumed.load(folder_at(interim.checkpoint))
     assert curve([first, resumed.advance(), resumed.advance()]) == curve(whole)
+
+
+def test_every_file_of_a_checkpoint_on_a_share_can_be_read_by_other_users(toy, tmp_path):
+    of = session(toy, tmp_path)
+    of.start("trial", LORA)
+    files = [path for path in Path(of.advance().checkpoint).rglob("*") if path.is_file()]
+    assert "adapter_model.safetensors" in {path.name for path in files}
+    assert {path.stat().st_mode & 0o444 for path in files} == {0o444}
 
 
 def test_an_interruption_costs_the_trial_that_goes_on_nothing(toy, tmp_path):
