@@ -5,7 +5,7 @@ None of them prints, and none ends the process: errors are raised, and those for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ from components.errors import InputError
 from components.experiment.load import load_experiment as _load_experiment
 from components.experiment.spec import ExperimentSpec
 from components.records.histories import Subscriber
+from components.records.on_message import OnMessage, ignore_message
 from components.records.stop_request import StopRequest
 from components.search.find import NEWEST
 
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from components.registry.export_model import Export
     from components.search.handle import RemoteSearch, Search
     from components.search.outcome import SearchResult
-
-OnMessage = Callable[[str], None]
-
-
-def _ignore(_: str) -> None:
-    """Messages for people that nothing shows."""
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> ExperimentSpec:
@@ -69,7 +64,7 @@ def plan(
     *,
     nodes: str | Path | None = None,
     calibrate: bool = False,
-    on_message: OnMessage = _ignore,
+    on_message: OnMessage = ignore_message,
 ) -> ExperimentPlan:
     """What a search of the experiment will need: memory in bytes, GPU-hours and dollars. No weights are loaded.
 
@@ -94,7 +89,7 @@ def run(
     register: bool = True,
     resume: str | None = None,
     on_event: Subscriber | None = None,
-    on_message: OnMessage = _ignore,
+    on_message: OnMessage = ignore_message,
     stop: StopRequest | None = None,
 ) -> SearchResult:
     """Runs a search and returns its result. Blocks; `start` does not.
@@ -123,7 +118,7 @@ def start(
     register: bool = True,
     resume: str | None = None,
     on_event: Subscriber | None = None,
-    on_message: OnMessage = _ignore,
+    on_message: OnMessage = ignore_message,
 ) -> Search:
     """Opens a search, then runs it in a thread and returns a handle: trials, stop, extend, clone, cancel, result.
 
@@ -144,7 +139,7 @@ def open_search(
     resume: bool = False,
     register: bool = True,
     on_event: Subscriber | None = None,
-    on_message: OnMessage = _ignore,
+    on_message: OnMessage = ignore_message,
 ) -> Search | RemoteSearch:
     """A handle of a search that was started before.
 

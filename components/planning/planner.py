@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from components.experiment.base_variants import dtype_warnings
@@ -15,6 +15,7 @@ from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import InstanceType, NodeTable
 from components.planning.remedies import remedies
 from components.planning.workload import trials_worth
+from components.records.on_message import OnMessage, ignore_message
 
 # More of one of these only ever needs more memory.
 GROWING = ("method.rank", "batch.rows_per_micro_batch", "method.dropout")
@@ -25,7 +26,7 @@ def plan(
     table: NodeTable,
     *,
     calibrate: bool = False,
-    on_message: Callable[[str], None] = lambda _: None,
+    on_message: OnMessage = ignore_message,
 ) -> ExperimentPlan:
     """Plans every branch at the corner of its space that needs most memory. Prepares the data as a search would.
 
@@ -92,9 +93,7 @@ def _is_smaller(branch: Branch, values: Mapping[str, Any]) -> bool:
     )
 
 
-def _calibrate(
-    estimator: Estimator, name: str, estimate: Estimate, on_message: Callable[[str], None]
-) -> Calibration | None:
+def _calibrate(estimator: Estimator, name: str, estimate: Estimate, on_message: OnMessage) -> Calibration | None:
     """None, with a message, where a branch cannot run on this machine: the other branches may."""
     if estimate.case.workers.parallel == "fsdp":
         on_message(f"{name}: not measured, for one process cannot be several that share a model")

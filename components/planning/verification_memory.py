@@ -11,7 +11,7 @@ from components.planning.memory import CPU_PROCESS, GB, physical_memory
 from components.planning.meta_model import meta_model
 
 
-def check_provable(experiment: ExperimentSpec) -> None:
+def check_verifiable(experiment: ExperimentSpec) -> None:
     """Raises InputError, with the arithmetic, if this machine cannot hold the model of a winner that it would verify.
 
     Trials on GPUs are verified on a GPU machine, which may not have been started yet: only a plan knows those.

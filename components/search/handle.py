@@ -15,12 +15,13 @@ from components.notebook import html_of
 from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand
 from components.records.histories import Subscriber, TrialHistories
 from components.records.manifest import SearchManifest
+from components.records.on_message import OnMessage, ignore_message
 from components.records.stop_request import StopRequest
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.summary import TrialSummary, trial_summaries
 from components.search.commands import TIMEOUT_SECONDS, ask
 from components.search.follow import FollowedSearch
-from components.search.open import OnMessage, PreparedSearch, ignore_message
+from components.search.open import PreparedSearch
 from components.search.outcome import SearchResult
 from components.search.run import SearchRun, start
 from components.storage.base import Folder

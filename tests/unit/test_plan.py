@@ -32,7 +32,7 @@ from components.planning.estimate import Estimate, PlanCase
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import load_node_table
 from components.planning.memory import WorkerGroup, memory_plan, verification_plan
-from components.planning.verification_memory import check_provable
+from components.planning.verification_memory import check_verifiable
 from components.planning.workload import Workload, trials_worth, workload
 from components.storage.open import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
@@ -432,18 +432,18 @@ def test_what_fits_nowhere_ends_with_the_arithmetic_and_the_ways_out(capsys, tmp
 
 def test_a_winner_that_this_machine_cannot_hold_is_refused_before_the_search(tmp_path, experiment):
     path = experiment(gpus=0)
-    check_provable(load_experiment(path))
+    check_verifiable(load_experiment(path))
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2**31, "hidden_size": 1024}))
     with pytest.raises(ValueError, match=r"search\.space\.lora: a winner is proven on this machine") as error:
-        check_provable(load_experiment(path))
+        check_verifiable(load_experiment(path))
     lora, full = str(error.value).splitlines()
     weights = r": 2,199,0\d\d,\d{3},\d{3} weights"
     assert re.search(weights + r" x 2 bytes = 4398\.\d GB \+ 0\.6 GB of the process", lora)
     assert re.search(weights + r" x 4 bytes = 8796\.\d GB \+ 0\.6 GB of the process", full)
     with pytest.raises(ValueError, match=r"^search\.space\.full: a winner is proven"):
-        check_provable(load_experiment(path, ["resources.lora.gpus_per_worker=1"]))
-    check_provable(load_experiment(path, ["resources.lora.gpus_per_worker=1", "resources.full.gpus_per_worker=1"]))
+        check_verifiable(load_experiment(path, ["resources.lora.gpus_per_worker=1"]))
+    check_verifiable(load_experiment(path, ["resources.lora.gpus_per_worker=1", "resources.full.gpus_per_worker=1"]))
 
 
 def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experiment):
