@@ -102,18 +102,6 @@ def test_its_names_are_those_of_the_module_and_each_function_is_typed_and_docume
         turnwise.nothing  # noqa: B018
 
 
-def test_nothing_in_components_prints_exits_or_reads_a_command_line():
-    """A file that is also started as a process may print there."""
-    for path in (ROOT / "components").rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        if '__name__ == "__main__"' in text:
-            continue
-        assert "argparse" not in text, path
-        assert not [line for line in text.splitlines() if line.strip().startswith(("print(", "sys.exit(", "exit("))], (
-            path
-        )
-
-
 def test_overrides_are_a_mapping_or_strings(experiment, tmp_path):
     changed = turnwise.load_experiment(
         tmp_path / "toy.yaml", {"search.trials": 7, "trial.optimizer.learning_rate": 1e-5, "trial.precision": "fp32"}
