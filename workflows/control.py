@@ -13,8 +13,8 @@ from typing import Any
 
 from components.errors import InputError
 from components.experiment.load import load_experiment, read_value
-from components.records.commands import CloneTrial, ExtendTrial, StopTrial
-from components.search.commands import TIMEOUT_SECONDS, TrialCommand, send_command
+from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand
+from components.search.commands import TIMEOUT_SECONDS, send_command
 from components.search.find import NEWEST
 from workflows.cli import Exit, exit_on_error, fail
 

@@ -18,7 +18,7 @@ from workflows.cli import Exit, exit_on_error, json_line, make_console, quiet_li
 
 if TYPE_CHECKING:
     from components.data.token_store import Entry
-    from components.inference.comparison import Verdict
+    from components.inference.comparison import Comparison
     from components.models.load_trained import LoadedModel
     from components.training.evaluate import ConversationLoss
 
@@ -102,7 +102,7 @@ def _scored(loaded: LoadedModel, arguments: argparse.Namespace) -> tuple[list[Co
 
 def _verdict(
     arguments: argparse.Namespace, losses: Sequence[ConversationLoss], others: Sequence[ConversationLoss]
-) -> Verdict:
+) -> Comparison:
     from components.inference.comparison import paired_bootstrap
 
     return paired_bootstrap(

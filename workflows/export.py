@@ -125,13 +125,13 @@ def _directory(arguments: argparse.Namespace) -> Path:
     """Of a registered version's package, or what a path or hub id names."""
     from components.experiment.spec import ModelSpec
     from components.models.base.load import resolve_model
-    from components.registry.promotion import download
+    from components.registry.versions import download_package
     from components.tracking.mlflow_client import check_tracking
     from workflows.named import trained_at
 
     if arguments.model.startswith(REGISTERED):
         check_tracking(_tracking(arguments))
-        return download(arguments.model, _tracking(arguments))
+        return download_package(arguments.model, _tracking(arguments))
     trained = trained_at(arguments.model)
     if trained is not None:
         return trained

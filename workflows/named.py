@@ -7,7 +7,7 @@ from pathlib import Path
 from components.experiment.spec import ModelSpec
 from components.models.base.reference import BASE_FILE
 from components.models.load_trained import LoadedModel, load_base, load_trained
-from components.registry.promotion import download
+from components.registry.versions import download_package
 from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_tracking, tracking_uri
 from workflows.cli import REGISTERED
@@ -24,7 +24,7 @@ def load_named(name: str, *, chat_format: str = "auto", tracking: str | None = N
     if name.startswith(REGISTERED):
         uri = tracking or tracking_uri()
         check_tracking(uri)
-        return load_trained(download(name, uri))
+        return load_trained(download_package(name, uri))
     directory = trained_at(name)
     if directory is not None:
         return load_trained(directory)

@@ -15,6 +15,7 @@ from components.cluster.ray_internals import version_warning
 from components.cluster.ray_internals.core import submission_id
 
 LOCAL = "local"
+MAX_PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"
 NONE = "none"  # a cluster may run without a dashboard
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,6 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     # Set before any worker imports Ray; components/cluster/README.md explains each.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that had ended reports nothing new
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is for driver/shutdown.py
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # what a killed driver may forget
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -53,6 +53,22 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def max_pending_trials(trials: int) -> Iterator[None]:
+    """Sets how many trials Tune lets wait for a slot inside the block, unless the user's environment says how many.
+
+    Tune reads this limit from the environment only, when its loop begins.
+    """
+    by_user = os.environ.get(MAX_PENDING_TRIALS)
+    os.environ[MAX_PENDING_TRIALS] = by_user or str(trials)
+    try:
+        yield
+    finally:
+        os.environ.pop(MAX_PENDING_TRIALS)
+        if by_user:
+            os.environ[MAX_PENDING_TRIALS] = by_user
 
 
 def workers_are_here() -> bool:

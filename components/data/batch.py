@@ -1,4 +1,4 @@
-"""What one forward pass gets. B rows, T tokens in a row (padded to the longest of the batch)."""
+"""The input of one forward pass. B rows, T tokens in a row (padded to the longest row of the batch)."""
 
 from __future__ import annotations
 

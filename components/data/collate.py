@@ -1,4 +1,4 @@
-"""Rows of conversations become a Batch. B rows, T tokens; the conventions are batch.py's."""
+"""Collates rows of conversations into a Batch. B rows, T tokens; batch.py has the conventions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from components.conversations.chat_formats.rendered import IGNORE_INDEX
 from components.data.batch import Batch
 from components.data.token_store import TokenStore
 
-MULTIPLE = 8  # row lengths are padded to this, as matrix kernels like it
+MULTIPLE = 8  # rows are padded to a multiple of this, which matrix kernels compute faster
 
 
 def collate(store: TokenStore, rows: Sequence[tuple[int, ...]], pad_token_id: int) -> Batch:
-    """Conversations of a row lie one after the other, each with its own positions and its own segment.
+    """Concatenates the conversations of each row, each with its own positions and its own segment.
 
-    No rows at all give one row of padding: a batch without a target.
+    Without rows the batch is one row of padding, without a target.
     """
     rows = rows or [()]
     longest = max(sum(int(store.lengths[index]) for index in row) for row in rows)

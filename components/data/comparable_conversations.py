@@ -1,4 +1,4 @@
-"""Held-out conversations on which two models can be compared: both are scored on the same tokens, and neither saw them."""
+"""Finds held-out conversations on which two models can be compared: equal tokens for both, and seen by neither."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from components.data.token_store import TokenStore
 
 
 def unseen_conversations(store: TokenStore, trained_on: Set[str] | None) -> tuple[int, ...] | None:
-    """Those of which neither the words nor the group were trained on; None if one of the two sides cannot say."""
+    """Returns the conversations whose text and group were not trained on; None if the keys of either side are unknown."""
     if trained_on is None or store.keys is None:
         return None
     return tuple(index for index, keys in enumerate(store.keys) if trained_on.isdisjoint(keys))
 
 
 def find_render_differences(store: TokenStore, chat_format: ChatFormat, max_tokens: int) -> list[str] | None:
-    """The sources of those that a chat format turns into other tokens or weights than the store's.
+    """Returns the sources of conversations that a chat format renders with other tokens or weights than the store's.
 
-    None if the store was written before the conversations were kept beside their tokens.
+    None if the store has no conversations beside its tokens, as in earlier versions.
     """
     others = []
     for index in range(len(store)):
@@ -31,7 +31,7 @@ def find_render_differences(store: TokenStore, chat_format: ChatFormat, max_toke
             return None
         try:
             rendered = fit_length(chat_format.render(conversation), max_tokens, truncate=True)
-        except ValueError:  # it refuses what the other one takes
+        except ValueError:  # this format refuses what the store's format accepts
             rendered = None
         if rendered is None or not _equal(store, index, rendered):
             others.append(store.source(index))

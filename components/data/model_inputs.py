@@ -1,4 +1,4 @@
-"""A Batch as arguments of a Hugging Face causal LM."""
+"""Converts a Batch to arguments of a Hugging Face causal LM."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from components.experiment.spec import FLASH_ATTENTION
 
 
 def model_inputs(batch: Batch, attention: str) -> dict[str, Tensor | None]:
-    """input_ids and position_ids, and no mask: transformers makes a causal, block-diagonal one where positions restart.
+    """Returns input_ids and position_ids without a mask: transformers makes a causal mask with a block for each restart.
 
-    It knows each layer's own kind of attention (sliding windows, for one), which a mask of ours would overrule. Padding
-    stands at position 0 everywhere, so each padded token is a sequence of its own and nobody attends to it.
+    transformers knows the attention of each layer (e.g. sliding windows), which a mask given here would override. All
+    padding has position 0, so each padding token is a sequence of its own, and no other token attends to it.
 
-    Flash attention takes that road for a single row only, so its batch is laid out as one: [1, B x T].
+    Flash attention detects restarts in a single row only, so its batch is reshaped to one row: [1, B x T].
     """
     token_ids, position_ids = batch.token_ids_BT, batch.position_ids_BT
     if attention == FLASH_ATTENTION:

@@ -1,4 +1,4 @@
-"""Which conversations share a row. Pure functions of lengths and order."""
+"""Packs conversations into rows. Pure functions of lengths and order."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-WINDOW = 1024  # conversations looked at together: far beyond this a better fit is no longer worth the lost shuffling
+WINDOW = 1024  # conversations packed together: with more, the better fit is not worth the lost shuffling
 
 
 def pack_rows(lengths: np.ndarray, order: Sequence[int], max_tokens: int) -> list[tuple[int, ...]]:
-    """Best-fit decreasing within windows of the order. Every conversation of `order` comes once, none is split.
+    """Packs by best-fit decreasing within windows of the order. Every conversation of `order` is in one row, none is split.
 
-    Returns rows of at most max_tokens tokens, as tuples of conversation indices, in the order their first one came.
-    Raises ValueError if a conversation alone is longer than max_tokens.
+    Returns rows of at most max_tokens tokens, as tuples of conversation indices, in the order of their first conversation.
+    Raises ValueError if one conversation is longer than max_tokens.
     """
     rows: list[tuple[int, ...]] = []
     for start in range(0, len(order), WINDOW):
@@ -23,21 +23,23 @@ def pack_rows(lengths: np.ndarray, order: Sequence[int], max_tokens: int) -> lis
 
 
 def _pack_window(lengths: np.ndarray, window: Sequence[int], max_tokens: int) -> list[tuple[int, ...]]:
-    place = {index: position for position, index in enumerate(window)}
-    longest_first = sorted(window, key=lambda index: (-int(lengths[index]), place[index]))
-    rooms: list[tuple[int, int]] = []  # (free tokens, row number), ascending: the first that fits fits best
+    position_of = {index: position for position, index in enumerate(window)}
+    longest_first = sorted(window, key=lambda index: (-int(lengths[index]), position_of[index]))
+    spaces: list[
+        tuple[int, int]
+    ] = []  # (free tokens, row number), ascending: the first space that fits is the best fit
     rows: list[list[int]] = []
     for index in longest_first:
         length = int(lengths[index])
         if length > max_tokens:
             raise ValueError(f"conversation {index} has {length} tokens, and a row holds {max_tokens}")
-        found = bisect.bisect_left(rooms, (length, -1))
-        if found == len(rooms):
+        found = bisect.bisect_left(spaces, (length, -1))
+        if found == len(spaces):
             free, number = max_tokens, len(rows)
             rows.append([])
         else:
-            free, number = rooms.pop(found)
+            free, number = spaces.pop(found)
         rows[number].append(index)
-        bisect.insort(rooms, (free - length, number))
-    in_order = [tuple(sorted(row, key=place.__getitem__)) for row in rows]
-    return sorted(in_order, key=lambda row: place[row[0]])
+        bisect.insort(spaces, (free - length, number))
+    in_order = [tuple(sorted(row, key=position_of.__getitem__)) for row in rows]
+    return sorted(in_order, key=lambda row: position_of[row[0]])

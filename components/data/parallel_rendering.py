@@ -1,4 +1,4 @@
-"""Many conversations through one chat format: in this process, or in several that each load the tokenizer once."""
+"""Renders many conversations: in this process, or in several processes that each load the tokenizer once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
 from components.conversations.tokenizers.load import load_tokenizer
 
-FEWER_IN_PROCESS = 500  # below this, starting processes costs more than it saves
+FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
 CHUNK = 64
 
-RenderResult = RenderedConversation | str  # the text says why there is none
+RenderResult = RenderedConversation | str  # a text is the reason why the format refuses a conversation
 
 
 class Renderer:
-    """`processes`: by default one per core."""
+    """Renders with `processes` processes, by default one per core."""
 
     def __init__(
         self, chat_format: ChatFormat, *, model_path: Path, chat_format_name: str, processes: int | None = None
@@ -32,13 +33,13 @@ class Renderer:
         self.processes = processes or os.cpu_count() or 1
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
-        """In order; of a conversation that the format refuses, why it does."""
+        """Yields results in order; the reason instead of tokens for a conversation that the format refuses."""
         if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
             yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
             return
         chunks = [conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK)]
-        with ProcessPoolExecutor(self.processes, get_context("spawn"), _load_in_process, self.setup) as pool:
-            yield from itertools.chain.from_iterable(pool.map(_render_in_process, chunks))
+        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
+            yield from itertools.chain.from_iterable(pool.map(partial(_render_chunk, *self.setup), chunks))
 
 
 def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> RenderResult:
@@ -48,14 +49,11 @@ def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> Re
         return str(error)
 
 
-_format_of_this_process: ChatFormat | None = None
+@cache  # once per process
+def _load_format(model_path: Path, name: str) -> ChatFormat:
+    return load_chat_format(load_tokenizer(model_path), name)
 
 
-def _load_in_process(model_path: Path, name: str) -> None:
-    global _format_of_this_process
-    _format_of_this_process = load_chat_format(load_tokenizer(model_path), name)
-
-
-def _render_in_process(conversations: Sequence[Conversation]) -> list[RenderResult]:
-    assert _format_of_this_process is not None
-    return [_render_or_reason(_format_of_this_process, conversation) for conversation in conversations]
+def _render_chunk(model_path: Path, format_name: str, conversations: Sequence[Conversation]) -> list[RenderResult]:
+    chat_format = _load_format(model_path, format_name)
+    return [_render_or_reason(chat_format, conversation) for conversation in conversations]

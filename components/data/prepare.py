@@ -1,4 +1,4 @@
-"""Conversations become token stores, once per content: everything that could change a token is in the folder's name."""
+"""Prepares conversations as token stores, once per content: the folder's name is a digest of all that may change a token."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from components.errors import InputError
 from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
 from components.storage.base import Folder
 
-STORE_VERSION = 3  # of the files below; a new layout is a new digest
-MANIFEST = "manifest.json"
-MAX_LEFT_OUT_LISTED = 1000  # of what was left out
+STORE_VERSION = 3  # of the files below; part of the digest
+PREPARED_MANIFEST = "manifest.json"
+MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, in the manifest
 MAX_READS = 3
 
 
@@ -36,9 +36,9 @@ MAX_READS = 3
 class PreparedDataset:
     """Two token stores in one folder. `reused` says that they had been prepared before.
 
-    `counts` has conversations, tokens and targets of each split, and how many conversations were dropped, truncated, equal
-    to another, or held out and therefore not trained on. `left_out` says of the dropped ones which they are, and why.
-    `unused_keys` counts keys of records that change no token, `ignored_keys` unknown ones that were ignored by wish.
+    `counts` has the conversations, tokens and targets of each split, and the numbers of conversations that were dropped,
+    truncated, equal to another, or held out and therefore not trained on. `left_out` names the dropped ones with reasons.
+    `unused_keys` counts keys of records that change no token, `ignored_keys` unknown keys that were ignored on request.
     """
 
     directory: Folder
@@ -54,10 +54,10 @@ class PreparedDataset:
     @classmethod
     def open(cls, directory: Folder, *, reused: bool = True) -> PreparedDataset:
         try:
-            manifest = json.loads(directory.read_text(MANIFEST))
+            manifest = json.loads(directory.read_text(PREPARED_MANIFEST))
         except json.JSONDecodeError:
             raise InputError(
-                f"{directory}: {MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
+                f"{directory}: {PREPARED_MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
             ) from None
         left_out = tuple(manifest.pop("left_out", ()))
         return cls(directory=directory, reused=reused, left_out=left_out, **manifest)
@@ -71,9 +71,8 @@ class PreparedDataset:
         return self._store("eval", self.eval_digest)
 
     def verify(self) -> Self:
-        """Itself. Raises InputError if a split is not what was prepared."""
-        assert self.train
-        assert self.eval
+        """Returns itself. Raises InputError if the file of a split has changed."""
+        _ = self.train, self.eval  # opening a split checks its file
         return self
 
     def _store(self, split: str, digest: str) -> TokenStore:
@@ -85,7 +84,7 @@ class PreparedDataset:
         return TokenStore(path)
 
     def summary(self) -> str:
-        """One line for people."""
+        """Returns one line for users."""
         counts = self.counts
         parts = [
             f"{counts['train_conversations']} conversations to train on ({counts['train_targets']:,} target tokens)",
@@ -113,7 +112,7 @@ _LEFT_OUT_WORDS = {
 
 
 def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> PreparedDataset:
-    """On the storage all experiments share, so that the next one over the same data finds it. Raises as `prepare` does."""
+    """Prepares an experiment's data on the storage that all experiments share. Raises as `prepare` does."""
     return prepare(
         experiment.data,
         model_path=model_path,
@@ -125,14 +124,14 @@ def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> Prepared
 def prepare(
     data: DataSpec, *, model_path: Path, chat_format_name: str, storage: Folder, processes: int | None = None
 ) -> PreparedDataset:
-    """Reads, splits, renders and stores; or finds that all this has been done before with the same content.
+    """Reads, splits, renders and stores conversations; returns the existing data if the same content was prepared before.
 
     Args:
-        storage: prepared data lies under storage/prepared/<digest>/.
+        storage: prepared data is kept in storage/prepared/<digest>/.
         processes: for rendering; by default one per core.
 
     Raises:
-        ValueError: with what is wrong with the conversations; or if a split would be empty.
+        InputError: with all problems of the conversations, or if a split would be empty.
     """
     chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
     for _ in range(MAX_READS):
@@ -142,7 +141,7 @@ def prepare(
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
         split = read_and_split(data)
-        if list(split.contents) == contents:  # else the digest is that of other conversations
+        if list(split.contents) == contents:  # else the files changed between digest and reading
             break
     else:
         raise InputError(
@@ -158,7 +157,7 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
     tally, digests = _Tally(split), {}
     for name, conversations in {"train": split.train, "eval": split.eval}.items():
         file = scratch / f"{name}.arrow"
-        # Held-out conversations are kept as they are, too: another version's chat format may have to render them.
+        # Held-out conversations are also kept as text: another version's chat format may have to render them.
         write_store(file, _entries(conversations, renderer, data, tally, keep=name == "eval"))
         tally.count_store(name, TokenStore(file))
         digests[f"{name}_digest"] = digest_of(file)
@@ -170,7 +169,9 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
         "unused_keys": split.unused_keys,
         "ignored_keys": split.ignored_keys,
     }
-    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (scratch / PREPARED_MANIFEST).write_text(
+        json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None]) -> str:
@@ -182,7 +183,7 @@ def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | No
 
 
 class _Tally:
-    """What became of the conversations: numbers, and of those that were left out, where they stand and why."""
+    """Counts of conversations, and the locations and reasons of those that were left out."""
 
     def __init__(self, split: Split) -> None:
         self.left_out = list(split.left_out)
@@ -211,7 +212,7 @@ class _Tally:
 def _entries(
     conversations: Sequence[Conversation], renderer: Renderer, data: DataSpec, tally: _Tally, *, keep: bool
 ) -> Iterator[Entry]:
-    """Those that can be rendered and fit, in order. The others are tallied; where `data` says fail, they fail together."""
+    """Yields conversations that can be rendered and fit, in order. Others are counted, or fail together if `data` says so."""
     refused: list[str] = []
     for conversation, rendered in zip(conversations, renderer.render(conversations), strict=True):
         if isinstance(rendered, str):

@@ -1,4 +1,4 @@
-"""Prepared data, or a file of conversations, as records to look at."""
+"""Converts prepared data, or a file of conversations, to records of the mask preview."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRUNCATED = "truncated, its last turns did not fit"
 
 
 def stored_records(store: TokenStore, count: int | None = None) -> list[PreviewRecord]:
-    """The first `count` conversations of a split, or all."""
+    """Returns the first `count` conversations of a split, or all."""
     records = []
     for index in range(len(store) if count is None else min(count, len(store))):
         token_ids, target_weights = store[index]
@@ -33,7 +33,7 @@ def stored_records(store: TokenStore, count: int | None = None) -> list[PreviewR
 
 
 def totals_of(dataset: PreparedDataset) -> PreviewTotals:
-    """Both splits together."""
+    """Returns the totals of both splits."""
     counts = dataset.counts
     return PreviewTotals(
         conversations=counts["train_conversations"] + counts["eval_conversations"],
@@ -47,7 +47,7 @@ def totals_of(dataset: PreparedDataset) -> PreviewTotals:
 def rendered_records(
     conversations: Sequence[Conversation], renderer: Renderer, max_tokens: int | None = None
 ) -> list[PreviewRecord]:
-    """One record a conversation, in order, truncated only to max_tokens; an empty one where not even one turn fits.
+    """Returns one record per conversation, in order, truncated to max_tokens; an empty one if not even one turn fits.
 
     Raises InputError with the conversations that the chat format refuses.
     """
@@ -65,7 +65,7 @@ def rendered_records(
 
 
 def totals_of_records(records: Sequence[PreviewRecord], dropped: int = 0) -> PreviewTotals:
-    """`dropped`: conversations that are not among the records."""
+    """Returns the totals of records; `dropped` conversations are not among them."""
     kept = [record for record in records if record.token_ids]
     return PreviewTotals(
         conversations=len(kept),

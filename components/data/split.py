@@ -1,4 +1,4 @@
-"""Which conversations are trained on and which are held out."""
+"""Splits conversations into those to train on and those to hold out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from components.experiment.spec import DataSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """`contents` are the digests of what was read of data.train and data.eval, `None` where that is not given.
+    """The two sides, and what was left out.
 
-    `unused_keys` and `ignored_keys` are keys that nothing read, with their numbers of conversations (see ReadResult).
-
-    `left_out` says of each unusable record where it stands and what is wrong; equal conversations are only counted.
-
-    `leaked` counts conversations that stood among those to train on, while their words or their group are held out.
+    `contents` are the digests of data.train and data.eval as they were read; `None` if data.eval is not given.
+    `unused_keys` and `ignored_keys` are unread keys with their numbers of conversations (see ReadResult).
+    `left_out` has the location and the problems of each unusable record; equal conversations are only counted.
+    `leaked` counts conversations to train on that were removed because their text or their group is held out.
     """
 
     train: tuple[Conversation, ...]
@@ -37,9 +36,9 @@ class Split:
 
 
 def read_and_split(data: DataSpec) -> Split:
-    """Reads all of it. Equal conversations count once, and what is said in a held-out one is never trained on.
+    """Reads and splits all conversations. Equal ones count once, and the text of a held-out one is never trained on.
 
-    Raises InputError with all that is wrong with the conversations, or if one side would be empty.
+    Raises InputError with all problems of the conversations, or if one side would be empty.
     """
     read = _read(data.train, data)
     dropped, unused, ignored = list(read.dropped), Counter(read.unused_keys), Counter(read.ignored_keys)
@@ -76,7 +75,7 @@ def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:
 
 
 def _by_record(problems: Sequence[DataProblem]) -> tuple[str, ...]:
-    """One line a record, however much is wrong with it."""
+    """Returns one line per record with all of its problems."""
     texts: dict[str, list[str]] = {}
     for problem in problems:
         texts.setdefault(f"{problem.file}, {problem.location}", []).append(problem.text)
@@ -86,7 +85,7 @@ def _by_record(problems: Sequence[DataProblem]) -> tuple[str, ...]:
 def _sides(
     conversations: Sequence[Conversation], data: DataSpec
 ) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """(held out, the rest), each in the order of the file. Where a conversation goes depends on nothing but itself."""
+    """Returns (held out, the rest), each in file order. The side of a conversation depends on that conversation only."""
     marks = [mark_of(keys_of(conversation), data.split_seed) for conversation in conversations]
     held_out = [each for each, mark in zip(conversations, marks, strict=True) if mark < data.eval_fraction]
     rest = [each for each, mark in zip(conversations, marks, strict=True) if mark >= data.eval_fraction]
@@ -110,9 +109,9 @@ def _sides(
 
 
 def _deduplicate(conversations: Sequence[Conversation]) -> tuple[list[Conversation], int]:
-    """(the first of each, how many more there were). Equal are those of which nothing differs that could change a token."""
+    """Returns (distinct conversations, number of duplicates). Equal conversations have the same tokens in every format."""
     first: dict[str, Conversation] = {}
     for conversation in conversations:
-        said = asdict(replace(conversation, source="", group=None))
-        first.setdefault(json.dumps(said, sort_keys=True), conversation)
+        content = asdict(replace(conversation, source="", group=None))
+        first.setdefault(json.dumps(content, sort_keys=True), conversation)
     return list(first.values()), len(conversations) - len(first)

@@ -1,4 +1,4 @@
-"""On which side of the split a conversation stands: decided by what is said in it, for ever, whatever else there is."""
+"""Decides the side of the split of a conversation by a hash of its text, independently of all other conversations."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from collections.abc import Iterable, Sequence
 from components.conversations.messages import Conversation, Message
 
 KEY_LENGTH = 32  # hexadecimal digits: 128 bits
-SCALES = tuple(10.0**digits for digits in range(2, 16))  # fractions are named with two digits, or more where these fail
+SCALES = tuple(10.0**digits for digits in range(2, 16))  # fractions are suggested with two digits, or more if necessary
 
 
 def keys_of(conversation: Conversation) -> tuple[str, ...]:
-    """Hashes by which a conversation is known again: of what is said in it and, where it has one, of its group.
+    """Returns the hashes that identify a conversation: of its text and, if it has one, of its group.
 
-    Said is what user, assistant and tools say, calls included. Who trained on these words knows them whatever the system
-    message, the tools on offer, the ids of calls, the reasoning before a reply and the weights of the loss were.
+    The text is that of user, assistant and tools, calls included. A model that was trained on it knows it, regardless of
+    the system message, the tools offered, the ids of calls, the reasoning and the loss weights.
     """
-    said = [_content_of(message) for message in conversation.messages if message.role != "system"]
-    words = _hash("words", json.dumps(said, sort_keys=True))
-    return (words,) if conversation.group is None else (words, _hash("group", conversation.group))
+    content = [_content_of(message) for message in conversation.messages if message.role != "system"]
+    text_key = _hash("words", json.dumps(content, sort_keys=True))
+    return (text_key,) if conversation.group is None else (text_key, _hash("group", conversation.group))
 
 
 def mark_of(keys: Sequence[str], seed: int) -> float:
-    """From 0 to below 1, evenly over conversations: below data.eval_fraction one is held out. A group has one mark."""
+    """Returns a number in [0, 1), evenly distributed, equal within a group; below data.eval_fraction it is held out."""
     return int(_hash(f"split {seed}", keys[-1])[:13], 16) / 16**13
 
 
 def fraction_that_holds_out(count: int, marks: Iterable[float]) -> float | None:
-    """The shortest fraction that holds out at least `count` of those with these marks and leaves some; None if none does."""
+    """Returns the shortest fraction that holds out at least `count` of these marks and leaves some; None if there is none."""
     ordered = sorted(marks)
     if not 0 < count < len(ordered) or ordered[count - 1] == ordered[-1]:
         return None
@@ -42,7 +42,7 @@ def fraction_that_holds_out(count: int, marks: Iterable[float]) -> float | None:
 
 
 def fraction_that_leaves(count: int, marks: Iterable[float]) -> float | None:
-    """The shortest fraction that leaves at least `count` of those with these marks and holds out some."""
+    """Returns the shortest fraction that leaves at least `count` of these marks and holds out some; None if there is none."""
     ordered = sorted(marks)
     if not 0 < count < len(ordered) or ordered[-count] == ordered[0]:
         return None

@@ -1,4 +1,4 @@
-"""Rendered conversations on disk: one Arrow file a split, memory-mapped, so that all workers of a node share it."""
+"""Rendered conversations on disk: one Arrow file per split, memory-mapped, so that all workers of a node share it."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ ROWS_PER_CHUNK = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One conversation of a store. `truncated`: it lost its last turns to fit.
+    """One conversation of a store. `truncated` says that its last turns were removed to fit.
 
-    `keys` are membership.keys_of it, and `conversation` is what it was rendered from, kept where it may be rendered anew.
+    `keys` are those of split_membership.keys_of. `conversation` is the text, kept if it may be rendered again.
     """
 
     source: str
@@ -71,7 +71,7 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -79,24 +79,25 @@ def digest_of(path: Path) -> str:
 def check_file(path: Path, digest: str) -> None:
     """Raises InputError unless the file has this digest, FileNotFoundError if there is none.
 
-    A file may have gigabytes, so the answer is kept beside it, under its size and times: it is read once, not once a worker.
+    A file may have gigabytes, so the result is cached beside it with its size and times: it is read once, not once per
+    worker.
     """
     status = path.stat()
     stamp = f"{digest} {status.st_size} {status.st_mtime_ns} {status.st_ino}\n"
-    answer = path.with_name(f".{path.name}.checked")
+    cache = path.with_name(f".{path.name}.checked")
     with contextlib.suppress(OSError):
-        if answer.read_text(encoding="utf-8") == stamp:
+        if cache.read_text(encoding="utf-8") == stamp:
             return
     if digest_of(path) != digest:
         raise InputError(f"{path} is not the file that was prepared: its bytes have another digest")
-    with contextlib.suppress(OSError):  # what cannot be written to is read again next time
-        answer.write_text(stamp, encoding="utf-8")
+    with contextlib.suppress(OSError):  # without write access the file is read again next time
+        cache.write_text(stamp, encoding="utf-8")
 
 
 class TokenStore:
-    """One split. Indices are conversations, in the order they were written.
+    """One split. Indices are conversations, in the order in which they were written.
 
-    The file's chunks are used where they lie: to combine them would copy the file into every worker's memory.
+    The file's chunks are not combined, because that would copy the file into every worker's memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,13 +112,13 @@ class TokenStore:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each conversation, int64."""
+        """The number of tokens of each conversation, int64."""
         each = [np.diff(chunk.offsets.to_numpy()) for chunk in self._token_ids]
         return np.concatenate([np.zeros(0, dtype=np.int64), *each])
 
     @cached_property
     def num_targets(self) -> np.ndarray:
-        """Scored tokens of each conversation, int32."""
+        """The number of scored tokens of each conversation, int32."""
         return np.asarray(self._table.column("num_targets").to_numpy())
 
     @property
@@ -125,7 +126,7 @@ class TokenStore:
         return int(self.num_targets.sum())
 
     def token_ids_from(self, first: int) -> list[int]:
-        """Those of all conversations that are `first` or more, each once, in order."""
+        """Returns the distinct token ids in the store that are `first` or more, in order."""
         found: set[int] = set()
         for chunk in self._token_ids:
             token_ids = chunk.flatten().to_numpy()
@@ -133,7 +134,7 @@ class TokenStore:
         return sorted(found)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(token_ids int32, target_weights float32) of a conversation, not copied."""
+        """Returns (token_ids int32, target_weights float32) of a conversation, not copied."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         chunk = bisect.bisect_right(self._starts, index) - 1
@@ -145,13 +146,13 @@ class TokenStore:
 
     @cached_property
     def keys(self) -> list[tuple[str, ...]] | None:
-        """Of each conversation; None if the store was written before they were kept."""
+        """The keys of each conversation; None in stores of earlier versions."""
         if "keys" not in self._table.column_names:
             return None
         return [tuple(keys) for keys in self._table.column("keys").to_pylist()]
 
     def conversation(self, index: int) -> Conversation | None:
-        """What the tokens were rendered from, where that was kept."""
+        """Returns the text from which the tokens were rendered; None if it was not kept."""
         if "conversation" not in self._table.column_names:
             return None
         text = self._table.column("conversation")[index].as_py()

@@ -1,4 +1,4 @@
-"""What a model has been trained on, as a file beside it: the keys of its conversations, none of their words."""
+"""The file beside a model that says what it was trained on: the keys of its conversations, without their text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAINED_ON = "trained_on.txt"
 
 
 def training_keys(store: TokenStore) -> tuple[str, ...] | None:
-    """Of all conversations (and groups) of a split, sorted; None if the store was written before they were kept."""
+    """Returns the keys of all conversations (and groups) of a split, sorted; None if the store has none."""
     return None if store.keys is None else tuple(sorted({key for keys in store.keys for key in keys}))
 
 
@@ -21,14 +21,14 @@ def keys_digest(keys: tuple[str, ...]) -> str:
 
 
 def write_trained_on(store: TokenStore, directory: Path) -> None:
-    """One key a line, their digest above them. A store that does not know them leaves no file."""
+    """Writes one key per line after a line with their digest. Writes no file if the store has no keys."""
     keys = training_keys(store)
     if keys is not None:
         (directory / TRAINED_ON).write_text("\n".join([keys_digest(keys), *keys]) + "\n", encoding="utf-8")
 
 
 def read_trained_on(directory: Path) -> frozenset[str] | None:
-    """None if there is no such file. Raises InputError if it is not as it was written."""
+    """Reads the keys; None if there is no file. Raises InputError if the file has changed."""
     path = directory / TRAINED_ON
     if not path.is_file():
         return None

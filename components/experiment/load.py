@@ -15,7 +15,7 @@ from components.experiment.read_trial import read_branch, read_trial
 from components.experiment.space import METHOD_KINDS, check_search
 from components.experiment.spec import ExperimentSpec
 
-SPACE = ["search", "space"]
+SPACE_PATH = ["search", "space"]
 NO_EXPERIMENT = "no such experiment file; experiments/ has some"
 EXPERIMENT_IS = "an experiment is a mapping of keys, e.g. `name: ...`"
 
@@ -142,7 +142,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = path.split(".")
     node: Any = tree
     for depth, parent in enumerate(parents):
-        if parents[:depth] == SPACE and isinstance(node, dict) and parent not in node:
+        if parents[:depth] == SPACE_PATH and isinstance(node, dict) and parent not in node:
             whole = f"a new branch is set whole, as search.space.{parent}={{...}}"
             text = f"{unknown_key(parent, sorted(map(str, node)))}; {whole}"
             raise ExperimentError([Problem(location=f"--set {override}", text=text)])

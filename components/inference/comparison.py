@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from enum import StrEnum
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 RESAMPLES = 10_000
-
-
-# Conversations of equal length, fewer than which tell nothing. From here on a candidate that is no better is promoted in at
-# most about 5 % of cases, for a nominal 2.5 %: experiments/benchmarks/gate_coverage.md.
+# With fewer conversations of equal length than this, nothing is decided. With this many, a candidate that is no better is
+# promoted in at most about 5 % of cases, for a nominal 2.5 %: experiments/benchmarks/gate_coverage.md.
 LEAST = 20
-
-
 WAY_OUT = "add conversations, or hold out more of them (data.eval_fraction, data.eval)"
-
-
 ROUNDING = 1e-9  # of a difference; an error below it is none
-
-
 MAX_DRAWN_AT_ONCE = 2**22  # conversations; 32 MiB of indices
 
 
-class Verdict(BaseModel):
+class ComparisonState(StrEnum):
+    """What a comparison says of the candidate."""
+
+    BETTER = "better"
+    NOT_BETTER = "not better"
+    TOO_FEW = "too few to tell"
+
+
+class Comparison(BaseModel):
     """`difference` is the other's loss minus the candidate's, in nats per target: above 0 the candidate is better.
 
-    `low` and `high` are the confidence interval's ends, None where the conversations set no bound. Where none is left to
-    compare on, losses and interval are those of all that are held out.
+    `low` and `high` are the confidence interval's ends, None where the conversations set no bound. If no conversation is
+    left to compare on, losses and interval are those of all that are held out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,22 +43,26 @@ class Verdict(BaseModel):
     high: float | None
     confidence: float
     beats: bool
-    conversations: int | None = Field(None, description="Compared on; null in verdicts that did not count them.")
+    conversations: int | None = Field(
+        None, description="How many were compared; null in results that do not count them."
+    )
     effective: float | None = Field(
         None, description="As many conversations of equal length say as much: below `conversations` if lengths differ."
     )
-    needed: int | None = Field(None, description="Of conversations like these, the fewest that can tell.")
+    needed: int | None = Field(
+        None, description="The fewest conversations like these with which a difference can be told."
+    )
     note: str = Field("", description="What limits the comparison.")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def state(self) -> Literal["better", "not better", "too few to tell"]:
+    def state(self) -> ComparisonState:
         if self.conversations is not None and self.needed is not None and self.conversations < self.needed:
-            return "too few to tell"
-        return "better" if self.beats else "not better"
+            return ComparisonState.TOO_FEW
+        return ComparisonState.BETTER if self.beats else ComparisonState.NOT_BETTER
 
     def sentence(self) -> str:
-        if self.state == "too few to tell":
+        if self.state is ComparisonState.TOO_FEW:
             return "; ".join(filter(None, [f"{self._too_few()}: {WAY_OUT}", self.note]))
         how = "beats" if self.beats else "does not beat"
         ends = ", ".join("unbounded" if end is None else f"{end:+.4f}" for end in (self.low, self.high))
@@ -86,7 +90,7 @@ def paired_bootstrap(
     confidence: float,
     seed: int = 0,
     note: str = "",
-) -> Verdict:
+) -> Comparison:
     """Paired comparison over conversations, by the studentized bootstrap.
 
     Args:
@@ -102,7 +106,7 @@ def paired_bootstrap(
         raise ValueError(f"{len(candidate)}, {len(opponent)} and {len(targets)} conversations cannot be paired")
     total, effective, needed = targets.sum(), effective_number(targets), number_needed(targets)
     low, high = studentized_interval(opponent - candidate, targets, confidence, np.random.default_rng(seed))
-    return Verdict(
+    return Comparison(
         other=other,
         candidate_loss=float(candidate.sum() / total),
         other_loss=float(opponent.sum() / total),
@@ -119,13 +123,13 @@ def paired_bootstrap(
 
 
 def effective_number(num_targets: np.ndarray) -> float:
-    """As many conversations of equal length say as much as these."""
+    """How many conversations of equal length say as much as these."""
     targets = num_targets.astype(float)
     return float(targets.sum() ** 2 / (targets**2).sum())
 
 
 def number_needed(num_targets: np.ndarray) -> int:
-    """Of conversations as unequal in length as these, the fewest that say as much as LEAST equal ones."""
+    """How many conversations, as unequal in length as these, say as much as LEAST equal ones."""
     return max(LEAST, math.ceil(LEAST * len(num_targets) / effective_number(num_targets) - 1e-9))
 
 
@@ -136,11 +140,11 @@ def studentized_interval(
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """(low, high) of the difference per target; infinite where the conversations set no bound.
+    """Returns (low, high) of the difference per target; infinite where the conversations set no bound.
 
-    Each resample draws as many conversations as there are, with replacement, and says by how many of its own standard errors
-    it misses the sample's difference. The interval takes these multiples of the sample's standard error, which is wider on
-    the side where few conversations deceive.
+    Each resample draws as many conversations as there are, with replacement. It deviates from the sample's difference by a
+    multiple of its own standard error. The interval's ends are quantiles of these multiples, times the sample's standard
+    error. So the interval is wider on the side where few conversations decide.
     """
     if not np.isfinite(differences).all():
         return -math.inf, math.inf
@@ -150,15 +154,15 @@ def studentized_interval(
     if math.isinf(error):
         return -math.inf, math.inf
     residuals = differences - ratio * targets
-    misses = np.sort(_misses(residuals, targets, generator, resamples))
+    deviations = np.sort(_deviations(residuals, targets, generator, resamples))
     tail = (1 - confidence) / 2
-    above = misses[math.ceil((1 - tail) * resamples) - 1]
-    below = misses[math.floor(tail * resamples)]
+    above = deviations[math.ceil((1 - tail) * resamples) - 1]
+    below = deviations[math.floor(tail * resamples)]
     return float(ratio - above * error), float(ratio - below * error)
 
 
 def _ratio_and_error(differences: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Difference per target and its standard error; of one conversation, nobody knows it."""
+    """Returns the difference per target and its standard error, which is infinite for one conversation."""
     total, count = targets.sum(), len(targets)
     ratio = differences.sum() / total
     if count == 1:
@@ -167,8 +171,10 @@ def _ratio_and_error(differences: np.ndarray, targets: np.ndarray) -> tuple[floa
     return float(ratio), float(np.sqrt(count / (count - 1) * squares) / total)
 
 
-def _misses(residuals: np.ndarray, targets: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """Of each resample, how far its difference is from the sample's, in standard errors; infinite if it has none."""
+def _deviations(
+    residuals: np.ndarray, targets: np.ndarray, generator: np.random.Generator, resamples: int
+) -> np.ndarray:
+    """Returns each resample's deviation from the sample's difference, in its standard errors; infinite if these are 0."""
     count = len(targets)
     at_once = max(1, MAX_DRAWN_AT_ONCE // count)
     parts = []

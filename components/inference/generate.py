@@ -1,4 +1,4 @@
-"""Talking to a model, greedily or by sampling."""
+"""Generates a model's next message, greedily or by sampling, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ UNFINISHED = "\ufffd"  # what half a character decodes to
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """`stopped`: by the model itself, with its stop token; otherwise it was cut off at max_new_tokens.
+    """What a model said.
 
-    `text` is all that was said, for people; `message` has tool calls apart.
+    `stopped`: the model ended the reply itself, with its stop token; otherwise it was cut off at max_new_tokens. `text` is
+    the whole reply, for people; in `message` the tool calls are separate.
     """
 
     text: str
@@ -41,30 +42,59 @@ class Reply:
         return "tool_calls" if self.message.tool_calls else "stop"
 
 
-def reply_to(
-    loaded: LoadedModel,
-    messages: Sequence[Message],
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    tools: Sequence[dict[str, Any]] = (),
-) -> Reply:
-    """The assistant's next message.
+class ReplyOptions(TypedDict, total=False):
+    """How a reply is generated.
+
+    max_new_tokens: 128 by default.
+    temperature: 0, the default, is greedy, so the same question has the same answer. Above 0 the next token is drawn from
+        the whole distribution, by torch's global generator: nothing is cut off it but by `top_p`.
+    top_p: the next token is drawn from the likeliest ones that together have this probability; 1 by default.
+    tools: what the model may call, as OpenAI's API describes tools; none by default.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    tools: Sequence[dict[str, Any]]
+
+
+def reply_to(loaded: LoadedModel, messages: Sequence[Message], **options: Unpack[ReplyOptions]) -> Reply:
+    """Returns the assistant's next message. Raises InputError for a token that the model has no row for."""
+    inputs = _inputs(loaded, messages, **options)
+    with computing(loaded.precision, loaded.device):
+        output_1T = loaded.model.generate(**inputs)
+    prompt_tokens = inputs["input_ids"].shape[1]
+    made = output_1T[0, prompt_tokens:].tolist()
+    said = _until_stop(made, loaded)
+    return _reply(loaded, said, prompt_tokens=prompt_tokens, stopped=len(said) < len(made))
+
+
+def generate_reply(loaded: LoadedModel, messages: Sequence[Message], **options: Unpack[ReplyOptions]) -> str:
+    """Returns the text of reply_to."""
+    return reply_to(loaded, messages, **options).text
+
+
+def stream_reply(
+    loaded: LoadedModel, messages: Sequence[Message], *, only_words: bool = False, **options: Unpack[ReplyOptions]
+) -> Generator[str, None, Reply]:
+    """Yields the text of reply_to in pieces, as it is made, never half a character. Returns the whole reply.
+
+    Closing the generator stops the model.
 
     Args:
-        temperature: 0 is greedy, so the same question has the same answer. Above 0 the next token is drawn from the whole
-            distribution, by torch's global generator: nothing is cut off it but by `top_p`.
-        top_p: draw from the likeliest tokens that together have this probability.
+        only_words: the pieces make up the message's content; what may be a tool call is held back until it is none.
     """
-    input_ids_1T = _prompt(loaded, messages, tools)
-    settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
-    with computing(loaded.precision, loaded.device):
-        output_1T = loaded.model.generate(input_ids=input_ids_1T, **settings)
-    prompt_tokens = input_ids_1T.shape[1]
-    made = output_1T[0, prompt_tokens:].tolist()
-    said = _said(made, loaded)
-    return _reply(loaded, said, prompt_tokens=prompt_tokens, stopped=len(said) < len(made))
+    inputs = _inputs(loaded, messages, **options)
+    streamer = _TokenStreamer()
+    inputs |= {"streamer": streamer, "stopping_criteria": StoppingCriteriaList([streamer.stop_requested])}
+    thread = threading.Thread(target=streamer.run, args=(loaded, inputs), name="generate", daemon=True)
+    thread.start()
+    try:
+        said, stopped = yield from pieces_of(streamer.tokens(), loaded, only_words=only_words)
+        return _reply(loaded, said, prompt_tokens=inputs["input_ids"].shape[1], stopped=stopped)
+    finally:
+        streamer.stop()
+        thread.join()
 
 
 def _reply(loaded: LoadedModel, said: list[int], *, prompt_tokens: int, stopped: bool) -> Reply:
@@ -77,53 +107,10 @@ def _reply(loaded: LoadedModel, said: list[int], *, prompt_tokens: int, stopped:
     )
 
 
-def generate_reply(
-    loaded: LoadedModel,
-    messages: Sequence[Message],
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    tools: Sequence[dict[str, Any]] = (),
-) -> str:
-    """The text of reply_to."""
-    return reply_to(loaded, messages, max_new_tokens=max_new_tokens, temperature=temperature, tools=tools).text
-
-
-def stream_reply(
-    loaded: LoadedModel,
-    messages: Sequence[Message],
-    *,
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    tools: Sequence[dict[str, Any]] = (),
-    only_words: bool = False,
-) -> Generator[str, None, Reply]:
-    """The text of reply_to, piece by piece as it is made, never half a character; what it returns is the whole reply.
-
-    Who stops listening stops the model.
-
-    Args:
-        only_words: the pieces make up the message's content; what may be a tool call is held back until it is none.
-    """
-    input_ids_1T = _prompt(loaded, messages, tools)
-    settings = _settings(loaded, input_ids_1T, max_new_tokens, temperature, top_p)
-    mouth = _Mouth()
-    settings |= {"input_ids": input_ids_1T, "streamer": mouth, "stopping_criteria": StoppingCriteriaList([mouth.hush])}
-    speaking = threading.Thread(target=mouth.speak, args=(loaded, settings), name="generate", daemon=True)
-    speaking.start()
-    try:
-        said, stopped = yield from _pieces(mouth.tokens(), loaded, only_words=only_words)
-        return _reply(loaded, said, prompt_tokens=input_ids_1T.shape[1], stopped=stopped)
-    finally:
-        mouth.hush.now.set()
-        speaking.join()
-
-
-def _pieces(
+def pieces_of(
     tokens: Iterator[int], loaded: LoadedModel, *, only_words: bool = False
 ) -> Generator[str, None, tuple[list[int], bool]]:
-    """Returns the tokens without the stop, and whether there was one."""
+    """Yields the text of tokens in pieces. Returns the tokens without the stop token, and whether there was one."""
     chat_format = loaded.chat_format
     read = chat_format.words if only_words else chat_format.decode
     token_ids: list[int] = []
@@ -143,80 +130,87 @@ def _pieces(
     return token_ids, stopped
 
 
-class _Hush(StoppingCriteria):  # type: ignore[misc]
+class _StopRequested(StoppingCriteria):  # type: ignore[misc]
+    """Ends `generate` after the token that it is at, once `event` is set."""
+
     def __init__(self) -> None:
-        self.now = threading.Event()
+        self.event = threading.Event()
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        return torch.full((len(input_ids),), self.now.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-class _Mouth(BaseStreamer):  # type: ignore[misc]
-    """Speaks in one thread and is heard in another: `tokens` gives what `generate` makes, and raises what it raises."""
+class _TokenStreamer(BaseStreamer):  # type: ignore[misc]
+    """Hands tokens from the generating thread to another: `tokens` yields what `generate` makes, and raises its errors."""
 
     def __init__(self) -> None:
-        self.hush = _Hush()
-        self._said: queue.Queue[list[int] | BaseException | None] = queue.Queue()
+        self.stop_requested = _StopRequested()
+        self._made: queue.Queue[list[int] | BaseException | None] = queue.Queue()
         self._prompt_is_over = False
 
-    def speak(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
+    def run(self, loaded: LoadedModel, settings: dict[str, Any]) -> None:
+        """Generates to the end, or until `stop`."""
         try:
             with computing(loaded.precision, loaded.device):
                 loaded.model.generate(**settings)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the tokens are waited for
-            self._said.put(error)
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for the tokens
+            self._made.put(error)
         else:
-            self._said.put(None)
+            self._made.put(None)
+
+    def stop(self) -> None:
+        self.stop_requested.event.set()
 
     def put(self, value: Tensor) -> None:
         if self._prompt_is_over:
-            self._said.put(value.flatten().tolist())
-        self._prompt_is_over = True  # the first thing a streamer is given is the prompt
+            self._made.put(value.flatten().tolist())
+        self._prompt_is_over = True  # the first value that a streamer gets is the prompt
 
     def end(self) -> None:
-        """`speak` knows better when it is over."""
+        """Does nothing: `run` marks the end, after an error too."""
 
     def tokens(self) -> Iterator[int]:
-        while (said := self._said.get()) is not None:
-            if isinstance(said, BaseException):
-                raise said
-            yield from said
+        while (made := self._made.get()) is not None:
+            if isinstance(made, BaseException):
+                raise made
+            yield from made
 
 
-def _prompt(loaded: LoadedModel, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Tensor:
-    """Raises ValueError for a token that the model has no row for."""
+def _inputs(
+    loaded: LoadedModel,
+    messages: Sequence[Message],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    tools: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    """Returns the arguments of `generate`: the same for every model, so that what two models say can be compared."""
+    _clear_generation_config(loaded.model)
     token_ids = loaded.chat_format.prompt(messages, tools)
     loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
-    return torch.tensor([token_ids], device=loaded.device)
-
-
-def _settings(
-    loaded: LoadedModel, input_ids_1T: Tensor, max_new_tokens: int, temperature: float, top_p: float
-) -> dict[str, Any]:
-    """What `generate` is given. Candidate, incumbent and base are compared by what they say, and must say it by one rule."""
-    _forget_own_settings(loaded.model)
-    drawn = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+    input_ids_1T = torch.tensor([token_ids], device=loaded.device)
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         eos_token_id=list(loaded.chat_format.stop_token_ids),
         pad_token_id=loaded.chat_format.pad_token_id,
         use_cache=True,
-        **drawn,
+        **sampling,
     )
-    return {"attention_mask": torch.ones_like(input_ids_1T), "generation_config": config}
+    return {"input_ids": input_ids_1T, "attention_mask": torch.ones_like(input_ids_1T), "generation_config": config}
 
 
-def _forget_own_settings(model: Any) -> None:
-    """For good: transformers fills what a GenerationConfig leaves open from the model's generation_config.json.
+def _clear_generation_config(model: Any) -> None:
+    """Removes what the model's generation_config.json says: transformers fills a GenerationConfig's gaps from it.
 
-    Put back, they would reach a reply that another thread is about to begin.
+    It is not put back, because another thread may be about to begin a reply with the same model.
     """
     model.generation_config = GenerationConfig()
 
 
-def _said(token_ids: list[int], loaded: LoadedModel) -> list[int]:
-    """Up to the stop token."""
+def _until_stop(token_ids: list[int], loaded: LoadedModel) -> list[int]:
     for position, token in enumerate(token_ids):
         if token in loaded.chat_format.stop_token_ids:
             return token_ids[:position]

@@ -1,6 +1,6 @@
-"""What merging an adapter into its base costs: the model with the adapter beside its base against the merged files.
+"""How far a merged model is from the adapter beside its base.
 
-Without data the two are asked for the next token at every position of a few fixed conversations; with data, for its loss.
+Without data, the two are compared by their next tokens at every position of a few fixed conversations; with data, by loss.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from components.conversations.chat_formats.base import ChatFormat
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation, Message
 from components.data.token_store import Entry, TokenStore, write_store
+from components.errors import InputError
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
@@ -56,17 +57,17 @@ class Divergence(BaseModel):
 
 
 def fixed_rows(chat_format: ChatFormat) -> list[list[int]]:
-    """The token ids of a few conversations, the same for every model with this chat format."""
+    """Returns the token ids of a few conversations, the same for every model with this chat format."""
     return [list(chat_format.render(_conversation(asked, said)).token_ids) for asked, said in FIXED]
 
 
 @torch.no_grad()
 def next_tokens(model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Log probabilities of every next token, [tokens, vocabulary] of each row, float32 on the CPU."""
+    """Returns log probabilities of every next token: [tokens, vocabulary] for each row, float32 on the CPU."""
     model.eval()
     device = next(model.parameters()).device
-    asked = (torch.tensor([list(row)], device=device) for row in rows)
-    return [model(input_ids=row, use_cache=False).logits[0].float().log_softmax(-1).cpu() for row in asked]
+    inputs = (torch.tensor([list(row)], device=device) for row in rows)
+    return [model(input_ids=row, use_cache=False).logits[0].float().log_softmax(-1).cpu() for row in inputs]
 
 
 def divergence(adapted: Sequence[Tensor], merged: Sequence[Tensor]) -> Divergence:
@@ -80,22 +81,22 @@ def divergence(adapted: Sequence[Tensor], merged: Sequence[Tensor]) -> Divergenc
 
 
 def check_merge(found: Divergence, *, quantized: bool = False) -> None:
-    """Raises ValueError if the merged files are another model than the adapter beside its base.
+    """Raises InputError if the merged files are another model than the adapter beside its base.
 
     Args:
-        quantized: whether the base beside the adapter is quantized, and that of the merge is not.
+        quantized: whether the adapter's base is quantized, while the merged weights are not.
     """
-    most = MAX_DIFFERENCE_QUANTIZED if quantized else MAX_DIFFERENCE
-    if not found.mean <= most:
+    limit = MAX_DIFFERENCE_QUANTIZED if quantized else MAX_DIFFERENCE
+    if not found.mean <= limit:
         beside = "its quantized base" if quantized else "its base"
-        raise ValueError(
-            f"the merged model is another one than the adapter beside {beside}: {found.sentence()}, and at most {most} nats"
+        raise InputError(
+            f"the merged model is another one than the adapter beside {beside}: {found.sentence()}, and at most {limit} nats"
             " on average are allowed; --layout adapter writes the adapter alone, --dtype fp32 rounds less"
         )
 
 
 class MergeCheck(BaseModel):
-    """Nats per target over the same conversations."""
+    """Losses in nats per target, over the same conversations."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,15 +106,15 @@ class MergeCheck(BaseModel):
 
     @property
     def difference(self) -> float:
-        """Above 0 the merged model is the worse one."""
+        """Above 0, the merged model is the worse one."""
         return self.merged_loss - self.adapter_loss
 
     def check(self, *, quantized: bool) -> None:
-        """Raises ValueError if the losses are further apart than check_merge allows."""
-        most = MAX_DIFFERENCE_QUANTIZED if quantized else MAX_DIFFERENCE
-        if not abs(self.difference) <= most:
-            raise ValueError(
-                f"the merged model is another one: {self.sentence()}, and at most {most} nats are allowed; --layout adapter"
+        """Raises InputError if the losses are further apart than check_merge allows."""
+        limit = MAX_DIFFERENCE_QUANTIZED if quantized else MAX_DIFFERENCE
+        if not abs(self.difference) <= limit:
+            raise InputError(
+                f"the merged model is another one: {self.sentence()}, and at most {limit} nats are allowed; --layout adapter"
                 " writes the adapter alone, --dtype fp32 rounds less"
             )
 
@@ -125,20 +126,20 @@ class MergeCheck(BaseModel):
 
 
 class Scorer:
-    """Scores models on the same conversations. Those too long are cut behind their last turn that fits."""
+    """Scores models on the same conversations. One that is too long is cut after its last turn that fits."""
 
     def __init__(
         self, conversations: Sequence[Conversation], chat_format: ChatFormat, folder: Path, max_tokens: int
     ) -> None:
-        """Raises ValueError if no conversation fits."""
+        """Raises InputError if no conversation fits."""
         self.max_tokens, self.pad_token_id = max_tokens, chat_format.pad_token_id
-        write_store(folder / "scored.arrow", _fitted(conversations, chat_format, max_tokens))
+        write_store(folder / "scored.arrow", _entries_that_fit(conversations, chat_format, max_tokens))
         self.store = TokenStore(folder / "scored.arrow")
         if len(self.store) == 0:
-            raise ValueError(f"no turn of any conversation fits into {max_tokens} tokens; raise --max-tokens")
+            raise InputError(f"no turn of any conversation fits into {max_tokens} tokens; raise --max-tokens")
 
     def score(self, model: PreTrainedModel, *, precision: str = "fp32") -> tuple[float, int]:
-        """(nats per target, targets)."""
+        """Returns (nats per target, number of targets)."""
         return evaluate(
             ScoredModel(
                 model.eval(), precision=precision, attention=model.config._attn_implementation, device=model.device
@@ -155,7 +156,9 @@ def _conversation(asked: str, said: str) -> Conversation:
     return Conversation(messages=(Message(role="user", content=asked), Message(role="assistant", content=said)))
 
 
-def _fitted(conversations: Sequence[Conversation], chat_format: ChatFormat, max_tokens: int) -> Iterator[Entry]:
+def _entries_that_fit(
+    conversations: Sequence[Conversation], chat_format: ChatFormat, max_tokens: int
+) -> Iterator[Entry]:
     for conversation in conversations:
         rendered = fit_length(chat_format.render(conversation), max_tokens, truncate=True)
         if rendered is not None:

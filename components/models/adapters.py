@@ -1,4 +1,4 @@
-"""LoRA by peft: on a base that other trials will use again."""
+"""LoRA adapters by peft, on a base model that later trials use again."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from components.models.target_modules import lora_config
 
 
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
-    """Adapters on a frozen base, float32 and trainable; at first they change nothing. Seed torch before, for their A.
+    """Adds trainable float32 adapters to a frozen base; at first they change nothing. Seed torch before, for their A.
 
-    Raises InputError if a name of target_modules is no module of this model, or peft cannot adapt one so.
+    Raises InputError if a name of target_modules is not a module of this model, or if peft cannot adapt it.
     """
     base.requires_grad_(False)
     config = lora_config(base, method)
@@ -44,7 +44,7 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
 
 
 def detach_lora(model: PeftModel) -> PreTrainedModel:
-    """The base as it was, bit by bit."""
+    """Removes the adapters. Returns the base, bit-equal to what it was before."""
     base = cast(PreTrainedModel, model.unload())
     for leftover in ("peft_config", "_hf_peft_config_loaded"):
         if leftover in vars(base):
@@ -53,10 +53,10 @@ def detach_lora(model: PeftModel) -> PreTrainedModel:
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
-    """The base with the adapters added to its weights, which are changed in place.
+    """Adds the adapters to the base's weights in place, and returns the base.
 
-    A matrix that several modules share is first copied for each of those with an adapter: what was learned for the head
-    would change the embeddings too. Such a model is no longer tied, and says so in its config.
+    A matrix that several modules share is first copied for each module with an adapter: an adapter of the head would
+    otherwise change the embeddings too. Such a model is no longer tied, and its config says so.
     """
     _untie_adapted(model)
     whole = cast(PreTrainedModel, model.merge_and_unload(safe_merge=True))
@@ -84,13 +84,13 @@ def _is_same(model: PreTrainedModel, one: str, other: str) -> bool:
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:
-    """adapter_config.json and adapter_model.safetensors, without peft's model card."""
+    """Writes adapter_config.json and adapter_model.safetensors, without peft's model card."""
     model.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)
 
 
 def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
-    """A saved adapter on a base, for use, not for training. Raises InputError if it is one of a model of other sizes."""
+    """Loads a saved adapter on a base, for inference. Raises InputError if it belongs to a model of other sizes."""
     try:
         return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
     except RuntimeError as error:
@@ -101,12 +101,12 @@ def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    # Else peft compares vocabulary sizes with whatever lies where the base was loaded from, on the hub maybe.
+    # By default peft compares vocabulary sizes with the files from which the base was loaded, perhaps on the hub.
     return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def load_adapter_state(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
-    """Into a model with adapters of the same shape. Raises InputError if names or shapes differ."""
+    """Loads tensors into a model with adapters of the same shapes. Raises InputError if names or shapes differ."""
     wanted, found = ({name: tensor.shape for name, tensor in side.items()} for side in (adapter_state(model), tensors))
     check_same_weights("the adapter is another one", found, wanted)
     set_peft_model_state_dict(model, dict(tensors))

@@ -1,4 +1,4 @@
-"""What each branch of a search will train of its model, found out on a model without weights before anything starts."""
+"""Describes what each branch of a search trains, found on a model without weights before anything starts."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from components.models.target_modules import describe_adapters
 
 
 def describe_branch_training(experiment: ExperimentSpec, config: PreTrainedConfig) -> Mapping[str, str]:
-    """By branch what its trials train or adapt, for people; of every choice of target_modules.
+    """Describes for each branch what its trials train or adapt, for every choice of target_modules.
 
-    Raises ExperimentError with all names of target_modules that are no modules, and all methods that cannot be.
+    Raises ExperimentError with all names in target_modules that are not modules, and all methods that cannot be trained.
     """
     problems: dict[str, Problem] = {}
     found: dict[str, str] = {}
     for branch in branches_of(experiment).values():
-        told: dict[str, None] = {}
+        sentences: dict[str, None] = {}
         for method in _methods(experiment, branch):
             try:
-                told[_sentence(config, method)] = None
+                sentences[_sentence(config, method)] = None
             except ValueError as error:
                 problem = Problem(location=f"search.space.{branch.name}", text=str(error))
                 problems[str(problem)] = problem
-        found[branch.name] = " | ".join(told)
+        found[branch.name] = " | ".join(sentences)
     if problems:
         raise ExperimentError(list(problems.values()))
     return found
 
 
 def _methods(experiment: ExperimentSpec, branch: Branch) -> Iterator[LoraMethod | FullMethod]:
-    """One of each kind that may be adapted otherwise, or not at all: whatever ranks and rates stand beside."""
+    """Yields one method for each way of adapting the model; ranks and learning rates make no difference."""
     known = set()
     for trial in corner_trials(experiment, branch):
         method = trial.method

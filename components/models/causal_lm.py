@@ -1,7 +1,7 @@
-"""The one door to transformers' causal language models: what comes through it is what its files say, to the last weight.
+"""Loads transformers' causal language models, and checks that every weight comes from their files.
 
-transformers fills a weight that no file holds with random numbers, and says so in a log. Each process draws its own. So
-names and shapes are compared at every load, and before a search starts without reading any weight.
+transformers fills missing weights with random numbers, different in each process, and only logs it. Therefore names and
+shapes are compared at every load, and also before a search starts, without reading any weight.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from components.errors import InputError
 
 MAX_NAMED = 3
 ADAPTER_CONFIG = "adapter_config.json"
-# Who puts what before, or into, the names of weights, and how they become a plain model's again.
+# Prefixes and parts that wrappers add to the names of weights, and how to save a plain model.
 WRAPPERS = {
     "_orig_mod.": "torch.compile has put _orig_mod. before the names; save the model inside (model._orig_mod)",
     "module.": "DistributedDataParallel has put module. before the names; save the model inside (model.module)",
@@ -43,13 +43,13 @@ QUANTIZED = (
 UNQUANTIZED = "name the unquantized release, and let method.quantize make it small"
 # Masks and frequencies that older versions of transformers stored beside the weights, and newer ones compute.
 COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|attn\.causal_mask|rotary_emb\.inv_freq|position_ids)$")
-FAMILY_SHARE = 0.5  # of a model's weights: where more are missing, its files are another architecture's
+FAMILY_SHARE = 0.5  # of a model's weights: if more are missing, the files belong to another architecture
 
 
 def load_causal_lm(directory: Path, *, device: torch.device | str | None = None, **settings: Any) -> PreTrainedModel:
-    """AutoModelForCausalLM.from_pretrained, with `settings` of its own, on a device if one is named.
+    """Loads by AutoModelForCausalLM.from_pretrained(**settings), and moves the model to `device` if it is given.
 
-    Raises InputError if a weight is missing, of no use or of another shape, or is not a finite number.
+    Raises InputError if a weight is missing, unknown, of another shape, or not a finite number.
     """
     model, found = _from_pretrained(directory, settings)
     _check_names(directory, model, found)
@@ -62,7 +62,7 @@ def load_causal_lm(directory: Path, *, device: torch.device | str | None = None,
 def check_weights(directory: Path, attention: str = "eager") -> None:
     """Compares names and shapes of the weight files with the model that config.json describes; reads no weight.
 
-    Raises InputError as load_causal_lm does, but for numbers that are not finite.
+    Raises InputError as load_causal_lm does, except for numbers that are not finite.
     """
     settings = {"dtype": "auto", "device_map": {"": "meta"}, "attn_implementation": attention}
     with _without_bar():
@@ -71,10 +71,10 @@ def check_weights(directory: Path, attention: str = "eager") -> None:
 
 
 def check_release(directory: Path) -> None:
-    """Refuses what transformers would load as something else than plain weights. Raises InputError.
+    """Raises InputError for a directory that transformers would not load as plain weights.
 
-    That is a quantized release (bitsandbytes' too: full fine-tuning cannot train it, and no adapter can be merged into
-    it), and an adapter in the model's directory, for which transformers loads whatever base the adapter names.
+    Refused are quantized releases (also by bitsandbytes: full fine-tuning cannot train them, and no adapter can be merged
+    into them), and adapters in the model's directory, for which transformers would load the base that the adapter names.
     """
     if not (directory / "config.json").is_file():
         return
@@ -101,9 +101,9 @@ def check_finite(model: nn.Module, source: Path) -> None:
 
 
 def check_same_weights(what: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:
-    """Raises InputError, which begins with `what`, if the names or shapes in a file are not those of its target.
+    """Raises InputError, beginning with `what`, if the names or shapes in a file are not those of its target.
 
-    To copy would broadcast: one number would become a whole matrix.
+    Copying would broadcast: one number would become a whole matrix.
     """
     if odd := sorted(found.keys() ^ wanted.keys()):
         raise InputError(f"{what}; only one side has {', '.join(odd[:5])}")
@@ -115,7 +115,7 @@ def check_same_weights(what: str, found: Mapping[str, Sequence[int]], wanted: Ma
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """What a load found to be wrong. mismatched: (name, shape in the file, shape in the model)."""
+    """The faults of a load. mismatched: (name, shape in the file, shape in the model)."""
 
     missing: list[str]
     unknown: list[str]
@@ -124,7 +124,7 @@ class _Found:
 
 @contextlib.contextmanager
 def _without_bar() -> Iterator[None]:
-    """Nothing is loaded inside, so no bar shall say so."""
+    """Hides transformers' progress bar: nothing is loaded inside."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -181,7 +181,7 @@ def _check_names(directory: Path, model: PreTrainedModel, found: _Found) -> None
 
 
 def _reason(model: PreTrainedModel, found: _Found) -> str:
-    """The likely reason, and the way out."""
+    """Returns the likely reason, with the way out."""
     for prefix, reason in WRAPPERS.items():
         if any(name.startswith(prefix) for name in found.unknown):
             return reason
@@ -202,7 +202,7 @@ def _reason(model: PreTrainedModel, found: _Found) -> str:
 
 
 def _quantized_by(config: Mapping[str, Any]) -> str | None:
-    """The quantization's name in a config.json, or in one of its parts; None if there is none."""
+    """Returns the quantization's name in a config.json, or in one of its parts; None if there is none."""
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         for key in ("quantization_config", "compression_config"):
             settings = part.get(key)

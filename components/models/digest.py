@@ -1,4 +1,4 @@
-"""What a model directory is, as a digest: two directories with one digest hold the same model."""
+"""The digest of a model directory: directories with equal digests hold the same model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 def model_digest(directory: Path) -> str:
     """`sha256:...` over the names and bytes of weights, configuration and tokenizer.
 
-    Weights are gigabytes, so the answer is kept beside them, under the sizes and times of the files it was made from.
+    Weights are gigabytes, so the digest is cached beside them, with the sizes and times of the files.
     """
     files = sorted({path for part in PARTS for path in directory.glob(part) if path.name != CACHE})
     stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

@@ -1,4 +1,4 @@
-"""Token ids against the rows of a model's embeddings: an id beyond them ends a worker, on CUDA with its whole process."""
+"""Checks token ids against the rows of a model's embeddings: a larger id ends a worker, on CUDA with its whole process."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def rows_of_config(config: PreTrainedConfig) -> int:
 
 
 def rows_of(model: nn.Module) -> int:
-    """Of the embeddings, or of the head, if it has fewer."""
+    """Returns the number of rows of the embeddings, or of the head if it has fewer."""
     parts = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
     return min(int(part.weight.shape[0]) for part in parts if part is not None)
 
 
 def required_tokens(chat_format: ChatFormat) -> dict[int, str]:
-    """What a chat format needs of a model, whatever is said."""
+    """Returns the token ids that a chat format always needs, with their purposes."""
     stops = dict.fromkeys(chat_format.stop_token_ids, "ends a turn")
     return {**stops, chat_format.pad_token_id: stops.get(chat_format.pad_token_id, "fills up rows")}
 
 
 def check_token_ids(rows: int, used: Mapping[int, str], tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
-    """Raises InputError if the model `name` has no row for one of them. `used` says in a few words what each one does."""
+    """Raises InputError if the model `name` has no row for one of the ids. `used` has a short description of each id."""
     beyond = {token_id: what for token_id, what in sorted(used.items()) if token_id >= rows}
     if not beyond:
         return
@@ -43,7 +43,7 @@ def check_token_ids(rows: int, used: Mapping[int, str], tokenizer: PreTrainedTok
 
 
 def tokens_without_rows(rows: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first of them, quoted; empty if there are none. (Rows without a token are padding, and common.)"""
+    """Returns the first of them, quoted; "" if there are none. (Rows without a token are common: padding.)"""
     beyond = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items() if token_id >= rows)
     return _some([f'"{token}" ({token_id})' for token_id, token in beyond])
 

@@ -1,6 +1,6 @@
-"""What leaves the house: a model in one directory, or an adapter, as others' tools load them.
+"""Exports a model as one directory, or an adapter, in the files that other tools load.
 
-What is exported is a checkpoint, a package, a base model, or an adapter directory of peft's with its base named beside it.
+The source is a checkpoint, a package, a base model, or peft's adapter directory together with the name of its base.
 """
 
 from __future__ import annotations
@@ -50,21 +50,29 @@ Layout = Literal["glm", "chatglm", "merged", "adapter"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exportable:
-    """`trained` is a checkpoint or package, `adapter` a directory of peft's in Glm's (or any other family's) own names.
+class ExportableAdapter:
+    """A directory of peft, in the names of its model family, and its base model."""
 
-    A full fine-tune has no adapter, a base model neither is trained nor has one. `base` is None only where a package of a
-    full fine-tune can do without. `dtype` is that of the published base.
+    directory: Path
+    base: ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exportable:
+    """A source of an export: `origin` is the directory of a checkpoint or package, or a base model.
+
+    A full fine-tune has no adapter. `base` is None only for the package of a full fine-tune whose base is not on this
+    machine. `dtype` is that of the published base.
     """
 
+    origin: Path | ModelSpec
     base: ModelSpec | None
     config: Any
     chat_format: ChatFormat
     tokenizer: PreTrainedTokenizerBase
     precision: str = "fp32"
     quantize: Quantize = None
-    trained: Path | None = None
-    adapter: Path | None = None
+    adapter: ExportableAdapter | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,9 +84,9 @@ class Exportable:
 
 
 def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Exportable:
-    """What a directory is, as something to export. An adapter in ChatGLM3's original names is turned into Glm's in `scratch`.
+    """Opens a directory for export. An adapter with ChatGLM3's original names is converted to Glm's in `scratch`.
 
-    Raises InputError if it is none of the four, or an adapter whose base is not named.
+    Raises InputError if it is none of the four sources, or an adapter whose base is not named.
     """
     if is_trained(source):
         return _from_trained(source)
@@ -93,35 +101,34 @@ def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Expo
 
 
 def load_as_trained(source: Exportable) -> PreTrainedModel:
-    """As it was trained: the adapter beside its base, which is quantized if it was then."""
-    if source.trained is not None:
-        return load_trained(source.trained).model
-    assert source.base is not None
-    base = load_base_model(source.base)
-    return base if source.adapter is None else _with_adapter(base, source.adapter)
+    """Loads a model as it was trained: the adapter beside its base, which is quantized as in training."""
+    if isinstance(source.origin, Path):
+        return load_trained(source.origin).model
+    base = load_base_model(source.origin)
+    return base if source.adapter is None else _with_adapter(base, source.adapter.directory)
 
 
 def load_on_published_base(source: Exportable) -> PeftModel:
-    """The adapter beside its base as that was published, in float32 (4 bytes a parameter of memory).
+    """Loads the adapter beside its published base in float32 (4 bytes of memory per parameter).
 
-    That is not what it was trained beside, if its base was quantized then; but what is written out is not quantized either.
+    This differs from training if the base was quantized; but the exported files are not quantized either.
     """
-    assert source.base is not None
-    assert source.adapter is not None
-    base = load_base_model(source.base.model_copy(update={"dtype": "fp32"}))
-    return _with_adapter(base, source.adapter)
+    if source.adapter is None:
+        raise InputError("it was not trained with LoRA, so there is no adapter to load")
+    base = load_base_model(source.adapter.base.model_copy(update={"dtype": "fp32"}))
+    return _with_adapter(base, source.adapter.directory)
 
 
 def load_merged(source: Exportable) -> PreTrainedModel:
-    """One model without adapters, in float32: its adapter is added to the base as published."""
+    """Loads one model without adapters, in float32: the adapter is added to the published base."""
     return load_as_trained(source) if source.adapter is None else merge(load_on_published_base(source))
 
 
 def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, target: Path, dtype: torch.dtype) -> None:
-    """Weights, configuration, tokenizer and chat template: all that AutoModelForCausalLM and AutoTokenizer ask for.
+    """Writes all that AutoModelForCausalLM and AutoTokenizer need: weights, configuration, tokenizer and chat template.
 
-    In the chatglm layout its own files instead, as far as the base's directory has them. Raises InputError if it is none,
-    or if `dtype` cannot hold its weights.
+    The layout chatglm has ChatGLM's own files instead, those that the base's directory has. Raises InputError if the model
+    does not fit the layout, or if `dtype` cannot hold its weights.
     """
     _check_range(model, dtype)
     if layout in ("glm", "chatglm") and not source.is_chatglm3:
@@ -135,7 +142,7 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
     assert model.generation_config is not None
     model.generation_config.eos_token_id = list(source.chat_format.stop_token_ids)
     model.generation_config.pad_token_id = source.chat_format.pad_token_id
-    # Of a model on a GPU each file is copied into CPU memory before it is written.
+    # A model on a GPU is copied into CPU memory file by file.
     model.to(dtype).save_pretrained(target, max_shard_size="5GB")
     for file in target.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors keeps it for its writer
@@ -143,7 +150,7 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
 
 
 def reload_whole(directory: Path) -> PreTrainedModel:
-    """What write_whole wrote, as a stranger would load it, in float32 for comparing."""
+    """Loads what write_whole wrote as other programs do, in float32 for comparison."""
     if is_original(directory):
         original = load_original(directory, dtype=torch.float32, attention="sdpa")
         check_finite(original, directory)
@@ -152,25 +159,24 @@ def reload_whole(directory: Path) -> PreTrainedModel:
 
 
 def write_adapter(source: Exportable, target: Path, *, original_names: bool = False) -> None:
-    """adapter_config.json, which names the base, and adapter_model.safetensors; the tokenizer too.
+    """Writes adapter_config.json, which names the base, adapter_model.safetensors and the tokenizer.
 
     Args:
-        original_names: those of ChatGLM3's own modules, for who loads it onto the original code.
+        original_names: name ChatGLM3's own modules, for programs that use the original code.
     """
     if source.adapter is None:
         raise InputError("--layout adapter: it was not trained with LoRA, so there is no adapter; take --layout merged")
     if original_names and not source.is_chatglm3:
         raise InputError(f"--original-names is for ChatGLM3, and this is a {source.config.model_type}")
-    assert source.base is not None
     target.mkdir(parents=True, exist_ok=True)
     if original_names:
-        adapter_to_original(source.adapter, target, source.config)
+        adapter_to_original(source.adapter.directory, target, source.config)
     else:
-        for file in source.adapter.iterdir():
+        for file in source.adapter.directory.iterdir():
             shutil.copy(file, target / file.name)
             (target / file.name).chmod(0o644)  # safetensors keeps it for its writer
         _save_tokenizer(source, target)
-    _name_base(target / CONFIG_FILE, source.base.path)
+    _name_base(target / CONFIG_FILE, source.adapter.base.path)
 
 
 def _from_trained(source: Path) -> Exportable:
@@ -178,21 +184,22 @@ def _from_trained(source: Path) -> Exportable:
     spec = TrialSpec.model_validate_json((source / SPEC_FILE).read_text(encoding="utf-8"))
     try:
         base = base_of(reference)
-    except ValueError:
+    except InputError:
         if not needs_no_base(source):
             raise
         base = None
     directory = source / WEIGHTS if base is None else resolve_model(base)
     tokenizer = load_tokenizer(source / TOKENIZER if base is None else directory)
+    is_lora = isinstance(spec.method, LoraMethod)
     return Exportable(
+        origin=source,
         base=base,
         config=config_of(directory),
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         tokenizer=tokenizer,
         precision=spec.precision,
         quantize=spec.method.quantize if isinstance(spec.method, LoraMethod) else None,
-        trained=source,
-        adapter=source / ADAPTER if isinstance(spec.method, LoraMethod) else None,
+        adapter=ExportableAdapter(directory=source / ADAPTER, base=base) if is_lora and base is not None else None,
     )
 
 
@@ -200,33 +207,34 @@ def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
     directory = resolve_model(base)
     tokenizer = load_tokenizer(directory)
     return Exportable(
+        origin=base,
         base=base,
         config=config_of(directory),
         chat_format=load_chat_format(tokenizer),
         tokenizer=tokenizer,
-        adapter=adapter,
+        adapter=None if adapter is None else ExportableAdapter(directory=adapter, base=base),
     )
 
 
 def _with_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
-    adapted = load_adapter(base, directory)
+    with_adapter = load_adapter(base, directory)
     try:
-        # Where names are missing, peft leaves those adapters out, with a warning.
-        load_adapter_state(adapted, read_adapter_weights(directory))
+        # peft would only warn about missing adapters.
+        load_adapter_state(with_adapter, read_adapter_weights(directory))
     except ValueError as error:
         raise InputError(f"{directory}: {error}") from None
-    return adapted
+    return with_adapter
 
 
 def _check_range(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """float16 ends at 65,504: what is larger would be written as infinite."""
+    """Raises InputError if weights exceed the range of a dtype: float16 ends at 65,504 and would store infinity."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and float(parameter.detach().abs().max()) > torch.finfo(dtype).max:
             raise InputError(f"{name} has weights beyond what {dtype} can hold; take --dtype bf16 or fp32")
 
 
 def _save_tokenizer(source: Exportable, target: Path) -> None:
-    """With the chat template that the model was trained in, whatever its base had."""
+    """Saves the tokenizer with the chat template of training, instead of its base's."""
     source.tokenizer.chat_template = source.chat_format.template
     source.tokenizer.save_pretrained(target)
 

@@ -1,4 +1,4 @@
-"""Loading what a trial has left: a checkpoint, or the package of a registered version. Both have the same files.
+"""Loads the results of a trial: a checkpoint, or the package of a registered version. Both have the same files.
 
 base.json                    which base model and chat format
 spec.json                    the TrialSpec it was trained by
@@ -43,7 +43,7 @@ BASE_OVERRIDE = "TURNWISE_BASE_MODEL"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """Ready to talk or to be scored: in eval mode, on its device."""
+    """A model for generation and scoring: in eval mode, on its device."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -54,11 +54,11 @@ class LoadedModel:
     reference: BaseReference | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError if the model has no row for a token without which nobody can talk to it."""
+        """Raises InputError if the model has no row for a token that its chat format always needs."""
         self.check_token_ids(required_tokens(self.chat_format))
 
     def check_token_ids(self, used: Mapping[int, str]) -> None:
-        """Raises InputError if the model has no row for one of them. `used` says what each is."""
+        """Raises InputError if the model has no row for one of the ids. `used` describes each of them."""
         name = self.model.name_or_path if self.reference is None else self.reference.model.path
         check_token_ids(rows_of(self.model), used, self.tokenizer, name=name)
 
@@ -69,7 +69,7 @@ def is_trained(directory: Path) -> bool:
 
 
 def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.device | None = None) -> LoadedModel:
-    """A base model as it is. Raises InputError if there is none, or no chat format fits it."""
+    """Loads a base model without training. Raises InputError if there is none, or no chat format fits it."""
     device = device or default_device()
     directory = resolve_model(model)
     tokenizer = load_tokenizer(directory)
@@ -84,9 +84,9 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
 
 
 def load_trained(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
-    """A checkpoint or package.
+    """Loads a checkpoint or package.
 
-    Raises InputError if its base model is not to be had, or is another one by its digest, or if its weights are not whole.
+    Raises InputError if its base model cannot be found or has another digest, or if its weights are incomplete.
     """
     device = device or default_device()
     reference = BaseReference.read(directory)
@@ -106,12 +106,12 @@ def load_trained(directory: Path, *, device: torch.device | None = None) -> Load
 
 
 def base_of(reference: BaseReference) -> ModelSpec:
-    """The base model something was trained on, as it lies on this machine. Raises InputError if it is not here."""
+    """Returns the base model of a reference by its directory on this machine. Raises InputError if it is not found."""
     return _with_directory(_find_base(reference), reference.model)
 
 
 def load_base_of(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
-    """The base model of a checkpoint or package, found as load_trained finds it, and scored at the same precision."""
+    """Loads the base model of a checkpoint or package, found as in load_trained, with the same precision for scoring."""
     reference = BaseReference.read(directory)
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
     base = load_base(base_of(reference), reference.chat_format, device=device)
@@ -119,9 +119,9 @@ def load_base_of(directory: Path, *, device: torch.device | None = None) -> Load
 
 
 def package(checkpoint: Path, directory: Path) -> None:
-    """A checkpoint's files without its optimizer, and all that it needs beside its base model (none, if full).
+    """Writes a package: a checkpoint without its optimizer, and all that it needs beside its base (full needs no base).
 
-    What several workers wrote is put together, a few weights in memory at a time: a package loads by from_pretrained.
+    The files of several workers are joined, a few weights in memory at a time: a package loads by from_pretrained.
     """
     directory.mkdir(parents=True)
     for name in (BASE_FILE, SPEC_FILE):
@@ -141,7 +141,7 @@ def package(checkpoint: Path, directory: Path) -> None:
 
 
 def weights_of(checkpoint: Path) -> StoredTensors:
-    """Of a full fine-tune, whether one worker wrote them or several. Raises InputError if they are not whole."""
+    """Opens the weights of a full fine-tune, written by one worker or by several. Raises InputError if some are missing."""
     return StoredTensors(sorted((checkpoint / WEIGHTS).glob("*.safetensors")))
 
 
@@ -157,7 +157,7 @@ def default_device() -> torch.device:
 
 
 def needs_no_base(directory: Path) -> bool:
-    """The package of a full fine-tune has all its weights and their configuration."""
+    """Whether it is the package of a full fine-tune: it has all its weights and their configuration."""
     return (directory / WEIGHTS / "config.json").exists()
 
 
@@ -179,17 +179,17 @@ def _load_model(
 
 
 def _load_with_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    adapted = load_adapter(base, directory / ADAPTER)
+    model = load_adapter(base, directory / ADAPTER)
     try:
-        # Where names are missing, peft leaves those adapters out, with a warning.
-        load_adapter_state(adapted, load_file(directory / ADAPTER / ADAPTER_FILE))
+        # peft would only warn about missing adapters.
+        load_adapter_state(model, load_file(directory / ADAPTER / ADAPTER_FILE))
     except ValueError as error:
         raise InputError(f"{directory / ADAPTER}: {error}") from None
-    return cast(PreTrainedModel, adapted)
+    return cast(PreTrainedModel, model)
 
 
 def _load_package(directory: Path, named: ModelSpec, device: torch.device) -> PreTrainedModel:
-    """A package of a full fine-tune: needs no base model."""
+    """Loads the package of a full fine-tune, which needs no base model."""
     return load_causal_lm(
         directory / WEIGHTS,
         device=device,
@@ -199,7 +199,7 @@ def _load_package(directory: Path, named: ModelSpec, device: torch.device) -> Pr
 
 
 def _load_with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """A checkpoint of a full fine-tune: each weight of its base model, replaced."""
+    """Loads a checkpoint of a full fine-tune by replacing each weight of its base model."""
     stored = weights_of(directory)
     parameters: dict[str, nn.Parameter] = dict(base.named_parameters())
     check_stored(stored, parameters, directory / WEIGHTS)
@@ -210,7 +210,7 @@ def _load_with_weights(base: PreTrainedModel, directory: Path) -> PreTrainedMode
 
 
 def _find_base(reference: BaseReference) -> Path:
-    """Where the base model lies on this machine, proven by its digest."""
+    """Returns the directory of the base model on this machine; its digest is checked."""
     override = os.environ.get(BASE_OVERRIDE)
     named = reference.model.model_copy(update={"path": override, "revision": None}) if override else reference.model
     way_out = f"set {BASE_OVERRIDE} to a directory with the model of digest {reference.digest}"

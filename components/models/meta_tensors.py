@@ -1,4 +1,4 @@
-"""Models without weights: their modules and shapes on the meta device, and other tensors in the place of those."""
+"""Models without weights: their modules and shapes on the meta device, and the replacement of their tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 
 def empty_model(config: PreTrainedConfig, *, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """Takes no memory. Raises ValueError if transformers has no causal LM for this configuration."""
+    """Builds a model on the meta device, without memory. Raises ValueError if transformers has no such causal LM."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
@@ -20,8 +20,8 @@ def empty_model(config: PreTrainedConfig, *, dtype: torch.dtype, attention: str)
 
 
 def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
-    """Every parameter and buffer becomes what `make` makes of it; what was shared between modules stays shared."""
-    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one, too: while it lives nobody else has its id
+    """Replaces every parameter and buffer by `make(tensor)`. Tensors that modules share stay shared."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old tensor is kept too: its id cannot be reused while it exists
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():

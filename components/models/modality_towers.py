@@ -1,7 +1,7 @@
-"""What text can reach of a model. Towers for pictures or sound take no part in a batch of text, and get no gradient.
+"""Finds the parameters that text does not reach. Towers for images or sound get no gradient from a batch of text.
 
-So they are neither trained nor adapted: DistributedDataParallel waits for the gradient of every parameter that is trained.
-Nothing here knows an architecture: a forward pass on tensors without content is followed back from its logits.
+They are neither trained nor adapted: DistributedDataParallel waits for the gradient of every trainable parameter. Nothing
+here depends on an architecture: the autograd graph of a forward pass on fake tensors is followed back from the logits.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.models.meta_tensors import empty_model, replace_tensors
 
-TOKENS = 4
-_unreached_by_config: dict[str, frozenset[str]] = {}  # by configuration: asked for by every trial
+NUM_TOKENS = 4
+_unreached_by_config: dict[str, frozenset[str]] = {}  # cache by configuration: every trial needs it
 
 
 def unreached_parameters(config: PreTrainedConfig) -> frozenset[str]:
-    """Names of the parameters that the logits of a text do not depend on.
+    """Returns the names of parameters on which the logits of a text do not depend.
 
-    Empty where the model's code looks into its tensors, and so cannot be followed without weights (some experts' code).
+    Returns none if the model's code depends on values of tensors and cannot run without weights (some experts' code).
     """
     key = config.to_json_string(use_diff=False)
     if key not in _unreached_by_config:
@@ -33,14 +33,14 @@ def unreached_parameters(config: PreTrainedConfig) -> frozenset[str]:
 
 
 def train_what_text_reaches(base: PreTrainedModel) -> None:
-    """Every weight becomes trainable but those that no text reaches."""
+    """Makes every weight trainable, except those that no text reaches."""
     unreached = unreached_parameters(base.config)
     for name, parameter in base.named_parameters():
         parameter.requires_grad_(name not in unreached)
 
 
 def unreached_modules(base: PreTrainedModel) -> list[str]:
-    """Names of the modules of which no text reaches a parameter, those inside of them too."""
+    """Returns the names of modules without a parameter that text reaches, and of the modules inside them."""
     unreached = unreached_parameters(base.config)
     if not unreached:
         return []
@@ -48,7 +48,7 @@ def unreached_modules(base: PreTrainedModel) -> list[str]:
 
 
 def unreached_towers(base: PreTrainedModel) -> list[str]:
-    """The outermost of unreached_modules: what people call a vision tower, a projector."""
+    """Returns the outermost of unreached_modules, e.g. a vision tower and its projector."""
     names = unreached_modules(base)
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
@@ -61,21 +61,21 @@ def _is_unreached(name: str, module: nn.Module, unreached: frozenset[str]) -> bo
 def _find_unreached(config: PreTrainedConfig) -> frozenset[str]:
     plain = copy.deepcopy(config)
     if hasattr(plain, "quantization_config"):
-        del plain.quantization_config  # of a base that was quantized while it was loaded
+        del plain.quantization_config  # the config of a base that was quantized during loading
     model = empty_model(plain, dtype=torch.bfloat16, attention="eager").eval()
     model.requires_grad_(True)
     try:
         with FakeTensorMode(), torch.device("cpu"), torch.enable_grad():
             replace_tensors(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-            token_ids_BT = torch.zeros(1, TOKENS, dtype=torch.int64)
+            token_ids_BT = torch.zeros(1, NUM_TOKENS, dtype=torch.int64)
             reached = {id(leaf) for leaf in _leaves(model(input_ids=token_ids_BT, use_cache=False).logits.grad_fn)}
             return frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in reached)
-    except RuntimeError:  # torch's errors for what depends on the content of tensors are all of this kind
+    except RuntimeError:  # torch raises this if the code depends on values of tensors
         return frozenset()
 
 
 def _leaves(root: Any) -> Iterator[torch.Tensor]:
-    """The parameters at the ends of an autograd graph."""
+    """Yields the parameters at the leaves of an autograd graph."""
     seen, waiting = {root}, [root]
     while waiting:
         node = waiting.pop()

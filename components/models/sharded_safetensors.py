@@ -1,8 +1,8 @@
-"""Tensors on disk, in safetensors files that anybody can open.
+"""Tensors in safetensors files, whole or sharded by rows.
 
-Whoever trains a share of a model writes a share of it: some rows of each tensor. Such a file says in its metadata which
-rows they are, {"rows": {name: [first row, rows of the whole tensor]}}; a file without that holds whole tensors. Any
-number of readers can take the rows they want out of the files that any number of writers left.
+A worker that trains a share of a model writes some rows of each tensor. The metadata of its file says which rows:
+{"rows": {name: [first row, rows of the whole tensor]}}; a file without this metadata holds whole tensors. Any number of
+readers can read any rows from the files of any number of writers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from components.errors import InputError
 
-BYTES_AT_ONCE = 2 * 10**9  # of a file, and so of what lies in memory while it is written
+BYTES_AT_ONCE = 2 * 10**9  # size of a file, and of the tensors in memory while it is written
 INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows from `first` on of a tensor that has `total` of them. A number (no dimension) counts as one row."""
+    """Rows of a tensor from `first` on; the whole tensor has `total` rows. A scalar counts as one row."""
 
     tensor: Tensor
     first: int
@@ -38,14 +38,14 @@ class Rows:
 
     @property
     def last(self) -> int:
-        """The one behind the last."""
+        """The index after the last row."""
         return self.first + (len(self.tensor) if self.tensor.dim() else 1)
 
 
 def write_rows(
     named: Iterable[tuple[str, Rows]], directory: Path, stem: str, *, writer: int = 0, writers: int = 1
 ) -> None:
-    """STEM.safetensors, or of several writers each its own: STEM_00001_of_00002_001.safetensors and so on."""
+    """Writes STEM.safetensors, or with several writers STEM_00001_of_00002_001.safetensors and so on."""
     if writers == 1:
         _save(dict(named), directory / f"{stem}.safetensors")
         return
@@ -54,7 +54,7 @@ def write_rows(
 
 
 class StoredTensors:
-    """What write_rows left in some files, whoever wrote it. Nothing stays in memory, or mapped, of what is read."""
+    """The tensors in files of write_rows, of all writers. Nothing that was read stays in memory or mapped."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         """Raises InputError if rows are missing, and SafetensorError if a file is damaged."""
@@ -78,7 +78,7 @@ class StoredTensors:
         return [self._totals[name], *self._shapes[name][1:]] if self._shapes[name] else []
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
-        """Rows [first, last)."""
+        """Reads rows [first, last)."""
         parts = [
             _read(file, name, max(first, start) - start, min(last, stop) - start)
             for start, stop, file in self._parts[name]
@@ -105,7 +105,7 @@ class StoredTensors:
 
 
 def write_model(tensors: Iterable[tuple[str, Tensor]], directory: Path, *, max_bytes: int = BYTES_AT_ONCE) -> None:
-    """Whole tensors in files with an index, as AutoModelForCausalLM loads them. One file's worth is in memory at a time."""
+    """Writes whole tensors with an index, as AutoModelForCausalLM loads them, one file in memory at a time."""
     files: list[list[str]] = []
     total_bytes = 0
     for number, group in enumerate(_group_by_size(((name, Rows.all(tensor)) for name, tensor in tensors), max_bytes)):
@@ -113,7 +113,7 @@ def write_model(tensors: Iterable[tuple[str, Tensor]], directory: Path, *, max_b
         files.append(list(group))
         total_bytes += sum(rows.tensor.nbytes for rows in group.values())
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(files):  # how many there are is part of their names
+    for number, names in enumerate(files):  # the number of files is part of their names
         file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
         (directory / f"part-{number}.safetensors").rename(directory / file)
         weight_map |= dict.fromkeys(names, file)

@@ -1,4 +1,4 @@
-"""Which modules of a model get adapters: every name of method.target_modules is found, or said to be missing."""
+"""Finds the modules of a model that get adapters: every name in method.target_modules is found, or is an error."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ MAX_NEAREST = 3
 
 
 def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
-    """As peft wants it. Modules that no text reaches are excluded.
+    """Returns peft's configuration. Modules that no text reaches are excluded.
 
-    Raises InputError, with all that is wrong, if a name is no module of this model that can be adapted.
+    Raises InputError with all names that are not modules of this model, or that cannot be adapted.
     """
     if method.dora and method.quantize == "int8":
         raise InputError(
@@ -50,10 +50,10 @@ def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
 
 
 def describe_adapters(model: PeftModel) -> str:
-    """What has adapters: `28 x q_proj, 28 x v_proj`. A layer's experts are one parameter: `28 x experts.down_proj`."""
-    adapted = model.base_model
-    counted = Counter(_leaf(name) for name in adapted.targeted_module_names)
-    counted.update(".".join(name.split(".")[-2:]) for name in adapted.targeted_parameter_names)
+    """Describes the adapters: `28 x q_proj, 28 x v_proj`. A layer's experts are one parameter: `28 x experts.down_proj`."""
+    lora = model.base_model
+    counted = Counter(_leaf(name) for name in lora.targeted_module_names)
+    counted.update(".".join(name.split(".")[-2:]) for name in lora.targeted_parameter_names)
     return ", ".join(f"{count} x {name}" for name, count in sorted(counted.items()))
 
 
@@ -63,7 +63,7 @@ def _linear_layers(base: PreTrainedModel, excluded: Container[str]) -> str:
 
 
 def _target_names(base: PreTrainedModel, method: LoraMethod) -> str | list[str]:
-    """Names of this family's modules; ChatGLM3's may be given in its own words (query_key_value, dense, ...)."""
+    """Returns names of this family's modules; ChatGLM3's original names (query_key_value, dense, ...) are converted."""
     if isinstance(method.target_modules, str):
         return method.target_modules
     return list(_family_names(base, method.target_modules))
@@ -74,10 +74,10 @@ def _family_names(base: PreTrainedModel, names: tuple[str, ...]) -> tuple[str, .
 
 
 def _check_names(base: PreTrainedModel, names: tuple[str, ...], config: LoraConfig) -> None:
-    converted = copy.deepcopy(config)
+    with_parameters = copy.deepcopy(config)
     try:
-        # Experts that were modules once are parameters of another name, which peft knows by the old one.
-        convert_peft_config_for_transformers(converted, base, get_model_conversion_mapping(base))
+        # Experts were modules in earlier versions and are parameters with other names now; peft converts the names.
+        convert_peft_config_for_transformers(with_parameters, base, get_model_conversion_mapping(base))
     except ValueError as error:
         raise InputError(f"method.target_modules={list(names)}: {error}") from None
     modules = {name: module for name, module in base.named_modules() if name}
@@ -85,7 +85,7 @@ def _check_names(base: PreTrainedModel, names: tuple[str, ...], config: LoraConf
     problems: list[str] = []
     for name in names:
         for own in _family_names(base, (name,)):
-            if own in (converted.target_modules or ()):
+            if own in (with_parameters.target_modules or ()):
                 problems += _problem(own, name, modules, excluded)
     if problems:
         here = _linear_layers(base, excluded)
@@ -114,13 +114,13 @@ def _problem(own: str, written: str, modules: dict[str, nn.Module], excluded: se
 
 
 def _matching_modules(name: str, modules: Iterable[str]) -> list[str]:
-    """By peft's own rule."""
+    """Returns the modules with this name by peft's own rule."""
     alone = LoraConfig(target_modules=[name])
     return [module for module in modules if check_target_module_exists(alone, module)]
 
 
 def _nearest(name: str, modules: Sequence[str]) -> str:
-    """Of a name with dots whole names with its end, else ends of as many parts as it has."""
+    """Suggests names: for a name with dots whole names with its end, else ends with as many parts."""
     parts = name.count(".") + 1
     whole = [module for module in modules if parts > 1 and _leaf(module) == _leaf(name)]
     ends = whole or list(dict.fromkeys(".".join(module.split(".")[-parts:]) for module in modules))

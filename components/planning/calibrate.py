@@ -25,7 +25,7 @@ from components.storage.open import folder_at
 from components.training.evaluate import evaluate
 from components.training.precision import computing
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 
 
@@ -89,7 +89,7 @@ def _measured(candidate: Candidate, steps: int, evaluates: bool) -> Calibration:
             pad_token_id=candidate.pad_token_id,
         )
         base = BaseReference(model=candidate.model, digest="not asked for", chat_format="auto")
-        session = Session(candidate.model, data, OneWorker(device), base, folder_at(scratch))
+        session = TrialRunner(candidate.model, data, OneWorker(device), base, folder_at(scratch))
         session.start("calibration", candidate.spec)
         run, seconds = session.running, 0.0
         for number in range(steps):

@@ -29,9 +29,9 @@ from components.data.batch import Batch
 from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
 from components.planning.meta_model import PackedLinear, rehearsed_attention, skeleton
+from components.training.data_parallel import set_gradient_checkpointing
 from components.training.lm_head import decoder_and_head
 from components.training.loss import ScoredModel
-from components.training.trial_runner import set_gradient_checkpointing
 
 aten = torch.ops.aten
 FLASH = 1  # torch's number for attention that never holds the scores

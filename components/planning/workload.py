@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from components.data.collate import MULTIPLE
-from components.data.sampler import Row, StepSampler, micro_batches
+from components.data.sampler import PackedRow, StepSampler, micro_batches
 from components.data.token_store import TokenStore
 from components.experiment.spec import AshaSpec, BudgetSpec, Scheduler, TrialSpec
 from components.planning.dry_run import MicroBatch
@@ -78,14 +78,14 @@ def trials_worth(scheduler: Scheduler, budget: BudgetSpec, target_tokens: int, t
     return worth + running * (1.0 - spent), float(trials)
 
 
-def _shares(rows: list[Row], spec: TrialSpec, workers: int) -> Iterator[list[Row]]:
+def _shares(rows: list[PackedRow], spec: TrialSpec, workers: int) -> Iterator[list[PackedRow]]:
     for rank in range(workers):
         yield from micro_batches(
             rows, worker_rank=rank, worker_count=workers, rows_per_micro_batch=spec.batch.rows_per_micro_batch
         )
 
 
-def _size(store: TokenStore, rows: Sequence[Row]) -> MicroBatch:
+def _size(store: TokenStore, rows: Sequence[PackedRow]) -> MicroBatch:
     """As collate lays it out."""
     longest = max((sum(int(store.lengths[index]) for index in row) for row in rows), default=1)
     return MicroBatch(

@@ -1,5 +1,4 @@
-"""What a person may ask of a running search, and what comes of it. Plain types: the command line, the storage and the
-driver tell each other nothing else."""
+"""A person's commands to a running search, and the driver's replies: plain values that travel through the storage."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ class _Plain(BaseModel):
 
 
 class StopTrial(_Plain):
-    """End it after the step it is at, with a report."""
+    """Ends a trial after the step that it is at, with a report."""
 
     kind: Literal["stop"] = "stop"
     trial: str = Field(description="Its number on the leaderboard, or its id.")
 
 
 class ExtendTrial(_Plain):
-    """Let it train longer. One of the two is given."""
+    """Lets a trial train longer. One of the two is given."""
 
     kind: Literal["extend"] = "extend"
     trial: str
@@ -30,7 +29,7 @@ class ExtendTrial(_Plain):
 
 
 class CloneTrial(_Plain):
-    """Start a trial like it, with changes."""
+    """Starts a trial like another one, with changes."""
 
     kind: Literal["clone"] = "clone"
     trial: str
@@ -38,27 +37,30 @@ class CloneTrial(_Plain):
     warm: bool = Field(False, description="Begin with the weights of its best checkpoint.")
 
 
+TrialCommand = StopTrial | ExtendTrial | CloneTrial
+
+
 class Request(_Plain):
-    """`request_id` sorts by time."""
+    """A command, and who gave it. `request_id` sorts by time."""
 
     request_id: str
     by: str = Field(description="user@host")
     time: float
-    wish: Annotated[StopTrial | ExtendTrial | CloneTrial, Field(discriminator="kind")]
+    command: Annotated[TrialCommand, Field(discriminator="kind")]
 
 
-class Reply(_Plain):
-    """What the driver says to a request, once."""
+class CommandReply(_Plain):
+    """The driver's one reply to a request."""
 
     accepted: bool
     message: str
 
 
 class RequestInbox(Protocol):
-    """Where a driver finds what is asked of its search."""
+    """Where a driver finds the requests to its search."""
 
-    def take(self) -> list[Request]:
-        """Requests that nobody has answered, each given out once, the oldest first. Does not wait."""
+    def poll(self) -> list[Request]:
+        """Returns new requests that have no reply, each once, the oldest first. Does not wait."""
         ...
 
-    def reply(self, request: Request, reply: Reply) -> None: ...
+    def reply(self, request: Request, reply: CommandReply) -> None: ...

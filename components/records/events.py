@@ -1,27 +1,37 @@
-"""Plain records of what happens to trials: the only thing cluster/, tracking/ and reports/ tell each other.
+"""What happens to trials, as plain values: all that cluster/, tracking/ and reports/ exchange.
 
-A search is a stream of TrialEvents. Each is JSON on one line of the journal; `replay` turns any stream, replays and
-duplicates included, into the present state of every trial.
+A search is a stream of TrialEvents. Each is JSON on one line of the journal; `replay` turns any stream, repeated events
+included, into the present state of every trial.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.experiment.spec import TrialSpec
 
-TrialState = Literal["running", "completed", "stopped", "failed"]
+
+class TrialState(StrEnum):
+    """The values are those of the journal, of --json and of the MLflow tags."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
 
 
-class Record(BaseModel):
+class EventModel(BaseModel):
+    """The base of all events and of what they consist of."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class StepMetrics(Record):
+class StepMetrics(EventModel):
     """One optimizer step. `loss` is nats per target of this step; `seconds` is training time since the trial began."""
 
     step: int
@@ -33,7 +43,7 @@ class StepMetrics(Record):
     time: float = Field(description="Unix seconds at its end, by the first worker's clock.")
 
 
-class Progress(Record):
+class Progress(EventModel):
     """One report: the trial has trained up to here, was evaluated, and (with `checkpoint`) can be resumed from here."""
 
     step: int
@@ -54,14 +64,14 @@ class Progress(Record):
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
 
 
-class Interim(Record):
+class InterimCheckpoint(EventModel):
     """A checkpoint between two reports: the trial was interrupted here, and can be resumed as if it had not been."""
 
     step: int
     checkpoint: str
 
 
-class TrialStarted(Record):
+class TrialStarted(EventModel):
     event: Literal["started"] = "started"
     trial_id: str
     number: int = Field(description="1, 2, ... in the order of sampling.")
@@ -74,7 +84,7 @@ class TrialStarted(Record):
     time: float = Field(description="Unix seconds.")
 
 
-class TrialProgressed(Record):
+class TrialProgressed(EventModel):
     event: Literal["progressed"] = "progressed"
     trial_id: str
     progress: Progress
@@ -83,7 +93,7 @@ class TrialProgressed(Record):
     time: float
 
 
-class TrialEnded(Record):
+class TrialEnded(EventModel):
     event: Literal["ended"] = "ended"
     trial_id: str
     state: TrialState = Field(description="completed: whole budget; stopped: by the scheduler; failed: see reason.")
@@ -91,32 +101,32 @@ class TrialEnded(Record):
     time: float
 
 
-class Stop(Record):
-    """The trial shall end after the step it is at, with a report."""
+class Stop(EventModel):
+    """The trial ends after the step that it is at, with a report."""
 
     kind: Literal["stop"] = "stop"
 
     @property
-    def done(self) -> str:
+    def sentence(self) -> str:
         return "stopped"
 
 
-class Extension(Record):
+class Extension(EventModel):
     """A new budget, for what the trial trains from a step on.
 
-    The step makes it repeatable: a trial that goes on from a checkpoint knows whether the budget was this one already.
+    The step makes it repeatable: a trial that resumes from a checkpoint knows whether this budget was its budget there.
     """
 
     kind: Literal["extend"] = "extend"
     target_tokens: int = Field(description="The whole budget from then on.")
-    from_step: int = Field(description="Stretches that begin at this step or later have it.")
+    from_step: int = Field(description="What is trained from this step on, or from a later one, has it.")
 
     @property
-    def done(self) -> str:
+    def sentence(self) -> str:
         return f"extended to {self.target_tokens:,} target tokens"
 
 
-class Clone(Record):
+class Clone(EventModel):
     """A new trial of the search, made from this one with changes."""
 
     kind: Literal["clone"] = "clone"
@@ -128,12 +138,12 @@ class Clone(Record):
     warm_from: str | None = Field(None, description="A checkpoint whose weights it begins with.")
 
     @property
-    def done(self) -> str:
+    def sentence(self) -> str:
         return f"cloned as trial {self.number}" + (" with its weights" if self.warm_from else "")
 
 
-class TrialInstructed(Record):
-    """A person told the running search what to do with a trial, and the search will."""
+class TrialInstructed(EventModel):
+    """A person's command about a trial, which the running search has accepted."""
 
     event: Literal["instructed"] = "instructed"
     trial_id: str
@@ -145,19 +155,19 @@ class TrialInstructed(Record):
     @property
     def sentence(self) -> str:
         """E.g. `extended to 3,000 target tokens by ann@desk`."""
-        return f"{self.instruction.done} by {self.by}"
+        return f"{self.instruction.sentence} by {self.by}"
 
 
 TrialEvent = TrialStarted | TrialProgressed | TrialEnded | TrialInstructed
 
 
-class TrialHistory(Record):
-    """All that is known of one trial. `reports` are ordered by step, one per step, the last one told wins."""
+class TrialHistory(EventModel):
+    """All that is known of one trial. `reports` are ordered by step, one per step: of several the last one counts."""
 
     started: TrialStarted
     reports: tuple[Progress, ...] = ()
     instructions: tuple[TrialInstructed, ...] = ()
-    state: TrialState = "running"
+    state: TrialState = TrialState.RUNNING
     reason: str = ""
     ended_at: float | None = None
 
@@ -176,16 +186,16 @@ class TrialHistory(Record):
 
     @property
     def stop(self) -> TrialInstructed | None:
-        """Who wants it to end, if anybody does."""
-        return next((told for told in self.instructions if isinstance(told.instruction, Stop)), None)
+        """The instruction to end it early; None if there is none."""
+        return next((given for given in self.instructions if isinstance(given.instruction, Stop)), None)
 
     @property
     def extensions(self) -> tuple[Extension, ...]:
-        return tuple(told.instruction for told in self.instructions if isinstance(told.instruction, Extension))
+        return tuple(given.instruction for given in self.instructions if isinstance(given.instruction, Extension))
 
     @property
     def clones(self) -> tuple[Clone, ...]:
-        return tuple(told.instruction for told in self.instructions if isinstance(told.instruction, Clone))
+        return tuple(given.instruction for given in self.instructions if isinstance(given.instruction, Clone))
 
     def budget(self, planned: int) -> int:
         """In target tokens, extensions included. `planned` is what every trial of the search was given."""
@@ -193,41 +203,41 @@ class TrialHistory(Record):
 
 
 def best_report(reports: Iterable[Progress]) -> Progress | None:
-    """Of those with a checkpoint. A loss that is not finite is no loss, and NaN compares with nothing."""
+    """Returns the best report among those with a checkpoint and a finite loss: NaN compares with nothing."""
     known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.eval_loss)]
     return min(known, key=lambda report: report.eval_loss, default=None)
 
 
 def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:
-    """The budget, in target tokens, of a stretch that begins at a step."""
+    """Returns the budget, in target tokens, of what a trial trains from this step to its next report."""
     return max([planned, *(given.target_tokens for given in extensions if given.from_step <= step)])
 
 
-def apply_event(known: TrialHistory | None, record: TrialEvent) -> TrialHistory:
-    """A trial's state once this is known too. A trial that starts again after an end is running again."""
-    if isinstance(record, TrialStarted):
+def apply_event(known: TrialHistory | None, event: TrialEvent) -> TrialHistory:
+    """Returns a trial's history after one more event. A trial that starts again after an end is running again."""
+    if isinstance(event, TrialStarted):
         if known is None:
-            return TrialHistory(started=record)
-        return known.model_copy(update={"state": "running", "reason": "", "ended_at": None})
+            return TrialHistory(started=event)
+        return known.model_copy(update={"state": TrialState.RUNNING, "reason": "", "ended_at": None})
     if known is None:
-        raise ValueError(f"trial {record.trial_id} is reported before it started")
-    if isinstance(record, TrialProgressed):
-        reports = {report.step: report for report in known.reports} | {record.progress.step: record.progress}
+        raise ValueError(f"trial {event.trial_id} is reported before it started")
+    if isinstance(event, TrialProgressed):
+        reports = {report.step: report for report in known.reports} | {event.progress.step: event.progress}
         return known.model_copy(update={"reports": tuple(reports[step] for step in sorted(reports))})
-    if isinstance(record, TrialInstructed):
-        told = {told.request_id: told for told in known.instructions} | {record.request_id: record}
-        return known.model_copy(update={"instructions": tuple(told.values())})
-    return known.model_copy(update={"state": record.state, "reason": record.reason, "ended_at": record.time})
+    if isinstance(event, TrialInstructed):
+        instructions = {given.request_id: given for given in known.instructions} | {event.request_id: event}
+        return known.model_copy(update={"instructions": tuple(instructions.values())})
+    return known.model_copy(update={"state": event.state, "reason": event.reason, "ended_at": event.time})
 
 
 def num_clones(histories: Iterable[TrialHistory]) -> int:
-    """Trials that people have asked for, beside those that were drawn, whether or not they have started."""
+    """Returns how many trials people have asked for, beside those that were drawn; some may not have started."""
     return sum(len(history.clones) for history in histories)
 
 
-def replay(records: Iterable[TrialEvent]) -> dict[str, TrialHistory]:
-    """Present state by trial id, in order of first start."""
+def replay(events: Iterable[TrialEvent]) -> dict[str, TrialHistory]:
+    """Returns the present state of every trial, by trial id, in order of first start."""
     histories: dict[str, TrialHistory] = {}
-    for record in records:
-        histories[record.trial_id] = apply_event(histories.get(record.trial_id), record)
+    for event in events:
+        histories[event.trial_id] = apply_event(histories.get(event.trial_id), event)
     return histories

@@ -1,4 +1,4 @@
-"""The driver of a search as others see it through the storage: a sign that it lives, and a desk for requests."""
+"""The driver of a search as others see it through the storage: its heartbeat, and its inbox for requests."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.records.commands import Reply, Request
+from components.records.commands import CommandReply, Request
 from components.records.mailbox import Mailbox
 from components.storage.base import Folder
 
 log = logging.getLogger(__name__)
 
-SIGN = "driver.json"
+FILE = "driver.json"
 POLL_SECONDS = 2.0  # in an object store, each look costs a little money
 BEAT_SECONDS = 10.0
-SILENT_SECONDS = 6 * BEAT_SECONDS  # without a beat, nobody is there
+SILENT_SECONDS = 6 * BEAT_SECONDS  # a driver without a beat for so long is taken for dead
 
 
 class DriverHeartbeat(BaseModel):
     """Who runs a search, since when, and where else to look."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True)
 
     host: str
     pid: int
     started: float = Field(description="Unix seconds.")
-    beat: float = Field(0.0, description="Unix seconds by the driver's clock; it changes while the driver lives.")
+    last_beat: float = Field(
+        0.0, alias="beat", description="Unix seconds by the driver's clock; it changes while the driver lives."
+    )
     outcome: str | None = Field(None, description="What this driver's part of the search came to, once it has ended.")
     links: dict[str, str] = Field(default_factory=dict, description="Ray dashboard, MLflow run, job.")
 
     @classmethod
     def read(cls, folder: Folder) -> DriverHeartbeat | None:
-        """None where no driver has been yet."""
+        """Returns the last driver's; None if there has been no driver yet."""
         try:
-            return cls.model_validate_json(folder.read_text(SIGN))
+            return cls.model_validate_json(folder.read_text(FILE))
         except FileNotFoundError:
             return None
 
     def write(self, folder: Folder) -> None:
-        folder.write_text(SIGN, self.model_dump_json(indent=1) + "\n")
+        folder.write_text(FILE, self.model_dump_json(indent=1) + "\n")
 
 
 class DriverInbox:
-    """A context manager: inside, the sign beats, requests are found and replies are written, by a thread of its own.
+    """A context manager: inside, a thread writes the heartbeat and the replies, and looks for requests.
 
-    So a storage that is slow, or away for a while, costs the search nothing.
+    So the search never waits for a storage that is slow, or away for a while.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -61,11 +63,11 @@ class DriverInbox:
         self._links: dict[str, str] = {}
         self._outcome: str | None = None
         self._found: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._owed: queue.SimpleQueue[tuple[str, Reply]] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[tuple[str, CommandReply]] = queue.SimpleQueue()
         self._seen: set[str] = set()
         self._next_beat = 0.0
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="driver-desk", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="driver-inbox", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -77,20 +79,20 @@ class DriverInbox:
         self.close("interrupted")
 
     def show(self, links: dict[str, str]) -> None:
-        """Where else this search can be looked at."""
+        """Publishes where else this search can be looked at."""
         self._links, self._next_beat = links, 0.0
 
-    def take(self) -> list[Request]:
-        taken = []
+    def poll(self) -> list[Request]:
+        new = []
         while not self._found.empty():
-            taken.append(self._found.get())
-        return taken
+            new.append(self._found.get())
+        return new
 
-    def reply(self, request: Request, reply: Reply) -> None:
-        self._owed.put((request.request_id, reply))
+    def reply(self, request: Request, reply: CommandReply) -> None:
+        self._replies.put((request.request_id, reply))
 
     def close(self, outcome: str) -> None:
-        """Says what this driver's part of the search has come to; only the first call does. Requests are left alone."""
+        """Publishes what this driver's part of the search came to; only the first call counts. Open requests stay open."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -114,23 +116,23 @@ class DriverInbox:
                 self._next_beat = time.monotonic() + BEAT_SECONDS
                 self._beat()
         except OSError as error:
-            log.warning("%s does not take part in the search's mail now: %s", self.folder, error)
+            log.warning("%s: the driver can neither read requests nor write its heartbeat now: %s", self.folder, error)
 
     def _beat(self) -> None:
         DriverHeartbeat(
             host=socket.gethostname(),
             pid=os.getpid(),
             started=self._started,
-            beat=time.time(),
+            last_beat=time.time(),
             outcome=self._outcome,
             links=self._links,
         ).write(self.folder)
 
     def _write_replies(self) -> None:
-        while not self._owed.empty():
-            owed = self._owed.get()
+        while not self._replies.empty():
+            reply = self._replies.get()
             try:
-                self.mailbox.reply(*owed)
+                self.mailbox.reply(*reply)
             except OSError:
-                self._owed.put(owed)
+                self._replies.put(reply)
                 raise

@@ -5,6 +5,7 @@ The journal, the MLflow sync, the live view, the gauges and the checkpoint reten
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from components.records.events import TrialEvent, TrialHistory, apply_event, num_clones
@@ -28,6 +29,16 @@ class TrialHistories(Mapping[str, TrialHistory]):
     def subscribe(self, subscriber: Subscriber) -> None:
         """Subscribers are called in the order of their subscription; the journal is the first."""
         self._subscribers.append(subscriber)
+
+    @contextlib.contextmanager
+    def subscribed(self, *subscribers: Subscriber) -> Iterator[None]:
+        """Inside, these are subscribers too."""
+        before = list(self._subscribers)
+        self._subscribers.extend(subscribers)
+        try:
+            yield
+        finally:
+            self._subscribers = before
 
     def record(self, event: TrialEvent) -> TrialHistory:
         """Updates the trial, calls every subscriber, and returns the trial's new state.

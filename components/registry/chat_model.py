@@ -1,6 +1,7 @@
 """The registered model as MLflow runs it: OpenAI chat messages in, a chat completion out.
 
-MLflow reads this file from inside the version ("models from code"), with components/ beside it, wherever it is loaded.
+MLflow runs this file from inside the version ("models from code"), wherever the version is loaded. Its imports are of the
+package that the version brings, which has a name of its own there (own_code).
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from mlflow.types.llm import (
 
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of, openai_call
+from components.errors import InputError
 from components.inference.generate import Reply, reply_to, stream_reply
 from components.models.load_trained import LoadedModel, load_trained
 from components.registry.weightless_save import is_being_saved
 
 PACKAGE = "package"
 MODEL = "turnwise"
-MAX_TOKENS = 256  # where a request does not say
+MAX_TOKENS = 256  # if a request does not say
 NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
 
 
 class PackagedChatModel(ChatModel):  # type: ignore[misc]
-    """Answers with the assistant's next message, and refuses what it cannot honor.
+    """Answers with the assistant's next message. Raises InputError for a request that it cannot honor.
 
-    temperature (0 is greedy; MLflow sends 1 where a request says nothing), top_p, max_tokens and tools are honored. Tools
+    temperature (0 is greedy; MLflow sends 1 if a request says nothing), top_p, max_tokens and tools are honored. Tools
     whose schemas hold more than MLflow's types do ($defs, default, objects in objects) go into
     custom_inputs: {"tools": [...]}.
     """
@@ -63,13 +65,13 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
     def predict_stream(
         self, context: Any, messages: list[ChatMessage], params: ChatParams
     ) -> Iterator[ChatCompletionChunk]:
-        """Words as they are made; tool calls whole, with the last chunk."""
+        """Yields words as they are generated, and whole tool calls in the last chunk."""
         pieces = stream_reply(self.loaded, _messages(messages), only_words=True, **_settings(params))
         while True:
             try:
                 piece = next(pieces)
-            except StopIteration as ended:
-                reply: Reply = ended.value
+            except StopIteration as end:
+                reply: Reply = end.value
                 break
             yield _chunk(ChatChoiceDelta(content=piece))
         delta = ChatChoiceDelta(content="", tool_calls=_tool_calls(reply.message))
@@ -93,7 +95,7 @@ def _usage(reply: Reply) -> TokenUsageStats:
 
 
 def _tool_calls(message: Message) -> list[ToolCall] | None:
-    """Each with an id of its own, by which a tool message may answer it."""
+    """Returns the calls, each with an id, which a tool message refers to."""
     calls = [openai_call(call) for call in message.tool_calls]
     return [FunctionToolCallArguments(name, arguments).to_tool_call() for name, arguments in calls] or None
 
@@ -101,7 +103,7 @@ def _tool_calls(message: Message) -> list[ToolCall] | None:
 def _settings(params: ChatParams) -> dict[str, Any]:
     refused = [name for name in NOT_HONORED if getattr(params, name)] + (["n"] if params.n != 1 else [])
     if refused:
-        raise ValueError(f"{', '.join(refused)}: not supported; leave it out")
+        raise InputError(f"{', '.join(refused)}: not supported; leave it out")
     return {
         "max_new_tokens": params.max_tokens or MAX_TOKENS,
         "temperature": params.temperature,
@@ -113,25 +115,25 @@ def _settings(params: ChatParams) -> dict[str, Any]:
 def _tools(params: ChatParams) -> list[dict[str, Any]]:
     custom = params.custom_inputs or {}
     if odd := sorted(custom.keys() - {"tools"}):
-        raise ValueError(f"custom_inputs: {', '.join(odd)}: not supported; it may hold tools")
+        raise InputError(f"custom_inputs: {', '.join(odd)}: not supported; it may hold tools")
     if "tools" not in custom:
         return [tool.to_dict() for tool in params.tools or ()]
     tools = custom["tools"]
     if params.tools or not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise ValueError("custom_inputs: tools must be a list of objects, and there can be no other tools beside them")
+        raise InputError("custom_inputs: tools must be a list of objects, and there can be no other tools beside them")
     return tools
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
     if not messages:
-        raise ValueError("messages: empty; the last one should be the user's question")
+        raise InputError("messages: empty; the last one should be the user's question")
     return messages_of([message.to_dict() for message in messages])
 
 
 def offer() -> None:
-    """Makes a model that holds no weights yet the one MLflow will load."""
+    """Gives MLflow the model that it will load, which holds no weights yet."""
     with warnings.catch_warnings():
-        # MLflow would rather see a ResponsesAgent, which does not speak chat completions; a version pins its MLflow.
+        # MLflow recommends a ResponsesAgent instead, which does not answer chat completions; a version pins its MLflow.
         warnings.simplefilter("ignore", FutureWarning)
         set_model(PackagedChatModel())
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import mlflow.pyfunc
 from mlflow.pyfunc import PyFuncModel
 
-from components.errors import InputError
 from components.registry.own_code import CODE, COMMON_NAME, rename_package
-from components.tracking.mlflow_client import MLFLOW_ERRORS, download_version, reason_of, tracking_uri
+from components.registry.versions import download_files
+from components.tracking.mlflow_client import tracking_uri
 
 
 def load_version(model_uri: str, uri: str | None = None) -> PyFuncModel:
@@ -29,10 +29,7 @@ def load_version(model_uri: str, uri: str | None = None) -> PyFuncModel:
     Args:
         uri: where the registry is; by default MLFLOW_TRACKING_URI, else mlflow.db here.
     """
-    try:
-        folder = download_version(model_uri, uri or tracking_uri())
-    except MLFLOW_ERRORS as error:
-        raise InputError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
+    folder = download_files(model_uri, uri or tracking_uri())
     if (folder / CODE / COMMON_NAME).is_dir():
         folder = _with_renamed_code(folder)
     return mlflow.pyfunc.load_model(str(folder))

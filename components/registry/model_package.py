@@ -11,7 +11,7 @@ from components.registry.chat_model import PACKAGE
 from components.registry.own_code import INSTALLED, rename_package
 from components.registry.weightless_save import without_weights
 
-SERVED_BY = (  # what a version needs where it is served, as installed here
+SERVED_BY = (  # what a version needs where it is served, at the versions installed here
     "mlflow",
     "torch",
     "transformers",
@@ -46,3 +46,8 @@ def save_packaged(package_folder: Path, target: Path) -> None:
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
         )
     rename_package(target)
+
+
+def package_in(version: Path) -> Path:
+    """The package's folder in that of a version."""
+    return version / "artifacts" / PACKAGE

@@ -11,21 +11,22 @@ from typing_extensions import TypedDict
 
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of
+from components.errors import InputError
 
 FORM = '{"messages": [{"role": "user", "content": "..."}], "expect": "a word"}'
 
 
-class Turn(TypedDict):
+class ProbeMessage(TypedDict):
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class Probe(BaseModel):
-    """A question, with what was said before it, and a word its answer should hold."""
+    """A question, with the conversation before it, and a word that its answer should hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    messages: tuple[Turn, ...]
+    messages: tuple[ProbeMessage, ...]
     expect: str | None = None
 
     @model_validator(mode="after")
@@ -40,11 +41,11 @@ class Probe(BaseModel):
 
 
 def load_probes(path: Path) -> tuple[Probe, ...]:
-    """From a JSONL file. Raises ValueError with all that is wrong with it."""
+    """Reads a JSONL file. Raises InputError with all that is wrong with it."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"registry.probes={path}: cannot be read: {error}") from None
+        raise InputError(f"registry.probes={path}: cannot be read: {error}") from None
     probes: list[Probe] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):
@@ -54,9 +55,9 @@ def load_probes(path: Path) -> tuple[Probe, ...]:
         except ValidationError as error:
             problems.extend(f"  line {number}: {text}" for text in _texts(error))
     if problems:
-        raise ValueError("\n".join([f"registry.probes={path}: each line must look like {FORM}", *problems]))
+        raise InputError("\n".join([f"registry.probes={path}: each line must look like {FORM}", *problems]))
     if not probes:
-        raise ValueError(f"registry.probes={path}: holds no probe; each line must look like {FORM}")
+        raise InputError(f"registry.probes={path}: holds no probe; each line must look like {FORM}")
     return tuple(probes)
 
 

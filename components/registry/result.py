@@ -1,4 +1,4 @@
-"""Is one model truly better than another on the held-out conversations, or is it luck? No MLflow in here."""
+"""What became of a candidate, and whether the held-out data can tell a better model at all. No MLflow in here."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pydantic import BaseModel, ConfigDict
 
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
-from components.inference.comparison import Verdict, number_needed
+from components.inference.comparison import Comparison, number_needed
 from components.registry.probes import Probe
 
 if TYPE_CHECKING:
-    # It imports what renders, and so torch, without which reports are read.
+    # It imports torch, through the code that renders; reports must be readable without torch.
     from components.data.prepare import PreparedDataset
 
 
 class RegistryResult(BaseModel):
-    """What became of a candidate. `promoted`: it holds the alias now."""
+    """What became of a candidate. `promoted` says whether it holds the alias now."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,7 +26,7 @@ class RegistryResult(BaseModel):
     alias: str
     promoted: bool
     reason: str
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Comparison, ...]
     probes: tuple[Probe, ...]
     base_answers: tuple[str, ...]
     candidate_answers: tuple[str, ...]
@@ -35,7 +35,7 @@ class RegistryResult(BaseModel):
 
 
 def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:
-    """Why the gate will promote no candidate that is judged on this data, and the way out; None if it may."""
+    """Says why the gate will promote no candidate on this data, and the way out. None if the data is enough."""
     held_out, needed = len(dataset.eval), number_needed(dataset.eval.num_targets)
     if held_out >= needed:
         return None

@@ -1,4 +1,4 @@
-"""Facts that are found out about a registered version later, kept on it."""
+"""Tags that are written to a registered version after it was made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from mlflow import MlflowClient
 
+from components.errors import InputError
 from components.tracking.mlflow_client import MLFLOW_ERRORS, open_store, reason_of
 
 SCHEME = "models:/"
@@ -14,12 +15,12 @@ SCHEME = "models:/"
 def tag_version(model_uri: str, tags: Mapping[str, str], uri: str) -> str:
     """Sets tags on models:/NAME/VERSION or models:/NAME@ALIAS. Returns the version's number.
 
-    Raises ValueError if MLflow does not take them.
+    Raises InputError if MLflow does not take them.
     """
     try:
         return _tag(open_store(uri), model_uri, tags)
     except MLFLOW_ERRORS as error:
-        raise ValueError(f"{model_uri}: MLflow did not take the tags {dict(tags)}: {reason_of(error)}") from None
+        raise InputError(f"{model_uri}: MLflow did not take the tags {dict(tags)}: {reason_of(error)}") from None
 
 
 def _tag(client: MlflowClient, model_uri: str, tags: Mapping[str, str]) -> str:

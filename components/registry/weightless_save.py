@@ -1,7 +1,7 @@
-"""Whether a model is only being saved.
+"""Saves a model without its weights in memory.
 
-MLflow loads a model and asks it something while it saves it, in the process that saves. That is the driver's, on a machine
-that need not hold the model; the proof does the same where the model fits, in the version that was made.
+MLflow loads a model and asks it a question while it saves it. It does so in the driver's process, on a machine that may be
+too small for the model. The verification does the same with the finished version, on a machine that is large enough.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-_is_saved: ContextVar[bool] = ContextVar("is_saved", default=False)
+_being_saved: ContextVar[bool] = ContextVar("being_saved", default=False)
 
 
 def is_being_saved() -> bool:
-    return _is_saved.get()
+    return _being_saved.get()
 
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
     """Inside, a packaged model loads nothing, and its answer is empty."""
-    token = _is_saved.set(True)
+    token = _being_saved.set(True)
     try:
         yield
     finally:
-        _is_saved.reset(token)
+        _being_saved.reset(token)

@@ -10,13 +10,18 @@ from rich.text import Text
 
 from components.records.events import TrialHistory, TrialState
 
-COLORS: dict[TrialState, str] = {"running": "cyan", "completed": "green", "stopped": "yellow", "failed": "red"}
+COLORS: dict[TrialState, str] = {
+    TrialState.RUNNING: "cyan",
+    TrialState.COMPLETED: "green",
+    TrialState.STOPPED: "yellow",
+    TrialState.FAILED: "red",
+}
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
     """Sorts by best eval loss; trials without one come after the others, and failed ones last."""
     return sorted(
-        histories, key=lambda history: (history.state == "failed", best_loss(history), history.started.number)
+        histories, key=lambda history: (history.state is TrialState.FAILED, best_loss(history), history.started.number)
     )
 
 

@@ -18,6 +18,7 @@ from components.records.events import (
     TrialInstructed,
     TrialProgressed,
     TrialStarted,
+    TrialState,
     num_clones,
 )
 from components.reports.leaderboard import best_loss, hyperparameters, leaderboard, origin, share_spent
@@ -81,7 +82,7 @@ class LiveView:
 
     def _summary(self, histories: list[TrialHistory]) -> str:
         states = [history.state for history in histories]
-        ended = sum(state != "running" for state in states)
+        ended = sum(state is not TrialState.RUNNING for state in states)
         best = min(histories, key=best_loss, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
         waiting = self.planned - len(states)

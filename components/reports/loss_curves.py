@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from components.records.events import TrialHistory
+from components.records.events import TrialHistory, TrialState
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink")
 
@@ -26,7 +26,7 @@ def loss_curves_svg(histories: Iterable[TrialHistory], *, base_loss: float | Non
         axes.plot(tokens, losses, color=color, marker=".", alpha=0.8)
         if tokens:
             axes.annotate(f" {history.started.number}", (tokens[-1], losses[-1]), fontsize=8, color=color)
-        if tokens and history.state == "stopped":
+        if tokens and history.state is TrialState.STOPPED:
             axes.plot(tokens[-1], losses[-1], color=color, marker="x", markersize=9)
     for position, branch in enumerate(branches):
         axes.plot([], [], color=COLORS[position % len(COLORS)], label=branch)

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.records.events import TrialHistory, num_clones
+from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.heartbeat import DriverHeartbeat
 from components.records.manifest import SearchManifest
 from components.reports.leaderboard import best_loss, ranked
@@ -51,7 +51,7 @@ class SearchSnapshot(BaseModel):
         planned: int,
     ) -> SearchSnapshot:
         """`planned`: how many trials the search set out with, without clones."""
-        running = sum(history.state == "running" for history in histories.values())
+        running = sum(history.state is TrialState.RUNNING for history in histories.values())
         best = next(iter(ranked(histories.values())), None)
         return cls(
             experiment=manifest.experiment.name,

@@ -6,7 +6,7 @@ import time
 
 from components.errors import TurnwiseError
 from components.experiment.spec import ExperimentSpec
-from components.records.commands import CloneTrial, ExtendTrial, Reply, StopTrial
+from components.records.commands import CommandReply, TrialCommand
 from components.records.heartbeat import DriverHeartbeat
 from components.records.mailbox import Mailbox
 from components.records.manifest import SearchManifest
@@ -15,8 +15,6 @@ from components.storage.base import Folder
 
 TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.5
-
-TrialCommand = StopTrial | ExtendTrial | CloneTrial
 
 
 class NoReplyError(TurnwiseError):
@@ -29,7 +27,7 @@ def send_command(
     *,
     search_id: str = NEWEST,
     timeout_seconds: float = TIMEOUT_SECONDS,
-) -> Reply:
+) -> CommandReply:
     """Sends the command to an unfinished search of the experiment, and waits for the driver's reply.
 
     Raises InputError if there is no such search, and NoReplyError.
@@ -38,14 +36,14 @@ def send_command(
     return ask(experiment.folder / search_id, command, timeout_seconds=timeout_seconds)
 
 
-def ask(search_folder: Folder, command: TrialCommand, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Reply:
+def ask(search_folder: Folder, command: TrialCommand, *, timeout_seconds: float = TIMEOUT_SECONDS) -> CommandReply:
     """Sends the command to the search of this folder, and waits for the driver's reply. Raises NoReplyError."""
     mailbox = Mailbox(search_folder)
     request = mailbox.ask(command)
     deadline = time.monotonic() + timeout_seconds
     while (reply := mailbox.reply_to(request.request_id)) is None:
         if SearchManifest.read(search_folder).finished:
-            return Reply(accepted=False, message=f"search {search_folder.name} has ended meanwhile")
+            return CommandReply(accepted=False, message=f"search {search_folder.name} has ended meanwhile")
         if time.monotonic() > deadline:
             raise NoReplyError(
                 f"no reply within {timeout_seconds:g} seconds: {_driver(search_folder)}. The request stands in"

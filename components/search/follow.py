@@ -60,8 +60,8 @@ class FollowedSearch:
         if heartbeat is not None and heartbeat.outcome is not None:
             sentence = f"its driver on {heartbeat.host} has ended: {heartbeat.outcome}; {resume}"
             return SearchStatus(state=SearchState.INTERRUPTED, sentence=sentence)
-        if heartbeat is not None and heartbeat.beat != self._heartbeat:
-            self._heartbeat, self._heard = heartbeat.beat, time.monotonic()
+        if heartbeat is not None and heartbeat.last_beat != self._heartbeat:
+            self._heartbeat, self._heard = heartbeat.last_beat, time.monotonic()
         if time.monotonic() - self._heard < SILENT_SECONDS:
             return SearchStatus(state=SearchState.RUNNING, sentence="the search goes on")
         driver = f"its driver, process {heartbeat.pid} on {heartbeat.host}," if heartbeat else "its driver"

@@ -82,16 +82,17 @@ class PreparedSearch:
         """Marks the search as finished: it cannot be resumed any more."""
         self.manifest.model_copy(update={"finished": True}).write(self.folder)
 
-    def context(self, ended: Mapping[str, Progress | None]) -> SearchContext:
-        """What the processes of the cluster need. `ended`: trials that need not run, with their last report."""
+    def context(self, finished_trials: Mapping[str, Progress | None]) -> SearchContext:
+        """What the processes of the cluster need. `finished_trials` need not run; each has its last report."""
         return SearchContext(
             experiment=self.experiment,
             search_id=self.search_id,
             folder=self.folder,
             prepared=self.dataset.directory,
+            budget=self.budget,
             pad_token_id=self.pad_token_id,
             base=self.base,
-            ended=dict(ended),
+            finished_trials=dict(finished_trials),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from components.records.events import TrialHistory, num_clones
+from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
 from components.reports.summary import SearchSummary
@@ -66,7 +66,7 @@ def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) ->
     if trials.hopeless is not None:
         return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial can succeed: {trials.hopeless}")
     histories = trials.histories.values()
-    ended = sum(history.state != "running" for history in histories)
+    ended = sum(history.state is not TrialState.RUNNING for history in histories)
     unfinished = planned + num_clones(histories) - ended
     if trials.stop_reason is None and unfinished <= 0:
         return None

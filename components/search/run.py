@@ -14,13 +14,14 @@ from components.cluster.run import can_resume, run_search
 from components.cluster.scheduling.warnings import remarks
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
-from components.records.events import TrialEvent, TrialHistory
+from components.records.events import TrialHistory, TrialState
 from components.records.heartbeat import DriverInbox
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
 from components.records.outcome import Outcome
 from components.records.stop_request import StopRequest
-from components.registry.promotion import Place, VerificationError, here, register_best
+from components.registry.errors import VerificationError
+from components.registry.promotion import Executor, register_best, run_locally
 from components.reports.leaderboard import ranked
 from components.search.open import OnMessage, PreparedSearch, ignore_message, open_search
 from components.search.outcome import (
@@ -138,21 +139,14 @@ class SearchRun:
         self.histories.subscribe(sync.append)
         if on_event is not None:
             self.histories.subscribe(on_event)
-        ended = {trial_id: history.last for trial_id, history in self.histories.items() if history.state != "running"}
-
-        def record(event: TrialEvent) -> None:
-            self.histories.record(event)
-
-        hopeless = None
+        finished = {
+            trial_id: history.last
+            for trial_id, history in self.histories.items()
+            if history.state is not TrialState.RUNNING
+        }
+        context, hopeless = self.prepared.context(finished), None
         try:
-            run_search(
-                self.prepared.context(ended),
-                record,
-                histories=dict(self.histories),
-                resume=resume,
-                told=lambda signal: self.stop.request(signal.name),
-                desk=self.inbox,
-            )
+            run_search(context, self.histories, resume=resume, inbox=self.inbox, stop=self.stop)
         except UnfitWorkersError as error:
             hopeless = str(error)
         finally:
@@ -214,7 +208,7 @@ class SearchRun:
         if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
             return early
         best = ranked(self._with_complete_checkpoints())[0]
-        if best.best is None or best.state == "failed":
+        if best.best is None or best.state is TrialState.FAILED:
             return outcome_of_no_success(self.histories.values())
         if trials.undelivered:
             return self._not_registered(
@@ -245,10 +239,10 @@ class SearchRun:
                 history = history.model_copy(update={"reports": tuple(reports)})
             yield history
 
-    def _executor(self, best: TrialHistory) -> Place:
+    def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
         workers = self.prepared.experiment.resources.of(best.started.spec.method)
-        return partial(run_on_worker, workers) if workers.gpus_per_worker else here
+        return partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
 
     def _connect_tracking(self) -> SearchRuns:
         prepared = self.prepared

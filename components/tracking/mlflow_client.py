@@ -1,4 +1,4 @@
-"""Which MLflow store, whether it answers, and what its errors may say aloud."""
+"""The MLflow server or database of a search: which one, whether it answers, and what of its errors may be shown."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from mlflow.protos.databricks_pb2 import INVALID_STATE
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from requests.exceptions import RequestException
 
+from components.errors import InputError
 from components.experiment.spec import ExperimentSpec
 
 CHECK_SECONDS = 5.0
-_MOST_FOLDER_LETTERS = 60  # 255 bytes are a file system's limit, and a letter has up to four
+_MAX_FOLDER_CHARACTERS = 60  # a file system's limit is 255 bytes, and a character has up to four
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 MLFLOW_ERRORS = (MlflowException, RequestException, OSError)
-# What MLflow says when it has understood, and will answer the same for ever.
-FINAL = {
+# Codes of errors that a retry would meet again: MLflow has understood the request and refused it.
+FINAL_ERROR_CODES = {
     "BAD_REQUEST",
     "INVALID_PARAMETER_VALUE",
     "INVALID_STATE",
@@ -37,28 +38,27 @@ FINAL = {
 
 
 def tracking_uri(experiment: ExperimentSpec | None = None) -> str:
-    """tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file here."""
+    """Returns tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file in the working directory."""
     named = (experiment.tracking.uri if experiment else None) or os.environ.get("MLFLOW_TRACKING_URI")
     return named or f"sqlite:///{Path(DATABASE).absolute()}"
 
 
 def without_secrets(text: str) -> str:
-    """For logs and messages: users and passwords of all URIs in a text are left out."""
+    """Removes users and passwords from all URIs in a text, for logs and messages."""
     return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def reason_of(error: Exception) -> str:
-    """What MLflow or the network says, in a line that is fit to be shown."""
+    """Returns what MLflow or the network says, in one line, without secrets."""
     root = _root(error)
     if isinstance(root, OSError):
-        return without_secrets(
-            root.strerror or str(root)
-        )  # `Connection refused`: layers of libraries make it a paragraph
+        # E.g. `Connection refused`, of which layers of libraries make a paragraph.
+        return without_secrets(root.strerror or str(root))
     return without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def _root(error: BaseException) -> BaseException:
-    """The first of the errors that led to this one, by whatever way each was wrapped into the next."""
+    """Returns the first of the errors that led to this one, however each was wrapped into the next."""
     seen = [error]
     while True:
         wrapped = (seen[-1].__cause__, seen[-1].__context__, *seen[-1].args)
@@ -69,12 +69,12 @@ def _root(error: BaseException) -> BaseException:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether MLflow has refused, so that asking again is in vain; a server or network that is away may come back."""
-    return isinstance(error, MlflowException) and error.error_code in FINAL
+    """Whether MLflow has refused, so that a retry cannot help. A server or network that is away may come back."""
+    return isinstance(error, MlflowException) and error.error_code in FINAL_ERROR_CODES
 
 
 def check_tracking(uri: str) -> None:
-    """Raises ValueError, within seconds, if there is no MLflow at `uri`."""
+    """Raises InputError, within seconds, if there is no MLflow at `uri`."""
     try:
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
@@ -83,14 +83,14 @@ def check_tracking(uri: str) -> None:
         else:
             open_store(uri).search_experiments(max_results=1)
     except (*MLFLOW_ERRORS, sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"tracking.uri={without_secrets(uri)}: no MLflow answers there ({reason_of(error)}); start it, or correct"
             " tracking.uri or MLFLOW_TRACKING_URI"
         ) from None
 
 
 def open_store(uri: str) -> MlflowClient:
-    """A client of its own, for the store and the registry."""
+    """Returns a client for the runs and the registry, apart from MLflow's global one."""
     _quiet()
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,10 @@ def open_store(uri: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
-    """The MLflow experiment of that name, made if need be; beside a sqlite file its artifacts lie in mlartifacts/."""
+    """Returns the id of the MLflow experiment, which is created if there is none.
+
+    Beside a sqlite file, the artifacts are stored in mlartifacts/.
+    """
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         raise MlflowException(
@@ -121,37 +124,41 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def check_model_name(uri: str, name: str) -> None:
-    """Raises ValueError if the registry at `uri` cannot have a registered model of this name."""
+    """Raises InputError if the registry at `uri` cannot have a registered model of this name."""
     try:
         taken = list(open_store(uri).search_prompts(filter_string=f"name = '{name}'", max_results=1))
     except MLFLOW_ERRORS as error:
         if not is_final(error):
-            raise ValueError(f"registry.name={name}: the registry does not answer: {reason_of(error)}") from None
-        taken = []  # a registry that knows no prompts
+            raise InputError(f"registry.name={name}: the registry does not answer: {reason_of(error)}") from None
+        taken = []  # this registry has no prompts
     if taken:
-        raise ValueError(
+        raise InputError(
             f"registry.name={name}: a prompt of this registry has that name, and MLflow has one for both; choose another"
             " registry.name"
         )
 
 
 def _folder_for(name: str) -> str:
-    """One folder for any experiment's name: a name that is none, or too long for one, gets a digest in place of the rest."""
-    plain = re.sub(r"[^\w .-]", "_", name)[:_MOST_FOLDER_LETTERS]
+    """Returns a folder's name for an experiment: its own, or with a digest if that is too long or no name of a folder."""
+    plain = re.sub(r"[^\w .-]", "_", name)[:_MAX_FOLDER_CHARACTERS]
     if plain == name and not name.startswith("."):
         return name
     return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def download_version(model_uri: str, uri: str, target: Path | None = None, part: str = "") -> Path:
-    """The folder of models:/NAME@ALIAS or models:/NAME/VERSION, from the registry at `uri`. `part`: only this folder of it.
+    """Returns the folder of models:/NAME@ALIAS or models:/NAME/VERSION, from the registry at `uri`.
 
-    By default where it lies, if that is on this machine, else in a new temporary folder. Raises ValueError if the name has
-    another form, and what MLflow raises. (MLflow's own download would look a version up in the process's default registry.)
+    Without a target, that is the registry's own folder if it is on this machine, else a new temporary one. Raises InputError
+    if the name has another form, and what MLflow raises. (MLflow's own download would look a version up in the process's
+    default registry.)
+
+    Args:
+        part: download only this folder of the version.
     """
     named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
     if named is None:
-        raise ValueError(f"{model_uri}: a registered model is models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise InputError(f"{model_uri}: a registered model is models:/NAME@ALIAS or models:/NAME/VERSION")
     name, alias, version = named.groups()
     client = open_store(uri)
     version = version or client.get_model_version_by_alias(name, alias).version
@@ -159,10 +166,10 @@ def download_version(model_uri: str, uri: str, target: Path | None = None, part:
     if target is not None:
         target.mkdir(parents=True)
     wanted = f"{source.rstrip('/')}/{part}" if part else source
-    brought = mlflow.artifacts.download_artifacts(
+    downloaded = mlflow.artifacts.download_artifacts(
         wanted, dst_path=None if target is None else str(target), tracking_uri=uri
     )
-    return Path(brought).parent if part else Path(brought)
+    return Path(downloaded).parent if part else Path(downloaded)
 
 
 def _check_server(uri: str) -> None:
@@ -170,11 +177,11 @@ def _check_server(uri: str) -> None:
         with urllib.request.urlopen(f"{without_secrets(uri).rstrip('/')}/health", timeout=CHECK_SECONDS):
             return
     except urllib.error.HTTPError:
-        return  # it answers; what it thinks of /health is its own affair
+        return  # a server that answers, whatever its status for /health
 
 
 def _check_database(uri: str) -> None:
-    """Connects and reads. MLflow itself would go on trying for two minutes."""
+    """Connects and reads. MLflow itself would retry for two minutes."""
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     engine = sqlalchemy.create_engine(uri)
@@ -185,9 +192,9 @@ def _check_database(uri: str) -> None:
 
 
 def _quiet() -> None:
-    """MLflow has no settings of a client's own for these, only the process's; who has set them otherwise is heard."""
-    # By default a request is repeated for minutes, and one whose answer was lost is done twice. The mirror repeats by
-    # itself, and asks before it does what has arrived.
+    """Sets what MLflow reads from the environment only, not from a client's settings. A value that is set already stays."""
+    # By default MLflow repeats a request for minutes, and repeats one whose answer was lost. JournalSync retries by itself,
+    # after it has asked what has arrived.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

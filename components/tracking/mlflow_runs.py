@@ -1,8 +1,8 @@
-"""MLflow runs of a search, filled from its journal: one run for the search, one child run for each trial, for ever.
+"""MLflow runs of a search, filled from its journal: one run for the search, and one child run for each trial.
 
-Runs are found again by tag, so a search that is resumed (even from another machine) writes on in the same ones. A run
-that was found is asked what it has before more is written: a step that was trained twice, before and after a failure,
-has another time the second time, and the store would keep both points. The first one told stays.
+Runs are found by tag, so a search that is resumed, even from another machine, goes on in the same ones. Before more is
+written to a run that was found, its points are read: a step that was trained twice, before and after a failure, has two
+times, and MLflow would keep both points. The first point stays.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
 
 @dataclass(slots=True)
 class _TrialRun:
-    """What is known of a trial's run. `points` is what it has, by metric and step; None until it was asked."""
+    """What is known of a trial's run. `points` are what it holds, by metric and step; None until they have been read."""
 
     run_id: str
     best_loss: float = math.inf
@@ -65,7 +65,7 @@ class _TrialRun:
 class SearchRuns:
     """Writes one search's records to MLflow. Any method may raise what MLflow raises.
 
-    After an error nobody knows what has arrived: make a new one, which asks.
+    After an error it is not known what has arrived: make a new instance, which reads it.
     """
 
     def __init__(
@@ -76,15 +76,15 @@ class SearchRuns:
         search_id: str,
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        """`facts` are tags of all runs that are written to: where else the search can be looked at."""
+        """`facts` are tags for all runs that are written to: where else the search can be seen."""
         self.client, self.uri, self.experiment, self.search_id = client, uri, experiment, search_id
         self.facts = [RunTag(key, value) for key, value in (facts or {}).items()]
         self.experiment_id = experiment_id(client, experiment.mlflow_experiment, uri)
-        self.parent_id = self._parent()
+        self.parent_id = self._open_search_run()
         self._trials: dict[str, _TrialRun] = {}
 
     def apply(self, record: TrialEvent) -> None:
-        """Writes one record; one that is there already changes nothing."""
+        """Writes one record. A record that MLflow has already changes nothing."""
         if isinstance(record, TrialStarted):
             self._start(record)
         elif isinstance(record, TrialProgressed):
@@ -96,7 +96,7 @@ class SearchRuns:
 
     @property
     def link(self) -> str:
-        """The search's run in a browser; the store's URI where no server shows it."""
+        """The URL of the search's run in a browser; the tracking URI where no server shows it."""
         if not self.uri.startswith(("http://", "https://")):
             return without_secrets(self.uri)
         return f"{without_secrets(self.uri).rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.parent_id}"
@@ -106,7 +106,7 @@ class SearchRuns:
         return self._trial(trial_id).run_id
 
     def log_data(self, name: str, source: str, digests: Mapping[str, str], counts: Mapping[str, int]) -> None:
-        """The prepared data as MLflow inputs of the search's run, one for each split of `digests`."""
+        """Logs the prepared data as MLflow inputs of the search's run, one for each split of `digests`."""
         inputs = []
         for split, digest in digests.items():
             others = tuple(f"{other}_" for other in digests if other != split)
@@ -121,7 +121,7 @@ class SearchRuns:
         self.client.log_inputs(self.parent_id, inputs)
 
     def log_text(self, trial_id: str | None, text: str, file: str) -> None:
-        """An artifact of a trial's run, or (None) of the search's."""
+        """Logs an artifact of a trial's run, or (None) of the search's."""
         self.client.log_text(self.parent_id if trial_id is None else self.trial_run(trial_id), text, file)
 
     def log_search_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -132,7 +132,7 @@ class SearchRuns:
         self.client.set_tag(self.parent_id, STATE_TAG, state)
         self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))
 
-    def _parent(self) -> str:
+    def _open_search_run(self) -> str:
         run = self._find(f"tags.`{SEARCH_TAG}` = '{self.search_id}'")
         if run is None:
             tags = {SEARCH_TAG: self.search_id, **_environment()}
@@ -151,7 +151,7 @@ class SearchRuns:
         elif run.info.end_time is not None and record.time * 1000 > run.info.end_time:
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.client.log_batch(run.info.run_id, tags=[RunTag(STATE_TAG, "running"), RunTag(REASON_TAG, "")])
-        self._trials.setdefault(record.trial_id, _known(run))
+        self._trials.setdefault(record.trial_id, _trial_run_of(run))
         self.client.log_batch(run.info.run_id, tags=self.facts)
         params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
         self._describe(run, params, "spec.json", record.spec.model_dump_json(indent=1))
@@ -172,7 +172,7 @@ class SearchRuns:
         )
 
     def _describe(self, run: Run, tree: Mapping[str, Any], file: str, text: str) -> None:
-        """Params, cut where they are long, and the whole text as an artifact, unless the run has them."""
+        """Logs params, each cut at MAX_CHARACTERS, and the whole text as an artifact, unless the run has them."""
         missing = [param for param in _params(tree) if param.key not in run.data.params]
         if missing:
             self.client.log_text(run.info.run_id, text, file)
@@ -187,7 +187,7 @@ class SearchRuns:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
             trial.best_loss = progress.eval_loss
         if trial.points is None:
-            trial.points = self._points(trial.run_id)
+            trial.points = self._read_points(trial.run_id)
         fresh = [point for point in _metrics(record, trial.best_loss) if (point.key, point.step) not in trial.points]
         # Tags first: the best loss is among the metrics, and once that is there the tag is not written again.
         self.client.log_batch(trial.run_id, tags=tags)
@@ -202,20 +202,22 @@ class SearchRuns:
         self.client.set_terminated(run_id, status, end_time=int(record.time * 1000))
 
     def _origin(self, record: TrialStarted) -> dict[str, str]:
-        """Tags of a trial that was cloned from another."""
+        """Returns the tags of a trial that was cloned from another."""
         if record.parent is None:
             return {}
         tags = {"turnwise.parent": record.parent, "turnwise.parent_run_id": self.trial_run(record.parent)}
         return tags | {"turnwise.warm_from": record.warm_from} if record.warm_from else tags
 
     def _instruct(self, record: TrialInstructed) -> None:
-        """A tag that a program reads, and a line in the run's description for people; each once."""
+        """Writes a tag for programs, and a line in the run's description for people, each once."""
         run_id = self.trial_run(record.trial_id)
         tags = [_instruction_tag(record)]
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(record.time))} UTC: {record.sentence}"
         note = self.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
         if line not in note.splitlines():
-            tags.append(RunTag(NOTE_TAG, f"{note}\n\n{line}".strip()))  # Markdown: else one paragraph
+            tags.append(
+                RunTag(NOTE_TAG, f"{note}\n\n{line}".strip())
+            )  # Markdown joins lines without an empty one between
         self.client.log_batch(run_id, tags=tags)
 
     def _trial(self, trial_id: str) -> _TrialRun:
@@ -225,10 +227,10 @@ class SearchRuns:
                 raise MlflowException(
                     f"trial {trial_id} of search {self.search_id} has no MLflow run", error_code=RESOURCE_DOES_NOT_EXIST
                 )
-            self._trials[trial_id] = _known(run)
+            self._trials[trial_id] = _trial_run_of(run)
         return self._trials[trial_id]
 
-    def _points(self, run_id: str) -> set[tuple[str, int]]:
+    def _read_points(self, run_id: str) -> set[tuple[str, int]]:
         keys = self.client.get_run(run_id).data.metrics
         return {(key, point.step) for key in keys for point in self.client.get_metric_history(run_id, key)}
 
@@ -249,12 +251,12 @@ def _instruction_tag(record: TrialInstructed) -> RunTag:
             return RunTag("turnwise.stopped_by", record.by)
 
 
-def _known(run: Run) -> _TrialRun:
+def _trial_run_of(run: Run) -> _TrialRun:
     return _TrialRun(run.info.run_id, best_loss=run.data.metrics.get(BEST_LOSS, math.inf))
 
 
 def _metrics(record: TrialProgressed, best_loss: float) -> Iterator[Metric]:
-    """One point per optimizer step, and one per report. What is not finite is left out: the store would bend it."""
+    """Yields the points of every optimizer step and of the report, without what is not finite: MLflow would change it."""
     progress = record.progress
     for point in progress.steps:
         values = {
@@ -283,26 +285,26 @@ def _report(progress: Progress) -> dict[str, float]:
 
 
 def _params(tree: Mapping[str, Any]) -> list[Param]:
-    return [Param(key, value[:MAX_CHARACTERS]) for key, value in _flat(tree, "")]
+    return [Param(key, value[:MAX_CHARACTERS]) for key, value in _flatten(tree, "")]
 
 
-def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _flat(item, f"{path}.{key}" if path else str(key))
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
     else:
         yield path, str(value)
 
 
 def _environment() -> dict[str, str]:
-    """Library versions and, inside a git checkout, its commit."""
+    """Returns tags: library versions and, inside a git checkout, its commit."""
     tags = {f"version.{name}": version(name) for name in LIBRARIES} | {"version.python": platform.python_version()}
     commit = git_commit()
     return tags | {"mlflow.source.git.commit": commit} if commit else tags
 
 
 def git_commit() -> str | None:
-    """Of this code, if it lies in a git checkout with git at hand."""
+    """Returns the commit of this code, if it is in a git checkout and git is installed."""
     try:
         git = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False

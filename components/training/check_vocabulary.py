@@ -1,4 +1,4 @@
-"""Whether a model has a row of its embeddings for every token that it will be given."""
+"""Checks that a model's embeddings have a row for every token that it will be given."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_vocabulary(
 ) -> str:
     """Raises ValueError if the data, the end of a turn or the padding has a token without a row.
 
-    A tokenizer may have such tokens all the same, which nobody uses (some are published so): then the answer is a sentence
-    that says so, else it is empty.
+    A tokenizer may have such tokens that are not used (some are published so). Then a sentence about them is returned, else
+    an empty string.
     """
     rows = rows_of_config(config)
     used = {**in_store(dataset.train, rows), **in_store(dataset.eval, rows), **required_tokens(chat_format)}
@@ -36,5 +36,5 @@ def check_vocabulary(
 
 
 def in_store(store: TokenStore, rows: int) -> dict[int, str]:
-    """Those of its tokens for which so many rows are too few."""
+    """Returns the tokens of a store for which an embedding of so many rows is too small."""
     return dict.fromkeys(store.token_ids_from(rows), "is in the data")

@@ -1,15 +1,15 @@
-"""A trial's resumable state on disk: safetensors and JSON, written whole or not at all, no pickle.
+"""A trial's resumable state on disk: safetensors and JSON, written completely or not at all, without pickle.
 
     spec.json               the TrialSpec
     base.json               the base model: path, revision, digest; and the chat format
-    state.json              counters, data position, what has happened since the last report, the optimizer's plain numbers
+    state.json              counters, data position, the interval since the last report, the optimizer's plain numbers
     adapter/                LoRA: adapter_config.json and adapter_model.safetensors, as peft reads them
     weights/                full: model.safetensors with every weight, tied ones once
     optimizer.safetensors   the optimizer's tensors, by parameter name
 
-Of a sharded model each worker writes its own rows of weights and optimizer state, in files that say which
-(models/sharded_safetensors.py): model_00001_of_00002_001.safetensors and so on. Any number of workers reads either.
-There is no random state in it: what is random in a step is seeded by (seed, step, worker).
+Each worker of a sharded model writes its own rows of weights and optimizer state, in files whose names say which
+(models/sharded_safetensors.py): model_00001_of_00002_001.safetensors and so on. Any number of workers can read them.
+A checkpoint has no random state: randomness in a step is seeded by (seed, step, worker).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
-    """This worker's part of adapter/, if the model has adapters, else of weights/."""
+    """Writes this worker's part of adapter/ if the model has adapters, else of weights/."""
     if hasattr(model, "peft_config"):
         if workers.worker_rank == 0:
             save_adapter(model, directory / ADAPTER)
@@ -66,7 +66,7 @@ def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
-    """What save_weights wrote, into a model of the same method. Raises ValueError if names or shapes differ."""
+    """Loads what save_weights wrote into a model of the same method. Raises ValueError if names or shapes differ."""
     if hasattr(model, "peft_config"):
         load_adapter_state(model, load_file(directory / ADAPTER / ADAPTER_FILE))
         return
@@ -89,7 +89,7 @@ def save_optimizer(
     for name, parameter in trained_parameters(model):
         for key, value in optimizer.state[parameter].items():
             if isinstance(value, Tensor):
-                # The 8-bit optimizer has one small table for all parameters; safetensors wants each tensor on its own.
+                # The 8-bit optimizer shares one small table among all parameters; safetensors refuses shared memory.
                 tensors[f"{name}/{key}"] = value.clone() if value.data_ptr() in written else value
                 written.add(value.data_ptr())
             else:
@@ -112,7 +112,7 @@ def load_optimizer(
 
 
 def _write_own(named: Iterable[tuple[str, Tensor]], directory: Path, stem: str, workers: Workers) -> None:
-    """Of what is sharded every worker writes its rows; all else is the same on all, and the first one writes it."""
+    """Every worker writes its rows of sharded tensors. The first one also writes those that are the same on all workers."""
     first = workers.worker_rank == 0
     rows = ((name, own_rows(tensor)) for name, tensor in named if first or isinstance(tensor, DTensor))
     if workers.parallel == "fsdp":
@@ -123,7 +123,7 @@ def _write_own(named: Iterable[tuple[str, Tensor]], directory: Path, stem: str, 
 
 
 def _state_of(parameter: Tensor, stored: StoredTensors, path: str) -> Tensor:
-    """An optimizer's tensor of a parameter, on its device: sharded like it, if it is as large as it, else whole."""
+    """Returns an optimizer's tensor of a parameter, on its device; sharded like the parameter if the shapes are equal."""
     if stored.shape(path) != list(parameter.shape):
         return stored.whole(path).to(parameter.device)
     own = own_rows(parameter)

@@ -1,4 +1,4 @@
-"""How the workers of a trial share its model: passes over it, and what has to happen to gradients between them."""
+"""How the workers of a trial share its model: replicated or sharded, and how their gradients are combined."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import contextlib
 import math
 from typing import Protocol
 
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from components.data.batch import Batch
-from components.training.fsdp import is_sharded, local
+from components.experiment.spec import LoraMethod, TrialSpec
+from components.training.fsdp import is_sharded, local_rows
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
 
 CLIP_EPSILON = 1e-6  # clip_grad_norm_'s own
 
 
-class Shared(Protocol):
-    """A model that all workers of a trial train; each of them calls these in the same order."""
+class ParallelModel(Protocol):
+    """A model that all workers of a trial train; each of them makes the same calls in the same order."""
 
     def backward(self, batch: Batch, scale: float, *, is_last: bool) -> float:
         """Adds the gradient of (scale x loss, summed over all workers). Returns this worker's loss sum, unscaled.
@@ -28,16 +30,16 @@ class Shared(Protocol):
         ...
 
     def clip_gradients(self, max_norm: float) -> float:
-        """Scales all gradients down to this norm if theirs is larger. Returns theirs."""
+        """Scales all gradients down to this norm if their norm is larger. Returns their norm before that."""
         ...
 
 
-def shared(scored: ScoredModel, workers: Workers) -> Shared:
-    return Sharded(scored, workers) if is_sharded(scored) else Replicated(scored, workers)
+def parallelize(scored: ScoredModel, workers: Workers) -> ParallelModel:
+    return ShardedModel(scored, workers) if is_sharded(scored) else ReplicatedModel(scored, workers)
 
 
-class Replicated:
-    """Every worker has the whole model (DDP), or there is one worker only."""
+class ReplicatedModel:
+    """Every worker has the whole model (DDP), or there is only one worker."""
 
     def __init__(self, scored: ScoredModel, workers: Workers) -> None:
         self.scored, self.workers = scored, workers
@@ -58,10 +60,10 @@ class Replicated:
         return float(clip_grad_norm_(self.scored.parameters(), max_norm))
 
 
-class Sharded:
+class ShardedModel:
     """Every worker has a share of each weight, of its gradient and of the optimizer's state (FSDP2).
 
-    Gradients are shared out after each micro-batch: kept until the last one, each worker would hold all of them.
+    Gradients are reduced after each micro-batch: if they were kept until the last one, each worker would hold all of them.
     """
 
     def __init__(self, scored: ScoredModel, workers: Workers) -> None:
@@ -74,11 +76,21 @@ class Sharded:
         return float(loss.detach())
 
     def clip_gradients(self, max_norm: float) -> float:
-        # By the workers' own sum: for gradients that wait in CPU memory there may be no process group.
-        gradients = [local(parameter.grad) for parameter in self.scored.parameters() if parameter.grad is not None]
+        # Summed by Workers: there may be no process group for gradients that are offloaded to the CPU.
+        gradients = [local_rows(parameter.grad) for parameter in self.scored.parameters() if parameter.grad is not None]
         (squares,) = self.workers.sum([float(get_total_norm(gradients)) ** 2])
         norm = math.sqrt(squares)
         if norm > max_norm:
             for gradient in gradients:
                 gradient.mul_(max_norm / (norm + CLIP_EPSILON))
         return norm
+
+
+def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:
+    """Recomputes activations in the backward pass, if the trial asks for it."""
+    if not spec.gradient_checkpointing:
+        return
+    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if isinstance(spec.method, LoraMethod):
+        # The frozen embeddings give no gradient, and a checkpointed block without an input gradient trains nothing.
+        model.enable_input_require_grads()  # type: ignore[operator]

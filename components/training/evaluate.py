@@ -1,4 +1,4 @@
-"""Exact loss over a split, conversation by conversation, shared out over workers."""
+"""Exact loss over a split, conversation by conversation, distributed over the workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from components.training.workers import OneWorker, Workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationLoss:
-    """One conversation of a split, by its index there. `loss_sum` is weighted nats over its `num_targets` targets."""
+    """The loss of the conversation at `index` of a split. `loss_sum` is in weighted nats over its `num_targets` targets."""
 
     index: int
     loss_sum: float
@@ -29,19 +29,19 @@ class ConversationLoss:
 def conversation_losses(
     scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> list[ConversationLoss]:
-    """This worker's share of the split; over all workers every conversation comes exactly once.
+    """Returns this worker's share of the split. Over all workers every conversation occurs exactly once.
 
-    Rows are not packed, so the answer is exact for every causal model. A batch holds as many conversations of about one
+    Rows are not packed, so the losses are exact for every causal model. A batch holds as many conversations of similar
     length as fit into rows_per_batch x max_tokens tokens, padding included.
     """
     by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
-    most_tokens = rows_per_batch * max_tokens
+    max_batch_tokens = rows_per_batch * max_tokens
     shares = [
-        list(batches_by_length(store.lengths, by_length[rank :: workers.count], most_tokens))
+        list(batches_by_length(store.lengths, by_length[rank :: workers.count], max_batch_tokens))
         for rank in range(workers.count)
     ]
     mine = shares[workers.worker_rank]
-    # Where a model is sharded, no worker can compute alone: who has fewer batches goes along with empty ones.
+    # No worker of a sharded model can compute alone: a worker with fewer batches adds empty ones.
     mine += [[]] * (max(map(len, shares)) - len(mine))
     was_training = scored.training
     scored.eval()
@@ -56,7 +56,7 @@ def conversation_losses(
 def evaluate(
     scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> tuple[float, int]:
-    """(nats per target, number of targets) over the whole split and all workers."""
+    """Returns (nats per target, number of targets) over the whole split and all workers."""
     mine = conversation_losses(
         scored, store, workers, max_tokens=max_tokens, rows_per_batch=rows_per_batch, pad_token_id=pad_token_id
     )
@@ -67,9 +67,9 @@ def evaluate(
 
 
 def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int) -> list[ConversationLoss]:
-    """Of every conversation, in order, by a model that is not in training, at the precision it was trained in.
+    """Returns the loss of every conversation, in order, at the precision that the model was trained with.
 
-    Raises ValueError for a token that the model has no row for.
+    Raises ValueError for a token without a row in the model's embeddings.
     """
     loaded.check_token_ids(in_store(store, rows_of(loaded.model)))
     scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
@@ -85,11 +85,12 @@ def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_b
 
 
 def batches_by_length(
-    lengths: np.ndarray, longest_first: list[int], most_tokens: int
+    lengths: np.ndarray, longest_first: list[int], max_batch_tokens: int
 ) -> Iterator[list[tuple[int, ...]]]:
+    """Yields batches of one-conversation rows, each of at most so many tokens, padding included."""
     start = 0
     while start < len(longest_first):
-        rows = max(1, most_tokens // int(lengths[longest_first[start]]))
+        rows = max(1, max_batch_tokens // int(lengths[longest_first[start]]))
         yield [(index,) for index in longest_first[start : start + rows]]
         start += rows
 

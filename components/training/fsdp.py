@@ -1,4 +1,4 @@
-"""A base model of which every worker holds a share (FSDP2): for full fine-tuning of what no single device can hold."""
+"""A base model that is sharded over the workers (FSDP2): full fine-tuning of models that no single device can hold."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from components.errors import InputError
 from components.experiment.spec import Dtype
 from components.models.base.reusable import reset_training_state
 from components.models.dtypes import DTYPES
@@ -32,57 +33,59 @@ Precision = Literal["fp32", "bf16"]
 
 
 class ShardedBase:
-    """Gives out one sharded model at a time, all of it trainable; what was trained before leaves no trace in it.
+    """Provides one sharded model at a time, with all weights trainable and no trace of earlier training.
 
-    Between trials every worker keeps its own share of the clean weights, in CPU memory.
+    Between trials every worker keeps its own share of the clean weights in CPU memory.
     """
 
     def __init__(self, load: Callable[[Dtype], PreTrainedModel], workers: Workers, *, attention: str) -> None:
-        """`load` gives the whole model on the CPU: mapped from its file, it is shared by the workers of a machine.
-
-        So it comes in whatever dtype the file has. What `load` is told is what the shares will be turned into.
+        """
+        Args:
+            load: returns the whole model on the CPU, mapped from its file, so that the workers of a machine share it. It
+                therefore has the file's dtype; the argument is the dtype that the shares are converted to.
         """
         self._load, self.workers, self.attention = load, workers, attention
         self._scored: ScoredModel | None = None
         self._kept_as: tuple[Precision, Dtype] = "fp32", "fp32"
         self._clean: dict[str, Tensor] = {}
 
-    def begin(self, precision: Precision, dtype: Dtype) -> ScoredModel:
-        """A clean model in training mode, to be computed with at this precision.
+    def acquire(self, precision: Precision, dtype: Dtype) -> ScoredModel:
+        """Returns a clean model in training mode that computes at this precision.
 
-        `dtype` is that of the shares, which the optimizer changes: in float32 nothing is rounded away, and a layer is cast
-        to bf16 only while it is together. A layer at a time is turned into it: all of a model would no longer be mapped.
+        `dtype` is the dtype of the shares, which the optimizer updates. In float32 no update is rounded away, and a layer is
+        cast to bf16 only while it is gathered. Layers are converted one at a time: a whole converted model would no longer
+        be mapped from its file.
         """
         if self._scored is None or self._kept_as != (precision, dtype):
-            self._scored = None  # FSDP fixes the precision for good, and two models would not fit
+            self._scored = None  # FSDP cannot change the precision, and two models would not fit
             self._clean = {}
-            gc.collect()  # it refers to itself, by its hooks
-            self._scored, self._kept_as = self._sharded(precision, dtype), (precision, dtype)
+            gc.collect()  # the model refers to itself through its hooks
+            self._scored, self._kept_as = self._load_sharded(precision, dtype), (precision, dtype)
         else:
             reset_training_state(cast(PreTrainedModel, self._scored.model))
             with torch.no_grad():
                 for name, parameter in self._scored.model.named_parameters():
-                    local(parameter).copy_(self._clean[name])
+                    local_rows(parameter).copy_(self._clean[name])
         return self._scored.train()
 
-    def _sharded(self, precision: Precision, dtype: Dtype) -> ScoredModel:
+    def _load_sharded(self, precision: Precision, dtype: Dtype) -> ScoredModel:
         base = self._load(dtype)
         base.config.use_cache = False
         train_what_text_reaches(base)
         scored = ScoredModel(base, precision=precision, attention=self.attention, device=self.workers.device)
         shard(scored, self.workers, DTYPES[dtype], precision)
-        self._clean = {name: local(weight).detach().cpu().clone() for name, weight in base.named_parameters()}
+        self._clean = {name: local_rows(weight).detach().cpu().clone() for name, weight in base.named_parameters()}
         return scored
 
 
 def shard(scored: ScoredModel, workers: Workers, dtype: torch.dtype, precision: Precision) -> None:
-    """Leaves every worker its rows of each weight. Decoder layers come together one at a time, while they compute.
+    """Leaves every worker its rows of each weight. Decoder layers are gathered one at a time, while they compute.
 
-    One layer after the other moves to the device and is cut there, so no worker ever has all of the model on it.
-    Raises ValueError if the model does not say what its layers are.
+    Layers are moved to the device and sharded there one after the other, so no device ever holds the whole model.
+    Raises InputError if the model does not name its layers.
     """
     mesh = init_device_mesh(workers.device.type, (workers.count,))
-    # What is summed over workers is summed in float32. Autocast stays on beside this, for softmax and the like.
+    # Sums over workers are in float32. Autocast stays on as well, for softmax and similar operations.
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         if precision == "bf16"
@@ -91,24 +94,26 @@ def shard(scored: ScoredModel, workers: Workers, dtype: torch.dtype, precision: 
     offload = CPUOffloadPolicy(pin_memory=workers.device.type == "cuda") if workers.cpu_offload else OffloadPolicy()
     for module in [*_layers(cast(PreTrainedModel, scored.model)), scored]:
         for weight in module.parameters():
-            if not isinstance(weight, DTensor):  # of the root's those of its layers are cut already
+            if not isinstance(
+                weight, DTensor
+            ):  # the root's weights include those of its layers, which are sharded already
                 weight.data = weight.data.to(dtype)
-        # The root too: then outside of a pass a parameter is its share, whoever looks at it.
+        # The root too: so outside of a pass every parameter is its share.
         fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=True)
     for method in ("losses", "isolates_packed_rows"):
         register_fsdp_forward_method(scored, method)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This worker's rows of it, sharing its memory; the tensor itself where it is not sharded."""
+def local_rows(tensor: Tensor) -> Tensor:
+    """Returns this worker's rows, sharing their memory; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def own_rows(tensor: Tensor) -> Rows:
-    """This worker's rows of it; all, where it is not sharded."""
+    """Returns this worker's rows with their position; all rows if the tensor is not sharded."""
     if not isinstance(tensor, DTensor):
         return Rows.all(tensor)
-    per_worker = -(-len(tensor) // tensor.device_mesh.size())  # as torch.chunk cuts; the last workers may have none
+    per_worker = -(-len(tensor) // tensor.device_mesh.size())  # like torch.chunk; the last workers may have none
     first = min(tensor.device_mesh.get_local_rank() * per_worker, len(tensor))
     return Rows(tensor.to_local(), first, len(tensor))
 
@@ -121,7 +126,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        raise ValueError(
+        raise InputError(
             f"a {model.config.model_type} does not say what its layers are, so it cannot be sharded; set parallel: ddp"
         )
     return layers

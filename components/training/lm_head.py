@@ -1,4 +1,4 @@
-"""Whether a model's logits are its head's answer to its decoder's, and nothing else is done to them."""
+"""Checks whether a model's logits are head(decoder(inputs)), with nothing else done to them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-# What leaves values as they are. A conversion only rounds, and losses are computed from float32 logits in any case.
+# Operations that keep values. A conversion only rounds, and losses are computed from float32 logits in any case.
 HARMLESS = {aten._unsafe_view.default, aten.clone.default, aten._to_copy.default, aten.detach.default}
-SAME = 0.05  # of the decoder's answer; what a model does to its inputs before changes it by more, rounding by far less
+SAME = 0.05  # as a share of the decoder's output: changed inputs have a larger effect, rounding a far smaller one
 
 
 @torch.no_grad()
 def why_whole_logits(model: nn.Module, inputs: dict[str, Tensor | None]) -> str:
-    """Why head(decoder(inputs)) is not what the model answers, in a clause; empty if it is.
+    """Returns, in a clause, why the model's logits are not head(decoder(inputs)); empty if they are.
 
-    The operations between the decoder's answer and the model's are recorded and compared with those of the head alone.
-    Values are not compared: a soft cap of small logits changes less than rounding does, and a GPU need not give the same
-    bits twice. An operation that is not known to be harmless counts, whatever it does. Tensors may be fake ones.
+    The operations between the decoder's output and the model's are recorded and compared with those of the head alone.
+    Values are not compared: a soft cap of small logits changes less than rounding does, and a GPU may return other bits the
+    second time. Every operation that is not known to be harmless counts. Tensors may be fake.
     """
     decoder, head = decoder_and_head(model)
     if decoder is None or head is None or decoder is model:
@@ -30,29 +30,29 @@ def why_whole_logits(model: nn.Module, inputs: dict[str, Tensor | None]) -> str:
     was_training = model.training
     model.eval()
     try:
-        return _why(model, decoder, head, inputs)
+        return _find_reason(model, decoder, head, inputs)
     finally:
         model.train(was_training)
 
 
-def _why(model: nn.Module, decoder: nn.Module, head: nn.Module, inputs: dict[str, Tensor | None]) -> str:
+def _find_reason(model: nn.Module, decoder: nn.Module, head: nn.Module, inputs: dict[str, Tensor | None]) -> str:
     given: dict[str, Any] = {}
     operations = _Operations(head)
 
-    def decoded(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
+    def record_decoding(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
         given.update(args=args, kwargs=kwargs, hidden=getattr(answer, "last_hidden_state", None))
         model.train()  # so that dropout of hidden states or logits is seen
         operations.recording = True
 
-    hook = decoder.register_forward_hook(decoded, with_kwargs=True)
+    hook = decoder.register_forward_hook(record_decoding, with_kwargs=True)
     with operations:
         logits = model(**inputs, use_cache=False).logits
-        whole = operations.taken()
+        whole = operations.take()
         hook.remove()
         if given.get("hidden") is None:
             return "its decoder gives no hidden states"
         from_head = head(given["hidden"])
-        alone = operations.taken()
+        alone = operations.take()
     model.eval()
     known = {name for name, _ in alone}
     if extra := [name for name, _ in whole if name not in known]:
@@ -65,14 +65,14 @@ def _why(model: nn.Module, decoder: nn.Module, head: nn.Module, inputs: dict[str
 
 
 def decoder_and_head(model: nn.Module) -> tuple[Any, Any]:
-    """Of a causal LM, with or without adapters."""
+    """Returns the decoder and the head of a causal LM, with or without adapters."""
     adapted: Any = model
     base = adapted.get_base_model() if hasattr(model, "get_base_model") else adapted
     return base.get_decoder(), base.get_output_embeddings()
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What is done while `recording`, harmless things aside: (operation, whether it takes the head's own weights)."""
+    """Records operations that are not harmless, as (operation, whether it uses the head's own weights)."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -80,8 +80,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made: list[tuple[str, bool]] = []
         self._weights: dict[int, Tensor] = {_storage(weight): weight for weight in head.parameters()}
 
-    def taken(self) -> list[tuple[str, bool]]:
-        """What has been recorded since the last time."""
+    def take(self) -> list[tuple[str, bool]]:
+        """Returns what was recorded since the last call."""
         made, self._made = self._made, []
         return made
 
@@ -107,19 +107,19 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _changes_nothing(func: Any, args: Any) -> bool:
-    """Scales of exactly 1, as some configurations have them."""
+    """Whether it scales by exactly 1, as some configurations say."""
     return func in (aten.mul.Tensor, aten.div.Tensor) and not isinstance(args[1], Tensor) and args[1] == 1
 
 
 def _is_given_all(given: dict[str, Any], inputs: dict[str, Tensor | None]) -> bool:
-    """Whether the decoder was given these very tensors and no others."""
+    """Whether the decoder was given exactly these tensor objects."""
     tensors = [leaf for leaf in tree_leaves((given["args"], given["kwargs"])) if isinstance(leaf, Tensor)]
     wanted = [tensor for tensor in inputs.values() if tensor is not None]
     return {id(tensor) for tensor in tensors} == {id(tensor) for tensor in wanted}
 
 
 def _decodes_alike(decoder: nn.Module, inputs: dict[str, Tensor | None], hidden: Tensor) -> bool:
-    """Whether the decoder, asked directly, answers as it did within the model (fake tensors have no values to compare)."""
+    """Whether the decoder called directly returns what it did within the model (fake tensors have no values to compare)."""
     directly = decoder(**inputs, use_cache=False).last_hidden_state
     if isinstance(hidden, FakeTensor):
         return bool(directly.shape == hidden.shape)

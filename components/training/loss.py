@@ -1,6 +1,6 @@
-"""The loss: summed over targets, never averaged here, and logits only where a token is scored.
+"""The loss: summed over targets, never averaged here. Logits are computed only at scored positions.
 
-B rows, T tokens, N scored positions, H hidden size, V vocabulary. Letters are this file's only.
+B rows, T tokens, N scored positions, H hidden size, V vocabulary. These letters are used in this file only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MAX_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabular
 
 
 def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tensor:
-    """Cross entropy of each scored position in nats, float32 [N], through the head in chunks.
+    """Returns the cross entropy of each scored position in nats, float32 [N], computed through the head in chunks.
 
-    The logits of a chunk are recomputed in the backward pass, so at no time more than MAX_LOGITS_AT_ONCE exist.
+    The logits of a chunk are recomputed in the backward pass, so at most MAX_LOGITS_AT_ONCE exist at any time.
     """
     vocabulary = _vocabulary(head)
     positions_per_chunk = max(1, MAX_LOGITS_AT_ONCE // vocabulary)
@@ -48,12 +48,11 @@ def _chunk_losses(head: nn.Module, hidden_nH: Tensor, labels_n: Tensor) -> Tenso
 
 
 class ScoredModel(nn.Module):
-    """A causal LM (with or without adapters) that answers with losses instead of logits.
+    """A causal LM (with or without adapters) that returns losses instead of logits.
 
-    A module of its own, so that DistributedDataParallel can wrap all of it, and FSDP be told what its forward passes are:
-    forward, losses and isolates_packed_rows, and nothing else may use the weights of a sharded model. Where a model does
-    more to its logits than its head says (soft caps, scales), the whole logits are used instead (head.py), and the log says
-    so.
+    It is a module of its own, so that DistributedDataParallel can wrap it and FSDP can know its forward passes: forward,
+    losses and isolates_packed_rows. Nothing else may use the weights of a sharded model. If a model does more to its logits
+    than its head does (soft caps, scales), the whole logits are used instead (lm_head.py), and the log says so.
     """
 
     def __init__(self, model: nn.Module, *, precision: str, attention: str, device: torch.device) -> None:
@@ -61,20 +60,20 @@ class ScoredModel(nn.Module):
         self.model = model
         self.attention = attention
         self.precision, self.device = precision, device
-        # Kept out of the module tree: they are parts of `model` already, and must not be registered twice.
+        # A tuple keeps them out of the module tree: they are parts of `model` already, and must not be registered twice.
         self._parts = decoder_and_head(model)
-        # Why, if they are needed; found out in the first pass, in which a sharded model is together.
+        # Why they are needed, if they are. Determined in the first pass, while a sharded model is gathered.
         self.whole_logits: str | None = None
 
     def forward(self, batch: Batch) -> Tensor:
-        """Weighted loss summed over the batch's targets, in nats; a scalar that always carries a gradient."""
+        """Returns the weighted loss summed over the batch's targets, in nats: a scalar that always has a gradient."""
         losses_N, (rows_N, columns_N) = self._losses(batch)
         return (losses_N * batch.weights_BT[rows_N, columns_N]).sum()
 
     def losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Unweighted losses [N] of the scored positions, and their (row, column) indices.
+        """Returns unweighted losses [N] of the scored positions, and their (row, column) indices.
 
-        A batch without a target answers with one position of weight 0: every worker must take part in the backward pass.
+        For a batch without targets it returns one position of weight 0: every worker must take part in the backward pass.
         """
         return self._losses(batch)
 
@@ -102,7 +101,7 @@ class ScoredModel(nn.Module):
             return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
 
     def look_at_head(self) -> None:
-        """Finds out whether logits can be had at scored positions only. Within a pass, if the model is sharded."""
+        """Determines whether logits can be computed at scored positions only. A sharded model must be within a pass."""
         token_ids_BT = torch.arange(4, device=self.device)[None]
         inputs = model_inputs(_probe(token_ids_BT, token_ids_BT), self.attention)
         with computing(self.precision, self.device):
@@ -113,15 +112,15 @@ class ScoredModel(nn.Module):
             log.info("logits are computed at scored positions only")
 
 
-LEAK = 0.25  # of what a sequence's own past does to it; rounding stays far below, a missing mask far above
+LEAK = 0.25  # as a share of the effect of a sequence's own past; rounding is far below it, a missing mask far above
 
 
 @torch.no_grad()
 def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device) -> bool:
-    """Whether a sequence that shares a row is answered as if it were alone, tried on a few tokens.
+    """Whether a sequence that shares a row gets the same logits as if it were alone, measured on a few tokens.
 
-    A model that makes its own mask, or mixes tokens by other means than attention, may not. What the neighbor (or its
-    absence) changes is measured by what a token of the sequence itself changes, so no tolerance depends on the model.
+    A model that makes its own mask, or mixes tokens by other means than attention, may fail this. The effect of the neighbor
+    (or of its absence) is compared with the effect of a token of the sequence itself, so no tolerance depends on the model.
     """
     neighbor, other_neighbor = [1, 2, 3, 4], [5, 6, 7, 8]
     sequence, other_start = [9, 10, 11, 12], [13, 10, 11, 12]

@@ -8,14 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from components.errors import InputError
 from components.experiment.spec import OptimizerSpec, ScheduleSpec
 
 
 def make_optimizer(model: nn.Module, spec: OptimizerSpec, device: torch.device) -> torch.optim.Optimizer:
-    """Over the parameters that are trained; vectors (norms, biases) are not decayed.
+    """Returns an optimizer of the trained parameters. Vectors (norms, biases) have no weight decay.
 
     Raises:
-        ValueError: the 8-bit optimizer is asked for without a CUDA device.
+        InputError: the spec names the 8-bit optimizer, but the device is not a CUDA device.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -26,7 +27,7 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec, device: torch.device) 
     if spec.name == "adamw":
         return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, fused=True)
     if device.type != "cuda":
-        raise ValueError(
+        raise InputError(
             f"optimizer.name={spec.name} keeps its state in CUDA unified memory, but this worker runs on {device.type};"
             " use optimizer.name=adamw, or give the method gpus_per_worker"
         )
@@ -37,7 +38,7 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec, device: torch.device) 
 
 
 def learning_rate_factor(spec: ScheduleSpec, spent: float) -> float:
-    """Share of the peak learning rate when `spent` (0 to 1) of the budget is used up."""
+    """Returns the share of the peak learning rate when `spent` (0 to 1) of the budget has been used."""
     spent = min(spent, 1.0)
     if spent < spec.warmup_fraction:
         return spent / spec.warmup_fraction
@@ -54,5 +55,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """(name, parameter) of what a trial trains; names are the model's own."""
+    """Returns (name, parameter) of all that a trial trains; names are the model's own."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

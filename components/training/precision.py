@@ -1,4 +1,4 @@
-"""At which precision a model computes: one context for all that it is asked to do."""
+"""The precision at which a model computes: one context for training, evaluation and generation."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def computing(precision: str, device: torch.device) -> torch.autocast:
-    """Inside, matrices are multiplied at this precision, whatever the weights are kept in.
+    """Returns a context in which matrices are multiplied at this precision, whatever the dtype of the weights.
 
-    Training, evaluation, probes and generation all go through it: a kernel that knows 16 bits only (flash attention) is
-    then never given float32, and a model answers as it was trained to. A thread has to enter it by itself.
+    Training, evaluation, probes and generation all use it. So a kernel for 16 bits only (flash attention) never gets
+    float32, and a model computes as it was trained. The context holds for one thread.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,4 +1,4 @@
-"""All a training loop may know about the machines it runs on."""
+"""What the training loop knows about the machines it runs on."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Literal, Protocol
 import torch
 import torch.distributed as dist
 
+from components.errors import InputError
+
 Parallel = Literal["ddp", "fsdp"]
 
 
-class UnfitWorkersError(ValueError):
-    """What these machines lack for every trial of this model: no other trial would fare better on them."""
+class UnfitWorkersError(InputError):
+    """These machines cannot train any trial of this model, so another trial would fail in the same way."""
 
 
 class Workers(Protocol):
     """`count` processes train one trial together; this is the one called `worker_rank`.
 
-    Under `ddp` each has the whole model, under `fsdp` a share of it; with `cpu_offload` that share waits in CPU memory.
+    With `ddp` each has the whole model, with `fsdp` a share of it. With `cpu_offload` that share is kept in CPU memory.
     """
 
     worker_rank: int
@@ -27,7 +29,7 @@ class Workers(Protocol):
     cpu_offload: bool
 
     def sum(self, values: list[float]) -> list[float]:
-        """Each value added up over all workers, in float64; every worker gets the same answer."""
+        """Returns each value summed over all workers, in float64. Every worker gets the same sums."""
         ...
 
     def barrier(self) -> None:
@@ -36,7 +38,7 @@ class Workers(Protocol):
 
 
 class OneWorker:
-    """A process on its own."""
+    """A single process."""
 
     worker_rank, count = 0, 1
     parallel: Parallel = "ddp"
@@ -53,7 +55,7 @@ class OneWorker:
 
 
 class TorchWorkers:
-    """The default process group: gloo on CPU, NCCL on GPUs. Somebody else (Ray Train, a test) has initialised it."""
+    """The default process group: gloo on CPU, NCCL on GPUs. The caller (Ray Train, a test) has initialised it."""
 
     def __init__(self, device: torch.device, *, parallel: Parallel = "ddp", cpu_offload: bool = False) -> None:
         self.worker_rank, self.count, self.device = dist.get_rank(), dist.get_world_size(), device

@@ -40,7 +40,7 @@ from components.models.digest import model_digest
 from components.records.events import Progress, TrialHistory, TrialStarted
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 
 EXPERIMENT = Path(__file__).parent.parent / "quickstart.yaml"
@@ -84,7 +84,7 @@ def train(experiment: ExperimentSpec, folder: Path, known: Sequence[Curve]) -> I
         pad_token_id=pad_token_id,
     )
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format)
-    session = Session(experiment.model, data, OneWorker(), base, folder_at(folder / "checkpoints"))
+    session = TrialRunner(experiment.model, data, OneWorker(), base, folder_at(folder / "checkpoints"))
     for number, trial in enumerate(sample_trials(experiment), start=1):
         if number not in {curve.number for curve in known}:
             session.start(str(number), trial.spec)
@@ -92,7 +92,7 @@ def train(experiment: ExperimentSpec, folder: Path, known: Sequence[Curve]) -> I
             yield Curve(number=number, branch=trial.branch, varied=dict(trial.varied), reports=reports)
 
 
-def _reports(session: Session) -> Iterator[tuple[int, float, float]]:
+def _reports(session: TrialRunner) -> Iterator[tuple[int, float, float]]:
     done = False
     while not done:
         progress = session.running.advance()

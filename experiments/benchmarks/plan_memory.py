@@ -3,7 +3,7 @@
     python experiments/benchmarks/plan_memory.py --write experiments/benchmarks/plan_memory.md
 
 Planned is what components/planning/memory.py makes of a rehearsed step. Measured is the most resident memory that the
-kernel ever counted (VmHWM) of a new process in which the trial's own Session takes two steps and evaluates, less what the
+kernel ever counted (VmHWM) of a new process in which the trial's own TrialRunner takes two steps and evaluates, less what the
 process held before it loaded the model (VmRSS, once the libraries had been used). Twice: as glibc's malloc is, and with
 MALLOC_MMAP_THRESHOLD_=65536, by which it gives back what is freed. The second is held against the plan's tensors alone, the
 first against them with the plan's allowance for the allocator. Neither has the plan's constant for the process.
@@ -236,7 +236,7 @@ def markdown(results: list[Result], load: float) -> str:
 
 def paragraphs(worst: dict[str, float]) -> list[str]:
     return [
-        "Each line is a trial of its own process: two steps and an evaluation by the Session a slot uses. Measured is the",
+        "Each line is a trial of its own process: two steps and an evaluation by a slot's TrialRunner. Measured is the",
         "process's peak (VmHWM) less what it held before the model was loaded, once the libraries had been used.",
         f"The tensors alone, with glibc told to give back what is freed (MALLOC_MMAP_THRESHOLD_=65536): at most"
         f" {worst['tensors_error']:.1%} beside it.",

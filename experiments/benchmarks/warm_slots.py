@@ -51,6 +51,7 @@ from components.models.base.load import resolve_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import TrialEvent, TrialHistory, TrialProgressed, replay
+from components.records.histories import TrialHistories
 
 DATA = Path(__file__).parent.parent / "data" / "quickstart.jsonl"
 MAX_DIFFERENCE = 1e-6  # between the final eval losses of one trial, in nats per target
@@ -80,7 +81,9 @@ class Search:
 def in_warm_slots(context: SearchContext) -> Search:
     records: list[TrialEvent] = []
     began = time.time()
-    run_search(context, records.append, histories={}, resume=False)
+    histories = TrialHistories()
+    histories.subscribe(records.append)
+    run_search(context, histories, resume=False)
     return search_of(records, makespan=time.time() - began)
 
 
@@ -253,6 +256,7 @@ def context_of(experiment: ExperimentSpec, name: str) -> SearchContext:
         search_id=name,
         folder=experiment.folder / name,
         prepared=dataset.directory,
+        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
         pad_token_id=load_chat_format(load_tokenizer(directory), experiment.chat_format).pad_token_id,
         base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format),
     )

@@ -8,7 +8,7 @@ from components.data.prepare import PreparedDataset
 from components.data.split_membership import keys_of
 from components.data.trained_on import read_trained_on
 from components.records.manifest import searches_in
-from components.registry.promotion import download
+from components.registry.versions import download_package
 from components.storage.open import folder_at
 from tests.support.programs import new_folder, ran, summary_of
 from tests.support.toy import toy_conversations, write_messages_jsonl
@@ -47,7 +47,7 @@ def test_no_conversation_that_the_first_was_trained_on_is_held_out_from_the_seco
     assert (len(before.train) + len(before.eval), len(after.train) + len(after.eval)) == (COUNT, GROWN)
     assert keys(after.eval) & known == keys(before.eval)
     assert keys(after.train) & known == keys(before.train)
-    trained_on = read_trained_on(download("models:/toy/1", f"sqlite:///{folder / 'mlflow.db'}"))
+    trained_on = read_trained_on(download_package("models:/toy/1", f"sqlite:///{folder / 'mlflow.db'}"))
     assert trained_on == keys(before.train)
     assert trained_on.isdisjoint(keys(after.eval))
 

@@ -37,14 +37,14 @@ def test_a_server_killed_midway_and_started_again_has_everything_once(mlflow_ser
     mirror = JournalSync(Journal(folder_at(tmp_path)), connection(mlflow_server.uri, "killed"), system_metrics=False)
     for record in ONE_TRIAL[:2]:
         mirror.append(record)
-    until(lambda: mirror._settled == 2, 30)
+    until(lambda: mirror.num_handled == 2, 30)
     mlflow_server.kill()
     for record in ONE_TRIAL[2:]:
         mirror.append(record)  # returns though nobody answers
     until(lambda: caplog.records, 30)
-    assert mirror._settled == 2
+    assert mirror.num_handled == 2
     mlflow_server.start()
-    until(lambda: mirror._settled == 4, 30)
+    until(lambda: mirror.num_handled == 4, 30)
     assert mirror.close() == 0
     runs = connection(mlflow_server.uri, "killed")()
     (child,) = children_of(runs.client, runs.parent_id)

@@ -15,8 +15,8 @@ from components.data.token_store import TokenStore
 from components.models.load_trained import load_trained
 from components.registry.chat_model import PACKAGE
 from components.registry.load_version import load_version
-from components.registry.verification import VerificationRequest
-from components.registry.verification import answer as verify
+from components.registry.verification import verify
+from components.registry.verification_records import VerificationRequest
 from components.tracking.mlflow_client import open_store
 
 ROOT = Path(__file__).parents[2]

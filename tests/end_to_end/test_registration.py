@@ -21,15 +21,11 @@ from components.inference.generate import generate_reply
 from components.models.digest import model_digest
 from components.models.load_trained import load_base, load_trained
 from components.records.events import replay
+from components.registry.candidate import RegistryCandidate
+from components.registry.errors import VerificationError
 from components.registry.probes import Probe
-from components.registry.promotion import (
-    Candidate,
-    VerificationError,
-    _register,
-    download,
-    here,
-    register_best,
-)
+from components.registry.promotion import register_best, run_locally
+from components.registry.versions import create_version, download_package
 from components.tracking.mlflow_client import open_store
 from components.tracking.mlflow_runs import SearchRuns
 from tests.support.servers import ModelServer
@@ -61,7 +57,7 @@ class Registry:
         for record in records:
             runs.apply(record)
         (trial,) = replay(records).values()
-        return Candidate(
+        return RegistryCandidate(
             runs=runs,
             uri=self.server.uri,
             experiment=experiment,
@@ -70,9 +66,9 @@ class Registry:
             dataset=self.trials.dataset,
         )
 
-    def register(self, candidate, place=here):
+    def register(self, candidate, executor=run_locally):
         return register_best(
-            candidate.runs, candidate.uri, candidate.experiment, candidate.trial, candidate.dataset, PROBES, place
+            candidate.runs, candidate.uri, candidate.experiment, candidate.trial, candidate.dataset, PROBES, executor
         )
 
     def holder(self, name, alias):
@@ -99,7 +95,7 @@ def registry(mlflow_server, trials):
 def first(registry):
     """The first candidate of a model, registered by a search that had died once it had made the version."""
     candidate = registry.candidate("lora", "search-1")
-    assert _register(candidate) == "1"
+    assert create_version(candidate) == "1"
     assert registry.holder("turnwise-toy", "champion") is None
     return candidate, registry.register(candidate)
 
@@ -209,7 +205,7 @@ def of_another_base(folder):
 def test_a_version_that_came_to_harm_gets_no_alias(registry, harm, reason):
     name = f"harmed-{harm.__name__}"
     candidate = registry.candidate("lora", f"search-{name}", name=name)
-    number = _register(candidate)
+    number = create_version(candidate)
     harm(registry.files(name, number))
     with pytest.raises(VerificationError, match=reason):
         registry.register(candidate)
@@ -238,10 +234,10 @@ def test_a_registry_that_does_not_answer_is_not_taken_for_an_empty_one(registry)
 
 def test_a_version_is_downloaded_by_alias_and_a_missing_one_is_an_error(registry, champion):
     eval_loss = registry.trials.trained("full")[1]
-    loaded = load_trained(download("models:/turnwise-toy@champion", registry.server.uri))
+    loaded = load_trained(download_package("models:/turnwise-toy@champion", registry.server.uri))
     assert registry.trials.loss_of(loaded) == pytest.approx(eval_loss, abs=1e-6)
     with pytest.raises(ValueError, match=r"models:/nobody@champion: not to be had from the registry: .*nobody"):
-        download("models:/nobody@champion", registry.server.uri)
+        download_package("models:/nobody@champion", registry.server.uri)
 
 
 ALONE = """

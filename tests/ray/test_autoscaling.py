@@ -26,7 +26,7 @@ from components.records.journal import Journal
 from components.records.manifest import searches_in
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
@@ -218,7 +218,7 @@ def test_what_the_trials_reported_is_what_one_process_reports(folder, job):
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     data = TrainingData(dataset=PreparedDataset.open(folder_at(manifest.prepared)), max_tokens=128, pad_token_id=0)
     reference = BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto")
-    session = Session(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"))
+    session = TrialRunner(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"))
     for history in histories_in(folder):
         session.start(history.trial_id, history.started.spec)
         for report in history.reports:

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import psutil
@@ -16,6 +17,7 @@ import ray
 from components.cluster.capacity.autoscaler import capacity_of_cluster
 from components.cluster.capacity.node_types import InsufficientCapacityError, check_capacity
 from components.cluster.driver.remote_task import run_on_worker
+from components.cluster.driver.trial_control import controller_of
 from components.cluster.ray_session import connected
 from components.cluster.run import run_search
 from components.cluster.slots.context import SearchContext
@@ -25,6 +27,8 @@ from components.experiment.spec import WorkersSpec
 from components.models.base.reference import BaseReference
 from components.records.commands import Request, StopTrial
 from components.records.events import TrialProgressed, TrialStarted, replay
+from components.records.histories import TrialHistories
+from components.records.stop_request import StopRequest
 from components.training.workers import UnfitWorkersError
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder
@@ -67,22 +71,24 @@ def context_of(files, name, *overrides):
         search_id=name,
         folder=experiment.folder / name,
         prepared=dataset.directory,
+        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
         pad_token_id=0,
         base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
 
 
 def searched(context, when=None):
-    """All records of a search; `when` is told each as it comes."""
-    records = []
+    """All events of a search; `when` is called with each as it comes."""
+    return recorded(context, *([] if when is None else [when]))
 
-    def emit(record):
-        records.append(record)
-        if when is not None:
-            when(record)
 
-    run_search(context, emit, histories={}, resume=False)
-    return records
+def recorded(context, *subscribers, **options):
+    """All events of a search that is run with these options."""
+    events, histories = [], TrialHistories()
+    for subscriber in (events.append, *subscribers):
+        histories.subscribe(subscriber)
+    run_search(context, histories, resume=False, **options)
+    return events
 
 
 def final_losses(records):
@@ -137,6 +143,28 @@ def test_a_trial_that_cannot_be_fails_alone_with_its_reason_and_the_others_go_on
     assert "q_proj" in states["bad"][1]
 
 
+def test_a_search_in_another_thread_stops_on_request_and_is_resumed(files, cluster, plain):
+    """As in a notebook: signals reach the main thread only."""
+    context, histories, stop = context_of(files, "thread"), TrialHistories(), StopRequest()
+
+    def request(event):
+        if isinstance(event, TrialProgressed):
+            stop.request("the notebook's")
+
+    with histories.subscribed(request), ThreadPoolExecutor(1) as thread:
+        thread.submit(run_search, context, histories, resume=False, stop=stop).result(timeout=300)
+    assert stop.reason == "the notebook's"
+    assert any(history.state == "running" for history in histories.values()) or len(histories) < 6
+    with pytest.raises(KeyError):
+        controller_of(context.search_id)  # nothing of the search is left in this process
+
+    finished = {trial_id: history.last for trial_id, history in histories.items() if history.state != "running"}
+    run_search(replace(context, finished_trials=finished), histories, resume=True)
+    assert [history.state for history in histories.values()] == ["completed"] * 6
+    losses = {history.started.number: history.reports[-1].eval_loss for history in histories.values()}
+    assert losses == pytest.approx(final_losses(plain[1]), abs=1e-6)
+
+
 def test_a_diverged_trial_fails_with_its_reason(files, cluster):
     space = "search.space={wild: {method: {kind: full}, optimizer: {learning_rate: 1.0e+30}}}"
     (history,) = replay(searched(context_of(files, "wild", space, "search.trials=1"))).values()
@@ -171,13 +199,13 @@ class RequestInbox:
     def __init__(self):
         self.asked, self.replies = [], {}
 
-    def ask(self, wish):
+    def ask(self, command):
         number = str(len(self.replies) + len(self.asked))
-        self.asked.append(Request(request_id=number, by="ann@desk", time=1.0, wish=wish))
+        self.asked.append(Request(request_id=number, by="ann@desk", time=1.0, command=command))
 
-    def take(self):
-        taken, self.asked = self.asked, []
-        return taken
+    def poll(self):
+        new, self.asked = self.asked, []
+        return new
 
     def reply(self, request, reply):
         self.replies[request.request_id] = reply
@@ -186,16 +214,15 @@ class RequestInbox:
 def test_a_trial_stopped_by_a_person_is_evaluated_where_it_stands(files, cluster):
     space = "search.space={lora: {method: {rank: 2}}}"
     context = context_of(files, "told", space, "search.trials=1", "trial.budget={epochs: 2000, evaluations: 1}")
-    desk, records = RequestInbox(), []
+    inbox = RequestInbox()
 
-    def emit(record):
-        records.append(record)
-        if isinstance(record, TrialStarted):
-            desk.ask(StopTrial(trial="1"))
+    def ask(event):
+        if isinstance(event, TrialStarted):
+            inbox.ask(StopTrial(trial="1"))
 
-    run_search(context, emit, histories={}, resume=False, desk=desk)
+    records = recorded(context, ask, inbox=inbox)
     (history,) = replay(records).values()
-    assert desk.replies["0"].message == "trial 1 finishes its step, reports and ends"
+    assert inbox.replies["0"].message == "trial 1 finishes its step, reports and ends"
     assert (history.state, history.reason) == ("stopped", "stopped by ann@desk")
     (report,) = history.reports
     assert report.step == len(report.steps)
@@ -217,21 +244,20 @@ def eval_losses_in_ray_s_metrics(search):
 def test_a_running_trial_is_among_ray_s_own_metrics(files, cluster):
     space = "search.space={lora: {method: {rank: 2}}}"
     context = context_of(files, "shown", space, "search.trials=1", "trial.budget={epochs: 2000, evaluations: 2000}")
-    desk, records, shown = RequestInbox(), [], {}
+    inbox, shown = RequestInbox(), {}
 
     def look():
         with contextlib.suppress(AssertionError):
             until(lambda: shown.update(eval_losses_in_ray_s_metrics("shown")) or shown, seconds=120)
-        desk.ask(StopTrial(trial="1"))
+        inbox.ask(StopTrial(trial="1"))
 
     looking = threading.Thread(target=look)
 
-    def emit(record):
-        records.append(record)
-        if isinstance(record, TrialProgressed) and looking.ident is None:
+    def look_once(event):
+        if isinstance(event, TrialProgressed) and looking.ident is None:
             looking.start()
 
-    run_search(context, emit, histories={}, resume=False, desk=desk)
+    records = recorded(context, look_once, inbox=inbox)
     looking.join()
     (history,) = replay(records).values()
     assert shown[1] in [pytest.approx(report.eval_loss) for report in history.reports]
@@ -265,10 +291,10 @@ def test_what_no_worker_can_compute_ends_the_search_once(files, cluster):
     context = context_of(files, "flash", "search.max_concurrent_trials=1")
     model = context.experiment.model.model_copy(update={"attention": "flash_attention_2"})
     context = replace(context, experiment=context.experiment.model_copy(update={"model": model}))
-    records = []
+    trials = TrialHistories()
     with pytest.raises(UnfitWorkersError, match="have no package flash-attn") as caught:
-        run_search(context, records.append, histories={}, resume=False)
-    histories = list(replay(records).values())
+        run_search(context, trials, resume=False)
+    histories = list(trials.values())
     failed = [history for history in histories if history.state == "failed"]
     assert failed
     assert {history.reason for history in failed} == {str(caught.value)}

@@ -1,5 +1,7 @@
 """Sessions over a tiny real model and a few prepared conversations, and what is asked of their trials."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +21,10 @@ from components.experiment.spec import (
 )
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
+from components.records.events import Extension
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
@@ -53,7 +56,16 @@ def session(toy, checkpoints, workers=None, **of_the_model):
     data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
     spec = ModelSpec(path=str(model), **of_the_model)
     base = BaseReference(model=spec, digest=model_digest(model), chat_format="auto")
-    return Session(spec, data, workers or OneWorker(), base, folder_at(checkpoints))
+    return TrialRunner(spec, data, workers or OneWorker(), base, folder_at(checkpoints))
+
+
+@dataclass
+class Signals:
+    """The signals of a trial; by default nothing interrupts it."""
+
+    preempted: Callable[[], bool] = lambda: False
+    stop_requested: Callable[[], bool] = lambda: False
+    extensions: Sequence[Extension] = ()
 
 
 def reports(of, spec, trial_id="trial"):

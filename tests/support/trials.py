@@ -27,7 +27,7 @@ from components.storage.open import folder_at
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
@@ -57,7 +57,7 @@ class Trials:
             model=ModelSpec(path=str(self.model)), digest=model_digest(self.model), chat_format="auto"
         )
         training = TrainingData(dataset=self.dataset, max_tokens=MAX_TOKENS, pad_token_id=self.chat_format.pad_token_id)
-        self.session = Session(reference.model, training, OneWorker(), reference, folder_at(folder / "checkpoints"))
+        self.session = TrialRunner(reference.model, training, OneWorker(), reference, folder_at(folder / "checkpoints"))
         self._records = {}
 
     def records(self, name, trial_id=None):

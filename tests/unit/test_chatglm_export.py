@@ -33,7 +33,7 @@ from components.models.export import load_as_trained, load_merged, open_exportab
 from components.models.load_trained import load_trained, package
 from components.storage.open import folder_at
 from components.training.trainer import TrainingData
-from components.training.trial_runner import Session
+from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, user
 from workflows.export import main
@@ -81,7 +81,7 @@ def packages(tiny, tmp_path_factory):
     training = TrainingData(dataset=PreparedDataset.open(prepared.directory), max_tokens=MAX_TOKENS, pad_token_id=pad)
     model = ModelSpec(path=str(tiny))
     base = BaseReference(model=model, digest=model_digest(tiny), chat_format="auto")
-    session = Session(model, training, OneWorker(), base, folder_at(folder / "checkpoints"))
+    session = TrialRunner(model, training, OneWorker(), base, folder_at(folder / "checkpoints"))
     made = {}
     for name, spec in METHODS.items():
         session.start(name, spec)

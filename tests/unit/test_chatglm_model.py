@@ -226,7 +226,7 @@ def test_workers_that_want_it_at_once_get_one_conversion(original, tmp_path):
 
 
 def test_a_cache_without_room_is_not_needed_unless_to_quantize(original, monkeypatch):
-    monkeypatch.setattr("components.models.base.load.converted", lambda directory, dtype: None)
+    monkeypatch.setattr("components.models.base.load.convert_once", lambda directory, dtype: None)
     model = load_base_model(ModelSpec(path=str(original)))
     assert torch.equal(model.lm_head.weight, formula_weights()["transformer.output_layer.weight"])
     with pytest.raises(ValueError, match="set TURNWISE_CACHE to a folder on another"):

@@ -419,7 +419,7 @@ def test_other_tokenizers_are_refused_and_others_formats_stay_theirs(small):
 
 def test_a_format_s_digest_tells_the_two_layouts_and_two_tokenizers_apart(small, tmp_path):
     other = tmp_path / "other.model"
-    train_sentencepiece(["a bc abc", "b c a", "你好"] * 20, other, most_pieces=280)
+    train_sentencepiece(["a bc abc", "b c a", "你好"] * 20, other, max_pieces=280)
     digests = {
         load_chat_format(convert_tokenizer(f), n).digest()
         for f in (small, other)

@@ -2,21 +2,42 @@
 
 import asyncio
 
-from components.cluster.slots.command_board import Answer, Command, CommandBoard
+from components.cluster.slots.command_board import CommandBoard
+from components.cluster.slots.protocol import Advance, Done, Exit, Left, Reported, Start
 from components.cluster.slots.slot_result import ExitReason
-from components.records.events import Extension
+from components.experiment.spec import TrialSpec
+from components.records.events import Extension, Progress
 
 
 def progress(checkpoint, step=1, target_tokens=10, done=False):
-    return {"checkpoint": checkpoint, "step": step, "target_tokens": target_tokens, "done": done, "diverged": None}
+    return Progress(
+        step=step,
+        target_tokens=target_tokens,
+        epoch=1.0,
+        train_loss=1.0,
+        eval_loss=1.0,
+        eval_num_targets=1,
+        tokens_per_second=1.0,
+        seconds=1.0,
+        checkpoint=checkpoint,
+        done=done,
+    )
+
+
+def start(trial_id):
+    return Start(trial_id=trial_id, spec=TrialSpec())
+
+
+def done(command):
+    return Done(number=command.number)
 
 
 async def answered(board, asked, answer_of):
     """One round: the slot asks, the first worker takes the command and answers it."""
-    call = asyncio.ensure_future(board.call("slot", asked))
+    call = asyncio.ensure_future(board.submit("slot", asked))
     await asyncio.sleep(0)
-    command = await board.next("slot", None)
-    waiting = asyncio.ensure_future(board.next("slot", answer_of(command)))
+    command = await board.next_command("slot", None)
+    waiting = asyncio.ensure_future(board.next_command("slot", answer_of(command)))
     answer = await call
     waiting.cancel()
     return answer
@@ -29,36 +50,35 @@ def run(scenario):
 
 def test_an_answer_reaches_whoever_asked():
     async def scenario(board):
-        await board.attach("slot")
-        return await answered(board, Command(kind="advance"), lambda command: Answer(number=command.number))
+        await board.register_worker_group("slot")
+        return await answered(board, Advance(), done)
 
-    assert run(scenario) == Answer(number=1)
+    assert run(scenario) == Done(number=1)
 
 
 def test_workers_that_leave_wait_for_nothing_more():
     async def scenario(board):
-        await board.attach("slot")
-        call = asyncio.ensure_future(board.call("slot", Command(kind="exit")))
+        await board.register_worker_group("slot")
+        call = asyncio.ensure_future(board.submit("slot", Exit()))
         await asyncio.sleep(0)
-        command = await board.next("slot", None)
-        last = await asyncio.wait_for(board.next("slot", Answer(number=command.number)), timeout=5.0)
-        return await call, last.kind
+        command = await board.next_command("slot", None)
+        last = await asyncio.wait_for(board.next_command("slot", Done(number=command.number)), timeout=5.0)
+        return await call, last
 
-    assert run(scenario) == (Answer(number=1), "exit")
+    assert run(scenario) == (Done(number=1), Exit(number=1))
 
 
 def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_checkpoint():
     async def scenario(board):
-        await board.attach("slot")
-        start = Command(kind="start", trial_id="t", spec={"a": 1})
-        await answered(board, start, lambda command: Answer(number=command.number))
+        await board.register_worker_group("slot")
+        await answered(board, start("t"), done)
         for name in ("one", "two"):
             await answered(
                 board,
-                Command(kind="advance"),
-                lambda command, name=name: Answer(number=command.number, progress=progress(name)),
+                Advance(),
+                lambda command, name=name: Reported(number=command.number, progress=progress(name)),
             )
-        return await board.attach("slot")
+        return await board.register_worker_group("slot")
 
     resume = run(scenario)
     assert (resume.start.trial_id, resume.checkpoint) == ("t", "two")
@@ -66,13 +86,13 @@ def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_checkpoi
 
 def test_a_command_whose_workers_died_is_given_to_the_next_group():
     async def scenario(board):
-        await board.attach("slot")
-        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await board.register_worker_group("slot")
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
         await asyncio.sleep(0)
-        lost = await board.next("slot", None)
-        await board.attach("slot")
-        again = await board.next("slot", None)
-        waiting = asyncio.ensure_future(board.next("slot", Answer(number=again.number)))
+        lost = await board.next_command("slot", None)
+        await board.register_worker_group("slot")
+        again = await board.next_command("slot", None)
+        waiting = asyncio.ensure_future(board.next_command("slot", Done(number=again.number)))
         await call
         waiting.cancel()
         return lost, again
@@ -83,125 +103,125 @@ def test_a_command_whose_workers_died_is_given_to_the_next_group():
 
 def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason():
     async def scenario(board):
-        await board.attach("slot")
-        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
-        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await board.register_worker_group("slot")
+        await answered(board, start("t"), done)
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
         await asyncio.sleep(0)
         for _ in range(3):
-            await board.next("slot", None)
-            resume = await board.attach("slot")
+            await board.next_command("slot", None)
+            resume = await board.register_worker_group("slot")
         return await call, resume
 
     answer, resume = run(scenario)
-    assert answer.error == "its workers died 3 times at the same place"
+    assert answer.reason == "its workers died 3 times at the same place"
     assert resume.start is None
 
 
 def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
     async def scenario(board):
-        await board.attach("slot")
-        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
-        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await board.register_worker_group("slot")
+        await answered(board, start("t"), done)
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
         await asyncio.sleep(0)
-        await board.blame("slot", 2, "out of memory")
-        return await call, await board.attach("slot")
+        await board.report_worker_error("slot", 2, "out of memory")
+        return await call, await board.register_worker_group("slot")
 
     answer, resume = run(scenario)
-    assert answer.error == "out of memory"
+    assert answer.reason == "out of memory"
     assert resume.start is None
 
 
 def test_groups_that_die_before_they_serve_fail_the_trial_with_the_last_error():
     async def scenario(board):
-        call = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="t")))
+        call = asyncio.ensure_future(board.submit("slot", start("t")))
         await asyncio.sleep(0)
         for _ in range(4):  # the first one, and three that replace it
-            await board.attach("slot")
-            await board.complain("slot", "FileNotFoundError: no such model")
+            await board.register_worker_group("slot")
+            await board.report_startup_error("slot", "FileNotFoundError: no such model")
         return await call
 
-    assert run(scenario).error == "its workers died 3 times at the same place: FileNotFoundError: no such model"
+    assert run(scenario).reason == "its workers died 3 times at the same place: FileNotFoundError: no such model"
 
 
 def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended():
     async def scenario(board):
-        await board.attach("slot")
-        await answered(board, Command(kind="start", trial_id="first"), lambda command: Answer(number=command.number))
-        call = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="second")))
+        await board.register_worker_group("slot")
+        await answered(board, start("first"), done)
+        call = asyncio.ensure_future(board.submit("slot", start("second")))
         await asyncio.sleep(0)
-        resume = await board.attach("slot")
-        command = await board.next("slot", None)
-        waiting = asyncio.ensure_future(board.next("slot", Answer(number=command.number)))
+        resume = await board.register_worker_group("slot")
+        command = await board.next_command("slot", None)
+        waiting = asyncio.ensure_future(board.next_command("slot", Done(number=command.number)))
         answer = await call
         waiting.cancel()
         return resume, command, answer
 
     resume, command, answer = run(scenario)
     assert resume.start is None
-    assert (command.trial_id, answer.error) == ("second", None)
+    assert (command.trial_id, answer) == ("second", Done(number=2))
 
 
 def test_the_next_trial_is_not_blamed_for_what_the_one_before_did_to_a_second_worker():
     async def scenario(board):
-        await board.attach("slot")
-        broken = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="first")))
+        await board.register_worker_group("slot")
+        broken = asyncio.ensure_future(board.submit("slot", start("first")))
         await asyncio.sleep(0)
-        number = (await board.next("slot", None)).number
-        await board.blame("slot", number, "out of memory")
+        number = (await board.next_command("slot", None)).number
+        await board.report_worker_error("slot", number, "out of memory")
         await broken
-        call = asyncio.ensure_future(board.call("slot", Command(kind="start", trial_id="second")))
+        call = asyncio.ensure_future(board.submit("slot", start("second")))
         await asyncio.sleep(0)
-        await board.blame("slot", number, "out of memory")
-        command = await board.next("slot", None)
-        waiting = asyncio.ensure_future(board.next("slot", Answer(number=command.number)))
+        await board.report_worker_error("slot", number, "out of memory")
+        command = await board.next_command("slot", None)
+        waiting = asyncio.ensure_future(board.next_command("slot", Done(number=command.number)))
         answer = await call
         waiting.cancel()
         return answer
 
-    assert run(scenario).error is None
+    assert run(scenario) == Done(number=2)
 
 
 def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
     async def scenario(board):
-        await board.attach("slot")
-        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
-        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await board.register_worker_group("slot")
+        await answered(board, start("t"), done)
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
         await asyncio.sleep(0)
-        command = await board.next("slot", None)
-        listening = asyncio.ensure_future(board.stopping("slot"))
+        command = await board.next_command("slot", None)
+        listening = asyncio.ensure_future(board.wait_for_stop("slot"))
         await asyncio.sleep(0)
-        stop = asyncio.ensure_future(board.stop())
+        stop = asyncio.ensure_future(board.stop_search())
         heard = await listening
         ended_early = stop.done()
-        left = Answer(number=command.number, leave=ExitReason.STOP, interim="half way")
-        waiting = asyncio.ensure_future(board.next("slot", left))
+        left = Left(number=command.number, reason=ExitReason.STOP, checkpoint="half way")
+        waiting = asyncio.ensure_future(board.next_command("slot", left))
         await stop
         waiting.cancel()
-        return heard, ended_early, await call, await board.call("slot", Command(kind="advance"))
+        return heard, ended_early, await call, await board.submit("slot", Advance())
 
     heard, ended_early, answer, afterwards = run(scenario)
     assert heard
     assert not ended_early
-    assert answer.interim == "half way"
-    assert afterwards.leave == ExitReason.STOP
+    assert answer.checkpoint == "half way"
+    assert afterwards.reason == ExitReason.STOP
 
 
 def test_slots_end_after_the_search_was_stopped():
     async def scenario(board):
-        await board.attach("slot")
-        await board.stop()
-        return await answered(board, Command(kind="exit"), lambda command: Answer(number=command.number))
+        await board.register_worker_group("slot")
+        await board.stop_search()
+        return await answered(board, Exit(), done)
 
-    assert run(scenario) == Answer(number=1)
+    assert run(scenario) == Done(number=1)
 
 
 def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
     async def scenario(board):
-        await board.attach("slot")
-        await answered(board, Command(kind="start", trial_id="t"), lambda command: Answer(number=command.number))
-        leaving = lambda command: Answer(number=command.number, leave=ExitReason.PREEMPTED, interim="half way")  # noqa: E731
-        await answered(board, Command(kind="advance"), leaving)
-        return await board.attach("slot")
+        await board.register_worker_group("slot")
+        await answered(board, start("t"), done)
+        leaving = lambda command: Left(number=command.number, reason=ExitReason.PREEMPTED, checkpoint="half way")  # noqa: E731
+        await answered(board, Advance(), leaving)
+        return await board.register_worker_group("slot")
 
     assert run(scenario).checkpoint == "half way"
 
@@ -209,30 +229,27 @@ def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
 def reports(step, target_tokens, done=False):
     """What a first worker answers that has trained up to here."""
     reached = progress("somewhere", step, target_tokens, done)
-    return lambda command: Answer(number=command.number, progress=reached)
+    return lambda command: Reported(number=command.number, progress=reached)
 
 
 async def started(board):
-    await board.attach("slot")
-    start = Command(kind="start", trial_id="t", spec={})
-    await answered(board, start, lambda command: Answer(number=command.number))
+    await board.register_worker_group("slot")
+    await answered(board, start("t"), done)
 
 
 def test_an_extension_is_in_every_command_from_the_next_report_on():
     async def scenario(board):
         await started(board)
-        await answered(board, Command(kind="advance"), reports(3, 30))
-        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await answered(board, Advance(), reports(3, 30))
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
         await asyncio.sleep(0)
-        under_way = await board.next("slot", None)
+        under_way = await board.next_command("slot", None)
         from_step = await board.extend("t", 200, reported_step=0)  # the caller may know less than the board
-        waiting = asyncio.ensure_future(board.next("slot", reports(6, 60)(under_way)))
+        waiting = asyncio.ensure_future(board.next_command("slot", reports(6, 60)(under_way)))
         await call
         waiting.cancel()
         commands = []
-        await answered(
-            board, Command(kind="advance"), lambda command: commands.append(command) or reports(9, 90)(command)
-        )
+        await answered(board, Advance(), lambda command: commands.append(command) or reports(9, 90)(command))
         return from_step, under_way.extensions, commands[0].extensions
 
     given = (Extension(target_tokens=200, from_step=4),)
@@ -243,23 +260,23 @@ def test_a_trial_extended_while_it_trains_its_last_stretch_is_not_done():
     async def scenario(board):
         await started(board)
         await board.extend("t", 200, reported_step=0)
-        longer = await answered(board, Command(kind="advance"), reports(10, 100, done=True))
-        whole = await answered(board, Command(kind="advance"), reports(20, 200, done=True))
-        return longer.progress["done"], whole.progress["done"], await board.extend("t", 300, reported_step=10)
+        longer = await answered(board, Advance(), reports(10, 100, done=True))
+        whole = await answered(board, Advance(), reports(20, 200, done=True))
+        return longer.progress.done, whole.progress.done, await board.extend("t", 300, reported_step=10)
 
     assert run(scenario) == (False, True, None)
 
 
 def test_a_worker_that_listens_hears_of_every_trial_that_shall_end_once():
     async def scenario(board):
-        waiting = asyncio.ensure_future(board.ended(0))
+        waiting = asyncio.ensure_future(board.stop_requests(0))
         await asyncio.sleep(0)
-        await board.end("t")
-        await board.end("t")
+        await board.stop_trial("t")
+        await board.stop_trial("t")
         first = list(await asyncio.wait_for(waiting, timeout=5.0))
-        waiting = asyncio.ensure_future(board.ended(1))
+        waiting = asyncio.ensure_future(board.stop_requests(1))
         await asyncio.sleep(0)
-        await board.end("u")
+        await board.stop_trial("u")
         return first, list(await asyncio.wait_for(waiting, timeout=5.0))
 
     assert run(scenario) == (["t"], ["t", "u"])
@@ -270,9 +287,7 @@ def test_a_board_made_anew_knows_what_its_trials_had_been_given():
         board = CommandBoard({"t": (Extension(target_tokens=200, from_step=4),)})
         await started(board)
         commands = []
-        await answered(
-            board, Command(kind="advance"), lambda command: commands.append(command) or reports(9, 90)(command)
-        )
+        await answered(board, Advance(), lambda command: commands.append(command) or reports(9, 90)(command))
         return commands[0].extensions
 
     assert asyncio.run(scenario()) == (Extension(target_tokens=200, from_step=4),)
@@ -280,11 +295,11 @@ def test_a_board_made_anew_knows_what_its_trials_had_been_given():
 
 def test_a_search_that_ends_does_not_wait_for_a_slot_that_died_with_its_node():
     async def scenario(board):
-        await board.attach("slot")
-        call = asyncio.ensure_future(board.call("slot", Command(kind="advance")))
+        await board.register_worker_group("slot")
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
         await asyncio.sleep(0)
-        await board.next("slot", None)
-        await asyncio.wait_for(board.stop(), timeout=5.0)
+        await board.next_command("slot", None)
+        await asyncio.wait_for(board.stop_search(), timeout=5.0)
         call.cancel()
 
     run(scenario)

@@ -13,7 +13,7 @@ from components.experiment.load import load_experiment
 from components.experiment.space import change_trial, weights_fit
 from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
 from components.records import heartbeat as driver
-from components.records.commands import CloneTrial, ExtendTrial, Reply, StopTrial
+from components.records.commands import CloneTrial, CommandReply, ExtendTrial, StopTrial
 from components.records.heartbeat import DriverHeartbeat, DriverInbox
 from components.records.mailbox import Mailbox
 from components.records.manifest import SearchManifest
@@ -33,23 +33,23 @@ def folder(tmp_path, monkeypatch):
 
 def test_requests_are_served_in_the_order_of_asking_until_they_have_a_reply(tmp_path):
     box = Mailbox(folder_at(tmp_path))
-    wishes = [StopTrial(trial="1"), ExtendTrial(trial="2", share=0.5), CloneTrial(trial="2", changes={"a.b": 1})]
+    commands = [StopTrial(trial="1"), ExtendTrial(trial="2", share=0.5), CloneTrial(trial="2", changes={"a.b": 1})]
     asked = []
-    for wish in wishes:
-        asked.append(box.ask(wish))
+    for command in commands:
+        asked.append(box.ask(command))
         time.sleep(0.002)
-    assert [request.wish for request in Mailbox(folder_at(tmp_path)).waiting()] == wishes
-    box.reply(asked[0].request_id, Reply(accepted=True, message="so be it"))
-    assert [request.wish for request in Mailbox(folder_at(tmp_path)).waiting()] == wishes[1:]
+    assert [request.command for request in Mailbox(folder_at(tmp_path)).waiting()] == commands
+    box.reply(asked[0].request_id, CommandReply(accepted=True, message="so be it"))
+    assert [request.command for request in Mailbox(folder_at(tmp_path)).waiting()] == commands[1:]
     assert box.reply_to(asked[0].request_id).message == "so be it"
     assert box.reply_to(asked[1].request_id) is None
 
 
 def test_what_is_no_request_is_told_so_and_holds_nobody_up(tmp_path):
     box = Mailbox(folder_at(tmp_path))
-    wish = box.ask(StopTrial(trial="1")).wish
-    (tmp_path / "requests" / "0-odd.json").write_text('{"wish": {"kind": "dance"}}')
-    assert [request.wish for request in box.waiting()] == [wish]
+    command = box.ask(StopTrial(trial="1")).command
+    (tmp_path / "requests" / "0-odd.json").write_text('{"command": {"kind": "dance"}}')
+    assert [request.command for request in box.waiting()] == [command]
     assert not box.reply_to("0-odd").accepted
 
 
@@ -58,13 +58,13 @@ def test_an_inbox_gives_each_request_once_and_leaves_the_unanswered_to_the_next(
     box = Mailbox(folder_at(tmp_path))
     first, second = box.ask(StopTrial(trial="1")), box.ask(StopTrial(trial="2"))
     taken = []
-    with DriverInbox(folder_at(tmp_path)) as desk:
-        until(lambda: taken.extend(desk.take()) or len(taken) >= 2, seconds=60)
+    with DriverInbox(folder_at(tmp_path)) as inbox:
+        until(lambda: taken.extend(inbox.poll()) or len(taken) >= 2, seconds=60)
         time.sleep(0.1)
-        assert desk.take() == []
-        desk.reply(first, Reply(accepted=False, message="no"))
-        desk.show({"Ray dashboard": "http://here"})
-        desk.close("champion")
+        assert inbox.poll() == []
+        inbox.reply(first, CommandReply(accepted=False, message="no"))
+        inbox.show({"Ray dashboard": "http://here"})
+        inbox.close("champion")
     sign = DriverHeartbeat.read(folder_at(tmp_path))
     assert (sign.outcome, sign.links, sign.pid) == ("champion", {"Ray dashboard": "http://here"}, os.getpid())
     assert box.reply_to(first.request_id).message == "no"

@@ -182,7 +182,7 @@ def test_the_names_that_control_tokens_go_by_inside_are_refused():
 def pieces(tmp_path_factory):
     """A small SentencePiece BPE as a tokenizer.json, with a blank before every stretch between special tokens."""
     file = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
-    train_sentencepiece(["say yes we can now", "you say hi you can", "we can say now"] * 20, file, most_pieces=320)
+    train_sentencepiece(["say yes we can now", "you say hi you can", "we can say now"] * 20, file, max_pieces=320)
     state = json.loads(convert_tokenizer(file).backend_tokenizer.to_str())
     state["added_tokens"] = state["added_tokens"][:3]
     return json.dumps(state)
@@ -303,7 +303,7 @@ def test_whatever_is_said_forges_nothing_and_comes_back_letter_for_letter(name, 
 
 
 def test_chatglm3_takes_commands_for_text_and_a_users_own_tokens_for_tokens(tmp_path):
-    train_sentencepiece(["say yes we can now", "you say hi you can"] * 20, tmp_path / "m", most_pieces=300)
+    train_sentencepiece(["say yes we can now", "you say hi you can"] * 20, tmp_path / "m", max_pieces=300)
     tokenizer = convert_tokenizer(tmp_path / "m")
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("<plan>", special=True)])
     chat_format = load_chat_format(tokenizer)

@@ -21,7 +21,7 @@ from components.experiment.spec import (
     LoraMethod,
     ModelSpec,
 )
-from components.inference.generate import _pieces, generate_reply, reply_to, stream_reply
+from components.inference.generate import generate_reply, pieces_of, reply_to, stream_reply
 from components.models.adapters import attach_lora
 from components.models.base.load import load_base_model
 from components.models.base.reference import BaseReference
@@ -258,8 +258,8 @@ def test_half_a_character_waits_for_its_other_half(base):
     speaker = replace(base, chat_format=load_chat_format(tokenizer, "chatml"), tokenizer=tokenizer)
     token_ids = tokenizer.encode("a你b", add_special_tokens=False)
     assert len(token_ids) == 5
-    assert list(_pieces(iter(token_ids), speaker)) == ["a", "你", "b"]
-    assert list(_pieces(iter(token_ids[:3]), speaker)) == ["a", "\ufffd"]  # cut off at the limit: said as it is
+    assert list(pieces_of(iter(token_ids), speaker)) == ["a", "你", "b"]
+    assert list(pieces_of(iter(token_ids[:3]), speaker)) == ["a", "\ufffd"]  # cut off at the limit: said as it is
 
 
 def test_who_streams_hears_of_an_error_at_once(base, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.data.prepare import MANIFEST, PreparedDataset
+from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
 from components.data.token_store import Entry, digest_of, write_store
 from components.experiment.errors import ExperimentError
 from components.experiment.load import load_experiment
@@ -271,7 +271,7 @@ def dataset_of(folder, lengths, vocabulary=512):
     write_store(folder / "eval.arrow", entries[-1:])
     digests = {f"{split}_digest": digest_of(folder / f"{split}.arrow") for split in ("train", "eval")}
     manifest = {"digest": folder.name, **digests, "counts": {}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / PREPARED_MANIFEST).write_text(json.dumps(manifest))
     return PreparedDataset.open(folder_at(folder))
 
 

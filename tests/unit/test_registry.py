@@ -12,18 +12,15 @@ from components.conversations.messages import Message
 from components.data.trained_on import TRAINED_ON, write_trained_on
 from components.experiment.spec import ModelSpec
 from components.inference import comparison
-from components.inference.comparison import Verdict, paired_bootstrap
+from components.inference.comparison import Comparison, paired_bootstrap
 from components.models.load_trained import load_base
 from components.registry.chat_model import PackagedChatModel
+from components.registry.errors import VerificationError
+from components.registry.gate import GateDecision, check_report, compare_losses, decide
 from components.registry.probes import load_probes
-from components.registry.promotion import (
-    VerificationError,
-    _check,
-    _decision,
-    _verdicts,
-)
 from components.registry.result import RegistryResult
-from components.registry.verification import VerificationReport, VerificationRequest, _incumbent_sums, _unseen
+from components.registry.verification import verify
+from components.registry.verification_records import VerificationReport, VerificationRequest
 from tests.support.trials import MAX_TOKENS, cut_short
 
 QUESTION = "say ab"
@@ -160,7 +157,7 @@ def test_a_verdict_of_before_conversations_were_counted_stands():
         "other": "base", "candidate_loss": 1.0, "other_loss": 1.5, "difference": 0.5, "low": 0.1, "high": 0.9,
         "confidence": 0.95, "beats": True,
     }  # fmt: skip
-    assert Verdict.model_validate(old).state == "better"
+    assert Comparison.model_validate(old).state == "better"
 
 
 def result_with(found):
@@ -281,7 +278,7 @@ def proof_answer(**fields):
 
 @pytest.mark.parametrize("trained", [1.0, 1.009, 0.992])
 def test_a_loss_after_loading_that_is_the_trained_one_but_for_rounding_is_proof(trained):
-    _check(proof_answer(), trained, "models:/toy/1")
+    check_report(proof_answer(), trained, "models:/toy/1")
 
 
 @pytest.mark.parametrize("trained", [1.02, 0.98])
@@ -289,18 +286,18 @@ def test_another_loss_after_loading_is_no_proof(trained):
     with pytest.raises(
         VerificationError, match=rf"models:/toy/1 scores 1.0000 nats .* and scored {trained}00 in training"
     ):
-        _check(proof_answer(), trained, "models:/toy/1")
+        check_report(proof_answer(), trained, "models:/toy/1")
 
 
 @pytest.mark.parametrize("sums", [(math.nan,) + (10.0,) * 29, (math.inf,) + (10.0,) * 29])
 def test_a_loss_that_is_not_finite_is_no_proof(sums):
     with pytest.raises(VerificationError, match="nats per target after loading"):
-        _check(proof_answer(candidate_sums=sums), 1.0, "models:/toy/1")
+        check_report(proof_answer(candidate_sums=sums), 1.0, "models:/toy/1")
 
 
 def test_a_model_that_answers_nothing_is_no_proof():
     with pytest.raises(VerificationError, match="models:/toy/1 loads, but answers nothing"):
-        _check(proof_answer(reply=" \n"), 1.0, "models:/toy/1")
+        check_report(proof_answer(reply=" \n"), 1.0, "models:/toy/1")
 
 
 @pytest.mark.parametrize(
@@ -315,15 +312,16 @@ def test_a_model_that_answers_nothing_is_no_proof():
 def test_the_alias_is_for_what_beats_base_and_incumbent(incumbent_sums, incumbent_problem, promoted, reason):
     proof = proof_answer(incumbent_sums=incumbent_sums, incumbent_problem=incumbent_problem)
     incumbent = "7" if incumbent_sums or incumbent_problem else None
-    found, why = _decision(incumbent, proof, _verdicts(proof, 0.95))
-    assert found == promoted
-    assert re.match(reason, why)
+    decision = decide(incumbent, proof, compare_losses(proof, 0.95))
+    assert decision.passed == promoted
+    assert re.match(reason, decision.reason)
 
 
 def against_incumbent(unseen, sums=(20.0,) * 30, **fields):
     proof = proof_answer(incumbent_sums=sums, incumbent_unseen=unseen, **fields)
-    verdicts = _verdicts(proof, 0.95)
-    return verdicts[1], *_decision("7", proof, verdicts)
+    verdicts = compare_losses(proof, 0.95)
+    decision = decide("7", proof, verdicts)
+    return verdicts[1], decision.passed, decision.reason
 
 
 def test_the_incumbent_is_compared_on_what_it_was_not_trained_on():
@@ -357,43 +355,47 @@ def test_where_too_few_are_new_to_the_incumbent_nothing_is_decided(left):
 
 def test_the_first_candidate_needs_as_many_conversations_to_beat_the_base():
     proof = proof_answer(candidate_sums=(10.0,) * 6, base_sums=(30.0,) * 6, num_targets=(10,) * 6)
-    verdicts = _verdicts(proof, 0.95)
+    verdicts = compare_losses(proof, 0.95)
     assert [found.state for found in verdicts] == ["too few to tell"]
-    promoted, reason = _decision(None, proof, verdicts)
-    assert (promoted, reason) == (False, verdicts[0].sentence())
+    assert decide(None, proof, verdicts) == GateDecision(passed=False, reason=verdicts[0].sentence())
 
 
-def proof_request(trials, incumbent):
-    """Of a candidate whose incumbent is in a folder, as a version lies there."""
-    return VerificationRequest(
+def verify_incumbent(trials, packaged, incumbent):
+    """Beside a candidate with the chat format of `packaged`. The incumbent is in a folder, as a version lies there."""
+    request = VerificationRequest(
+        phase="incumbent",
         model=trials.folder,
         incumbent=incumbent,
         eval_store=trials.dataset.eval.path,
         max_tokens=MAX_TOKENS,
         rows_per_batch=4,
         probes=(),
+        digest=packaged.loaded.chat_format.digest(),
     )
+    return verify(request)
 
 
 def test_an_incumbent_is_scored_on_the_candidates_conversations(trials, packaged, tmp_path):
     trials.packaged("full", tmp_path / "artifacts" / "package")
-    sums, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
-    assert problem is None
-    assert sum(sums) / trials.dataset.eval.total_targets == pytest.approx(trials.trained("full")[1], abs=1e-6)
+    found = verify_incumbent(trials, packaged, tmp_path)
+    assert found.incumbent_problem is None
+    assert sum(found.incumbent_sums) / trials.dataset.eval.total_targets == pytest.approx(
+        trials.trained("full")[1], abs=1e-6
+    )
 
 
 def test_an_incumbent_whose_chat_format_gives_other_tokens_cannot_be_compared(trials, packaged, tmp_path):
     package = trials.packaged("full", tmp_path / "artifacts" / "package")
     template = package / "tokenizer" / "chat_template.jinja"
     template.write_text(CHATML_OF_OLD)
-    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    problem = verify_incumbent(trials, packaged, tmp_path).incumbent_problem
     store = trials.dataset.eval
     assert problem == (
         f"renders {len(store)} of {len(store)} held-out conversations to other tokens (the first: {store.source(0)}), so"
         " losses per target cannot be compared"
     )
     cut_short(package)
-    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
+    problem = verify_incumbent(trials, packaged, tmp_path).incumbent_problem
     assert problem.startswith("cannot be loaded here: ")
 
 
@@ -403,16 +405,15 @@ def test_an_incumbent_whose_chat_format_is_another_one_with_equal_tokens_is_comp
     template.write_text(
         "{# the same, written anew #}" + CHATML_OF_OLD.replace("+ ': ' +", "+ '\\n' +").replace(": '", "\\n'")
     )
-    sums, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), proof_request(trials, tmp_path))
-    assert (problem, len(sums)) == (None, len(trials.dataset.eval))
+    found = verify_incumbent(trials, packaged, tmp_path)
+    assert (found.incumbent_problem, len(found.incumbent_sums)) == (None, len(trials.dataset.eval))
 
 
 def test_an_incumbent_that_does_not_say_whole_what_it_was_trained_on_is_not_compared(trials, packaged, tmp_path):
     package = trials.packaged("full", tmp_path / "artifacts" / "package")
     write_trained_on(trials.dataset.train, package)
-    request = proof_request(trials, tmp_path)
-    assert _unseen(request) == tuple(range(len(trials.dataset.eval)))
+    assert verify_incumbent(trials, packaged, tmp_path).incumbent_unseen == tuple(range(len(trials.dataset.eval)))
     (package / TRAINED_ON).write_text((package / TRAINED_ON).read_text()[:100])
-    _, problem = _incumbent_sums(packaged.loaded.chat_format.digest(), request)
+    problem = verify_incumbent(trials, packaged, tmp_path).incumbent_problem
     assert problem.startswith("cannot be loaded here: ")
     assert problem.endswith("trained_on.txt: cut short or changed, so nothing says what the version was trained on")

@@ -9,8 +9,11 @@ from mlflow.exceptions import MlflowException
 
 from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
 from components.records.events import replay
-from components.registry.promotion import Candidate, VerificationError, _make_model, register_best
-from components.registry.verification import VerificationReport
+from components.registry.candidate import RegistryCandidate
+from components.registry.errors import VerificationError
+from components.registry.promotion import register_best
+from components.registry.verification_records import VerificationReport
+from components.registry.versions import ensure_registered_model
 from components.tracking.mlflow_client import open_store
 from components.tracking.mlflow_runs import SearchRuns
 from tests.support.trials import MAX_TOKENS
@@ -42,7 +45,7 @@ class Contest:
         for record in records:
             runs.apply(record)
         (self.trial,) = replay(records).values()
-        self.candidate = Candidate(
+        self.candidate = RegistryCandidate(
             runs=runs,
             uri=self.uri,
             experiment=experiment,
@@ -91,7 +94,7 @@ class Contest:
     def register(self, meanwhile=lambda contest, round_: None):
         """`meanwhile` happens during each proof; `asked` is which incumbent each proof was about."""
 
-        def place(work):
+        def execute(work):
             _, incumbent, _ = work.args
             number = incumbent and incumbent.rpartition("/")[2]
             self.asked.append(number)
@@ -100,7 +103,7 @@ class Contest:
 
         candidate = self.candidate
         return register_best(
-            candidate.runs, candidate.uri, candidate.experiment, self.trial, candidate.dataset, (), place
+            candidate.runs, candidate.uri, candidate.experiment, self.trial, candidate.dataset, (), execute
         )
 
 
@@ -259,7 +262,7 @@ def test_two_searches_that_make_the_registered_model_at_once_both_find_it_made(c
     def make():
         start.wait()
         try:
-            _make_model(contest.candidate)
+            ensure_registered_model(contest.candidate)
         except (MlflowException, VerificationError) as error:
             failures.append(error)
 
@@ -278,4 +281,4 @@ def test_a_prompt_that_took_the_name_during_the_search_is_named(contest):
     with pytest.raises(
         VerificationError, match=re.escape(f"registry.name={contest.model}: a prompt of this registry has that name")
     ):
-        _make_model(contest.candidate)
+        ensure_registered_model(contest.candidate)

@@ -10,7 +10,7 @@ from components.cluster.capacity.node_history import NodeTime
 from components.errors import InputError
 from components.experiment.load import load_experiment
 from components.experiment.spec import LoraMethod
-from components.records.commands import Reply, StopTrial
+from components.records.commands import CommandReply, StopTrial
 from components.records.heartbeat import DriverHeartbeat
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
@@ -205,7 +205,7 @@ def test_a_command_gets_the_drivers_reply_or_an_error_that_says_there_is_none(ex
     def reply():
         box = Mailbox(folder)
         until(lambda: len(box.waiting()) == 2, seconds=30)
-        box.reply(box.waiting()[1].request_id, Reply(accepted=True, message="it ends"))
+        box.reply(box.waiting()[1].request_id, CommandReply(accepted=True, message="it ends"))
 
     driver = threading.Thread(target=reply)
     driver.start()

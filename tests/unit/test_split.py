@@ -265,6 +265,15 @@ def test_a_kept_conversation_comes_back_as_it_was(tmp_path):
     assert found.keys == [keys_of(talk)]
 
 
+def test_a_kept_conversation_has_the_keys_of_a_data_file(tmp_path):
+    rendered = load_chat_format(letter_tokenizer(), "chatml").render(TALK)
+    path = tmp_path / "store.arrow"
+    write_store(path, [Entry(source="a", rendered=rendered, conversation=TALK)])
+    with pa.memory_map(str(path)) as file:
+        kept = json.loads(pa.ipc.open_file(file).read_all().column("conversation")[0].as_py())
+    assert list(kept["messages"][1])[:3] == ["role", "content", "loss"]
+
+
 def test_what_a_model_was_trained_on_is_kept_beside_it(tmp_path, dataset):
     write_trained_on(dataset.train, tmp_path)
     keys = training_keys(dataset.train)

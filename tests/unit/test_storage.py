@@ -1,5 +1,6 @@
 """The one seam between a search and the place it keeps things in: folders on a disk, and folders on a real S3 server."""
 
+import pickle
 import threading
 
 import pytest
@@ -198,6 +199,30 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_the_late_holder_ends(bucke
     assert ended.wait(30)
     held.close()
     assert bucket.has_file("lock")  # the other's
+
+
+def test_a_lease_needs_nothing_but_a_folder_that_reads_writes_and_deletes_small_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.1)
+    folder = folder_at(tmp_path)
+    held = lease.Lease.acquire(folder, "lock")
+    with pytest.raises(BlockingIOError):
+        lease.Lease.acquire(folder, "lock")
+    held.close()
+    assert folder.list_names() == []
+
+
+def test_the_last_checkpoint_counts_as_complete_only_where_a_commit_completes_it(tmp_path):
+    disk, bucket = folder_at(tmp_path), folder_at("s3://bucket/x")
+    assert (disk.newest_complete([1, 2]), disk.newest_complete([])) == (2, None)
+    assert (bucket.newest_complete([1, 2]), bucket.newest_complete([1]), bucket.newest_complete([])) == (1, None, None)
+
+
+@pytest.mark.parametrize("location", ["runs/a", "s3://bucket/a?region=eu-west-1"])
+def test_a_folder_travels_to_other_processes(location):
+    folder = folder_at(location)
+    arrived = pickle.loads(pickle.dumps(folder))
+    assert (arrived, type(arrived), hash(arrived)) == (folder, type(folder), hash(folder))
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,22 @@ import threading
 import pytest
 import torch
 
-from components.cluster.driver.checkpoint_retention import listen
-from components.cluster.driver.trial_control import TrialController, direct
+from components.cluster.driver.checkpoint_retention import CheckpointRetention
 from components.cluster.slots.context import SearchContext
-from components.cluster.slots.resume import furthest_whole, resume_point
-from components.cluster.slots.worker import _go_on
+from components.cluster.slots.resume import latest_complete, resume_point
+from components.cluster.slots.worker import resume_from
 from components.experiment.load import load_experiment
+from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
-from components.records.events import Interim
+from components.records.events import InterimCheckpoint, TrialEnded, TrialProgressed, TrialStarted
+from components.records.histories import TrialHistories
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
 from tests.support.records import progress
-from tests.support.sessions import FULL, curve, reports, session
+from tests.support.sessions import FULL, Signals, curve, reports, session
 from tests.support.thread_workers import ThreadWorker, write_own_file
 from workflows.named import load_named
 
@@ -74,12 +75,12 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     of = session(toy, bucket)
     of.start("trial", FULL)
     first, second = of.advance(), of.advance()
-    of.settle()
+    of.wait_for_uploads()
     folder_at(second.checkpoint).delete_file("digests.0-of-1.json")  # its writer died before the last word
-    assert furthest_whole(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
+    assert latest_complete(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
     later = session(toy, bucket)
     later.start("trial", FULL)
-    _go_on(later, second.checkpoint, OneWorker(), ())
+    resume_from(later, second.checkpoint, OneWorker(), ())
     last = later.advance()
     assert curve([first, second, last]) == curve(whole)
     assert folder_at(second.checkpoint).is_complete()  # it was trained again, and has arrived this time
@@ -88,15 +89,15 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
 def test_a_trial_whose_first_upload_failed_begins_again_and_ends_bit_equal(toy, whole, bucket):
     later = session(toy, bucket)
     later.start("trial", FULL)
-    _go_on(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
+    resume_from(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
     assert curve([later.advance(), later.advance()])[-1] == curve(whole)[-1]
 
 
 def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, bucket):
     of = session(toy, bucket)
     of.start("trial", FULL)
-    interim = of.advance(lambda: True)
-    assert isinstance(interim, Interim)
+    interim = of.advance(Signals(preempted=lambda: True))
+    assert isinstance(interim, InterimCheckpoint)
     assert folder_at(interim.checkpoint).is_complete()
     assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
 
@@ -127,20 +128,24 @@ def test_the_collector_never_takes_the_last_checkpoint_that_has_arrived(bucket):
         search_id=bucket.name,
         folder=bucket,
         prepared=bucket / "prepared",
+        budget=100,
         pad_token_id=0,
         base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
-    direct(TrialController(context, None, print, {}, None, budget=100))
-    listener = listen(context, print, {})
+    histories = TrialHistories()
+    histories.subscribe(CheckpointRetention(context, histories).update)
+    started = {"number": 1, "branch": "lora", "spec": TrialSpec(), "workers": 1, "varied": {}}
+    histories.record(TrialStarted(trial_id="trial", time=0.0, **started))
     trial, standing = context.checkpoints / "trial", []
     for step, eval_loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)):
         checkpoint = trial / f"step_{step:06d}"
         checkpoint.write_text("digests.0-of-1.json", '{"files": {}}')
-        listener.collect("trial", progress(step, eval_loss, checkpoint=str(checkpoint)))
+        reported = progress(step, eval_loss, checkpoint=str(checkpoint))
+        histories.record(TrialProgressed(trial_id="trial", progress=reported, slot="s", time=1.0))
         standing.append([name[-1] for name in trial.list_names()])
     # The best, the last that has surely arrived, and the one that may be on its way.
     assert standing == [["1"], ["1", "2"], ["2", "3"], ["2", "3", "4"]]
-    listener.collect_ended("trial")
+    histories.record(TrialEnded(trial_id="trial", state="completed", time=2.0))
     assert trial.list_names() == ["step_000002"]
 
 
@@ -148,7 +153,7 @@ def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, b
     of = session(toy, bucket)
     of.start("trial", FULL)
     checkpoint = of.advance().checkpoint
-    of.settle()
+    of.wait_for_uploads()
     trained = {name: weight.detach().clone() for name, weight in of.running.model.named_parameters()}
     loaded = dict(load_named(checkpoint).model.named_parameters())
     assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())

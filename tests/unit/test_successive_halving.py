@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from components.cluster.driver.trial_control import direct
+from components.cluster.driver.trial_control import attached
 from components.cluster.scheduling.scheduler import make_scheduler
 from components.cluster.scheduling.successive_halving import Halving, SuccessiveHalving
 from components.cluster.slots.slot_result import ExitReason, SlotResult
@@ -171,14 +171,14 @@ def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():
     asha = pickle.loads(pickle.dumps(make_scheduler(experiment(), BUDGET, "resumed")))
     assert isinstance(asha.base, SuccessiveHalving)
     histories = replay([started("a"), reported("a", 100, 1.0), started("b"), started("c", branch="full")])
-    direct(SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories))
+    controller = SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories)
 
     def decision(trial_id, loss, exit_reason=None):
         trial = SimpleNamespace(trial_id=trial_id, config=CONFIG.to_tune())
         progress = reported(trial_id, 100, loss).progress
-        return asha.on_trial_result(
-            None, trial, SlotResult(slot="s", progress=progress, exit_reason=exit_reason).to_tune()
-        )
+        result = SlotResult(slot="s", progress=progress, exit_reason=exit_reason).to_tune()
+        with attached(controller):
+            return asha.on_trial_result(None, trial, result)
 
     assert decision("b", 2.0) == TrialScheduler.STOP
     assert decision("b", 0.5) == TrialScheduler.CONTINUE

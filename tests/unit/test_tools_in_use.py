@@ -14,9 +14,9 @@ from components.conversations.openai_messages import messages_of, openai_call
 from components.conversations.readers.read import read_conversations
 from components.conversations.tokenizers.chatglm3 import convert_tokenizer
 from components.models.chatglm.tiny_model import train_sentencepiece
+from components.registry.model_package import save_packaged
 from components.registry.probes import Probe
-from components.registry.promotion import save_packaged
-from components.registry.verification import _shown
+from components.registry.verification import text_of_reply
 from tests.support.agent import AGENT, CALL, ROWS, TOOL, agent_tokenizer, speak
 from tests.support.toy import assistant, user
 from tests.support.trials import Trials
@@ -45,7 +45,7 @@ def served(tmp_path_factory):
 @pytest.fixture(scope="module")
 def formats(tmp_path_factory):
     file = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
-    train_sentencepiece(["say yes we can now", "you say hi you can"] * 20, file, most_pieces=300)
+    train_sentencepiece(["say yes we can now", "you say hi you can"] * 20, file, max_pieces=300)
     glm = convert_tokenizer(file)
     return {
         "template": load_chat_format(agent_tokenizer(), "template"),
@@ -304,7 +304,7 @@ def test_a_model_that_answers_with_a_call_alone_has_answered(name, asks, formats
     for position, shown in ((2, 'add({"b": 2, "a": [1, 2], "unit": "m"})'), (4, "five")):
         answer = answer_after(formats[name], conversation, position)
         _, reply = asks(name, answer, messages=RECORD["messages"][:position], tools=[TOOL])
-        assert _shown(reply["choices"][0]["message"]) == shown
+        assert text_of_reply(reply["choices"][0]["message"]) == shown
 
 
 # What is no call

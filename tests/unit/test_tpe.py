@@ -13,7 +13,7 @@ from ray.tune.search import ConcurrencyLimiter
 from ray.tune.utils import flatten_dict
 
 from components.cluster.capacity.node_types import ClusterCapacity, NodeType
-from components.cluster.driver.trial_control import direct
+from components.cluster.driver.trial_control import attached
 from components.cluster.scheduling.search_space import search_algorithm
 from components.cluster.scheduling.tpe import BranchedTpe, random_only, startup_trials
 from components.cluster.scheduling.warnings import check_rungs, remarks
@@ -207,7 +207,13 @@ class Untrained(Trainable):
 def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_path):
     """With Tune's own generator and state files; `clone` has been asked for by a person."""
     context, clones = SimpleNamespace(search_id="saved"), {"clone": None}
-    direct(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None))
+    with attached(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None)):
+        studies = studies_of_a_resumed_search(tmp_path)
+    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
+    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
+
+
+def studies_of_a_resumed_search(tmp_path):
     search = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
     search.add_configurations([Experiment("tune", run=Untrained, num_samples=8, storage_path=str(tmp_path))])
     first, second = search.next_trial(), search.next_trial()
@@ -219,9 +225,7 @@ def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_p
     resumed.restore_from_dir(str(tmp_path))
     resumed.on_trial_complete(second.trial_id, result(1001, 2.0))
     assert resumed.next_trial().config["trial"]["number"] == 3
-    studies = resumed.searcher.searcher._studies
-    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
-    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
+    return resumed.searcher.searcher._studies
 
 
 def test_a_searcher_ends_with_the_trials_of_the_search():

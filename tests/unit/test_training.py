@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,14 +19,14 @@ from components.experiment.spec import (
     OptimizerSpec,
     ScheduleSpec,
 )
-from components.records.events import Extension, Interim, Progress
+from components.records.events import Extension, InterimCheckpoint, Progress
 from components.storage.open import folder_at
 from components.training import loss as loss_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.workers import OneWorker, TorchWorkers
-from tests.support.sessions import FULL, LORA, curve, reports, session, weights
+from tests.support.sessions import FULL, LORA, Signals, curve, reports, session, weights
 from tests.support.toy import letter_tokenizer
 
 
@@ -100,7 +101,7 @@ def test_a_trial_resumed_in_a_new_session_ends_bit_equal_to_one_that_never_stopp
 
 
 def after(steps):
-    """An `interrupted` that says yes after so many steps."""
+    """A signal that is set after so many steps."""
     return iter([*[False] * (steps - 1), True]).__next__
 
 
@@ -109,20 +110,28 @@ def test_a_trial_resumed_between_two_reports_reports_what_it_would_have(toy, tmp
     whole = reports(session(toy, tmp_path / "a"), spec)
     stopped = session(toy, tmp_path / "b")
     stopped.start("trial", spec)
-    first, interim = stopped.advance(), stopped.advance(after(1))
-    assert interim == Interim(step=first.step + 1, checkpoint=f"{first.checkpoint}+{first.step + 1:06d}")
+    first, interim = stopped.advance(), stopped.advance(Signals(preempted=after(1)))
+    assert interim == InterimCheckpoint(step=first.step + 1, checkpoint=f"{first.checkpoint}+{first.step + 1:06d}")
     resumed = session(toy, tmp_path / "b")
     resumed.start("trial", spec)
     resumed.load(folder_at(interim.checkpoint))
     assert curve([first, resumed.advance(), resumed.advance()]) == curve(whole)
 
 
+def test_every_file_of_a_checkpoint_on_a_share_can_be_read_by_other_users(toy, tmp_path):
+    of = session(toy, tmp_path)
+    of.start("trial", LORA)
+    files = [path for path in Path(of.advance().checkpoint).rglob("*") if path.is_file()]
+    assert "adapter_model.safetensors" in {path.name for path in files}
+    assert {path.stat().st_mode & 0o444 for path in files} == {0o444}
+
+
 def test_an_interruption_costs_the_trial_that_goes_on_nothing(toy, tmp_path):
     whole = reports(session(toy, tmp_path / "a"), FULL)
     of = session(toy, tmp_path / "b")
     of.start("trial", FULL)
-    of.advance(after(2))
-    of.advance(after(3))  # at the evaluation's door: all five steps are done, none is done again
+    of.advance(Signals(preempted=after(2)))
+    of.advance(Signals(preempted=after(3)))  # at the evaluation's door: all five steps are done, none is done again
     assert curve([of.advance(), of.advance(), of.advance()]) == curve(whole)
 
 
@@ -148,13 +157,13 @@ def _two_one_and_two(rank, toy, folder, parallel):
     """Two workers until an interim checkpoint; from it one of them alone until another; from that both."""
     first = _together(rank, toy, folder / "first", parallel)
     first.start("trial", ELASTIC)
-    interim = first.advance(after(3))
+    interim = first.advance(Signals(preempted=after(3)))
     dist.destroy_process_group()
     if rank == 0:
         alone = session(toy, folder)
         alone.start("trial", ELASTIC)
         alone.load(folder_at(interim.checkpoint))
-        progress, interim = alone.advance(), alone.advance(after(3))
+        progress, interim = alone.advance(), alone.advance(Signals(preempted=after(3)))
         (folder / "alone.json").write_text(json.dumps([progress.model_dump(mode="json"), interim.checkpoint]))
     last = _together(rank, toy, folder / "last", parallel)  # waits for the other
     progress, checkpoint = json.loads((folder / "alone.json").read_text())
@@ -182,9 +191,9 @@ def test_two_workers_then_one_then_two_have_the_loss_curve_of_a_steady_run(toy, 
 
 def extended(of, extensions, since=1):
     """Reports of a trial that is told of its extensions before report number `since`, counted from 0, and of all after it."""
-    progress = [of.advance(extensions=extensions if number >= since else ()) for number in range(since + 1)]
+    progress = [of.advance(Signals(extensions=extensions if number >= since else ())) for number in range(since + 1)]
     while not progress[-1].done:
-        progress.append(of.advance(extensions=extensions))
+        progress.append(of.advance(Signals(extensions=extensions)))
     return progress
 
 
@@ -213,9 +222,9 @@ def test_an_extended_trial_that_is_resumed_anywhere_ends_bit_equal(toy, tmp_path
         resumed.start("trial", LORA)
         if number:
             resumed.load(folder_at(whole[number - 1].checkpoint))
-        rest = [resumed.advance(extensions=given)]
+        rest = [resumed.advance(Signals(extensions=given))]
         while not rest[-1].done:
-            rest.append(resumed.advance(extensions=given))
+            rest.append(resumed.advance(Signals(extensions=given)))
         assert curve(rest) == curve(whole[number:])
         for name, tensor in weights(straight).items():
             assert torch.equal(tensor, weights(resumed)[name]), name
@@ -224,7 +233,9 @@ def test_an_extended_trial_that_is_resumed_anywhere_ends_bit_equal(toy, tmp_path
 def test_a_trial_extended_after_its_last_report_goes_on(toy, tmp_path):
     of = session(toy, tmp_path)
     planned = reports(of, FULL)[-1]
-    more = of.advance(extensions=[Extension(target_tokens=planned.target_tokens * 4 // 3, from_step=planned.step)])
+    more = of.advance(
+        Signals(extensions=[Extension(target_tokens=planned.target_tokens * 4 // 3, from_step=planned.step)])
+    )
     assert more.epoch == 4.0
     assert more.done
 
@@ -233,7 +244,7 @@ def test_a_trial_that_shall_end_is_evaluated_after_the_step_it_is_at(toy, tmp_pa
     of = session(toy, tmp_path)
     plain = reports(of, FULL)
     of.start("ended", FULL)
-    report = of.advance(ended=after(2))
+    report = of.advance(Signals(stop_requested=after(2)))
     assert (report.step, report.done) == (2, False)
     assert report.steps[1].loss == plain[0].steps[1].loss
     assert report.eval_loss < math.inf

@@ -12,13 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from components.registry.chat_model import PACKAGE
 from components.registry.model_package import save_packaged
-from components.registry.verification import (
-    OUT_OF_MEMORY,
-    PhaseResult,
-    _last_words,
-    answer,
-    is_out_of_memory,
-)
+from components.registry.verification import OUT_OF_MEMORY, is_out_of_memory, verify
+from components.registry.verification_process import explain_exit
+from components.registry.verification_records import PhaseResult
 from components.registry.weightless_save import is_being_saved
 
 
@@ -27,7 +23,7 @@ def loss(sums, trials):
 
 
 def test_an_adapter_that_is_switched_off_is_the_base_model_that_is_loaded_alone(asked, trials):
-    candidate, base = answer(asked("lora")), answer(asked("lora", "base"))
+    candidate, base = verify(asked("lora")), verify(asked("lora", "base"))
     assert loss(candidate.candidate_sums, trials) == pytest.approx(trials.trained("lora")[1], abs=1e-6)
     assert candidate.base_sums == pytest.approx(base.base_sums, abs=1e-5)
     assert candidate.base_answers == base.base_answers
@@ -37,17 +33,17 @@ def test_an_adapter_that_is_switched_off_is_the_base_model_that_is_loaded_alone(
 
 @pytest.mark.parametrize("method", ["full", "nf4"])
 def test_a_winner_other_than_base_and_adapter_leaves_the_base_to_another_process(asked, trials, method):
-    found = answer(asked(method))
+    found = verify(asked(method))
     assert loss(found.candidate_sums, trials) == pytest.approx(trials.trained(method)[1], rel=0.01)
     assert (found.base_sums, found.base_answers) == (None, ())
 
 
 def test_a_full_winner_is_scored_without_its_base_model_in_reach(asked, trials, monkeypatch, tmp_path):
     monkeypatch.setenv("TURNWISE_BASE_MODEL", str(tmp_path))
-    found = answer(asked("full"))
+    found = verify(asked("full"))
     assert loss(found.candidate_sums, trials) == pytest.approx(trials.trained("full")[1], abs=1e-6)
     with pytest.raises(ValueError, match="the base model this was trained on is not here"):
-        answer(asked("full", "base"))
+        verify(asked("full", "base"))
 
 
 def test_a_version_is_saved_without_a_load_and_tried_where_it_is_verified(asked, trials, tmp_path):
@@ -57,7 +53,7 @@ def test_a_version_is_saved_without_a_load_and_tried_where_it_is_verified(asked,
     save_packaged(package, tmp_path / "version")
     assert not is_being_saved()
     with pytest.raises(ValueError, match="its weights cannot be read"):
-        answer(asked("full", model=tmp_path / "version"))
+        verify(asked("full", model=tmp_path / "version"))
 
 
 def test_losses_that_are_not_finite_survive_the_way_between_processes():
@@ -73,8 +69,8 @@ def test_an_incumbent_whose_losses_are_not_finite_is_no_measure(asked, trials, v
     weights = load_file(file)
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 3e38)  # finite, and overflows
     save_file(weights, file, metadata={"format": "pt"})
-    digest = answer(asked("lora")).digest
-    found = answer(asked("lora", "incumbent", incumbent=broken, digest=digest))
+    digest = verify(asked("lora")).digest
+    found = verify(asked("lora", "incumbent", incumbent=broken, digest=digest))
     assert found.incumbent_sums is None
     assert found.incumbent_problem == "scores nan nats here, which nothing can be compared with"
 
@@ -133,4 +129,4 @@ def test_other_errors_are_not_taken_for_it(error, is_one):
     ],
 )
 def test_the_last_words_of_a_process_name_memory_where_it_was_that(returncode, stderr, words):
-    assert words in _last_words(returncode, stderr)
+    assert words in explain_exit(returncode, stderr)

@@ -1,4 +1,4 @@
-"""Tune's events, told as TrialEvents in the driver, and the checkpoints that nobody needs any more."""
+"""Tune's events, recorded as TrialEvents in the trials' histories."""
 
 from __future__ import annotations
 
@@ -7,37 +7,31 @@ from typing import Any
 
 from ray.tune import Callback
 
-from components.cluster.driver.checkpoint_retention import CheckpointRetention, _listeners
-from components.cluster.driver.trial_control import controller_of
+from components.cluster.driver.trial_control import TrialController, controller_of
 from components.cluster.slots.slot_result import SlotResult
 from components.cluster.slots.trial_config import TrialConfig
-from components.records.events import (
-    TrialEnded,
-    TrialProgressed,
-    TrialStarted,
-    TrialState,
-)
+from components.records.events import TrialEnded, TrialProgressed, TrialStarted, TrialState
 
 
 class TrialEventCallback(Callback):  # type: ignore[misc]
-    """Emits first (the journal is written there), and only then forgets checkpoints."""
+    """Tune pickles it: it knows the search's id only."""
 
     def __init__(self, search_id: str) -> None:
         self.search_id = search_id
 
     @property
-    def listener(self) -> CheckpointRetention:
-        return _listeners[self.search_id]
+    def controller(self) -> TrialController:
+        return controller_of(self.search_id)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        controller_of(self.search_id).serve(trial.trial_id for trial in trials)
+        self.controller.gauges.refresh()
+        self.controller.process_requests(trial.trial_id for trial in trials)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        context = self.listener.context
-        if trial.trial_id in context.ended:
+        if trial.trial_id in self.controller.context.finished_trials:
             return
         config = TrialConfig.of(trial)
-        self.listener.emit(
+        self.controller.histories.record(
             TrialStarted(
                 trial_id=trial.trial_id,
                 number=config.number,
@@ -54,12 +48,12 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if trial.trial_id in self.listener.context.ended:
+        if trial.trial_id in self.controller.context.finished_trials:
             return
         outcome = SlotResult.of(result)
         if (progress := outcome.report) is None:
             return
-        self.listener.emit(
+        self.controller.histories.record(
             TrialProgressed(
                 trial_id=trial.trial_id,
                 progress=progress,
@@ -68,34 +62,33 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 time=time.time(),
             )
         )
-        self.listener.collect(trial.trial_id, progress)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = SlotResult.of(trial.last_result) if trial.last_result else None
         report = result.report if result is not None else None
         if result is not None and result.failure is not None:
             if result.ends_search:
-                controller_of(self.search_id).hopeless = result.failure
-            self._end(trial, "failed", result.failure)
+                self.controller.fatal_error = result.failure
+            self._end(trial, TrialState.FAILED, result.failure)
         elif report is not None and report.diverged:
-            self._end(trial, "failed", report.diverged)
+            self._end(trial, TrialState.FAILED, report.diverged)
         elif report is not None and report.done:
-            self._end(trial, "completed", "")
+            self._end(trial, TrialState.COMPLETED, "")
         else:
-            director = controller_of(self.search_id)
-            told = director.stop_of(trial.trial_id)
-            why = told.sentence if told else director.hopeless or "the scheduler gave its place to others"
-            self._end(trial, "stopped", why)
+            stop = self.controller.stop_of(trial.trial_id)
+            why = stop.sentence if stop else self.controller.fatal_error or "the scheduler gave its place to others"
+            self._end(trial, TrialState.STOPPED, why)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()
-        self._end(trial, "failed", _last_line(str(error)) if error else "its slot died")
+        self._end(trial, TrialState.FAILED, _last_line(str(error)) if error else "its slot died")
 
     def _end(self, trial: Any, state: TrialState, reason: str) -> None:
-        if trial.trial_id in self.listener.context.ended:
+        if trial.trial_id in self.controller.context.finished_trials:
             return
-        self.listener.emit(TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, time=time.time()))
-        self.listener.collect_ended(trial.trial_id)
+        self.controller.histories.record(
+            TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, time=time.time())
+        )
 
 
 def _last_line(text: str) -> str:

@@ -1,92 +1,100 @@
-"""Which checkpoints of each trial are kept, and who is told of its events."""
+"""Which checkpoints of each trial are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from components.cluster.driver.trial_control import controller_of
 from components.cluster.slots.context import SearchContext
 from components.records.events import (
     Progress,
+    TrialEnded,
     TrialEvent,
     TrialHistory,
+    TrialProgressed,
+    TrialState,
     best_report,
 )
 from components.storage.open import folder_at
 from components.training.checkpoint import OPTIMIZER_FILES
 from components.training.checkpoint_names import at_report
 
-Emit = Callable[[TrialEvent], None]
-
 
 class CheckpointRetention:
-    """Who is told in this process, and which checkpoints of each trial still stand."""
+    """Deletes checkpoints that no trial needs any more, by the histories of the trials.
 
-    def __init__(self, context: SearchContext, emit: Emit, histories: Mapping[str, TrialHistory]) -> None:
-        self.context, self.emit = context, emit
-        self.standing = {trial_id: _standing(history) for trial_id, history in histories.items()}
+    All it keeps itself is which checkpoints do not exist: deleted here, or lost with an earlier driver.
+    """
+
+    def __init__(self, context: SearchContext, histories: Mapping[str, TrialHistory]) -> None:
+        self.context, self.histories = context, histories
+        self._absent = {checkpoint for history in histories.values() for checkpoint in _absent(history)}
         self._ended: set[str] = set()
 
-    def best(self, trial_id: str) -> Progress | None:
-        return best_report(self.standing.get(trial_id, []))
+    def update(self, event: TrialEvent) -> None:
+        """Called with each event, once the histories and the journal have it."""
+        if isinstance(event, TrialProgressed) and event.progress.checkpoint is not None:
+            self._absent.discard(event.progress.checkpoint)
+            self._prune_running(event.trial_id, event.progress)
+        elif isinstance(event, TrialEnded):
+            self._ended.add(event.trial_id)
+            self._prune_ended(event.trial_id)
 
-    def collect(self, trial_id: str, latest: Progress) -> None:
-        """Keeps a running trial's best checkpoint and its latest one; what lies before its latest report is no use.
-
-        Where checkpoints lag the latest one may not have arrived, so the one before is as good as the latest.
-        """
-        if latest.checkpoint is None:
-            return
-        before = [report for report in self.standing.get(trial_id, []) if report.step != latest.step]
-        self.standing[trial_id] = reports = [*before, latest]
-        trial = self.context.checkpoints / trial_id
-        settled = trial.newest_complete([*sorted(before, key=lambda report: report.step), latest])
-        if settled is None:
-            return
-        for name in trial.list_names():
-            if "+" in name and name < at_report(settled.step):
-                (trial / name).delete()
-        kept = (self.best(trial_id), settled, latest)
-        pinned = controller_of(self.context.search_id).pinned
-        for report in reports:
-            if report not in kept and report.checkpoint not in pinned:
-                folder_at(str(report.checkpoint)).delete()
-        self.standing[trial_id] = [report for report in reports if report in kept]
-
-    def collect_ended(self, trial_id: str) -> None:
-        """Keeps the weights of an ended trial's best checkpoint, and what clones need; it will not be resumed."""
-        self._ended.add(trial_id)
-        best = self.best(trial_id)
-        kept = controller_of(self.context.search_id).pinned | ({best.checkpoint} if best else set())
-        trial = self.context.checkpoints / trial_id
-        for folder in [trial / name for name in trial.list_names()]:  # those that were never finished are among them
-            if str(folder) not in kept:
-                folder.delete()
-            else:
-                folder.delete_matching(OPTIMIZER_FILES)
-
-    def collect_late(self) -> None:
-        """Once no worker writes any more: what arrived after its trial had ended."""
+    def prune_late(self) -> None:
+        """Deletes what was uploaded after its trial had ended. Called once no worker writes any more."""
         if not self.context.folder.complete_on_commit:
             for trial_id in self._ended:
-                self.collect_ended(trial_id)
+                self._prune_ended(trial_id)
+
+    def _prune_running(self, trial_id: str, latest: Progress) -> None:
+        """Keeps the best checkpoint and the latest complete one. Interim checkpoints before that are deleted.
+
+        Where uploads end after their reports, the latest checkpoint may not be complete, but the one before it is.
+        """
+        reports = self._reports(trial_id)
+        before = [report for report in reports if report.step != latest.step]
+        trial = self.context.checkpoints / trial_id
+        if (complete := trial.newest_complete([*before, latest])) is None:
+            return
+        for name in trial.list_names():
+            if "+" in name and name < at_report(complete.step):
+                (trial / name).delete()
+        needed = {str(report.checkpoint) for report in (best_report(reports), complete, latest) if report is not None}
+        for checkpoint in {str(report.checkpoint) for report in reports} - needed - self._pinned():
+            folder_at(checkpoint).delete()
+            self._absent.add(checkpoint)
+
+    def _prune_ended(self, trial_id: str) -> None:
+        """Keeps the weights of the best checkpoint, and of those that clones begin with: the trial will not be resumed."""
+        best = best_report(self._reports(trial_id))
+        needed = self._pinned() | ({best.checkpoint} if best else set())
+        trial = self.context.checkpoints / trial_id
+        for folder in [trial / name for name in trial.list_names()]:  # those that were never completed are among them
+            if str(folder) in needed:
+                folder.delete_matching(OPTIMIZER_FILES)
+            else:
+                folder.delete()
+
+    def _reports(self, trial_id: str) -> list[Progress]:
+        """The trial's reports whose checkpoint exists."""
+        reports = self.histories[trial_id].reports
+        return [report for report in reports if report.checkpoint and report.checkpoint not in self._absent]
+
+    def _pinned(self) -> set[str]:
+        """Checkpoints whose weights a clone begins with: they stay, whatever becomes of their own trial."""
+        clones = (clone for history in self.histories.values() for clone in history.clones)
+        return {clone.warm_from for clone in clones if clone.warm_from is not None}
 
 
-def _standing(history: TrialHistory) -> list[Progress]:
-    """The reports whose checkpoints stand, or will when the trial, going on before them, comes to them again."""
+def _absent(history: TrialHistory) -> set[str]:
+    """The checkpoints of a trial's reports that do not exist, and will not when a resumed trial has repeated its steps."""
     reports = [report for report in history.reports if report.checkpoint]
-    whole = [report for report in reports if folder_at(str(report.checkpoint)).is_complete()]
-    newest = whole[-1].step if whole else 0
-    goes_on = history.state == "running" and not all(
+    complete = [report for report in reports if folder_at(str(report.checkpoint)).is_complete()]
+    newest = complete[-1].step if complete else 0
+    repeats = history.state == TrialState.RUNNING and not all(
         folder_at(str(report.checkpoint)).complete_on_commit for report in reports
     )
-    return [*whole, *(report for report in reports if goes_on and report.step > newest)]
-
-
-# Tune pickles its callbacks into the experiment's state; what listens in this process must stay out of that.
-_listeners: dict[str, CheckpointRetention] = {}
-
-
-def listen(context: SearchContext, emit: Emit, histories: Mapping[str, TrialHistory]) -> CheckpointRetention:
-    _listeners[context.search_id] = CheckpointRetention(context, emit, histories)
-    return _listeners[context.search_id]
+    return {
+        str(report.checkpoint)
+        for report in reports
+        if report not in complete and not (repeats and report.step > newest)
+    }

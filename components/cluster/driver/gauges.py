@@ -1,13 +1,14 @@
-"""Running trials among Ray's own metrics, so that its dashboard and Prometheus show them beside processors and memory."""
+"""Running trials as Ray metrics, so that its dashboard and Prometheus show them beside processors and memory."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from ray.util.metrics import Gauge
 
-from components.records.events import TrialEnded, TrialEvent, TrialProgressed, TrialStarted
+from components.records.events import TrialEnded, TrialEvent, TrialHistory, TrialProgressed
 
 # Ray drops a gauge that was not set for two of its report intervals (10 seconds each), and reports of a trial are rarer.
 REFRESH_SECONDS = 5.0
@@ -16,8 +17,8 @@ REFRESH_SECONDS = 5.0
 class TrialGauges:
     """Set in the driver, and exported by its node like all of Ray's metrics. Ray puts `ray_` before their names."""
 
-    def __init__(self, search_id: str) -> None:
-        self.search_id = search_id
+    def __init__(self, search_id: str, histories: Mapping[str, TrialHistory]) -> None:
+        self.search_id, self._histories = search_id, histories
         self._gauges = {
             name: Gauge(f"turnwise_trial_{name}", description=description, tag_keys=("search", "trial", "branch"))
             for name, description in (
@@ -30,13 +31,13 @@ class TrialGauges:
         self._values: dict[str, tuple[dict[str, str], dict[str, float]]] = {}  # tags and values, by trial id
         self._next_refresh = 0.0
 
-    def show(self, record: TrialEvent, trial: TrialStarted) -> None:
-        """What happened to a trial. One that has ended leaves the metrics."""
-        if isinstance(record, TrialEnded):
-            self._values.pop(trial.trial_id, None)
-        if not isinstance(record, TrialProgressed):
+    def update(self, event: TrialEvent) -> None:
+        """Takes a report's numbers. A trial that has ended leaves the metrics."""
+        if isinstance(event, TrialEnded):
+            self._values.pop(event.trial_id, None)
+        if not isinstance(event, TrialProgressed):
             return
-        progress = record.progress
+        progress, trial = event.progress, self._histories[event.trial_id].started
         values = {
             "eval_loss": progress.eval_loss,
             "train_loss": progress.train_loss,
@@ -48,7 +49,7 @@ class TrialGauges:
         self._next_refresh = 0.0
 
     def refresh(self) -> None:
-        """Called again and again; most calls do nothing."""
+        """Sets the gauges again if it is time. Called often; most calls do nothing."""
         if time.monotonic() < self._next_refresh:
             return
         self._next_refresh = time.monotonic() + REFRESH_SECONDS

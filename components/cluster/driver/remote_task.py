@@ -1,4 +1,4 @@
-"""Work on a machine of the cluster that has what a worker has: the driver's own may be a small one without a GPU."""
+"""Work on a node with the resources of a worker: the driver's own machine may be small and without a GPU."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ray.exceptions import OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from components.experiment.spec import WorkersSpec
 
-Answer = TypeVar("Answer")
-TIMES_LOST = 3  # spot machines go when they like, and the work begins anew on another
+T = TypeVar("T")
+MAX_RETRIES = 3  # a spot machine may be taken at any time; the work then begins again on another one
 
 
-def run_on_worker(workers: WorkersSpec, work: Callable[[], Answer]) -> Answer:
-    """What `work` answers, from a process on a machine with the resources of one worker. Ray must be up.
+def run_on_worker(workers: WorkersSpec, work: Callable[[], T]) -> T:
+    """Runs `work` in a process on a node with the resources of one worker, and returns its result. Ray must be connected.
 
-    Waits until the cluster has such a machine, and starts one if it can. Raises what `work` raises, and RuntimeError where
-    its process was killed again and again.
+    Waits until the cluster has such a node, and starts one if it can. Raises what `work` raises, and RuntimeError if its
+    process was killed MAX_RETRIES + 1 times.
     """
-    task = ray.remote(_done).options(
+    task = ray.remote(_call).options(
         num_cpus=workers.cpus_per_worker,
         num_gpus=workers.gpus_per_worker,
         label_selector=workers.node_labels,
-        max_retries=TIMES_LOST,
+        max_retries=MAX_RETRIES,
     )
     try:
-        answer: Answer = ray.get(task.remote(work))
+        result: T = ray.get(task.remote(work))
     except RayTaskError as error:
         raise error.cause from None  # Ray's own is a page of traceback
     except OutOfMemoryError:
@@ -36,10 +36,10 @@ def run_on_worker(workers: WorkersSpec, work: Callable[[], Answer]) -> Answer:
         ) from None
     except WorkerCrashedError:
         raise RuntimeError(
-            f"its process was killed {TIMES_LOST + 1} times, as the kernel does when memory runs out"
+            f"its process was killed {MAX_RETRIES + 1} times, as the kernel does when memory runs out"
         ) from None
-    return answer
+    return result
 
 
-def _done(work: Callable[[], Answer]) -> Answer:
+def _call(work: Callable[[], T]) -> T:
     return work()

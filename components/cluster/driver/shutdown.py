@@ -1,77 +1,51 @@
-"""The clean end of a search that is told to end: by Ctrl-C (SIGINT), or by `ray job stop` (SIGTERM).
+"""The end of a search on request: by Ctrl-C, by `ray job stop`, or by the code that started it.
 
-Trials write an interim checkpoint and leave their slots, no other trial starts, and Tune saves what it knows. All of it
-is bounded in time, and a kill in the middle costs no more than a kill: what has been reported is in the journal.
+Trials write an interim checkpoint and leave their slots, no other trial starts, and Tune saves its state. All of it is
+bounded in time, and a kill in the middle costs no more than any kill: the journal has what was reported.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import ray
 
-INTERIM_SECONDS = 120.0  # for the step that is under way, and the checkpoint after it
-AGAIN_SECONDS = 1.0
+from components.records.stop_request import StopRequest
 
-Told = Callable[[signal.Signals], None]
+INTERIM_SECONDS = 120.0  # for the step that is under way, and the checkpoint after it
+POLL_SECONDS = 0.2
 
 
 class GracefulShutdown:
-    """A context manager around Tune's loop. The first signal ends it cleanly, a second one does what it did outside.
+    """A context manager around Tune's loop. Inside, a thread waits for the request.
 
-    `signal` is what came, or None. `told` hears of it at once, in another thread: there may be little time.
+    Then it lets all trials leave their slots, and sets `interrupt`, which ends the loop (ray_internals/tune_loop.py).
     """
 
-    def __init__(self, board: Any, told: Told) -> None:
-        self.board, self.told = board, told
-        self.signal: signal.Signals | None = None
-        self._thread: threading.Thread | None = None
-        self._ended = threading.Event()
+    def __init__(self, board: Any, stop: StopRequest, interrupt: threading.Event) -> None:
+        self.board, self.stop, self.interrupt = board, stop, interrupt
+        self._loop_ended = threading.Event()
+        self._thread = threading.Thread(target=self._wait_for_request, name="graceful-shutdown", daemon=True)
 
     def __enter__(self) -> Self:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self._before = {number: signal.getsignal(number) for number in numbers}
-        signal.signal(signal.SIGINT, self._asked)
-        signal.signal(signal.SIGTERM, self._asked)
-        signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune takes it, it would be this program's end
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._give_back()
+        self._loop_ended.set()
+        self._thread.join()
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, which may be in the middle of a call to Ray: the work is for another thread."""
-        if self.signal is not None:
-            self._give_back()
-            signal.raise_signal(number)
-            return
-        self.signal = signal.Signals(number)
-        self._thread = threading.Thread(target=self._stop, name="clean-stop", daemon=True)
-        self._thread.start()
-
-    def _stop(self) -> None:
-        assert self.signal is not None
-        self.told(self.signal)
-        left, deadline = self.board.stop.remote(), time.monotonic() + INTERIM_SECONDS
-        while time.monotonic() < deadline and not self._ended.is_set():
-            if ray.wait([left], timeout=AGAIN_SECONDS)[0]:
+    def _wait_for_request(self) -> None:
+        while not self.stop.wait(POLL_SECONDS):
+            if self._loop_ended.is_set():
+                return
+        stopped, deadline = self.board.stop_search.remote(), time.monotonic() + INTERIM_SECONDS
+        while time.monotonic() < deadline and not self._loop_ended.is_set():
+            if ray.wait([stopped], timeout=POLL_SECONDS)[0]:
                 break
-        # SIGUSR1 is Tune's word for a graceful end; again and again, because it misses one that comes before its loop.
-        os.kill(os.getpid(), signal.SIGUSR1)
-        while not self._ended.wait(AGAIN_SECONDS):
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    def _give_back(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self.interrupt.set()

@@ -22,4 +22,4 @@ class ControlledStopper(Stopper):  # type: ignore[misc]
         return controller_of(self.search_id).stop_of(trial_id) is not None
 
     def stop_all(self) -> bool:
-        return controller_of(self.search_id).hopeless is not None
+        return controller_of(self.search_id).fatal_error is not None

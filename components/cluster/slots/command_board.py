@@ -1,7 +1,7 @@
-"""Where a slot and its workers meet: one command at a time per slot, and what a restarted worker group must resume.
+"""The board between the slots of a search and their workers: one command at a time per slot, and the state to resume.
 
-The Tune side calls `call`; the first worker calls `attach` once per (re)start of its group and `next` for ever. A Ray
-actor in production, but plain asyncio: tests drive it without Ray.
+The slot calls `submit`. The first worker calls `register_worker_group` at each (re)start of its group, and `next_command`
+in a loop. In production this is a Ray actor, but it is plain asyncio: tests run it without Ray.
 """
 
 from __future__ import annotations
@@ -11,232 +11,212 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
+from components.cluster.slots.protocol import (
+    Advance,
+    Exit,
+    Failed,
+    Left,
+    Load,
+    Reported,
+    Resume,
+    SlotAnswer,
+    SlotCommand,
+    Start,
+    Wait,
+)
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, budget_at
 
 POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
-LISTEN_SECONDS = 5.0  # how often a group that trains is heard of
-MAX_STRIKES = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What the workers of a slot shall do next. `number` counts within the slot."""
-
-    kind: Literal["start", "advance", "load", "exit", "wait"]
-    number: int = 0
-    trial_id: str = ""
-    spec: dict[str, Any] | None = None
-    warm_from: str | None = None
-    checkpoint: str | None = None
-    extensions: tuple[Extension, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What came of a command. `error` is the trial's own fault, the same on every worker; the slot lives on.
-
-    With `ends_search` it is not the trial's: every other one would fail for the same reason.
-
-    With `leave` the trial stands at the interim checkpoint `interim` (None: it had not begun) and trains no further here.
-    """
-
-    number: int
-    progress: dict[str, Any] | None = None
-    leave: ExitReason | None = None
-    interim: str | None = None
-    node: str | None = None
-    error: str | None = None
-    ends_search: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume:
-    """The trial a new worker group takes over: its start command and its last acknowledged checkpoint."""
-
-    start: Command | None = None
-    checkpoint: str | None = None
-    extensions: tuple[Extension, ...] = ()
+HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
+MAX_FAILURES = 2
 
 
 @dataclass(slots=True)
 class _Slot:
-    numbered: int = 0
-    command: Command | None = None
-    answer: Answer | None = None
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    num_commands: int = 0
+    command: SlotCommand | None = None
+    answer: SlotAnswer | None = None
+    submitted: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     resume: Resume = field(default_factory=Resume)
-    reported_step: int = 0  # the trial's last acknowledged report
-    spent: bool = False  # the trial has reported the end of its budget
+    reported_step: int = 0  # of the trial's last acknowledged report
+    budget_spent: bool = False  # whether that report was at the end of its budget
     has_group: bool = False
-    strikes: int = 0  # groups that died since the last acknowledged answer
-    complaint: str = ""
-    heard: float = -math.inf  # when its workers last said that they live
+    failures: int = 0  # worker groups that died since the last acknowledged answer
+    startup_error: str = ""
+    last_heartbeat: float = -math.inf
 
     @property
     def trial_id(self) -> str:
-        """Whose trial runs here; none before its start is acknowledged."""
+        """Of the trial that runs here; empty before its start is acknowledged."""
         return self.resume.start.trial_id if self.resume.start is not None else ""
 
 
 class CommandBoard:
-    """One per search. `extensions` and `ended`: what its trials had been given, and which should end, before it was made."""
+    """One per search.
+
+    Args:
+        extensions: by trial id, what an earlier driver of the search had accepted.
+        stop_requests: ids of trials that an earlier driver had been asked to end.
+    """
 
     def __init__(
-        self, extensions: Mapping[str, tuple[Extension, ...]] | None = None, ended: Sequence[str] = ()
+        self, extensions: Mapping[str, tuple[Extension, ...]] | None = None, stop_requests: Sequence[str] = ()
     ) -> None:
         self._slots: dict[str, _Slot] = {}
-        self._stopping = asyncio.Event()
+        self._search_stops = asyncio.Event()
         self._extensions = dict(extensions or {})
-        self._ended = list(ended)
-        self._another_end = asyncio.Event()
+        self._stop_requests = list(stop_requests)
+        self._new_stop_request = asyncio.Event()
 
-    async def stop(self) -> None:
-        """The search is to end: trials leave their slots, and commands come to nothing. Returns once no trial trains.
-
-        A slot whose node died never answers: those of which nothing has been heard are not waited for.
-        """
-        self._stopping.set()
-        since = time.monotonic() - 3 * LISTEN_SECONDS
-        states = [state for state in self._slots.values() if state.heard > since]
-        training = [state for state in states if state.command and state.command.kind == "advance"]
-        await asyncio.gather(*(state.answered.wait() for state in training))
-
-    async def stopping(self, slot: str) -> bool:
-        """The first worker, beside its training: whether the search is to end; waits for that at most LISTEN_SECONDS."""
-        self._slots.setdefault(slot, _Slot()).heard = time.monotonic()
-        return await _within(LISTEN_SECONDS, self._stopping)
-
-    async def call(self, slot: str, command: Command) -> Answer:
-        """Hands a command to the slot's workers and waits for what comes of it."""
-        if self._stopping.is_set() and command.kind != "exit":
-            return Answer(number=0, leave=ExitReason.STOP)
+    async def submit(self, slot: str, command: SlotCommand) -> SlotAnswer:
+        """Hands a command to the slot's workers and returns their answer."""
+        if self._search_stops.is_set() and not isinstance(command, Exit):
+            return Left(reason=ExitReason.STOP)
         state = self._slots.setdefault(slot, _Slot())
-        if command.kind in ("start", "exit"):  # whatever the trial before may still be owed, it has ended
-            state.resume, state.strikes = Resume(), 0
-            state.reported_step, state.spent = 0, False
-        state.numbered += 1
-        extensions = self._extensions.get(state.trial_id, ()) if command.kind in ("advance", "load") else ()
-        state.command = replace(command, number=state.numbered, extensions=extensions)
+        if isinstance(command, Start | Exit):  # the trial before has ended, whatever it left here
+            state.resume, state.failures = Resume(), 0
+            state.reported_step, state.budget_spent = 0, False
+        state.num_commands += 1
+        command = replace(command, number=state.num_commands)
+        if isinstance(command, Advance | Load):
+            command = replace(command, extensions=self._extensions.get(state.trial_id, ()))
+        state.command = command
         state.answered.clear()
-        state.asked.set()
+        state.submitted.set()
         await state.answered.wait()
         assert state.answer is not None
         return state.answer
 
+    async def next_command(self, slot: str, answer: SlotAnswer | None) -> SlotCommand:
+        """For the first worker: takes the answer to the last command and returns the next one, or Wait after POLL_SECONDS.
+
+        No command follows an Exit: after its answer the Exit itself is returned.
+        """
+        state = self._slots[slot]
+        command = state.command
+        if answer is not None and command is not None and answer.number == command.number:
+            self._acknowledge(state, command, self._with_extended_budget(state, answer))
+            if isinstance(command, Exit):
+                return command
+        if not await _happens_within(POLL_SECONDS, state.submitted):
+            return Wait()
+        assert state.command is not None
+        return state.command
+
+    async def register_worker_group(self, slot: str) -> Resume:
+        """For the first worker, when its group has (re)started. A trial whose groups die too often fails."""
+        state = self._slots.setdefault(slot, _Slot())
+        if state.has_group:
+            state.failures += 1
+        state.has_group = True
+        if state.failures > MAX_FAILURES:
+            why = f": {state.startup_error}" if state.startup_error else ""
+            self._fail(state, f"its workers died {state.failures} times at the same place{why}")
+        return replace(state.resume, extensions=self._extensions.get(state.trial_id, ()))
+
+    async def report_startup_error(self, slot: str, reason: str) -> None:
+        """For any worker: the group could not start, and will restart."""
+        self._slots[slot].startup_error = reason
+
+    async def report_worker_error(self, slot: str, number: int, reason: str) -> None:
+        """For any worker: command `number` failed on this worker, perhaps not on the others, so the group must restart.
+
+        Several workers may report it. After the first report another trial may run in the slot: it must not fail for this.
+        """
+        state = self._slots[slot]
+        if state.command is not None and state.command.number == number:
+            self._fail(state, reason)
+
+    async def stop_search(self) -> None:
+        """Makes all trials leave their slots; from now on commands are answered with Left. Returns once no trial trains.
+
+        A slot whose node died never answers: slots without a recent heartbeat are not waited for.
+        """
+        self._search_stops.set()
+        since = time.monotonic() - 3 * HEARTBEAT_SECONDS
+        states = [state for state in self._slots.values() if state.last_heartbeat > since]
+        training = [state for state in states if isinstance(state.command, Advance)]
+        await asyncio.gather(*(state.answered.wait() for state in training))
+
+    async def wait_for_stop(self, slot: str) -> bool:
+        """For the first worker, beside its training: whether the search stops, known after at most HEARTBEAT_SECONDS."""
+        self._slots.setdefault(slot, _Slot()).last_heartbeat = time.monotonic()
+        return await _happens_within(HEARTBEAT_SECONDS, self._search_stops)
+
+    async def stop_trial(self, trial_id: str) -> None:
+        """Makes a trial report after the step that it is at, so that it can end."""
+        if trial_id not in self._stop_requests:
+            self._stop_requests.append(trial_id)
+        self._new_stop_request.set()
+        self._new_stop_request = asyncio.Event()
+
+    async def stop_requests(self, known: int) -> list[str]:
+        """For the first worker, beside its training: ids of all trials that are to end, once there are more than `known`.
+
+        Waits for that at most POLL_SECONDS.
+        """
+        if len(self._stop_requests) <= known:
+            await _happens_within(POLL_SECONDS, self._new_stop_request)
+        return self._stop_requests
+
     async def extend(self, trial_id: str, target_tokens: int, reported_step: int) -> int | None:
-        """A longer budget for what the trial trains after its next report. None: it has spent all it had, and ends.
+        """Gives a longer budget to what the trial trains after its next report.
 
         `reported_step` is that of its last report as the caller knows it. Returns the first step at which the new budget
-        may begin. What the trial trains now keeps the budget it began with: a worker group that takes over, or a driver
-        that resumes the search, trains it again in the same way.
+        may begin; None if the trial has spent its whole budget, and ends. What the trial trains now keeps the budget that
+        it began with, so that a new worker group or a resumed search repeats it exactly.
         """
-        slots = [state for state in self._slots.values() if state.trial_id == trial_id]  # it may have moved
-        if any(state.spent for state in slots):
+        slots = [state for state in self._slots.values() if state.trial_id == trial_id]  # it may have changed its slot
+        if any(state.budget_spent for state in slots):
             return None
         from_step = max([reported_step, *(state.reported_step for state in slots)]) + 1
         given = self._extensions.get(trial_id, ())
         self._extensions[trial_id] = (*given, Extension(target_tokens=target_tokens, from_step=from_step))
         return from_step
 
-    async def end(self, trial_id: str) -> None:
-        """A person wants the trial to end: it shall report after the step it is at."""
-        if trial_id not in self._ended:
-            self._ended.append(trial_id)
-        self._another_end.set()
-        self._another_end = asyncio.Event()
-
-    async def ended(self, seen: int) -> list[str]:
-        """The first worker, beside its training: all trials that shall end, once they are more than `seen`.
-
-        Waits for that at most POLL_SECONDS.
-        """
-        if len(self._ended) <= seen:
-            await _within(POLL_SECONDS, self._another_end)
-        return self._ended
-
-    async def attach(self, slot: str) -> Resume:
-        """A worker group has (re)started. A trial whose groups die again and again is given up."""
-        state = self._slots.setdefault(slot, _Slot())
-        if state.has_group:
-            state.strikes += 1
-        state.has_group = True
-        if state.strikes > MAX_STRIKES:
-            why = f": {state.complaint}" if state.complaint else ""
-            self._give_up(state, f"its workers died {state.strikes} times at the same place{why}")
-        return replace(state.resume, extensions=self._extensions.get(state.trial_id, ()))
-
-    async def complain(self, slot: str, reason: str) -> None:
-        """Any worker: the group cannot serve at all, and will restart."""
-        self._slots[slot].complaint = reason
-
-    async def blame(self, slot: str, number: int, reason: str) -> None:
-        """Any worker: command `number` broke this worker only, so the group is out of step and must restart.
-
-        Several workers may say so; after the first one another trial may have the slot, and it is not to blame.
-        """
-        state = self._slots[slot]
-        if state.command is not None and state.command.number == number:
-            self._give_up(state, reason)
-
-    async def next(self, slot: str, answer: Answer | None) -> Command:
-        """The first worker: takes the answer to the last command, waits for the next one (at most POLL_SECONDS).
-
-        Nothing comes after an exit: that one is given back at once.
-        """
-        state = self._slots[slot]
-        command = state.command
-        if answer is not None and command is not None and answer.number == command.number:
-            self._acknowledge(state, command, self._with_its_budget(state, answer))
-            if command.kind == "exit":
-                return command
-        if not await _within(POLL_SECONDS, state.asked):
-            return Command(kind="wait")
-        assert state.command is not None
-        return state.command
-
-    def _with_its_budget(self, state: _Slot, answer: Answer) -> Answer:
-        """A trial that was extended during its last stretch is not done, though its workers think so."""
-        progress = answer.progress
-        if progress is None or not progress["done"] or progress["diverged"]:
+    def _with_extended_budget(self, state: _Slot, answer: SlotAnswer) -> SlotAnswer:
+        """A trial that was extended while it trained to its last report is not done, though its workers say so."""
+        if not isinstance(answer, Reported) or not answer.progress.done or answer.progress.diverged:
             return answer
-        budget = budget_at(progress["step"], 0, self._extensions.get(state.trial_id, ()))
-        return replace(answer, progress={**progress, "done": progress["target_tokens"] >= budget})
+        progress = answer.progress
+        budget = budget_at(progress.step, 0, self._extensions.get(state.trial_id, ()))
+        return replace(answer, progress=progress.model_copy(update={"done": progress.target_tokens >= budget}))
 
-    def _acknowledge(self, state: _Slot, command: Command, answer: Answer) -> None:
-        """The answer and the state it stands for become known in one go."""
-        if answer.error is not None:
-            state.resume = Resume()
-        elif command.kind == "start":
-            state.resume = Resume(start=command)
-        elif command.kind == "load":
-            state.resume = Resume(start=state.resume.start, checkpoint=command.checkpoint)
-        elif answer.leave is not None:
-            state.resume = Resume(start=state.resume.start, checkpoint=answer.interim)
-        elif command.kind == "advance" and answer.progress is not None and answer.progress["checkpoint"]:
-            state.resume = Resume(start=state.resume.start, checkpoint=answer.progress["checkpoint"])
-            state.reported_step, state.spent = answer.progress["step"], answer.progress["done"]
-        state.strikes, state.complaint = 0, ""
-        self._reply(state, answer)
+    def _acknowledge(self, state: _Slot, command: SlotCommand, answer: SlotAnswer) -> None:
+        """Publishes the answer together with the state to resume that follows from it."""
+        start = state.resume.start
+        match command, answer:
+            case _, Failed():
+                state.resume = Resume()
+            case Start(), _:
+                state.resume = Resume(start=command)
+            case Load(), _:
+                state.resume = Resume(start=start, checkpoint=command.checkpoint)
+            case _, Left(checkpoint=checkpoint):
+                state.resume = Resume(start=start, checkpoint=checkpoint)
+            case Advance(), Reported(progress=progress) if progress.checkpoint:
+                state.resume = Resume(start=start, checkpoint=progress.checkpoint)
+                state.reported_step, state.budget_spent = progress.step, progress.done
+        state.failures, state.startup_error = 0, ""
+        self._answer(state, answer)
 
-    def _give_up(self, state: _Slot, reason: str) -> None:
+    def _fail(self, state: _Slot, reason: str) -> None:
         state.resume = Resume()
-        state.strikes = 0
+        state.failures = 0
         if state.command is not None:
-            self._reply(state, Answer(number=state.command.number, error=reason))
+            self._answer(state, Failed(number=state.command.number, reason=reason))
 
-    def _reply(self, state: _Slot, answer: Answer) -> None:
+    def _answer(self, state: _Slot, answer: SlotAnswer) -> None:
         state.command = None
-        state.asked.clear()
+        state.submitted.clear()
         state.answer = answer
         state.answered.set()
 
 
-async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Whether it happens in that time."""
+async def _happens_within(seconds: float, event: asyncio.Event) -> bool:
     try:
         return await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:

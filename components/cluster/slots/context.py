@@ -1,4 +1,4 @@
-"""What every slot of a search is told, once."""
+"""What every process of a search knows of it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from components.storage.base import Folder
 class SearchContext:
     """Plain values only: it travels to every process of the search.
 
-    `folder` is the search's own, on storage every node sees. `ended` are trials that a search which is being resumed had
-    finished already, with their last report: they are not run again.
+    `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
+    `finished_trials` had ended before the search was resumed: they are not run again. Each has its last report.
     """
 
     experiment: ExperimentSpec
     search_id: str
     folder: Folder
     prepared: Folder
+    budget: int
     pad_token_id: int
     base: BaseReference
-    ended: dict[str, Progress | None] = field(default_factory=dict)
+    finished_trials: dict[str, Progress | None] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Folder:

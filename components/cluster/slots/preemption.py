@@ -1,8 +1,8 @@
-"""Why a worker's trial should leave its slot before its next report: the search is to end, or a node is about to go.
+"""Why a worker's trial leaves its slot, or reports early: the search stops, a node will go, or a person stops the trial.
 
-Asked after every optimizer step, so it only looks at what others have put there: the search's end comes over the board to
-the first worker; the notice that a node will be taken (Ray calls it draining) is put into each worker by Ray Train's
-watcher (ray_internals/train.py).
+The training loop asks after every optimizer step, so the answers are local. What the board knows (the search's stop, and
+trials that people stop) reaches the first worker by its threads. The notice that a node will be taken (Ray calls the node
+draining) is put into each worker by Ray Train's watcher (ray_internals/train.py).
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ from components.cluster.ray_internals.train import preemption_notice
 from components.cluster.slots.slot_result import ExitReason
 
 
-class Interruptions:
-    """Each worker has one; only the first one's listens to the board."""
+class SlotSignals:
+    """Each worker has one; only the first worker's listens to the board."""
 
     def __init__(self, board: Any, slot: str, *, first: bool) -> None:
-        self._stopping = threading.Event()
-        self._ended: frozenset[str] = frozenset()
+        self._search_stops = threading.Event()
+        self._stop_requests: frozenset[str] = frozenset()
         if first:
-            threading.Thread(target=self._listen, args=(board, slot), name="interruptions", daemon=True).start()
-            threading.Thread(target=self._listen_for_ends, args=(board,), name="ends", daemon=True).start()
+            threading.Thread(target=self._wait_for_stop, args=(board, slot), name="search-stop", daemon=True).start()
+            threading.Thread(target=self._collect_requests, args=(board,), name="stop-requests", daemon=True).start()
 
-    def __call__(self) -> bool:
-        return self._stopping.is_set() or preemption_notice()
+    def must_leave(self) -> bool:
+        """Whether the trial leaves its slot before its next report."""
+        return self._search_stops.is_set() or preemption_notice()
 
     @property
-    def reason(self) -> ExitReason:
-        """Once the workers have agreed to leave: of a search that ends, the first worker knows."""
-        return ExitReason.STOP if self._stopping.is_set() else ExitReason.PREEMPTED
+    def exit_reason(self) -> ExitReason:
+        """Valid on the first worker, once all workers have agreed to leave."""
+        return ExitReason.STOP if self._search_stops.is_set() else ExitReason.PREEMPTED
 
-    def ends(self, trial_id: str) -> bool:
-        """Whether a person wants this trial to end (directing.py)."""
-        return trial_id in self._ended
+    def must_report(self, trial_id: str) -> bool:
+        """Whether a person has stopped this trial, so that it reports after the step that it is at."""
+        return trial_id in self._stop_requests
 
-    def _listen(self, board: Any, slot: str) -> None:
-        # A board that has died ends its search; this thread has nothing to add.
+    def _wait_for_stop(self, board: Any, slot: str) -> None:
+        # The search ends if its board dies; this thread adds nothing to that.
         with contextlib.suppress(RayError):
-            while not ray.get(board.stopping.remote(slot)):
+            while not ray.get(board.wait_for_stop.remote(slot)):
                 pass
-            self._stopping.set()
+            self._search_stops.set()
 
-    def _listen_for_ends(self, board: Any) -> None:
+    def _collect_requests(self, board: Any) -> None:
         with contextlib.suppress(RayError):
             while True:
-                self._ended = frozenset(ray.get(board.ended.remote(len(self._ended))))
+                self._stop_requests = frozenset(ray.get(board.stop_requests.remote(len(self._stop_requests))))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-WAY_OUT = "data.unknown_keys=ignore reads on without it"
+IGNORE_ADVICE = "data.unknown_keys=ignore reads on without it"
 _TWO_MEANINGS = "some tools mean scored by it, others not scored; say train: true or train: false"
 _PARTS_OF_A_MESSAGE = "a message is scored as a whole here (loss, weight or train)"
 _ONLY_TEXT = "only text can be trained on"
@@ -63,7 +63,9 @@ def unknown_keys(
     """Yields every unknown key with a value; `of` says what has the key, for counting."""
     for key, value in mapping.items():
         if key not in known and not is_absent(value):
-            yield UnknownKey(where=f"{of}.{key}", text=f'{what} the unknown key "{key}"{_hint(key, known)} ({WAY_OUT})')
+            yield UnknownKey(
+                where=f"{of}.{key}", text=f'{what} the unknown key "{key}"{_hint(key, known)} ({IGNORE_ADVICE})'
+            )
 
 
 def keys_of_record(record: dict[str, Any], known: Collection[str]) -> tuple[list[UnknownKey], list[str]]:
@@ -78,9 +80,9 @@ def keys_of_record(record: dict[str, Any], known: Collection[str]) -> tuple[list
         if key in known or is_absent(value):
             continue
         if key in MEANT_FOR_MESSAGES:
-            text = f'has "{key}" for the whole record; say it on its messages ({WAY_OUT})'
+            text = f'has "{key}" for the whole record; say it on its messages ({IGNORE_ADVICE})'
         elif key in OF_A_RECORD or _is_nearly(key, missing):
-            text = f'has the unknown key "{key}"{_hint(key, missing)} ({WAY_OUT})'
+            text = f'has the unknown key "{key}"{_hint(key, missing)} ({IGNORE_ADVICE})'
         else:
             notes.append(key)
             continue

@@ -41,7 +41,7 @@ class SearchSpec(Spec):
 
     space: dict[Name, dict[str, Any]] = Field(
         min_length=1,
-        description="Branches. A branch looks like `trial:`, with a domain in the place of each value that varies.",
+        description="Branches. A branch looks like `trial:`, with a domain instead of each value that varies.",
     )
     sampler: Literal["random", "grid", "tpe"] = Field("random", description="`tpe` is Optuna's.")
     scheduler: Scheduler = AshaSpec()

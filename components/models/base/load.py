@@ -1,4 +1,4 @@
-"""Base models: from what an experiment names to a directory, and from a directory to a model in memory."""
+"""Resolves the base model of an experiment to a directory, and loads it into memory."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from components.storage.open import folder_at
 from components.storage.uri import is_remote
 
 Quantize = Literal["nf4", "int8"] | None
-ORIGINAL_PATTERNS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run, but an export in its layout carries it along
+ORIGINAL_PATTERNS = ["*.py", "*LICENSE*"]  # ChatGLM's code is never run; an export in its layout includes it
 WEIGHT_PATTERNS = ["*.safetensors"]
 MODEL_PATTERNS = [*WEIGHT_PATTERNS, "*.json", "*.model", "*.jinja", "*.txt"]
 
 
 def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
-    """The local directory of a base model, fetched if need be. Raises InputError if there is none.
+    """Returns the local directory of a base model, downloaded if necessary. Raises InputError if there is none.
 
-    Without `weights` a directory with a tokenizer is enough, and of a hub model only such small files are fetched.
+    Without `weights` a directory with a tokenizer is enough, and only small files of a hub model are downloaded.
     """
     if model.path in BUNDLED_MODELS:
         return fetch(model.path)
@@ -62,7 +62,7 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
 
 
 def _download(uri: str, weights: bool) -> Path:
-    """The node's copy of a model directory in a bucket."""
+    """Returns this node's copy of a model directory in a bucket."""
     wanted = [*MODEL_PATTERNS, *ORIGINAL_PATTERNS, "*.bin"]
     try:
         patterns = wanted if weights else [pattern for pattern in wanted if pattern not in (*WEIGHT_PATTERNS, "*.bin")]
@@ -72,13 +72,13 @@ def _download(uri: str, weights: bool) -> Path:
 
 
 def check_base(model: ModelSpec) -> None:
-    """Whether the files of a base model hold all of its weights, by names and shapes: no weight is read.
+    """Checks that the files of a base model have all of its weights, by names and shapes; no weight is read.
 
     Raises InputError if they do not.
     """
     directory = resolve_model(model)
     if not is_original(directory):
-        # Whether a kernel's package is there is known where it will run, not here.
+        # Whether a kernel's package is installed is checked in the workers, not here.
         check_weights(directory, model.attention if model.attention in ("sdpa", "eager") else "eager")
         return
     for _ in glm_weights(shards_of(directory), glm_config(directory)):
@@ -88,11 +88,11 @@ def check_base(model: ModelSpec) -> None:
 def load_base_model(
     model: ModelSpec, *, device: torch.device | str = "cpu", quantize: Quantize = None, as_stored: bool = False
 ) -> PreTrainedModel:
-    """The model on a device. Its weights stay in the file, mapped, as long as nobody changes them, dtype included.
+    """Loads the model on a device. Weights stay mapped from the file until they, or their dtype, are changed.
 
     Args:
-        quantize: nf4 or int8 keep the linear layers in 4 or 8 bits (bitsandbytes), embeddings and head as they are.
-        as_stored: leaves the weights in the file's dtype, and so in the file, whatever model.dtype says.
+        quantize: nf4 and int8 keep the linear layers in 4 or 8 bits (bitsandbytes); embeddings and head are unchanged.
+        as_stored: keeps the file's dtype, so that the weights stay mapped, regardless of model.dtype.
     """
     directory = resolve_model(model)
     if is_original(directory):
@@ -116,7 +116,7 @@ def load_base_model(
 def _load_streaming(
     model: ModelSpec, directory: Path, device: torch.device | str, quantize: Quantize
 ) -> PreTrainedModel:
-    """An original ChatGLM3 without a conversion on disk."""
+    """Loads an original ChatGLM3 without a conversion on disk."""
     if quantize is not None:
         raise InputError(
             f"model.path={model.path}: a ChatGLM3 is quantized from its converted weights, and the disk of the cache has no"
@@ -130,11 +130,12 @@ def _load_streaming(
 
 
 def _keep_differentiable(model: PreTrainedModel) -> None:
-    """In eval mode bitsandbytes repacks 4-bit weights for CPUs with AVX512-BF16, rounds their scales, and leaves them so:
+    """Switches off bitsandbytes' repacking of 4-bit weights, in eval mode, for CPUs with AVX512-BF16.
 
-    from the first evaluation on no gradient passes through them, and adapters below the last layer train nothing.
+    It rounds their scales and is never undone: after the first evaluation no gradient would pass through these weights,
+    and adapters below the last layer would not be trained.
     """
-    from bitsandbytes.nn import Linear4bit  # a second's import, for quantized models only
+    from bitsandbytes.nn import Linear4bit  # the import takes a second, and only quantized models need it
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -142,12 +143,12 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
 
 
 def config_of(directory: Path) -> PreTrainedConfig:
-    """As transformers itself has it."""
+    """Returns the configuration as transformers' own class."""
     return glm_config(directory) if is_original(directory) else AutoConfig.from_pretrained(str(directory))
 
 
 def save_config(directory: Path, target: Path) -> None:
-    """config.json and generation_config.json of a base model, beside other weights of its kind."""
+    """Writes config.json and generation_config.json of a base model to the directory of other weights of its kind."""
     if is_original(directory):
         glm_config(directory).save_pretrained(target)
         generation_config(directory).save_pretrained(target)
@@ -158,7 +159,7 @@ def save_config(directory: Path, target: Path) -> None:
 
 
 def _check_supported(model: ModelSpec, directory: Path) -> Path:
-    """What cannot be trained on (another generation of ChatGLM, a quantized release) is named before anything starts."""
+    """Returns the directory. Raises InputError if it cannot be trained (another ChatGLM, a quantized release)."""
     try:
         if is_original(directory):
             glm_config(directory)

@@ -1,4 +1,4 @@
-"""Which base model, and which chat format, something trained belongs to: base.json of checkpoints and packages."""
+"""base.json of checkpoints and packages: the base model and the chat format with which they were trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BASE_FILE = "base.json"
 
 
 class BaseReference(BaseModel):
-    """`digest` is components/models/digest.py's; wherever the base lies on another machine, this is how it is known."""
+    """`digest` is that of components/models/digest.py. It identifies the base on other machines, in any directory."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,8 +23,8 @@ class BaseReference(BaseModel):
 
     @field_validator("model")
     @classmethod
-    def _known_from_everywhere(cls, model: ModelSpec) -> ModelSpec:
-        """A directory is known by its whole path: whoever reads this stands in another one. A hub id is one everywhere."""
+    def _make_path_absolute(cls, model: ModelSpec) -> ModelSpec:
+        """Makes a directory's path absolute, because readers run in other directories. Hub ids are valid everywhere."""
         if model.path in BUNDLED_MODELS or not Path(model.path).expanduser().is_dir():
             return model
         return model.model_copy(update={"path": str(Path(model.path).expanduser().absolute())})

@@ -1,4 +1,4 @@
-"""A base model that stays in memory and is clean again for every trial."""
+"""A base model that stays in memory and is restored for every trial."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from components.models.modality_towers import train_what_text_reaches
 
 
 class ReusableBase:
-    """Gives out one trainable model at a time; what was trained before leaves no trace in it.
+    """Provides one trainable model at a time, without any effect of earlier trials.
 
-    LoRA leaves the base alone, so its adapters are taken off. Full fine-tuning changes the weights: while it trains there
-    is a clean copy (twice the weights' memory), which is copied back.
+    LoRA does not change the base, so removing the adapters restores it. Full fine-tuning changes the weights: a clean copy
+    is kept during training (twice the weights' memory), and copied back afterwards.
 
-    One base is in memory at a time. A trial that wants it in another dtype, or quantized otherwise, has it loaded anew,
-    mostly from files that the machine still has in its page cache: seconds, where two bases might not fit on a card.
+    One base is in memory at a time. For a trial with another dtype or quantization it is loaded again, mostly from files in
+    the machine's page cache: this takes seconds, while two bases might not fit on a GPU.
     """
 
     def __init__(self, load: Callable[[BaseVariant], PreTrainedModel]) -> None:
         self._load = load
-        self._kind: BaseVariant | None = None
+        self._variant: BaseVariant | None = None
         self._base: PreTrainedModel | None = None
-        self._adapted: PeftModel | None = None
+        self._with_adapters: PeftModel | None = None
         self._clean: dict[str, Tensor] | None = None
 
-    def load(self, kind: BaseVariant) -> PreTrainedModel:
-        """The base itself. Who holds another kind of it must have let go before."""
-        if self._base is None or self._kind != kind:
+    def load(self, variant: BaseVariant) -> PreTrainedModel:
+        """Returns the base itself. All references to another variant must have been dropped before."""
+        if self._base is None or self._variant != variant:
             self._base = self._clean = None
-            gc.collect()  # models refer to themselves, by their hooks
-            self._base, self._kind = self._load(kind), kind
+            gc.collect()  # the hooks of models make reference cycles
+            self._base, self._variant = self._load(variant), variant
             self._base.config.use_cache = False
         return self._base
 
-    def acquire(self, kind: BaseVariant, method: LoraMethod | FullMethod, seed: int) -> nn.Module:
-        """A clean model in training mode. Equal arguments give bit-equal models, whatever was trained before."""
-        self._clean_up(kind)
-        base = self.load(kind)
+    def acquire(self, variant: BaseVariant, method: LoraMethod | FullMethod, seed: int) -> nn.Module:
+        """Returns a clean model in training mode. Equal arguments return bit-equal models, regardless of earlier trials."""
+        self._clean_up(variant)
+        base = self.load(variant)
         torch.manual_seed(seed)
         if isinstance(method, LoraMethod):
             self._clean = None
-            self._adapted = attach_lora(base, method)
-            return cast(nn.Module, self._adapted.train())
+            self._with_adapters = attach_lora(base, method)
+            return cast(nn.Module, self._with_adapters.train())
         train_what_text_reaches(base)
         if self._clean is None:
             self._clean = {
@@ -60,10 +60,10 @@ class ReusableBase:
         return cast(nn.Module, base.train())
 
     def _clean_up(self, wanted: BaseVariant) -> None:
-        """The base without adapters and with its own weights again; it need not be clean if another one is wanted."""
-        if self._adapted is not None:
-            self._base, self._adapted = detach_lora(self._adapted), None
-        if self._base is None or self._kind != wanted:
+        """Restores the base: removes adapters, and copies its weights back unless another variant is wanted."""
+        if self._with_adapters is not None:
+            self._base, self._with_adapters = detach_lora(self._with_adapters), None
+        if self._base is None or self._variant != wanted:
             return
         reset_training_state(self._base)
         if self._clean is not None:
@@ -73,7 +73,7 @@ class ReusableBase:
 
 
 def reset_training_state(base: PreTrainedModel) -> None:
-    """Takes off what a trial did to a model beside changing its weights."""
+    """Removes gradients, checkpointing and hooks that a trial left on a model."""
     base.zero_grad(set_to_none=True)
     if base.is_activation_checkpointing:
         base.activation_checkpointing_disable()

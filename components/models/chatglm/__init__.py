@@ -1,13 +1,13 @@
-"""ChatGLM3 in the layout its authors published, read as transformers' own Glm, with none of its code.
+"""ChatGLM3 in the layout that its authors published, loaded as transformers' own Glm, without running its code.
 
-recognize.py   what a directory is, and why it is refused
-config.py      its config.json as a GlmConfig, and back
-keys.py        its weights by name: 200 of them are Glm's 311, bit by bit
-shards.py      its weight files, read only where they are used
-weights.py     all of them under Glm's names, checked
-load.py        straight into a model in memory
-convert.py     into a Glm directory in the cache, once for all workers of a node
-write.py       back into the original layout
-lora.py        LoRA adapters of either layout, as the other's
-tiny.py        a tiny directory in the original layout, for trials and tests
+detect.py               what a directory is, and why it is refused
+config.py               its config.json as a GlmConfig, and back
+weight_files.py         its weight files, read only where they are used
+state_dict_adapter.py   weights by name: 200 of the original are 311 of Glm, bit by bit
+state_dict.py           all weights of a directory under Glm's names, checked
+load.py                 loads a directory into a model in memory
+convert.py              converts a directory to Glm's layout in the cache, once for all workers of a node
+save.py                 writes a Glm model in the original layout
+adapter_conversion.py   converts LoRA adapters between the two layouts
+tiny_model.py           writes a tiny directory in the original layout, for smoke runs and tests
 """

@@ -1,7 +1,7 @@
-"""LoRA adapters in the original layout as Glm's, and back: what they add to the weights is the same.
+"""Converts LoRA adapters from the original layout to Glm's, and back; what they add to the weights is equal.
 
-The original has q, k and v in one matrix. So A of query_key_value serves q, k and v alike, and B is cut by its rows. Back,
-the three become one of their summed rank: their A stand one below the other, their B on a diagonal.
+The original has q, k and v in one matrix. To Glm: q, k and v share A of query_key_value, and B is split by rows. Back: the
+three become one update whose rank is the sum of theirs; their A are stacked, and their B form a block diagonal.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from components.models.chatglm.weight_files import tensors_of
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-# A user of the original layout names its modules.
+# The modules that users of the original layout name as targets.
 TARGETS = {FUSED: SPLIT, **{original: (glm,) for original, glm in IN_LAYER.items() if "layernorm" not in original}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What LoRA adds to one module's weight: factor x B x A, where the factor is alpha / rank (or / sqrt(rank))."""
+    """The update of one module's weight: factor x B x A. The factor is alpha / rank (or alpha / sqrt(rank))."""
 
     a: Tensor
     b: Tensor
@@ -54,7 +54,7 @@ class Update:
 
 
 def glm_targets(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Module names of the original layout as Glm's, whole or by their ends; others stay as they are."""
+    """Converts module names of the original layout, whole or by their ends, to Glm's; other names stay unchanged."""
     known = TARGETS | {
         original.rpartition(".")[2]: tuple(glm.rpartition(".")[2] for glm in its)
         for original, its in [*TARGETS.items(), *((top, (glm,)) for top, glm in TOP.items())]
@@ -70,12 +70,12 @@ def _whole_name(name: str) -> tuple[str, ...]:
 
 
 def is_original_adapter(directory: Path) -> bool:
-    """Whether an adapter names the original's modules."""
+    """Whether an adapter uses the original's module names."""
     return any("transformer." in key for key in read_adapter_weights(directory))
 
 
 def adapter_to_glm(source: Path, target: Path, config: GlmConfig) -> None:
-    """Raises InputError for an adapter that is no plain LoRA on a ChatGLM3 of this size."""
+    """Converts an adapter to Glm's names. Raises InputError if it is not a plain LoRA on a ChatGLM3 of this size."""
     settings, updates = _read(source)
     rows = QkvRows.of(config)
     found: dict[str, Update] = {}
@@ -91,7 +91,7 @@ def adapter_to_glm(source: Path, target: Path, config: GlmConfig) -> None:
 
 
 def adapter_to_original(source: Path, target: Path, config: GlmConfig) -> None:
-    """The other way round. Where only some of q, k and v have an adapter, the others' rows of B are zero."""
+    """Converts an adapter to the original's names. Rows of B are zero for those of q, k and v without an adapter."""
     settings, updates = _read(source)
     rows, rslora = QkvRows.of(config), settings.get("use_rslora", False)
     groups: dict[str, dict[str, Update]] = {}
@@ -106,7 +106,7 @@ def adapter_to_original(source: Path, target: Path, config: GlmConfig) -> None:
 
 
 def _fuse(group: Mapping[str, Update], rows: QkvRows, rslora: bool) -> Update:
-    """One update for query_key_value; exact, whatever ranks and alphas the three have."""
+    """Returns one update for query_key_value; it is exact for any ranks and alphas of the three."""
     heights = dict(zip((part.rpartition(".")[2] for part in SPLIT), (rows.q, rows.kv, rows.kv), strict=True))
     present = {module.rpartition(".")[2]: update for module, update in group.items()}
     first = next(iter(present.values()))
@@ -124,7 +124,7 @@ def _fuse(group: Mapping[str, Update], rows: QkvRows, rslora: bool) -> Update:
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
-    """(adapter_config.json, the update of each module)."""
+    """Returns (adapter_config.json, the update of each module)."""
     settings = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         kind = "DORA" if settings.get("use_dora") else settings.get("peft_type")
@@ -159,7 +159,7 @@ def _translate(source: Path, module: str, translate: Any) -> tuple[str, ...]:
 
 
 def _write(target: Path, settings: Mapping[str, Any], updates: Mapping[str, Update]) -> None:
-    """As peft reads it; what the source said of training (dropout, its base) is kept."""
+    """Writes an adapter as peft reads it, with the source's settings of training (dropout, its base)."""
     ranks = {module: update.rank for module, update in updates.items()}
     alphas = {module: _integer_if_whole(update.alpha) for module, update in updates.items()}
     rank, alpha = _most_frequent(ranks.values()), _most_frequent(alphas.values())
@@ -191,13 +191,13 @@ def _leaves(modules: Mapping[str, Any]) -> list[str]:
 
 
 def _most_frequent(values: Any) -> Any:
-    """The most frequent value."""
+    """Returns the most frequent value."""
     given = list(values)
     return max(given, key=given.count)
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """peft's per-module settings: by a module's last name where all layers agree, else one by one."""
+    """Returns peft's per-module settings: by a module's last name if all layers agree, else one by one."""
     return dict(_exceptions(values, default))
 
 

@@ -1,4 +1,4 @@
-"""A ChatGLM3 config.json as the GlmConfig of the same model, and back."""
+"""Converts a ChatGLM3 config.json to the GlmConfig of the same model, and back."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from transformers import GenerationConfig, GlmConfig
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load import load_tokenizer
-from components.models.chatglm.detect import NUMBERS, TOKENS, check_chatglm3, read_config
+from components.models.chatglm.detect import NUMBERS, TOKEN_ID_DEFAULTS, check_chatglm3, read_config
 
 ROPE_BASE = 10000.0
-ROTARY_SHARE = 0.5  # of each head; the original code has no name for it
+ROTARY_SHARE = 0.5  # share of each head that is rotated; a constant without a name in the original code
 BEGIN_ID = 1
 
 
 def glm_config(directory: Path) -> GlmConfig:
-    """Raises ValueError if the directory is another model, or one that Glm cannot hold exactly; see recognize.py."""
+    """Raises InputError if the directory is another model, or one that Glm cannot represent exactly; see detect.py."""
     original = read_config(directory)
     check_chatglm3(directory, original)
     heads = original["num_attention_heads"]
@@ -39,8 +39,8 @@ def glm_config(directory: Path) -> GlmConfig:
             "partial_rotary_factor": ROTARY_SHARE,
         },
         tie_word_embeddings=False,
-        eos_token_id=_value_or(original.get("eos_token_id"), TOKENS["eos_token_id"]),
-        pad_token_id=_value_or(original.get("pad_token_id"), TOKENS["pad_token_id"]),
+        eos_token_id=_value_or(original.get("eos_token_id"), TOKEN_ID_DEFAULTS["eos_token_id"]),
+        pad_token_id=_value_or(original.get("pad_token_id"), TOKEN_ID_DEFAULTS["pad_token_id"]),
         bos_token_id=BEGIN_ID,
         dtype=original.get("torch_dtype", original.get("dtype", "float16")),
         architectures=["GlmForCausalLM"],
@@ -48,9 +48,9 @@ def glm_config(directory: Path) -> GlmConfig:
 
 
 def original_config(config: GlmConfig, like: dict[str, Any]) -> dict[str, Any]:
-    """`like`, the config.json of the base, with the sizes that `config` has and the names that servers look for.
+    """Returns `like`, the config.json of the base, with the sizes of `config` and the names by which servers detect it.
 
-    llama.cpp's converter goes by _name_or_path, SGLang and vLLM by the architecture.
+    llama.cpp's converter uses _name_or_path, SGLang and vLLM the architecture.
     """
     rope_ratio = config.rope_parameters["rope_theta"] / ROPE_BASE
     return {
@@ -75,14 +75,14 @@ def original_config(config: GlmConfig, like: dict[str, Any]) -> dict[str, Any]:
 
 
 def generation_config(directory: Path) -> GenerationConfig:
-    """Chats end with an answer's own end, or with the next role."""
+    """Returns a configuration in which generation stops at the end of an answer, or at the next role."""
     chat_format = load_chat_format(load_tokenizer(directory), "chatglm3")
     return GenerationConfig(
         bos_token_id=BEGIN_ID, pad_token_id=chat_format.pad_token_id, eos_token_id=list(chat_format.stop_token_ids)
     )
 
 
-# What Glm always has, in the original's words.
+# The settings of every Glm model, under the original's keys.
 BASIC: dict[str, Any] = {
     "auto_map": {
         "AutoConfig": "configuration_chatglm.ChatGLMConfig",

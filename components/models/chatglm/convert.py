@@ -1,4 +1,4 @@
-"""A Glm directory made of an original one, once, in the cache: then every worker of the node maps the same files."""
+"""Converts an original directory to Glm's layout once, in the cache, so that all workers of a node map the same files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from components.models.chatglm.weight_files import shards_of
 from components.models.digest import model_digest
 from components.storage.node_cache import cache_folder, node_lock
 
-CONVERSION_VERSION = 1  # of a converted directory; a new layout is another folder
+CONVERSION_VERSION = 1  # part of the folder's name: raise it when converted files change
 RECORD = "converted_from.json"
-SPARE_BYTES = 256 * 2**20  # for what lies beside the weights, and for the disk's own comfort
+SPARE_BYTES = 256 * 2**20  # for the files beside the weights, and a reserve
 
 
 class Conversion(BaseModel):
-    """Where a converted directory comes from, and what is in it: by file, its SHA-256 and its bytes."""
+    """The source of a converted directory, and its files with their SHA-256 and sizes in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,7 +36,7 @@ class Conversion(BaseModel):
     files: dict[str, tuple[str, int]]
 
     def is_whole(self, directory: Path) -> bool:
-        """Whether every file is there with its size (the digests are for those who doubt more)."""
+        """Whether every file exists with its size (its digest is not read)."""
         return all(
             (directory / name).is_file() and (directory / name).stat().st_size == size
             for name, (_, size) in self.files.items()
@@ -44,13 +44,13 @@ class Conversion(BaseModel):
 
 
 def convert_once(directory: Path, dtype: torch.dtype) -> Path | None:
-    """The Glm directory of an original one, made now if the cache has none; None if the cache's disk has no room for it.
+    """Returns the Glm directory of an original one, converted if the cache has none; None if its disk is too full.
 
-    In the dtype that is wanted in memory: such files are mapped, any others would be copied by every worker. One shard at
-    a time is read and written. Raises ValueError if the directory is no ChatGLM3, or not whole.
+    The files have the dtype that is used in memory: they can be mapped, while every worker would copy another dtype. One
+    shard at a time is read and written. Raises InputError if the directory is not a ChatGLM3, or is incomplete.
     """
     size = sum(shape.numel() for shape in shapes_of(glm_config(directory)).values()) * dtype.itemsize
-    shards_of(directory)  # before gigabytes are read
+    shards_of(directory)  # raises before gigabytes are read
     digest = model_digest(directory)
     name = f"{digest.removeprefix('sha256:')[:24]}-{str(dtype).removeprefix('torch.')}-{CONVERSION_VERSION}"
     target = cache_folder() / "chatglm" / name
@@ -66,7 +66,7 @@ def convert_once(directory: Path, dtype: torch.dtype) -> Path | None:
             convert(directory, Path(scratch) / "model", dtype, source_digest=digest)
             try:
                 (Path(scratch) / "model").rename(target)
-            except OSError:  # a cache that several nodes share: another was faster
+            except OSError:  # another node that shares the cache was faster
                 if not (target / RECORD).is_file():
                     raise
     return target
@@ -84,10 +84,10 @@ def convert(directory: Path, target: Path, dtype: torch.dtype, *, source_digest:
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: tensor.read().to(dtype).contiguous() for _, name, tensor in of_shard}
         save_file(tensors, target / file, {"format": "pt"})
-        (target / file).chmod(0o644)  # safetensors keeps it for its writer alone
+        (target / file).chmod(0o644)  # safetensors makes it readable by its writer only
         weight_map |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())
-        tensors.clear()  # before the next shard is read: two are never in memory
+        tensors.clear()  # frees this shard before the next one is read
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     config.save_pretrained(target)

@@ -1,4 +1,4 @@
-"""What a directory with model_type chatglm is. Five generations share that name; ChatGLM3 alone is read here."""
+"""Detects what a directory with model_type chatglm is. Five generations share this name; only ChatGLM3 is supported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from components.errors import InputError
 __all__ = ["check_chatglm3", "is_original", "read_config"]
 
 GLM4_VOCABULARY = 151552
-# An absent key means what the original code's own default, given here, makes of it.
-ABSENT = {
+# The original code's defaults of absent keys.
+DEFAULTS = {
     "rmsnorm": True,
     "post_layer_norm": True,
     "add_bias_linear": False,
@@ -26,7 +26,7 @@ ABSENT = {
     "original_rope": True,
     "tie_word_embeddings": False,
 }
-WANTED = {**ABSENT, "add_qkv_bias": True}
+REQUIRED = {**DEFAULTS, "add_qkv_bias": True}
 SIZES = (
     "padded_vocab_size",
     "hidden_size",
@@ -36,14 +36,14 @@ SIZES = (
     "kv_channels",
     "seq_length",
 )
-MAX_OF_A_SIZE = 2**20  # positions of the longest model of this kind; JSON has room for more zeros than a machine has
-# What an absent key means, and the range (both ends are in it) outside of which a model computes nothing, or NaN.
+MAX_OF_A_SIZE = 2**20  # positions of the longest model of this kind; a larger number in a config.json is a mistake
+# The default of an absent key, and the range (ends included) outside of which a model computes NaN or nothing.
 NUMBERS = {
     "layernorm_epsilon": (1e-5, 1e-12, 1e-2),
     "rope_ratio": (1, 1e-3, 1e4),
     "attention_dropout": (0.0, 0.0, 0.99),
 }
-TOKENS = {"eos_token_id": 2, "pad_token_id": 0}
+TOKEN_ID_DEFAULTS = {"eos_token_id": 2, "pad_token_id": 0}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def check_chatglm3(directory: Path, config: dict[str, Any]) -> None:
-    """Raises InputError if it is another model, or one whose architecture Glm does not have."""
+    """Raises InputError if it is another model, or one with an architecture that Glm does not have."""
     if other := next(_other_models(directory, config), None):
         raise InputError(f"{directory}: {other}")
     if problems := [*_odd_sizes(config), *_odd_values(config), *_odd_numbers(config)]:
@@ -101,22 +101,22 @@ def _odd_numbers(config: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             yield f"{key} must be a number from {least:g} to {most:g}, not {value!r}"
     rows = config.get("padded_vocab_size")
-    for key, token in TOKENS.items():
+    for key, token in TOKEN_ID_DEFAULTS.items():
         value = token if config.get(key) is None else config[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (_is_size(rows) and value >= rows):
             yield f"{key} must be the number of a token, below padded_vocab_size={rows!r}, not {value!r}"
 
 
 def _odd_values(config: dict[str, Any]) -> Iterator[str]:
-    for key, wanted in WANTED.items():
-        value = config.get(key, ABSENT[key])
+    for key, wanted in REQUIRED.items():
+        value = config.get(key, DEFAULTS[key])
         if value != wanted:
             given = f"is {value!r}" if key in config else f"is absent, which means {value!r}"
             yield f"{key} {given} and must be {wanted!r}"
 
 
 def _names(directory: Path, config: dict[str, Any]) -> list[str]:
-    """What it calls itself: the last part of a hub id."""
+    """Returns the names that its files give to it: the last parts of hub ids."""
     names = [config.get("_name_or_path")]
     tokenizer_config = directory / "tokenizer_config.json"
     if tokenizer_config.is_file():
@@ -129,11 +129,11 @@ def _matches(pattern: str, names: list[str]) -> bool:
 
 
 def _has_many_ends(config: dict[str, Any]) -> bool:
-    """GLM-4 ends on a list of tokens, ChatGLM2 and 3 on one."""
+    """Whether it has several end tokens, as GLM-4; ChatGLM2 and 3 have one."""
     return isinstance(config.get("eos_token_id"), list)
 
 
 def _has_code_without_roles(directory: Path) -> bool:
-    """Its tokenizer's code is read as text, never run: only ChatGLM3's knows roles."""
+    """Whether its tokenizer's code has no roles; only ChatGLM3's has. The code is read as text, and never run."""
     code = directory / "tokenization_chatglm.py"
     return code.is_file() and "<|user|>" not in code.read_text(encoding="utf-8", errors="replace")

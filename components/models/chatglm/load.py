@@ -1,4 +1,4 @@
-"""An original directory straight into a model in memory: on no device until its weights come, tensor by tensor."""
+"""Loads an original directory into a model in memory, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from components.models.chatglm.weight_files import shards_of
 def load_original(
     directory: Path, *, dtype: torch.dtype, attention: str, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """In eval mode. At no time is there more in memory than the model and a few MB of its files (one shard of an old .bin).
+    """Returns the model in eval mode. Beside the model, a few MB of its files are in memory (one shard of an old .bin).
 
-    Raises ValueError if it is no ChatGLM3, or its weights are not all there in the shapes that its config says.
+    Raises InputError if it is not a ChatGLM3, or if weights are missing or do not have the shapes of its config.
     """
     config = glm_config(directory)
     with torch.device("meta"):
         model = GlmForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
-    # Computed, not loaded, and float32 whatever the weights are.
+    # It is computed, not loaded, and float32 for all dtypes of weights.
     model.model.rotary_emb = GlmRotaryEmbedding(config).to(device)
     for _, name, tensor in glm_weights(shards_of(directory), config):
         module, _, leaf = name.rpartition(".")

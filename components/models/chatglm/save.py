@@ -1,6 +1,6 @@
-"""A Glm model in the original layout: keys, dtype, shard index and config as published, the rest from the user's own base.
+"""Writes a Glm model in the original layout: keys, dtype, shard index and config as published.
 
-ChatGLM's code is not ours to give away: *.py files and tokenizer.model are copied from the base directory, where it has them.
+Turnwise does not distribute ChatGLM's code: *.py files and tokenizer.model are copied from the user's base directory.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def write_original(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-    """Returns the names of files that were copied from `base`, the original directory the model comes from.
+    """Writes the directory. Returns the names of files that were copied from `base`, the original directory of the model.
 
     Args:
-        dtype: of the weights; by default each keeps its own.
+        dtype: of the weights; by default each weight keeps its dtype.
     """
     target.mkdir(parents=True, exist_ok=True)
     original = base if base is not None and is_original(base) else None

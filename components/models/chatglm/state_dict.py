@@ -1,4 +1,4 @@
-"""All of a directory's weights under Glm's names, each checked against the config, none missing."""
+"""All weights of a directory under Glm's names, checked against the config."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_NAMED = 5
 
 
 def glm_weights(shards: list[Path], config: GlmConfig) -> Iterator[tuple[Path, str, StoredTensor]]:
-    """(shard, name, tensor) in the order of the files.
+    """Yields (shard, name, tensor) in the order of the files.
 
-    Raises InputError for a weight the config has no place for, and at the end if one never came.
+    Raises InputError for a weight that the config does not have, and at the end for missing weights.
     """
     rows, shapes = QkvRows.of(config), shapes_of(config)
     missing = set(shapes)

@@ -1,4 +1,4 @@
-"""Weights by name: the original's and Glm's. Every one maps alone, but query_key_value, which is Glm's q, k and v in one."""
+"""Converts weights between the original's names and Glm's, one by one; query_key_value is Glm's q, k and v together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Stored = TypeVar("Stored", Tensor, StoredTensor)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QkvRows:
-    """How many rows of query_key_value are q, k and v."""
+    """The numbers of rows of q, k and v in query_key_value."""
 
     q: int
     kv: int
@@ -47,14 +47,14 @@ class QkvRows:
         return cls(q=config.num_attention_heads * config.head_dim, kv=config.num_key_value_heads * config.head_dim)
 
     def split(self, fused: Stored) -> tuple[Stored, Stored, Stored]:
-        """Views, not copies. Raises InputError if the rows are not these."""
+        """Returns views of q, k and v. Raises InputError if the number of rows differs."""
         if len(fused) != self.q + 2 * self.kv:
             raise InputError(f"query_key_value has {len(fused)} rows, and must have {self.q} + 2 x {self.kv}")
         return fused[: self.q], fused[self.q : self.q + self.kv], fused[self.q + self.kv :]
 
 
 def glm_modules(original: str) -> tuple[str, ...]:
-    """Glm's modules for one of the original's: three for query_key_value, else one. Raises InputError if it has none."""
+    """Returns Glm's modules for one of the original's: three for query_key_value, else one. Raises InputError if unknown."""
     if original in TOP:
         return (TOP[original],)
     if match := LAYER.fullmatch(original):
@@ -67,7 +67,7 @@ def glm_modules(original: str) -> tuple[str, ...]:
 
 
 def original_module(glm: str) -> str:
-    """The original's module for one of Glm's; q, k and v have the same. Raises InputError if it has none."""
+    """Returns the original's module for one of Glm's; q, k and v have the same one. Raises InputError if unknown."""
     for original, name in TOP.items():
         if glm == name:
             return original
@@ -75,14 +75,14 @@ def original_module(glm: str) -> str:
         layer, name = match.groups()
         if name in SPLIT:
             return f"transformer.encoder.layers.{layer}.{FUSED}"
-        for original, its in IN_LAYER.items():
-            if name == its:
+        for original, glm_name in IN_LAYER.items():
+            if name == glm_name:
                 return f"transformer.encoder.layers.{layer}.{original}"
     raise InputError(f"{glm}: no part of a Glm model")
 
 
 def glm_tensors(key: str, tensor: Stored, rows: QkvRows) -> Iterator[tuple[str, Stored]]:
-    """Glm's weights for one of the original's, as views of it. Raises InputError for a key that a ChatGLM3 has not."""
+    """Yields Glm's weights for one of the original's, as views. Raises InputError for a key that no ChatGLM3 has."""
     if key == FREQUENCIES:  # computed, not learned
         return
     if "prefix_encoder" in key:
@@ -97,7 +97,7 @@ def glm_tensors(key: str, tensor: Stored, rows: QkvRows) -> Iterator[tuple[str, 
 
 
 def original_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The original's weights, in the order of Glm's that they begin with. q, k and v must all be there."""
+    """Yields the original's weights in the order of Glm's. All of q, k and v must be present."""
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         key = f"{original_module(module)}.{kind}"
@@ -109,7 +109,7 @@ def original_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tenso
 
 
 def frequencies(config: GlmConfig) -> Tensor:
-    """The buffer that the published checkpoints carry; their own code computes it anew."""
+    """Returns the buffer that published checkpoints contain; the original code computes it again."""
     rotary = config.head_dim // 2
     powers = torch.arange(0, rotary, 2, dtype=torch.float32) / rotary
     return torch.pow(ROPE_BASE, -powers).half()

@@ -1,6 +1,6 @@
-"""A tiny ChatGLM3 in the original layout: random weights, and a SentencePiece model of the real one's kind.
+"""Writes a tiny ChatGLM3 in the original layout: random weights, and a SentencePiece model like the real one's.
 
-For smoke runs and tests, where nobody has 12 GB to spare. It has learned nothing. Run by hand:
+It is for smoke runs and tests without the 12 GB of the real model. It is not trained. Run by hand:
 
     python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl]
 """
@@ -23,11 +23,11 @@ from components.models.chatglm.save import write_original
 
 CONVERSATIONS = "experiments/data/quickstart.jsonl"
 MAX_PIECES = 1200
-SPARE_ROWS = 6  # like the real one, whose embeddings have more rows than there are tokens
+SPARE_ROWS = 6  # the real model also has more rows of embeddings than tokens
 
 
 def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_size: int = 64, seed: int = 0) -> None:
-    """config.json, tokenizer.model and two or three float16 shards."""
+    """Writes config.json, tokenizer.model and two or three float16 shards."""
     directory.mkdir(parents=True, exist_ok=True)
     texts = [message.content for chat in read_conversations(conversations).conversations for message in chat.messages]
     pieces = train_sentencepiece(texts, directory / MODEL_FILE)
@@ -53,7 +53,7 @@ def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_siz
 
 
 def train_sentencepiece(texts: list[str], file: Path, max_pieces: int = MAX_PIECES) -> int:
-    """A BPE with ChatGLM3's settings. Returns how many pieces it has."""
+    """Trains a BPE with ChatGLM3's settings. Returns the number of its pieces."""
     trained = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),

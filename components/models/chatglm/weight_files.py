@@ -1,4 +1,4 @@
-"""The weight files of a directory: .safetensors, else .bin without pickled objects. Nothing is read until it is used."""
+"""The weight files of a directory: .safetensors, else .bin without pickled objects. Tensors are read when they are used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK_BYTES = 32 * 2**20
 class StoredTensor:
     """Rows [start, stop) of a tensor in a file. Slicing it reads nothing.
 
-    `open` maps the file anew each time: what was read of a mapped file stays in memory for as long as it is mapped.
+    `open` maps the file each time: pages that were read stay in memory as long as a file is mapped.
     """
 
     open: Callable[[], Tensor]
@@ -44,13 +44,13 @@ class StoredTensor:
         return replace(self, start=self.start + start, stop=self.start + stop)
 
     def read(self) -> Tensor:
-        """A view of the file."""
+        """Returns a view of the mapped file."""
         return self.open()[self.start : self.stop]
 
     def copy_into(self, target: Tensor) -> None:
-        """Into a tensor of any dtype and device, with CHUNK_BYTES more in memory than that.
+        """Copies into a tensor of any dtype and device, with CHUNK_BYTES of additional memory.
 
-        Raises ValueError if it has another shape: to copy would broadcast.
+        Raises ValueError if the target has another shape, because copying would broadcast.
         """
         if target.shape != self.shape:
             raise ValueError(f"{list(self.shape)} numbers do not fill a tensor of {list(target.shape)}")
@@ -61,7 +61,7 @@ class StoredTensor:
 
 
 def shards_of(directory: Path) -> list[Path]:
-    """The files that hold its weights, in order. Raises InputError if there are none, or one of them is missing."""
+    """Returns the files with the weights, in order. Raises InputError if there are none, or if one is missing."""
     for suffix, whole in WEIGHT_FILES.items():
         index = directory / f"{whole}.index.json"
         if index.is_file():
@@ -74,7 +74,7 @@ def shards_of(directory: Path) -> list[Path]:
 
 
 def tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Every tensor of one shard. Raises InputError if the file is damaged, or would run code while it is loaded."""
+    """Yields every tensor of a shard. Raises InputError if the file is damaged, or could run code when it is loaded."""
     if shard.suffix == ".bin":
         loaded, is_mapped = _load_pickled(shard)
         for key, tensor in loaded.items():
@@ -119,7 +119,7 @@ def _files_of_index(directory: Path, index: Path) -> list[Path]:
 
 
 def _load_pickled(shard: Path) -> tuple[dict[str, Tensor], bool]:
-    """(tensors by name, whether they lie in the file and not in memory)."""
+    """Returns (tensors by name, whether they are mapped from the file)."""
     is_mapped = True
     try:
         try:

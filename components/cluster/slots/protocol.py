@@ -1,0 +1,95 @@
+"""What a slot and its workers say to each other over the command board: commands, answers, and the state to resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from components.cluster.slots.slot_result import ExitReason
+from components.experiment.spec import TrialSpec
+from components.records.events import Extension, Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Numbered:
+    """`number` counts the commands of a slot, from 1; the board sets it. An answer has the number of its command."""
+
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start(_Numbered):
+    """Begin a trial, with the weights of `warm_from` if that is given."""
+
+    trial_id: str
+    spec: TrialSpec
+    warm_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load(_Numbered):
+    """Resume the trial from a checkpoint. `extensions` are all that it has been given; the board sets them."""
+
+    checkpoint: str
+    extensions: tuple[Extension, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advance(_Numbered):
+    """Train the trial to its next report. `extensions` as in Load."""
+
+    extensions: tuple[Extension, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit(_Numbered):
+    """Finish all uploads and end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait(_Numbered):
+    """Ask again: there is no command yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done(_Numbered):
+    """The command has been carried out; it has no result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported(_Numbered):
+    """The trial has trained to its next report. `node` is the first worker's."""
+
+    progress: Progress
+    node: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left(_Numbered):
+    """The trial trains no further here. It can be resumed from its interim checkpoint (None: it had not begun)."""
+
+    reason: ExitReason
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed(_Numbered):
+    """The trial cannot go on, for the same reason on every worker; the slot can serve other trials.
+
+    With `ends_search` the reason is not the trial's own: every other trial would fail for it.
+    """
+
+    reason: str
+    ends_search: bool = False
+
+
+SlotCommand = Start | Load | Advance | Exit | Wait
+SlotAnswer = Done | Reported | Left | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """The trial that a new worker group takes over: its start command and its last acknowledged checkpoint."""
+
+    start: Start | None = None
+    checkpoint: str | None = None
+    extensions: tuple[Extension, ...] = ()
