@@ -119,6 +119,8 @@ class SearchRun:
         try:
             self._runs = self._connect_tracking()
             log_inputs(self._runs, prepared)
+        except StorageError:
+            raise  # it is an OSError, as the errors of MLflow's network are
         except MLFLOW_ERRORS as error:
             raise TrackingError(without_secrets(str(error))) from None
         self._show_links({"Ray dashboard": self._facts.get("ray.dashboard", dashboard), "MLflow": self._runs.link})
