@@ -13,7 +13,7 @@ SOURCES = sorted([*(ROOT / "components").rglob("*.py"), *(ROOT / "workflows").rg
 
 # A room may import itself and rooms of the floors below. Rooms of one floor do not know each other.
 FLOORS = [
-    {"errors"},
+    {"errors", "notebook"},
     {"storage"},
     {"experiment"},
     {"conversations", "records"},
@@ -109,7 +109,11 @@ def test_imports_follow_the_plan(module):
 
 
 def test_no_file_imports_itself_by_a_detour():
-    graph = {module: {name for name in imports_of(path) if name in MODULES} for module, path in MODULES.items()}
+    # The package itself imports nothing when it is imported.
+    graph = {
+        module: {name for name in imports_of(path) if name in MODULES.keys() - {"components"}}
+        for module, path in MODULES.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
