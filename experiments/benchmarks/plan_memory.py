@@ -28,7 +28,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.data.prepare import MANIFEST, PreparedDataset
+from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
 from components.data.token_store import Entry, digest_of, write_store
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.models.base.bundled import fetch
@@ -195,7 +195,7 @@ def conversations(folder: Path, case: Case, vocabulary: int) -> PreparedDataset:
     write_store(directory / "eval.arrow", [entry()])
     digests = {f"{split}_digest": digest_of(directory / f"{split}.arrow") for split in ("train", "eval")}
     manifest = {"digest": directory.name, **digests, "counts": {}}
-    (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (directory / PREPARED_MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return PreparedDataset.open(folder_at(directory))
 
 

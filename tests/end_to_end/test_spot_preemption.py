@@ -16,22 +16,19 @@ from components.storage.open import folder_at
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
 from tests.support.sessions import curve, session
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from tests.support.toy_search import toy_search_folder
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
 # So long that no machine comes to its end before the nodes have gone and come.
-EXPERIMENT = """
-name: toy
-model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.15, max_tokens: 128}
+CHANGES = """
+data: {eval_fraction: 0.15}
 trial:
   method: {kind: full}
   optimizer: {learning_rate: 1.0e-3}
   budget: {epochs: 20000, evaluations: 10000}
-  batch: {rows_per_step: 2, rows_per_micro_batch: 1}
-  precision: fp32
-search: {space: {full: {method: {kind: full}}}}
+  batch: {rows_per_micro_batch: 1}
+search: {trials: null, scheduler: null, space: {full: {method: {kind: full}}}}
 resources: {full: {workers: [1, 2]}}
 """
 
@@ -71,10 +68,7 @@ class Driver:
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny_model_directory(tmp_path / "model")
-    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(25))
-    (tmp_path / "toy.yaml").write_text(EXPERIMENT)
-    return tmp_path
+    return toy_search_folder(tmp_path, CHANGES, conversations=25)
 
 
 def drain(head, node):

@@ -30,18 +30,13 @@ from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from tests.support.toy_search import toy_search_folder
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 400  # for each thing that is waited for; all of them together take a minute on a quiet machine
-EXPERIMENT = """
-name: toy
-model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.5, max_tokens: 128}
-trial:
-  budget: {epochs: 8, evaluations: 4}
-  batch: {rows_per_step: 2, rows_per_micro_batch: 1}
-  precision: fp32
+CHANGES = """
+data: {eval_fraction: 0.5}
+trial: {batch: {rows_per_micro_batch: 1}}
 search:
   trials: 5
   seed: 3
@@ -68,15 +63,8 @@ resources:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoscaling")
-    tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
-    text = EXPERIMENT.replace("{path: model}", f"{{path: {folder}/model}}").replace(
-        "data.jsonl", f"{folder}/data.jsonl"
-    )
-    (folder / "toy.yaml").write_text(
-        f"{text}storage: {{path: {folder}/runs}}\ntracking: {{uri: 'sqlite:///{folder}/mlflow.db'}}\n"
-    )
-    return folder
+    tracking = f"tracking: {{uri: 'sqlite:///{folder}/mlflow.db'}}"
+    return toy_search_folder(folder, CHANGES + tracking, absolute=True)
 
 
 @pytest.fixture(scope="module")

@@ -31,39 +31,28 @@ from components.records.histories import TrialHistories
 from components.records.stop_request import StopRequest
 from components.training.workers import UnfitWorkersError
 from tests.support.servers import until
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from tests.support.toy_search import toy_search_folder
 
-EXPERIMENT = """
-name: toy
-model: {{path: {model}}}
-data: {{train: {data}, eval_fraction: 0.15, max_tokens: 128}}
-trial:
-  budget: {{epochs: 2, evaluations: 2}}
-  batch: {{rows_per_step: 2, rows_per_micro_batch: 1}}
-  precision: fp32
+CHANGES = """
+data: {eval_fraction: 0.15}
+trial: {budget: {epochs: 2, evaluations: 2}, batch: {rows_per_micro_batch: 1}}
 search:
   trials: 6
-  scheduler: {{name: none}}
   space:
     lora:
-      method: {{kind: lora, rank: {{choice: [2, 4]}}}}
-      optimizer: {{learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}}}
+      method: {kind: lora, rank: {choice: [2, 4]}}
+      optimizer: {learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}}
     full:
-      method: {{kind: full}}
-      optimizer: {{learning_rate: {{log_uniform: [1.0e-3, 1.0e-2]}}}}
-resources: {{lora: {{workers: 1}}, full: {{workers: 2}}}}
-storage: {{path: {folder}}}
+      method: {kind: full}
+      optimizer: {learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}}
+resources: {lora: {workers: 1}, full: {workers: 2}}
 """
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(25))
-    text = EXPERIMENT.format(model=folder / "model", data=folder / "data.jsonl", folder=folder / "runs")
-    (folder / "toy.yaml").write_text(text)
-    return folder
+    return toy_search_folder(folder, CHANGES, conversations=25, absolute=True)
 
 
 @pytest.fixture(scope="module")

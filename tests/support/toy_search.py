@@ -43,9 +43,18 @@ def _changed(old: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in new.items() if value is not None}
 
 
-def toy_search_folder(folder: Path, changes: str = "", *, conversations: int = 60) -> Path:
-    """The folder, with toy.yaml and with the model and the conversations that it names."""
+def toy_search_folder(folder: Path, changes: str = "", *, conversations: int = 60, absolute: bool = False) -> Path:
+    """The folder, with toy.yaml and with the model and the conversations that it names.
+
+    Args:
+        absolute: toy.yaml names them, and the storage, by absolute paths, for programs that run in another folder.
+    """
     tiny_model_directory(folder / "model")
     write_messages_jsonl(folder / "data.jsonl", toy_conversations(conversations))
-    (folder / "toy.yaml").write_text(toy_experiment(changes))
+    text = toy_experiment(changes)
+    if absolute:
+        paths = {"model": {"path": "model"}, "data": {"train": "data.jsonl"}, "storage": {"path": "runs"}}
+        places = {key: {k: str(folder / name) for k, name in one.items()} for key, one in paths.items()}
+        text = yaml.safe_dump(_changed(yaml.safe_load(text), places), sort_keys=False)
+    (folder / "toy.yaml").write_text(text)
     return folder

@@ -285,6 +285,7 @@ def test_a_spot_machine_that_is_told_to_go_has_its_node_drained(tmp_path):
         subprocess.run(["bash", FILES / "spot_watch.sh", "10.0.0.1:6379"], env=environment, timeout=60, check=True)
     finally:
         server.shutdown()
+        server.server_close()
     command, *arguments = (tmp_path / "said").read_text().splitlines()
     assert command == "drain-node"
     # Ray's own command line takes them.
