@@ -80,6 +80,7 @@ def test_a_search_in_a_thread_ends_with_a_champion(searched):
     assert {TrialStarted, TrialProgressed, TrialInstructed, TrialEnded} == set(kinds)
     assert any(message.startswith("data ") for message in messages)
     assert "champion" in search._repr_html_()
+    assert "Champion: models:/toy@champion is version 1" in result._repr_html_()
 
 
 def test_trials_obey_the_handle_while_it_runs(searched):

@@ -1,10 +1,12 @@
 """The Python face, as far as no cluster is needed: names, laziness, and what shows itself."""
 
+import contextlib
 import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +17,12 @@ from components.inference.model import Model
 from components.models.load_trained import load_base
 from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted
 from components.records.heartbeat import DriverInbox
+from components.records.histories import TrialHistories
 from components.records.journal import Journal
 from components.records.manifest import LAYOUT, SearchManifest
+from components.records.outcome import Outcome
+from components.search.handle import Search
+from components.storage.open import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +191,59 @@ def test_a_search_that_runs_elsewhere_is_looked_at_and_gets_commands(experiment)
             search.extend(1, **wrong)
     with pytest.raises(turnwise.InputError, match=r"no search c in .* \(there: a\)"):
         turnwise.open_search(str(experiment.folder), "c")
+
+
+class FakeRun:
+    """In place of a SearchRun: a search that waits for its stop, or fails."""
+
+    def __init__(self, stop, error=None):
+        self.stop, self.error, self.histories = stop, error, TrialHistories()
+
+    def run_trials(self, on_event):
+        on_event("an event")
+        if self.error is not None:
+            raise self.error
+        assert self.stop.wait(20)
+        return self.stop.reason
+
+    def conclude(self, trials):
+        return SimpleNamespace(outcome=Outcome.INTERRUPTED, reason=trials)
+
+
+def handle_of(monkeypatch, tmp_path, *, error=None, refused=None):
+    """A Search whose steps are FakeRun's, and its events."""
+    events = []
+
+    @contextlib.contextmanager
+    def start(prepared, *, on_message, stop):
+        if refused is not None:
+            raise refused
+        yield FakeRun(stop, error)
+
+    monkeypatch.setattr("components.search.handle.start", start)
+    prepared = SimpleNamespace(folder=folder_at(tmp_path / "a"), search_id="a", budget=100)
+    return Search(prepared, on_event=events.append), events
+
+
+def test_a_handle_does_not_block_and_cancel_ends_the_search(monkeypatch, tmp_path):
+    search, events = handle_of(monkeypatch, tmp_path)
+    with pytest.raises(TimeoutError, match=r"search a has not ended within 0\.1 seconds"):
+        search.result(timeout_seconds=0.1)
+    assert (search.state, search.trials(), events) == ("running", (), ["an event"])
+    search.cancel()
+    assert search.result(timeout_seconds=20).reason == "cancel()"
+    assert search.state == "interrupted"
+    assert repr(search) == f"<Search a in {tmp_path / 'a'}: interrupted>"
+
+
+def test_a_handle_raises_what_ended_its_search(monkeypatch, tmp_path):
+    search, _ = handle_of(monkeypatch, tmp_path, error=turnwise.StorageError("the share is away"))
+    with pytest.raises(turnwise.StorageError, match="the share is away"):
+        search.result(timeout_seconds=20)
+    assert search.state == "failed: the share is away"
+    search, _ = handle_of(monkeypatch, tmp_path, refused=turnwise.InsufficientCapacityError("no GPU"))
+    with pytest.raises(turnwise.InputError, match="search a did not start: no GPU"):
+        search.stop(1)
 
 
 def test_a_model_replies_streams_is_scored_and_compared(experiment, tmp_path):
