@@ -49,7 +49,9 @@ def notebook(tmp_path_factory):
 @pytest.fixture(scope="module")
 def searched(notebook):
     """(the handle of a search that has ended, its events with the threads they came in, messages, replies)"""
-    experiment = turnwise.load_experiment("toy.yaml", {"search.trials": 3, "trial.budget.epochs": 6})
+    experiment = turnwise.load_experiment(
+        "toy.yaml", {"search.trials": 3, "trial.budget.epochs": 40, "trial.budget.evaluations": 20}
+    )
     events, messages, replies = [], [], []
 
     def on_event(event):
@@ -122,7 +124,7 @@ def test_the_champion_replies_is_scored_compared_and_exported(searched, notebook
 
 
 def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, notebook):
-    experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 6})
+    experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 20})
     search = turnwise.start(experiment, register=False)
     until(lambda: search.trials() and search.trials()[0].target_tokens, 120)
     search.cancel()
