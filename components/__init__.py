@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from components.api import run as run
     from components.api import score as score
     from components.api import start as start
-    from components.cluster.capacity.node_types import InsufficientCapacityError as InsufficientCapacityError
+    from components.cluster.capacity.cluster_capacity import InsufficientCapacityError as InsufficientCapacityError
     from components.errors import InputError as InputError
+    from components.errors import TrackingError as TrackingError
     from components.errors import TurnwiseError as TurnwiseError
-    from components.experiment.errors import ExperimentError as ExperimentError
-    from components.records.stop_request import StopRequest as StopRequest
-    from components.registry.errors import VerificationError as VerificationError
-    from components.search.commands import NoReplyError as NoReplyError
+    from components.errors import VerificationError as VerificationError
+    from components.experiment.experiment_errors import ExperimentError as ExperimentError
+    from components.records.stop_flag import StopRequest as StopRequest
     from components.search.find import NEWEST as NEWEST
+    from components.search.send_command import NoReplyError as NoReplyError
     from components.storage.retry import StorageError as StorageError
-    from components.tracking.errors import TrackingError as TrackingError
 
 FUNCTIONS = (
     "compare", "export", "load_experiment", "load_model", "open_search", "plan", "preview", "results", "run", "score",

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import InputError
-from components.experiment.load import load_experiment as _load_experiment
+from components.experiment.load_experiment import load_experiment as _load_experiment
 from components.experiment.spec import ExperimentSpec
 from components.records.histories import Subscriber
 from components.records.on_message import OnMessage, ignore_message
-from components.records.stop_request import StopRequest
+from components.records.stop_flag import StopRequest
 from components.search.find import NEWEST
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from components.inference.comparison import Comparison
     from components.inference.model import Model
+    from components.inference.paired_bootstrap import Comparison
     from components.inference.score import Score
     from components.planning.data_preview import MaskPreview
     from components.planning.experiment_plan import ExperimentPlan
-    from components.registry.export_model import Export
+    from components.registry.checked_export import Export
+    from components.search.decide_outcome import SearchResult
     from components.search.handle import RemoteSearch, Search
-    from components.search.outcome import SearchResult
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> ExperimentSpec:
@@ -126,9 +126,9 @@ def start(
     of opening are raised here, the others by `Search.result`.
     """
     from components.search.handle import Search
-    from components.search.open import open_search
+    from components.search.prepare_search import prepare_search
 
-    prepared = open_search(experiment, resume=resume, register=register, on_message=on_message)
+    prepared = prepare_search(experiment, resume=resume, register=register, on_message=on_message)
     return Search(prepared, on_event=on_event, on_message=on_message)
 
 
@@ -190,7 +190,7 @@ def load_model(name: str, *, chat_format: str = "auto", tracking: str | None = N
         ValueError: there is no such model, or it cannot be loaded.
     """
     from components.inference.model import Model
-    from components.registry.resolve import load_by_name
+    from components.registry.load_by_name import load_by_name
 
     return Model(name=name, loaded=load_by_name(name, chat_format=chat_format, tracking=tracking), tracking=tracking)
 
@@ -245,7 +245,7 @@ def export(
     Raises:
         ValueError: the model cannot be exported so, or the merged files answer something else.
     """
-    from components.registry.export_model import ExportRequest, export_model
+    from components.registry.checked_export import ExportRequest, export_model
 
     name, tracking = (model, None) if isinstance(model, str) else (model.name, model.tracking)
     request = ExportRequest(
@@ -257,7 +257,7 @@ def export(
 def _experiment_of(folder: str | Path, search_id: str) -> ExperimentSpec:
     """The experiment of one of the searches in an experiment's folder."""
     from components.records.manifest import searches_in
-    from components.storage.open import folder_at
+    from components.storage.open_folder import folder_at
 
     found = searches_in(folder_at(str(folder)))
     named = [manifest for manifest in found if search_id in (NEWEST, manifest.search_id)]

@@ -7,3 +7,11 @@ class TurnwiseError(Exception):
 
 class InputError(TurnwiseError, ValueError):
     """Something that a user wrote or named cannot be used: an argument, a file, a directory, a model."""
+
+
+class TrackingError(TurnwiseError):
+    """MLflow is away, or has refused what a search cannot do without."""
+
+
+class VerificationError(TurnwiseError, RuntimeError):
+    """A candidate that cannot be made a version, or does not load, answer, or score what it scored in training."""

@@ -114,7 +114,7 @@ def versions(trials, tmp_path_factory):
 def asked(trials, versions):
     """Makes the request to verify a version of a method."""
     from components.registry.probes import Probe
-    from components.registry.verification_records import VerificationRequest
+    from components.registry.verification_messages import VerificationRequest
     from tests.support.trials import MAX_TOKENS
 
     def asked(method, phase="candidate", **fields):

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     quiet_libraries()
     from components.inference.chat_session import ChatSession
-    from components.registry.resolve import load_by_name
+    from components.registry.load_by_name import load_by_name
 
     with exit_on_error():
         tools = _read_tools(arguments.tools)

@@ -19,12 +19,11 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from components.cluster.capacity.node_types import InsufficientCapacityError
-from components.errors import TurnwiseError
-from components.search.commands import NoReplyError
+from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
+from components.errors import TrackingError, TurnwiseError
 from components.search.find import NEWEST
+from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
-from components.tracking.errors import TrackingError
 
 WIDTH_OF_LOGS = 140
 COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     console = make_console(stderr=arguments.json)
     from components.inference.score import Score, compare_scores, score
-    from components.registry.resolve import load_by_name
+    from components.registry.load_by_name import load_by_name
 
     def score_by_name(name: str) -> Score:
         model = load_by_name(name, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 from workflows.cli import Exit, exit_on_error, json_line, quiet_libraries
 
 if TYPE_CHECKING:
-    from components.registry.export_model import Export
+    from components.registry.checked_export import Export
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     quiet_libraries()
-    from components.registry.export_model import ExportRequest, export_model
+    from components.registry.checked_export import ExportRequest, export_model
 
     request = ExportRequest(
         source=arguments.model,

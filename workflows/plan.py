@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from workflows.cli import Exit, add_experiment_file, exit_on_error, fail, make_console, quiet_libraries
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = load_experiment(arguments.experiment, arguments.set)
     # Imported late: an error in the file is reported at once, not after the seconds that torch takes.
     quiet_libraries()
-    from components.experiment.warnings import experiment_warnings
+    from components.experiment.experiment_warnings import experiment_warnings
     from components.planning.instance_types import load_node_table
     from components.planning.planner import plan
 

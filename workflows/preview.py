@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.conversations.readers.record_formats import RECORD_FORMATS
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from workflows.cli import Exit, exit_on_error, make_console, quiet_libraries
 
 

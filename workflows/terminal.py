@@ -16,14 +16,14 @@ from rich.console import Console
 from components.errors import TurnwiseError
 from components.experiment.spec import ExperimentSpec
 from components.records.outcome import Outcome
-from components.records.stop_request import StopRequest
+from components.records.stop_flag import StopRequest
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.live_view import LiveView
 from components.reports.search_state import SearchState
 from components.reports.verdict import print_verdict
+from components.search.decide_outcome import SearchResult, resume_command
 from components.search.find import find_search
 from components.search.follow import FollowedSearch, SearchStatus
-from components.search.outcome import SearchResult, resume_command
 from components.storage.retry import StorageError
 from workflows.cli import (
     Exit,
@@ -39,7 +39,7 @@ from workflows.cli import (
 
 if TYPE_CHECKING:
     # It takes seconds of torch and Ray, which the view of a search does without.
-    from components.search.open import PreparedSearch
+    from components.search.prepare_search import PreparedSearch
 
 POLL_SECONDS = 1.0
 STATUS: Mapping[Outcome, Exit] = {
@@ -111,13 +111,13 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
 def _run(
     experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool
 ) -> SearchResult:
-    from components.search.open import open_search
+    from components.search.prepare_search import prepare_search
 
     def say(message: str) -> None:
         console.print(message, soft_wrap=True)
 
     with exit_on_error():
-        prepared = open_search(experiment, resume=resume, register=register, on_message=say)
+        prepared = prepare_search(experiment, resume=resume, register=register, on_message=say)
     try:
         result = _run_prepared(prepared, console, say, command)
     except StorageError as error:
@@ -131,10 +131,10 @@ def _run(
 
 
 def _run_prepared(prepared: PreparedSearch, console: Console, say: Callable[[str], None], command: str) -> SearchResult:
-    from components.search.run import start
+    from components.search.run import driver_session
 
     stop = StopRequest()
-    with start(prepared, on_message=say, stop=stop, command=command) as search:
+    with driver_session(prepared, on_message=say, stop=stop, command=command) as search:
 
         def announce() -> None:
             say(f"{stop.reason}: trials write a checkpoint and end. Go on with: {search.resume_command}")

@@ -11,10 +11,10 @@ import json
 import time
 from collections.abc import Sequence
 
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.reports.text_timeline import timeline_text
 from components.search.find import NEWEST
-from components.search.timeline import search_timeline
+from components.search.node_timeline import search_timeline
 from workflows.cli import Exit, add_experiment_file, exit_on_error
 
 

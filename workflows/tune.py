@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.schema import experiment_schema
 from components.search.find import NEWEST
 from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries

@@ -6,7 +6,7 @@ from collections.abc import Set
 
 import numpy as np
 
-from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.chat_formats.truncation import fit_length
 from components.data.token_store import TokenStore

@@ -11,10 +11,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 
 FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
 CHUNK = 64

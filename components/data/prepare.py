@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Self
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation
-from components.conversations.readers.errors import MAX_SHOWN
+from components.conversations.readers.data_problems import MAX_SHOWN
 from components.conversations.readers.read import content_digest
 from components.conversations.readers.unknown_keys import unused_keys_sentences
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.split import Split, read_and_split
 from components.data.split_membership import keys_of
 from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
 from components.errors import InputError
 from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
-from components.storage.base import Folder
+from components.storage.folder import Folder
 
 STORE_VERSION = 3  # of the files below; part of the digest
 PREPARED_MANIFEST = "manifest.json"

@@ -8,7 +8,7 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation
 from components.conversations.preview.mask_preview import PreviewRecord, PreviewTotals
-from components.conversations.readers.errors import MAX_SHOWN
+from components.conversations.readers.data_problems import MAX_SHOWN
 from components.data.parallel_rendering import Renderer
 from components.data.prepare import PreparedDataset
 from components.data.token_store import TokenStore

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from components.conversations.messages import Conversation
-from components.conversations.readers.errors import DataProblem
+from components.conversations.readers.data_problems import DataProblem
 from components.conversations.readers.read import ReadResult, read_conversations
 from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
 from components.errors import InputError

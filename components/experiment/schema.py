@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from components.experiment.domains import DOMAINS
-from components.experiment.field_types import sections
-from components.experiment.read_trial import SHARED_BY_ALL_TRIALS, Leaf
+from components.experiment.parse_trial import SHARED_BY_ALL_TRIALS, Leaf
 from components.experiment.spec import ExperimentSpec, TrialSpec
+from components.experiment.type_introspection import sections
 
 
 def experiment_schema() -> dict[str, Any]:

@@ -20,9 +20,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.experiment.domains import Domain
-from components.experiment.errors import ExperimentError, Problem, problems_of
-from components.experiment.field_types import options
-from components.experiment.read_trial import Reading, read_branch, read_trial
+from components.experiment.experiment_errors import ExperimentError, Problem, problems_of
+from components.experiment.parse_trial import Reading, read_branch, read_trial
 from components.experiment.spec import (
     ExperimentSpec,
     FullMethod,
@@ -32,6 +31,7 @@ from components.experiment.spec import (
     TrialSpec,
     WorkersSpec,
 )
+from components.experiment.type_introspection import options
 
 METHOD_KINDS = tuple(options(model.model_fields["kind"].annotation)[0] for model in (LoraMethod, FullMethod))
 MAX_CORNERS = 4096

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation, Message
 from components.data.token_store import Entry, TokenStore, write_store

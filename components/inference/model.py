@@ -10,8 +10,8 @@ from rich.table import Table
 
 from components.conversations.messages import Message
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
-from components.inference.comparison import Comparison
 from components.inference.generate import Reply, ReplyOptions, reply_to, stream_reply
+from components.inference.paired_bootstrap import Comparison
 from components.inference.score import MAX_TOKENS, Score, compare_scores, score
 from components.models.load_trained import LoadedModel
 from components.notebook import html_of

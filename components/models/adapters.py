@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.spec import LoraMethod
-from components.models.causal_lm import check_same_weights
+from components.models.load_causal_lm import check_same_weights
 from components.models.target_modules import lora_config
 
 

@@ -16,15 +16,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.chatglm3 import is_chatglm3
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state, merge
-from components.models.base.load import Quantize, config_of, load_base_model, resolve_model
+from components.models.base.load_base import Quantize, config_of, load_base_model, resolve_model
 from components.models.base.reference import BaseReference
-from components.models.causal_lm import check_finite, load_causal_lm
 from components.models.chatglm.adapter_conversion import (
     CONFIG_FILE,
     adapter_to_glm,
@@ -33,8 +32,9 @@ from components.models.chatglm.adapter_conversion import (
     read_adapter_weights,
 )
 from components.models.chatglm.detect import is_original
-from components.models.chatglm.load import load_original
+from components.models.chatglm.load_original import load_original
 from components.models.chatglm.save import write_original
+from components.models.load_causal_lm import check_finite, load_causal_lm
 from components.models.load_trained import (
     ADAPTER,
     SPEC_FILE,

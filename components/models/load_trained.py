@@ -22,19 +22,19 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.chat_formats.base import ChatFormat
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
 from components.models.attention_backend import usable_attention
-from components.models.base.load import load_base_model, resolve_model, save_config
+from components.models.base.load_base import load_base_model, resolve_model, save_config
 from components.models.base.reference import BASE_FILE, BaseReference
-from components.models.causal_lm import check_same_weights, load_causal_lm
 from components.models.digest import model_digest
 from components.models.dtypes import torch_dtype
-from components.models.embedding_rows import check_token_ids, required_tokens, rows_of
+from components.models.load_causal_lm import check_same_weights, load_causal_lm
 from components.models.sharded_safetensors import StoredTensors, write_model
+from components.models.token_id_check import check_token_ids, required_tokens, rows_of
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
 WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"

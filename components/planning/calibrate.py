@@ -21,8 +21,8 @@ from components.data.sampler import Position
 from components.errors import InputError
 from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.base.reference import BaseReference
-from components.storage.base import Folder
-from components.storage.open import folder_at
+from components.storage.folder import Folder
+from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
 from components.training.precision import computing
 from components.training.trainer import TrainingData

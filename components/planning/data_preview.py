@@ -19,12 +19,12 @@ from components.conversations.preview.mask_preview import (
 )
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
 from components.conversations.readers.unknown_keys import unused_keys_sentences
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
 from components.experiment.spec import ExperimentSpec, ModelSpec
-from components.models.base.load import resolve_model
+from components.models.base.load_base import resolve_model
 from components.notebook import html_of, text_of
 
 MAX_NAMED = 20

@@ -31,7 +31,7 @@ from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
 from components.planning.meta_model import PackedLinear, meta_attention, meta_model
 from components.training.data_parallel import set_gradient_checkpointing
-from components.training.lm_head import decoder_and_head
+from components.training.lm_head_check import decoder_and_head
 from components.training.loss import ScoredModel
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora
-from components.models.base.load import Quantize
+from components.models.base.load_base import Quantize
 from components.models.dtypes import DTYPES
 from components.models.meta_tensors import empty_model
 from components.models.modality_towers import train_what_text_reaches

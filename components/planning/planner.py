@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from components.experiment.base_variants import dtype_warnings
+from components.experiment.base_precisions import dtype_warnings
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
 from components.planning.calibrate import Calibration, CalibrationRequest, calibrate_trial
-from components.planning.estimate import Estimate, Estimator, PlanCase
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import InstanceType, NodeTable
 from components.planning.remedies import remedies
+from components.planning.trial_estimate import Estimate, Estimator, PlanCase
 from components.planning.workload import trials_worth
 from components.records.on_message import OnMessage, ignore_message
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from components.experiment.spec import LoraMethod
 from components.planning.branch_plan import Remedy
-from components.planning.estimate import Estimate, Estimator, PlanCase
+from components.planning.trial_estimate import Estimate, Estimator, PlanCase
 
 MAX_SHARDS = 8  # of a model
 

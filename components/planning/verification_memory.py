@@ -5,7 +5,7 @@ from __future__ import annotations
 from components.errors import InputError
 from components.experiment.space import Branch, branches_of, corner_trials, some_trial
 from components.experiment.spec import ExperimentSpec, FullMethod
-from components.models.base.load import config_of, resolve_model
+from components.models.base.load_base import config_of, resolve_model
 from components.models.dtypes import DTYPES
 from components.planning.memory import CPU_PROCESS, GB, physical_memory
 from components.planning.meta_model import meta_model

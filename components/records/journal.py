@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from components.errors import InputError
 from components.records.events import TrialEvent
-from components.storage.base import Folder
+from components.storage.folder import Folder
 
 JOURNAL = "journal.jsonl"
 _EVENT: TypeAdapter[TrialEvent] = TypeAdapter(Annotated[TrialEvent, Field(discriminator="event")])

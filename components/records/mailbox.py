@@ -15,7 +15,7 @@ import uuid
 from pydantic import ValidationError
 
 from components.records.commands import CommandReply, Request, TrialCommand
-from components.storage.base import Folder
+from components.storage.folder import Folder
 
 FOLDER, REPLY = "requests", ".reply.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.experiment.spec import ExperimentSpec
-from components.storage.base import Folder
+from components.storage.folder import Folder
 
 MANIFEST = "search.json"
 LAYOUT = 3  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes

@@ -12,7 +12,7 @@ from components.data.trained_on import keys_digest, training_keys
 from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.events import Progress, TrialHistory
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.tracking.mlflow_runs import SearchRuns, git_commit
 
 

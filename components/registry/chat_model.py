@@ -31,7 +31,7 @@ from components.conversations.openai_messages import messages_of, openai_call
 from components.errors import InputError
 from components.inference.generate import Reply, reply_to, stream_reply
 from components.models.load_trained import LoadedModel, load_trained
-from components.registry.weightless_save import is_being_saved
+from components.registry.skip_load_on_save import is_being_saved
 
 PACKAGE = "package"
 MODEL = "turnwise"
@@ -130,7 +130,7 @@ def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
     return messages_of([message.to_dict() for message in messages])
 
 
-def offer() -> None:
+def set_mlflow_model() -> None:
     """Gives MLflow the model that it will load, which holds no weights yet."""
     with warnings.catch_warnings():
         # MLflow recommends a ResponsesAgent instead, which does not answer chat completions; a version pins its MLflow.
@@ -138,4 +138,4 @@ def offer() -> None:
         set_model(PackagedChatModel())
 
 
-offer()
+set_mlflow_model()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from components.inference.comparison import Comparison, paired_bootstrap
-from components.registry.errors import VerificationError
-from components.registry.verification_records import VerificationReport
+from components.errors import VerificationError
+from components.inference.paired_bootstrap import Comparison, paired_bootstrap
+from components.registry.verification_messages import VerificationReport
 
 MAX_DEVIATION = 0.01  # of the loss after loading from the loss in training
 NOTHING_SAYS = (

@@ -13,7 +13,7 @@ from mlflow.pyfunc import PyFuncModel
 
 from components.registry.own_code import CODE, COMMON_NAME, rename_package
 from components.registry.versions import download_files
-from components.tracking.mlflow_client import tracking_uri
+from components.tracking.mlflow_access import tracking_uri
 
 
 def load_version(model_uri: str, uri: str | None = None) -> PyFuncModel:

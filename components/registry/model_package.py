@@ -9,7 +9,7 @@ import mlflow.pyfunc
 
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import INSTALLED, rename_package
-from components.registry.weightless_save import without_weights
+from components.registry.skip_load_on_save import without_weights
 
 SERVED_BY = (  # what a version needs where it is served, at the versions installed here
     "mlflow",

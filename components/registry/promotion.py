@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from components.data.prepare import PreparedDataset
+from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
-from components.inference.comparison import Comparison
+from components.inference.paired_bootstrap import Comparison
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
-from components.registry.errors import VerificationError
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
-from components.registry.verification_process import verify_in_subprocess
-from components.registry.verification_records import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
+from components.registry.verification_launcher import verify_in_subprocess
+from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
 from components.tracking.mlflow_runs import SearchRuns
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
-from components.inference.comparison import Comparison, number_needed
+from components.inference.paired_bootstrap import Comparison, number_needed
 from components.registry.probes import Probe
 
 if TYPE_CHECKING:

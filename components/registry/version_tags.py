@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mlflow import MlflowClient
 
 from components.errors import InputError
-from components.tracking.mlflow_client import MLFLOW_ERRORS, open_store, reason_of
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
 
 SCHEME = "models:/"
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from components.data.trained_on import write_trained_on
-from components.errors import InputError
+from components.errors import InputError, VerificationError
 from components.models.load_trained import package
 from components.registry.candidate import RegistryCandidate
 from components.registry.chat_model import PACKAGE
-from components.registry.errors import VerificationError
 from components.registry.model_package import package_in, save_packaged
-from components.tracking.mlflow_client import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
+from components.tracking.mlflow_access import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 
 MODEL_FOLDER = "model"
 

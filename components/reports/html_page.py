@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from components.experiment.varied import hyperparameters
-from components.reports.summary import SearchSummary
+from components.reports.search_summary import SearchSummary
 
 PAGE = Path(__file__).with_name("html_page.html.jinja")
 

@@ -8,11 +8,11 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.records.driver_presence import DriverHeartbeat
 from components.records.events import TrialHistory, TrialState, num_clones
-from components.records.heartbeat import DriverHeartbeat
 from components.records.manifest import SearchManifest
 from components.reports.leaderboard import best_loss, ranked
-from components.reports.summary import TrialSummary, trial_summaries
+from components.reports.search_summary import TrialSummary, trial_summaries
 
 
 class SearchState(StrEnum):

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
-from components.reports.summary import SearchSummary, probes_answered
+from components.reports.search_summary import SearchSummary, probes_answered
 
 
 def print_verdict(console: Console, summary: SearchSummary) -> None:

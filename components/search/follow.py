@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
-from components.records.heartbeat import SILENT_SECONDS, DriverHeartbeat
+from components.records.driver_presence import SILENT_SECONDS, DriverHeartbeat
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
 from components.records.manifest import SearchManifest
 from components.reports.search_state import SearchSnapshot, SearchState
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,15 +16,15 @@ from components.records.commands import CloneTrial, ExtendTrial, StopTrial, Tria
 from components.records.histories import Subscriber, TrialHistories
 from components.records.manifest import SearchManifest
 from components.records.on_message import OnMessage, ignore_message
-from components.records.stop_request import StopRequest
+from components.records.stop_flag import StopRequest
 from components.reports.leaderboard import leaderboard, ranked
-from components.reports.summary import TrialSummary, trial_summaries
-from components.search.commands import TIMEOUT_SECONDS, ask
+from components.reports.search_summary import TrialSummary, trial_summaries
+from components.search.decide_outcome import SearchResult
 from components.search.follow import FollowedSearch
-from components.search.open import PreparedSearch
-from components.search.outcome import SearchResult
-from components.search.run import SearchRun, start
-from components.storage.base import Folder
+from components.search.prepare_search import PreparedSearch
+from components.search.run import SearchRun, driver_session
+from components.search.send_command import TIMEOUT_SECONDS, ask
+from components.storage.folder import Folder
 
 CANCELLED = "cancel()"  # the reason of a stop that this handle requests
 
@@ -171,7 +171,7 @@ class Search(SearchHandle):
 
     def _work(self) -> None:
         try:
-            with start(self._prepared, on_message=self._on_message, stop=self._stop) as run:
+            with driver_session(self._prepared, on_message=self._on_message, stop=self._stop) as run:
                 self._run = run
                 self._connected.set()
                 self._result = run.conclude(run.run_trials(self._on_event))

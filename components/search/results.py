@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from components.errors import InputError
+from components.errors import InputError, TrackingError
 from components.experiment.spec import ExperimentSpec
 from components.records.events import TrialHistory, replay
 from components.records.journal import Journal
 from components.records.manifest import MANIFEST, SearchManifest, searches_in
 from components.reports.leaderboard import best_loss, spent, worker_seconds
-from components.storage.base import Folder
-from components.storage.open import folder_at
-from components.tracking.errors import TrackingError
+from components.storage.folder import Folder
+from components.storage.open_folder import folder_at
 from components.tracking.find_runs import trial_run_ids
-from components.tracking.mlflow_client import tracking_uri
+from components.tracking.mlflow_access import tracking_uri
 
 log = logging.getLogger(__name__)
 

@@ -6,26 +6,25 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from components.cluster.capacity.autoscaler import capacity_of_cluster
-from components.cluster.capacity.node_types import check_capacity
-from components.cluster.driver.remote_task import run_on_worker
+from components.cluster.capacity.autoscaler_config import capacity_of_cluster
+from components.cluster.capacity.cluster_capacity import check_capacity
+from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.ray_session import connected, this_job
-from components.cluster.run import can_resume, run_search
-from components.cluster.scheduling.warnings import remarks
+from components.cluster.run_search import can_resume, run_search
+from components.cluster.scheduling.search_warnings import remarks
+from components.errors import TrackingError, VerificationError
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
+from components.records.driver_presence import DriverInbox
 from components.records.events import TrialHistory, TrialState
-from components.records.heartbeat import DriverInbox
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
 from components.records.on_message import OnMessage, ignore_message
 from components.records.outcome import Outcome
-from components.records.stop_request import StopRequest
-from components.registry.errors import VerificationError
+from components.records.stop_flag import StopRequest
 from components.registry.promotion import Executor, register_best, run_locally
 from components.reports.leaderboard import ranked
-from components.search.open import PreparedSearch, open_search
-from components.search.outcome import (
+from components.search.decide_outcome import (
     SearchOutcome,
     SearchResult,
     TrialsResult,
@@ -34,12 +33,12 @@ from components.search.outcome import (
     outcome_of_unfinished,
     resume_command,
 )
+from components.search.prepare_search import PreparedSearch, prepare_search
 from components.search.write_reports import log_inputs, summarize, write_reports
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
-from components.tracking.errors import TrackingError
 from components.tracking.journal_sync import JournalSync
-from components.tracking.mlflow_client import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of, without_secrets
 from components.tracking.mlflow_runs import MAX_CHARACTERS, TRAINED_TAG, SearchRuns
 from components.training.workers import UnfitWorkersError
 
@@ -69,13 +68,13 @@ def run(
         stop: a request to it ends the search early; it can be resumed.
         command: the command line that started this, for the reports and for the advice how to go on.
     """
-    prepared = open_search(experiment, resume=resume, register=register, on_message=on_message)
-    with start(prepared, on_message=on_message, stop=stop, command=command) as search:
+    prepared = prepare_search(experiment, resume=resume, register=register, on_message=on_message)
+    with driver_session(prepared, on_message=on_message, stop=stop, command=command) as search:
         return search.conclude(search.run_trials(on_event))
 
 
 @contextlib.contextmanager
-def start(
+def driver_session(
     prepared: PreparedSearch,
     *,
     on_message: OnMessage = ignore_message,

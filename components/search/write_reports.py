@@ -11,10 +11,10 @@ from components.records.events import TrialHistory
 from components.records.on_message import OnMessage
 from components.reports.html_page import search_page
 from components.reports.loss_curves import loss_curves_svg
-from components.reports.summary import SearchSummary, trial_summaries
-from components.search.open import PreparedSearch
-from components.search.outcome import SearchOutcome
-from components.tracking.mlflow_client import MLFLOW_ERRORS, reason_of, without_secrets
+from components.reports.search_summary import SearchSummary, trial_summaries
+from components.search.decide_outcome import SearchOutcome
+from components.search.prepare_search import PreparedSearch
+from components.tracking.mlflow_access import MLFLOW_ERRORS, reason_of, without_secrets
 from components.tracking.mlflow_runs import SearchRuns
 
 REPORT = "report.html"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from components.storage.base import AppendLog, Folder
+from components.storage.folder import AppendLog, Folder
 from components.storage.fsync import fsync_file, fsync_path
 
 LINE = re.compile(r"(\d{8})-[0-9a-f]+\.json")

@@ -19,7 +19,7 @@ import time
 import uuid
 from typing import Any
 
-from components.storage.base import Folder
+from components.storage.folder import Folder
 from components.storage.node_cache import is_running
 
 log = logging.getLogger(__name__)

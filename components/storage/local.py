@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from components.storage.append_log import FileAppendLog
 from components.storage.background_upload import BackgroundUpload
-from components.storage.base import Folder, Lock, PendingWrite
 from components.storage.file_lock import file_lock
+from components.storage.folder import Folder, Lock, PendingWrite
 from components.storage.fsync import fsync_file, fsync_path, fsync_tree
 
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.storage.append_log import ObjectAppendLog
 from components.storage.background_upload import BackgroundUpload
-from components.storage.base import Folder, PendingWrite
+from components.storage.folder import Folder, PendingWrite
 from components.storage.lease import Lease
 from components.storage.node_cache import copy_path, get_or_create, move_into_place, new_scratch
 from components.storage.retry import StorageError, describe_error, with_retries

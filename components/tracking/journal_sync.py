@@ -11,7 +11,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from components.records.events import TrialEvent
 from components.records.journal import Journal
-from components.tracking.mlflow_client import MLFLOW_ERRORS, is_final, reason_of
+from components.tracking.mlflow_access import MLFLOW_ERRORS, is_final, reason_of
 from components.tracking.mlflow_runs import SearchRuns
 
 log = logging.getLogger(__name__)

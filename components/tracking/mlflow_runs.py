@@ -34,7 +34,7 @@ from components.records.events import (
     TrialProgressed,
     TrialStarted,
 )
-from components.tracking.mlflow_client import experiment_id, without_secrets
+from components.tracking.mlflow_access import experiment_id, without_secrets
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 SEARCH_OF_TRIAL_TAG = "turnwise.search"

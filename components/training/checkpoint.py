@@ -28,7 +28,7 @@ from components.models.adapters import load_adapter_state, save_adapter
 from components.models.load_trained import ADAPTER, ADAPTER_FILE, WEIGHTS, check_stored, weights_of
 from components.models.sharded_safetensors import StoredTensors, write_rows
 from components.storage.background_upload import BackgroundUpload
-from components.storage.base import Folder
+from components.storage.folder import Folder
 from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
 from components.training.workers import Workers

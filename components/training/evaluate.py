@@ -10,10 +10,10 @@ import torch
 
 from components.data.collate import collate
 from components.data.token_store import TokenStore
-from components.models.embedding_rows import rows_of
 from components.models.load_trained import LoadedModel
-from components.training.check_vocabulary import in_store
+from components.models.token_id_check import rows_of
 from components.training.loss import ScoredModel
+from components.training.vocabulary_check import in_store
 from components.training.workers import OneWorker, Workers
 
 

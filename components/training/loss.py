@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from components.conversations.chat_formats.rendered import IGNORE_INDEX
 from components.data.batch import Batch
 from components.data.model_inputs import model_inputs
-from components.training.lm_head import decoder_and_head, why_whole_logits
+from components.training.lm_head_check import decoder_and_head, why_whole_logits
 from components.training.precision import computing
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class ScoredModel(nn.Module):
 
     It is a module of its own, so that DistributedDataParallel can wrap it and FSDP can know its forward passes: forward,
     losses and isolates_packed_rows. Nothing else may use the weights of a sharded model. If a model does more to its logits
-    than its head does (soft caps, scales), the whole logits are used instead (lm_head.py), and the log says so.
+    than its head does (soft caps, scales), the whole logits are used instead (lm_head_check.py), and the log says so.
     """
 
     def __init__(self, model: nn.Module, *, precision: str, attention: str, device: torch.device) -> None:

@@ -22,7 +22,7 @@ from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.events import Progress, StepMetrics, budget_at
 from components.storage.background_upload import BackgroundUpload
-from components.storage.base import Folder
+from components.storage.folder import Folder
 from components.training.checkpoint import (
     load_optimizer,
     load_weights,
@@ -53,7 +53,7 @@ class Diverged(Exception):
     """A loss or gradient is not finite. It ends this trial, not the slot that the trial runs in."""
 
 
-class TrialRun:
+class Trainer:
     """One trial's model, optimizer and position in the data. Every worker holds one and makes the same calls."""
 
     def __init__(

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from components.errors import InputError
-from components.experiment.base_variants import BaseVariant, base_variant
+from components.experiment.base_precisions import BaseVariant, base_variant
 from components.experiment.spec import FLASH_ATTENTION, Dtype, ModelSpec, TrialSpec
 from components.models.attention_backend import INSTALL_ADVICE, is_usable
-from components.models.base.load import load_base_model
+from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
 from components.records.events import Extension, InterimCheckpoint, Progress
 from components.storage.background_upload import BackgroundUpload
-from components.storage.base import Folder
+from components.storage.folder import Folder
 from components.training.checkpoint import load_weights
 from components.training.checkpoint_names import at_report, between_reports
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
 from components.training.signals import NO_SIGNALS, NoSignals, TrialSignals
-from components.training.trainer import TrainingData, TrialRun
+from components.training.trainer import Trainer, TrainingData
 from components.training.workers import UnfitWorkersError, Workers
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,13 @@ class TrialRunner:
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
         self.sharded = ShardedBase(self._load_mapped, workers, attention=model.attention)
-        self.run: TrialRun | None = None
+        self.run: Trainer | None = None
         self.uploads = BackgroundUpload()
         self.trial_id = ""
         self._isolates: dict[BaseVariant, bool] = {}
 
     @property
-    def running(self) -> TrialRun:
+    def running(self) -> Trainer:
         if self.run is None:
             raise RuntimeError("no trial has been started")
         return self.run
@@ -74,10 +74,10 @@ class TrialRunner:
             load_weights(scored.model, warm_from.download())
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         base = self.base.model_copy(update={"model": self.base.model.for_trial(spec)})
-        self.run = TrialRun(spec, scored, self.data, self.workers, base)
+        self.run = Trainer(spec, scored, self.data, self.workers, base)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
-        """Trains up to the next report and writes its checkpoint (none if the trial diverged). See TrialRun.advance.
+        """Trains up to the next report and writes its checkpoint (none if the trial diverged). See Trainer.advance.
 
         A preempted trial writes an interim checkpoint instead, which is complete on return. The next call continues from
         there.

@@ -27,18 +27,18 @@ from pathlib import Path
 import torch
 import transformers
 
-from components.cluster.scheduling.successive_halving import Halving
+from components.cluster.scheduling.successive_halving import HalvingRule
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare_experiment
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.space import sample_trials
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
-from components.models.base.load import resolve_model
+from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import Progress, TrialHistory, TrialStarted
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
@@ -104,7 +104,7 @@ def _reports(session: TrialRunner) -> Iterator[tuple[int, float, float]]:
 # --------------------------------------------------------------------------------------------------------------- replay_order
 
 
-def replay_order(order: Sequence[Curve], halving: Halving, workers: dict[str, int]) -> Replay:
+def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str, int]) -> Replay:
     """A search over these trials on CPUS places. A trial on twice the workers takes half the time."""
     histories: dict[str, TrialHistory] = {}
     waiting, running, free, now = list(order), [], CPUS, 0.0
@@ -208,7 +208,7 @@ def policies_table(curves: Sequence[Curve], experiment: ExperimentSpec, budget: 
         for factor in (3, 2):
             for brackets in ("shared", "per_branch"):
                 asha = AshaSpec(reduction_factor=factor, brackets=brackets)
-                halving = Halving.of(asha, budget, experiment.trial.budget.evaluations)
+                halving = HalvingRule.of(asha, budget, experiment.trial.budget.evaluations)
                 workers = {"lora": 1, "full": full_workers}
                 replays = [
                     replay_order(order, halving, workers) for order in orders(curves, wide_first=full_workers > 1)

@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GlmConfig
 
 from components.models.chatglm.convert import convert
-from components.models.chatglm.load import load_original
+from components.models.chatglm.load_original import load_original
+from components.models.chatglm.read_weights import shapes_of
 from components.models.chatglm.save import write_original
-from components.models.chatglm.state_dict import shapes_of
 
 SHARD_BYTES = 205 * 10**6
 LIMIT = 1.1

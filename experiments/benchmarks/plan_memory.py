@@ -31,12 +31,12 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
 from components.data.token_store import Entry, digest_of, write_store
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec
-from components.models.base.bundled import fetch
+from components.models.base.wheel_model import fetch
 from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import dry_run_step
 from components.planning.memory import WorkerGroup, memory_plan
 from components.planning.workload import workload
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 
 LIMIT = 0.15
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}

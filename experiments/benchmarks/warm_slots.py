@@ -37,17 +37,17 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from components.cluster.capacity.node_types import bundle
+from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.ray_session import connected
-from components.cluster.run import run_search
-from components.cluster.scheduling.search_space import parameter_space
-from components.cluster.slots.context import SearchContext
+from components.cluster.run_search import run_search
+from components.cluster.scheduling.tune_search import parameter_space
+from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.trial_config import TrialConfig
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare
 from components.experiment.spec import ExperimentSpec
-from components.models.base.load import resolve_model
+from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import TrialEvent, TrialHistory, TrialProgressed, replay

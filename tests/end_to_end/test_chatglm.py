@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.conversations.chat_formats import load_chat_format
-from components.models.chatglm.load import load_original
+from components.models.chatglm.load_original import load_original
 from components.registry.version_tags import tag_version
 
 ROOT = Path(__file__).parents[2]

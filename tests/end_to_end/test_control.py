@@ -14,7 +14,7 @@ from components.records.events import replay
 from components.records.journal import Journal
 from components.records.mailbox import Mailbox
 from components.records.manifest import searches_in
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.programs import SECONDS, command, environment, ran
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder

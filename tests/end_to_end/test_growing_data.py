@@ -9,7 +9,7 @@ from components.data.split_membership import keys_of
 from components.data.trained_on import read_trained_on
 from components.records.manifest import searches_in
 from components.registry.versions import download_package
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.programs import new_folder, ran, summary_of
 from tests.support.toy import toy_conversations, write_messages_jsonl
 

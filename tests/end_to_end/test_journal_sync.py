@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from components.records.journal import Journal
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.tracking.journal_sync import JournalSync
-from components.tracking.mlflow_client import (
+from components.tracking.mlflow_access import (
     open_store,
 )
 from components.tracking.mlflow_runs import SearchRuns

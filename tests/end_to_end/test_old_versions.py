@@ -15,9 +15,9 @@ from components.data.token_store import TokenStore
 from components.models.load_trained import load_trained
 from components.registry.chat_model import PACKAGE
 from components.registry.load_version import load_version
-from components.registry.verification import verify
-from components.registry.verification_records import VerificationRequest
-from components.tracking.mlflow_client import open_store
+from components.registry.verification_messages import VerificationRequest
+from components.registry.verification_worker import verify
+from components.tracking.mlflow_access import open_store
 
 ROOT = Path(__file__).parents[2]
 BEFORE_THE_MOVES = "f81a843"  # its versions bring a package `components` with other modules than the present one has

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.programs import SECONDS, command, environment, new_folder, outcomes, ran, summary_of
 from tests.support.toy import toy_conversations, write_messages_jsonl
 

@@ -16,17 +16,17 @@ from mlflow.exceptions import MlflowException
 import components
 from components.conversations.messages import Message
 from components.data.trained_on import keys_digest, training_keys
+from components.errors import VerificationError
 from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
 from components.inference.generate import generate_reply
 from components.models.digest import model_digest
 from components.models.load_trained import load_base, load_trained
 from components.records.events import replay
 from components.registry.candidate import RegistryCandidate
-from components.registry.errors import VerificationError
 from components.registry.probes import Probe
 from components.registry.promotion import register_best, run_locally
 from components.registry.versions import create_version, download_package
-from components.tracking.mlflow_client import open_store
+from components.tracking.mlflow_access import open_store
 from components.tracking.mlflow_runs import SearchRuns
 from tests.support.servers import ModelServer
 from tests.support.trials import MAX_TOKENS, cut_short

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from components.records.events import TrialProgressed, replay
 from components.records.journal import Journal
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.programs import command, environment, new_folder, outcomes, summary_of
 from tests.support.servers import MlflowServer, S3Server
 

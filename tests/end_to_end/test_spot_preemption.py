@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.records.events import TrialProgressed
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.clusters import RAY, cluster, node_type
 from tests.support.servers import until
 from tests.support.sessions import curve, session

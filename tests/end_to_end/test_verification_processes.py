@@ -6,8 +6,8 @@ import pytest
 
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import CODE, package_name
-from components.registry.verification_process import run_phase, verify_candidate, verify_incumbent
-from components.registry.verification_records import VerificationReport
+from components.registry.verification_launcher import run_phase, verify_candidate, verify_incumbent
+from components.registry.verification_messages import VerificationReport
 
 KILLED = "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
 FULL = "\n\ndef _full(request):\n    torch.empty(2**60, dtype=torch.uint8)\n\n\nPHASES['{phase}'] = _full\n"
@@ -16,7 +16,7 @@ FULL = "\n\ndef _full(request):\n    torch.empty(2**60, dtype=torch.uint8)\n\n\n
 def tampered(versions, target, phase, code):
     """The lora version, with code that comes to its end in one phase."""
     shutil.copytree(versions / "lora", target)
-    file = target / CODE / package_name(target) / "registry" / "verification.py"
+    file = target / CODE / package_name(target) / "registry" / "verification_worker.py"
     head, main = file.read_text().split('if __name__ == "__main__":')
     file.write_text(head + code.format(phase=phase) + '\n\nif __name__ == "__main__":' + main)
     return target
@@ -42,7 +42,7 @@ def test_an_incumbent_that_does_not_fit_is_a_reason_and_the_candidate_is_proven(
     model = tampered(versions, tmp_path / "model", "incumbent", FULL)
     proof = verify_candidate(asked("lora", model=model), "models:/toy/3", 120.0)
     assert isinstance(proof, VerificationReport)
-    monkeypatch.setattr("components.registry.verification_process._download", lambda *_: versions / "full")
+    monkeypatch.setattr("components.registry.verification_launcher._download", lambda *_: versions / "full")
     request = asked("lora", "incumbent", model=model, digest=proof.digest)
     found = verify_incumbent(request, "models:/toy/2", "sqlite://", tmp_path, 120.0)
     assert list(found) == ["incumbent_problem"]

@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from components.data.prepare import PreparedDataset
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.models.base.reference import BaseReference
 from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

@@ -14,21 +14,21 @@ import psutil
 import pytest
 import ray
 
-from components.cluster.capacity.autoscaler import capacity_of_cluster
-from components.cluster.capacity.node_types import InsufficientCapacityError, check_capacity
-from components.cluster.driver.remote_task import run_on_worker
+from components.cluster.capacity.autoscaler_config import capacity_of_cluster
+from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
+from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.driver.trial_control import controller_of
 from components.cluster.ray_session import connected
-from components.cluster.run import run_search
-from components.cluster.slots.context import SearchContext
+from components.cluster.run_search import run_search
+from components.cluster.slots.search_context import SearchContext
 from components.data.prepare import prepare
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import WorkersSpec
 from components.models.base.reference import BaseReference
 from components.records.commands import Request, StopTrial
 from components.records.events import TrialProgressed, TrialStarted, replay
 from components.records.histories import TrialHistories
-from components.records.stop_request import StopRequest
+from components.records.stop_flag import StopRequest
 from components.training.workers import UnfitWorkersError
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import (
     BatchSpec,
@@ -22,7 +22,7 @@ from components.experiment.spec import (
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import Extension
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

@@ -3,7 +3,7 @@
 import torch
 
 from components.experiment.spec import ModelSpec
-from components.models.base.load import load_base_model
+from components.models.base.load_base import load_base_model
 
 TOKENS = torch.arange(12)[None]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare
 from components.experiment.spec import (
     BatchSpec,
@@ -23,7 +23,7 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.models.load_trained import package
 from components.records.events import TrialEnded, TrialProgressed, TrialStarted
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
 from components.training.trainer import TrainingData

@@ -15,14 +15,14 @@ from components import api
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.inference.model import Model
 from components.models.load_trained import load_base
+from components.records.driver_presence import DriverInbox
 from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted
-from components.records.heartbeat import DriverInbox
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.outcome import Outcome
 from components.search.handle import Search
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ def handle_of(monkeypatch, tmp_path, *, error=None, refused=None):
             raise refused
         yield FakeRun(stop, error)
 
-    monkeypatch.setattr("components.search.handle.start", start)
+    monkeypatch.setattr("components.search.handle.driver_session", start)
     prepared = SimpleNamespace(folder=folder_at(tmp_path / "a"), search_id="a", budget=100)
     return Search(prepared, on_event=events.append), events
 

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from components.experiment.base_variants import BaseVariant
+from components.experiment.base_precisions import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models.adapters import attach_lora, load_adapter, load_adapter_state, save_adapter
-from components.models.base.load import check_base, load_base_model, resolve_model
-from components.models.causal_lm import check_weights, load_causal_lm
+from components.models.base.load_base import check_base, load_base_model, resolve_model
+from components.models.load_causal_lm import check_weights, load_causal_lm
 from components.models.load_trained import load_trained
 from components.training.checkpoint import load_weights
 from tests.support.toy_chatglm import formula_directory

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from components.cluster.scheduling.successive_halving import Halving
+from components.cluster.scheduling.successive_halving import HalvingRule
 from components.records.events import StepMetrics, TrialEnded, TrialProgressed
 from experiments.benchmarks import gate_coverage
 from experiments.benchmarks.asha_brackets import Curve, replay_order
@@ -83,7 +83,7 @@ SLOW_START = [
 
 
 def test_a_shared_bracket_stops_a_slow_branch_and_its_own_bracket_keeps_its_best():
-    halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
+    halving = HalvingRule(rungs=(100,), reduction_factor=2, per_branch=False)
     together = replay_order(SLOW_START, halving, {"lora": 1, "full": 1})
     assert together.stopped == (2, 3, 4)
     assert together.best == {"full": 1.7, "lora": 3.0}
@@ -96,7 +96,7 @@ def test_a_shared_bracket_stops_a_slow_branch_and_its_own_bracket_keeps_its_best
 def test_trials_that_fill_the_machine_run_one_after_the_other():
     """Of two full trials on both CPUs the first ends before the second reports, so the better second one is kept, too."""
     order = [curve(1, "full", 3.0, 1.0), curve(2, "full", 2.0, 1.5), curve(3, "lora", 2.5, 1.0)]
-    halving = Halving(rungs=(100,), reduction_factor=2, per_branch=False)
+    halving = HalvingRule(rungs=(100,), reduction_factor=2, per_branch=False)
     assert replay_order(order, halving, {"lora": 1, "full": 2}).stopped == (3,)
 
 

@@ -5,11 +5,11 @@ import socket
 
 import pytest
 
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.records.manifest import SearchManifest
 from components.search.find import differences
-from components.search.open import lock_search
-from components.storage.open import folder_at
+from components.search.prepare_search import lock_search
+from components.storage.open_folder import folder_at
 from tests.support.programs import refused
 from workflows import tune
 

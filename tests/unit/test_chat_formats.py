@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation, Message
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from tests.support.toy import LETTERS, PAD, START, STOP, UNKNOWN, assistant, letter_tokenizer, user
 
 SMOLLM2 = Path("~/.cache/turnwise/smollm2-135m-instruct").expanduser()

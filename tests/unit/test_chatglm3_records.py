@@ -6,7 +6,7 @@ import pytest
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation, Message
-from components.conversations.readers.errors import ConversationError
+from components.conversations.readers.data_problems import ConversationError
 from components.conversations.readers.read import read_conversations
 from components.conversations.tokenizers.chatglm3 import convert_tokenizer
 from tests.support.toy import assistant, user

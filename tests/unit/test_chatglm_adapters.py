@@ -17,7 +17,7 @@ from components.models.chatglm.adapter_conversion import (
     glm_targets,
     is_original_adapter,
 )
-from components.models.chatglm.load import load_original
+from components.models.chatglm.load_original import load_original
 from tests.support.toy_chatglm import FREQUENCIES, formula_directory, formula_weights, parity
 
 SHAPES = {  # (rows, columns) of the original's linear modules at the tiny size

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import (
     BatchSpec,
@@ -26,12 +26,12 @@ from components.experiment.spec import (
 )
 from components.inference.generate import generate_reply
 from components.models.base.reference import BaseReference
-from components.models.chatglm.load import load_original
+from components.models.chatglm.load_original import load_original
 from components.models.chatglm.tiny_model import make_tiny
 from components.models.digest import model_digest
 from components.models.export import load_as_trained, load_merged, open_exportable
 from components.models.load_trained import load_trained, package
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

@@ -17,13 +17,13 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 from components.data.collate import collate
 from components.data.token_store import Entry, TokenStore, write_store
 from components.experiment.spec import ModelSpec
-from components.models.base.load import load_base_model, resolve_model
+from components.models.base.load_base import load_base_model, resolve_model
 from components.models.chatglm.config import glm_config
 from components.models.chatglm.convert import RECORD, Conversion, convert_once
-from components.models.chatglm.load import load_original
+from components.models.chatglm.key_mapping import original_tensors
+from components.models.chatglm.load_original import load_original
+from components.models.chatglm.read_weights import shapes_of
 from components.models.chatglm.save import write_original
-from components.models.chatglm.state_dict import shapes_of
-from components.models.chatglm.state_dict_adapter import original_tensors
 from components.training.loss import ScoredModel, isolates_packed_rows
 from tests.support.toy_chatglm import FREQUENCIES, formula_directory, formula_weights, parity
 
@@ -226,7 +226,7 @@ def test_workers_that_want_it_at_once_get_one_conversion(original, tmp_path):
 
 
 def test_a_cache_without_room_is_not_needed_unless_to_quantize(original, monkeypatch):
-    monkeypatch.setattr("components.models.base.load.convert_once", lambda directory, dtype: None)
+    monkeypatch.setattr("components.models.base.load_base.convert_once", lambda directory, dtype: None)
     model = load_base_model(ModelSpec(path=str(original)))
     assert torch.equal(model.lm_head.weight, formula_weights()["transformer.output_layer.weight"])
     with pytest.raises(ValueError, match="set TURNWISE_CACHE to a folder on another"):

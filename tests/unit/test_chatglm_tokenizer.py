@@ -17,7 +17,7 @@ from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation, Message
 from components.conversations.readers.read import read_conversations
 from components.conversations.tokenizers.chatglm3 import convert_tokenizer
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.models.chatglm.tiny_model import train_sentencepiece
 from tests.support.toy import assistant, letter_tokenizer, user
 from tests.support.toy_chatglm import DATA, REAL_TOKENIZER, formula_directory, needs_the_real_tokenizer

@@ -4,7 +4,7 @@ import os
 import threading
 
 from components.storage.background_upload import BackgroundUpload
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
 from tests.support.thread_workers import ThreadWorker, write_own_file

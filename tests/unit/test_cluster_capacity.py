@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.cluster.capacity.autoscaler import capacity_of_config, capacity_of_nodes, kubernetes_config
-from components.cluster.capacity.node_types import (
+from components.cluster.capacity.autoscaler_config import capacity_of_config, capacity_of_nodes, kubernetes_config
+from components.cluster.capacity.cluster_capacity import (
     ClusterCapacity,
     InsufficientCapacityError,
     NodeType,
@@ -16,7 +16,7 @@ from components.cluster.capacity.node_types import (
 )
 from components.cluster.capacity.placement import SlotPlacement
 from components.cluster.scheduling.scheduler import pending_trials
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import WorkersSpec
 
 ROOT = Path(__file__).parents[2]

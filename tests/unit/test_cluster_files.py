@@ -33,9 +33,9 @@ from ray.autoscaler.tags import (
 )
 from ray.scripts.scripts import drain_node
 
-from components.cluster.capacity.autoscaler import capacity_of_config
-from components.cluster.capacity.node_types import check_capacity
-from components.experiment.load import load_experiment
+from components.cluster.capacity.autoscaler_config import capacity_of_config
+from components.cluster.capacity.cluster_capacity import check_capacity
+from components.experiment.load_experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "experiments" / "cluster"

@@ -3,7 +3,7 @@
 import asyncio
 
 from components.cluster.slots.command_board import CommandBoard
-from components.cluster.slots.protocol import Advance, Done, Exit, Left, Reported, Start
+from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Start
 from components.cluster.slots.slot_result import ExitReason
 from components.experiment.spec import TrialSpec
 from components.records.events import Extension, Progress
@@ -59,13 +59,13 @@ def test_an_answer_reaches_whoever_asked():
 def test_workers_that_leave_wait_for_nothing_more():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.submit("slot", Exit()))
+        call = asyncio.ensure_future(board.submit("slot", EndSlot()))
         await asyncio.sleep(0)
         command = await board.next_command("slot", None)
         last = await asyncio.wait_for(board.next_command("slot", Done(number=command.number)), timeout=5.0)
         return await call, last
 
-    assert run(scenario) == (Done(number=1), Exit(number=1))
+    assert run(scenario) == (Done(number=1), EndSlot(number=1))
 
 
 def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_checkpoint():
@@ -210,7 +210,7 @@ def test_slots_end_after_the_search_was_stopped():
     async def scenario(board):
         await board.register_worker_group("slot")
         await board.stop_search()
-        return await answered(board, Exit(), done)
+        return await answered(board, EndSlot(), done)
 
     assert run(scenario) == Done(number=1)
 

@@ -8,16 +8,16 @@ import time
 
 import pytest
 
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.space import change_trial, weights_fit
 from components.experiment.spec import FullMethod, LoraMethod, TrialSpec
-from components.records import heartbeat as driver
+from components.records import driver_presence as driver
 from components.records.commands import CloneTrial, CommandReply, ExtendTrial, StopTrial
-from components.records.heartbeat import DriverHeartbeat, DriverInbox
+from components.records.driver_presence import DriverHeartbeat, DriverInbox
 from components.records.mailbox import Mailbox
 from components.records.manifest import SearchManifest
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.programs import environment
 from tests.support.servers import until
 from tests.support.toy_search import toy_experiment

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from components.conversations.messages import Message
-from components.conversations.readers.errors import ConversationError
+from components.conversations.readers.data_problems import ConversationError
 from components.conversations.readers.read import read_conversations
 from tests.support.toy import assistant, user
 

@@ -21,7 +21,7 @@ from components.data.sampler import Position, StepSampler, micro_batches
 from components.data.split import read_and_split
 from components.data.token_store import ROWS_PER_CHUNK, Entry, TokenStore, write_store
 from components.experiment.spec import BatchSpec, DataSpec
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.evaluate import conversation_losses
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from components.data.prepare import PreparedDataset
-from components.experiment.base_variants import BaseVariant, base_variants, dtype_warnings
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
+from components.experiment.base_precisions import BaseVariant, base_variants, dtype_warnings
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import (
     FullMethod,
     LoraMethod,
@@ -23,9 +23,9 @@ from components.experiment.spec import (
     WorkersSpec,
 )
 from components.models.load_trained import load_base_of, load_trained
-from components.planning.estimate import PlanCase
 from components.planning.remedies import smaller_cases
-from components.storage.open import folder_at
+from components.planning.trial_estimate import PlanCase
+from components.storage.open_folder import folder_at
 from components.training import trial_runner as session_module
 from components.training.evaluate import score
 from components.training.trial_runner import load_base_model

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.experiment import Trial
 
-from components.cluster.capacity.node_types import Available
+from components.cluster.capacity.cluster_capacity import Available
 from components.cluster.scheduling.clone_queue import CloneQueue
 from components.cluster.scheduling.elastic import (
     LOOK_SECONDS,

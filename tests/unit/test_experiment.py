@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.schema import experiment_schema
 from components.experiment.space import (
     branch_order,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from components.data.prepare import PreparedDataset
 from components.experiment.spec import BatchSpec, OptimizerSpec
 from components.models.load_trained import load_trained, package
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.evaluate import score
 from components.training.workers import TorchWorkers
 from tests.support.sessions import FULL, MAX_TOKENS, curve, prepared_toy, reports, session

@@ -39,9 +39,9 @@ SUB_ROOMS = {
 }
 # Modules of components/ that are programs, too: `python -m components.NAME ...`. No other one prints or ends a process.
 PROGRAMS = {
-    "components.models.base.bundled",
+    "components.models.base.wheel_model",
     "components.models.chatglm.tiny_model",
-    "components.registry.verification",
+    "components.registry.verification_worker",
 }
 MAX_LINES, MAX_LINES_OF_WORKFLOWS = 400, 1200
 # A library may be imported in these rooms only.

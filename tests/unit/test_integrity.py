@@ -10,7 +10,7 @@ from components.data import prepare as prepare_module
 from components.data import token_store as store_module
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import DataSpec
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.toy import save_letter_tokenizer, toy_conversations, write_messages_jsonl
 
 

@@ -23,7 +23,7 @@ from components.experiment.spec import (
 )
 from components.inference.generate import generate_reply, pieces_of, reply_to, stream_reply
 from components.models.adapters import attach_lora
-from components.models.base.load import load_base_model
+from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.models.load_trained import load_base, load_base_of, load_trained

@@ -8,11 +8,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.experiment.spec import LoraMethod
 from components.inference.merge_check import MergeCheck, check_merge, divergence, fixed_rows, next_tokens
 from components.models.adapters import attach_lora, detach_lora, merge, save_adapter
-from components.models.causal_lm import load_causal_lm
+from components.models.load_causal_lm import load_causal_lm
 from tests.support.tiny_models import base_model, logits, trained_a_little
 from workflows.export import main
 

@@ -6,11 +6,11 @@ import zipfile
 import pytest
 import torch
 
-from components.experiment.base_variants import BaseVariant
+from components.experiment.base_precisions import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec
 from components.models.adapters import attach_lora, detach_lora
-from components.models.base import bundled as fetch
-from components.models.base.load import load_base_model, resolve_model
+from components.models.base import wheel_model as fetch
+from components.models.base.load_base import load_base_model, resolve_model
 from components.models.base.reusable import ReusableBase
 from components.models.digest import model_digest
 from tests.support.tiny_models import base_model, logits, trained_a_little

@@ -6,10 +6,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mlflow.exceptions import MlflowException
 
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import RegistrySpec, TrackingSpec
-from components.tracking.mlflow_client import check_model_name, experiment_id, open_store
+from components.tracking.mlflow_access import check_model_name, experiment_id, open_store
 
 EXPERIMENT = """
 name: NAME

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from components.errors import InputError
 from components.registry.load_version import load_version
 from components.registry.own_code import CODE, COMMON_NAME, INSTALLED, package_name, rename_package, with_package
-from components.tracking.mlflow_client import open_store
+from components.tracking.mlflow_access import open_store
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralCo
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
 from components.data.token_store import Entry, digest_of, write_store
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import (
     AshaSpec,
     BatchSpec,
@@ -28,13 +28,13 @@ from components.experiment.spec import (
 from components.planning.branch_plan import BranchPlan, NodeFit
 from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import DryRun, MicroBatch, Peak, dry_run_step
-from components.planning.estimate import Estimate, PlanCase
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import load_node_table
 from components.planning.memory import WorkerGroup, memory_plan, verification_plan
+from components.planning.trial_estimate import Estimate, PlanCase
 from components.planning.verification_memory import check_verifiable
 from components.planning.workload import Workload, trials_worth, workload
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
 from workflows import plan as program
 from workflows.cli import Exit

@@ -31,7 +31,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from components.conversations.messages import Message
 from components.data.batch import Batch
-from components.experiment.base_variants import BaseVariant
+from components.experiment.base_precisions import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.inference.generate import reply_to, stream_reply
 from components.models import attention_backend as attention

@@ -22,7 +22,7 @@ from components.conversations.preview.mask_preview import (
     verbatim,
 )
 from components.data.prepare import prepare
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from tests.support.toy import LETTERS, assistant, letter_tokenizer, save_letter_tokenizer, user, write_messages_jsonl
 from workflows import preview
 

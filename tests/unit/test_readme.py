@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.space import check_search
 from components.experiment.spec import ExperimentSpec
 from workflows.__main__ import PROGRAMS
@@ -62,6 +62,16 @@ def test_make_targets_exist():
 def test_links_lead_somewhere(file):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", file.read_text(encoding="utf-8")) if "://" not in link]
     assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_that_are_named_exist(file):
+    names = {
+        path.name
+        for room in ("components", "workflows", "experiments", "tests")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert set(re.findall(r"\b\w+\.py\b", file.read_text(encoding="utf-8"))) <= names
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -7,14 +7,14 @@ import threading
 import pytest
 from mlflow.exceptions import MlflowException
 
+from components.errors import VerificationError
 from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec, RegistrySpec, SearchSpec
 from components.records.events import replay
 from components.registry.candidate import RegistryCandidate
-from components.registry.errors import VerificationError
 from components.registry.promotion import register_best
-from components.registry.verification_records import VerificationReport
+from components.registry.verification_messages import VerificationReport
 from components.registry.versions import ensure_registered_model
-from components.tracking.mlflow_client import open_store
+from components.tracking.mlflow_access import open_store
 from components.tracking.mlflow_runs import SearchRuns
 from tests.support.trials import MAX_TOKENS
 

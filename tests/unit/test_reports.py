@@ -19,7 +19,7 @@ from components.reports.html_page import search_page
 from components.reports.leaderboard import leaderboard, ranked, worker_seconds
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
-from components.reports.summary import SearchSummary, probes_answered, trial_summaries
+from components.reports.search_summary import SearchSummary, probes_answered, trial_summaries
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000

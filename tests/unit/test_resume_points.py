@@ -3,7 +3,7 @@
 import pytest
 
 from components.cluster.slots.resume import resume_point
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 
 
 def folder_with(tmp_path, *names):

@@ -8,31 +8,32 @@ import pytest
 
 from components.cluster.capacity.node_history import NodeTime
 from components.errors import InputError
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import LoraMethod
 from components.records.commands import CommandReply, StopTrial
-from components.records.heartbeat import DriverHeartbeat
+from components.records.driver_presence import DriverHeartbeat
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
 from components.records.mailbox import Mailbox
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.outcome import Outcome
 from components.records.slot_timeline import slot_intervals
-from components.records.stop_request import StopRequest
+from components.records.stop_flag import StopRequest
 from components.registry.result import RegistryResult
 from components.reports.search_state import SearchState
-from components.search import commands, follow
-from components.search.commands import NoReplyError, ask, send_command
-from components.search.find import find_interrupted, find_search
-from components.search.follow import FollowedSearch
-from components.search.outcome import (
+from components.search import follow
+from components.search import send_command as commands
+from components.search.decide_outcome import (
     TrialsResult,
     outcome_of_no_success,
     outcome_of_registry,
     outcome_of_unfinished,
     resume_command,
 )
-from components.search.timeline import trials_on
+from components.search.find import find_interrupted, find_search
+from components.search.follow import FollowedSearch
+from components.search.node_timeline import trials_on
+from components.search.send_command import NoReplyError, ask, send_command
 from tests.support.servers import until
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, progressed, started
 from workflows import terminal

@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from components.experiment.domains import DOMAINS
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
-from components.experiment.read_trial import SHARED_BY_ALL_TRIALS, leaves_of, read_branch
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.experiment_warnings import experiment_warnings
+from components.experiment.load_experiment import load_experiment
+from components.experiment.parse_trial import SHARED_BY_ALL_TRIALS, leaves_of, read_branch
 from components.experiment.schema import experiment_schema
 from components.experiment.space import branches_of, change_trial, sample_trials, trial_spec, without_search
 from components.experiment.spec import ExperimentSpec, TrialSpec
-from components.experiment.warnings import experiment_warnings
 
 EXPERIMENT = """
 name: toy

@@ -11,7 +11,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from components.cluster.capacity.node_types import Available
+from components.cluster.capacity.cluster_capacity import Available
 from components.cluster.capacity.placement import SlotPlacement
 from components.cluster.ray_internals.tune import is_queued
 from components.cluster.scheduling.clone_queue import CloneQueue

@@ -9,8 +9,8 @@ import pytest
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation, Message
-from components.conversations.readers.errors import ConversationError
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.readers.data_problems import ConversationError
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.comparable_conversations import find_render_differences, unseen_conversations
 from components.data.prepare import prepare
 from components.data.split import read_and_split
@@ -19,7 +19,7 @@ from components.data.token_store import SCHEMA, Entry, TokenStore, write_store
 from components.data.trained_on import TRAINED_ON, keys_digest, read_trained_on, training_keys, write_trained_on
 from components.experiment.spec import DataSpec
 from components.registry.result import too_few_held_out
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.toy import (
     assistant,
     letter_tokenizer,

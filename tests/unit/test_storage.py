@@ -6,13 +6,13 @@ import threading
 import pytest
 
 from components.conversations.readers.read import content_digest, read_conversations
-from components.experiment.errors import ExperimentError
-from components.experiment.load import load_experiment
+from components.experiment.experiment_errors import ExperimentError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import ModelSpec
-from components.models.base.load import resolve_model
+from components.models.base.load_base import resolve_model
 from components.storage import lease, retry
 from components.storage import node_cache as cache
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from tests.support.servers import S3Server
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl

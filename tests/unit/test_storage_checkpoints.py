@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from components.cluster.driver.checkpoint_retention import CheckpointRetention
-from components.cluster.slots.context import SearchContext
 from components.cluster.slots.resume import latest_complete, resume_point
+from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.worker import resume_from
-from components.experiment.load import load_experiment
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
 from components.records.events import InterimCheckpoint, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
-from components.registry.resolve import load_by_name
+from components.registry.load_by_name import load_by_name
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.checkpoint import write_checkpoint
 from components.training.workers import OneWorker
 from tests.support.records import progress

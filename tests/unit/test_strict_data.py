@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from components.conversations.messages import Message
-from components.conversations.readers.errors import ConversationError
+from components.conversations.readers.data_problems import ConversationError
 from components.conversations.readers.raw_message import RecordFormatError
 from components.conversations.readers.read import content_digest, read_conversations
 from components.conversations.readers.record_formats import RECORD_FORMATS

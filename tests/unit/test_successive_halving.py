@@ -9,7 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.driver.trial_control import attached
 from components.cluster.scheduling.scheduler import make_scheduler
-from components.cluster.scheduling.successive_halving import Halving, SuccessiveHalving
+from components.cluster.scheduling.successive_halving import HalvingRule, SuccessiveHalving
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
@@ -23,8 +23,8 @@ from components.records.events import (
 from tests.support.records import progress, started
 
 BUDGET = 400
-HALF = Halving(rungs=(100, 200), reduction_factor=2, per_branch=False)
-PER_BRANCH = Halving(rungs=(100, 200), reduction_factor=2, per_branch=True)
+HALF = HalvingRule(rungs=(100, 200), reduction_factor=2, per_branch=False)
+PER_BRANCH = HalvingRule(rungs=(100, 200), reduction_factor=2, per_branch=True)
 
 
 def reported(trial_id, target_tokens, eval_loss, **more):
@@ -55,7 +55,7 @@ def test_one_in_two_passes_a_rung_and_the_first_always_does():
 
 
 def test_one_in_three_passes_of_six_the_two_best():
-    third = Halving(rungs=(100,), reduction_factor=3, per_branch=False)
+    third = HalvingRule(rungs=(100,), reduction_factor=3, per_branch=False)
     order = [("a", 100, 1.0), ("b", 100, 2.0), ("c", 100, 3.0), ("d", 100, 4.0), ("e", 100, 5.0), ("f", 100, 1.5)]
     assert stopped(third, order) == ["b", "c", "d", "e"]
 
@@ -161,9 +161,9 @@ def experiment():
 
 
 def test_branches_have_brackets_of_their_own_unless_told_otherwise():
-    assert Halving.of(AshaSpec(), BUDGET, 4) == PER_BRANCH
+    assert HalvingRule.of(AshaSpec(), BUDGET, 4) == PER_BRANCH
     shared = AshaSpec(brackets="shared", reduction_factor=3)
-    assert Halving.of(shared, BUDGET, 4) == Halving(rungs=(100, 300), reduction_factor=3, per_branch=False)
+    assert HalvingRule.of(shared, BUDGET, 4) == HalvingRule(rungs=(100, 300), reduction_factor=3, per_branch=False)
 
 
 def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():

@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from components.experiment.base_variants import BaseVariant
-from components.experiment.errors import ExperimentError
+from components.experiment.base_precisions import BaseVariant
+from components.experiment.experiment_errors import ExperimentError
 from components.experiment.spec import (
     BudgetSpec,
     DataSpec,
@@ -20,10 +20,10 @@ from components.experiment.spec import (
     SearchSpec,
 )
 from components.models.adapters import attach_lora
-from components.models.base.load import check_base, config_of, load_base_model
+from components.models.base.load_base import check_base, config_of, load_base_model
 from components.models.base.reusable import ReusableBase
-from components.models.branch_training import describe_branch_training
 from components.models.modality_towers import unreached_parameters, unreached_towers
+from components.models.trainable_summary import describe_branch_training
 from components.training.workers import TorchWorkers
 from tests.support.sessions import FULL, LORA, curve, prepared_toy, reports, session, weights
 from tests.support.toy import letter_tokenizer

@@ -16,7 +16,7 @@ from components.conversations.tokenizers.chatglm3 import convert_tokenizer
 from components.models.chatglm.tiny_model import train_sentencepiece
 from components.registry.model_package import save_packaged
 from components.registry.probes import Probe
-from components.registry.verification import text_of_reply
+from components.registry.verification_worker import text_of_reply
 from tests.support.agent import AGENT, CALL, ROWS, TOOL, agent_tokenizer, speak
 from tests.support.toy import assistant, user
 from tests.support.trials import Trials

@@ -12,11 +12,11 @@ from ray.tune.experiment import Experiment
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.utils import flatten_dict
 
-from components.cluster.capacity.node_types import ClusterCapacity, NodeType
+from components.cluster.capacity.cluster_capacity import ClusterCapacity, NodeType
 from components.cluster.driver.trial_control import attached
-from components.cluster.scheduling.search_space import search_algorithm
+from components.cluster.scheduling.search_warnings import check_rungs, remarks
 from components.cluster.scheduling.tpe import BranchedTpe, random_only, startup_trials
-from components.cluster.scheduling.warnings import check_rungs, remarks
+from components.cluster.scheduling.tune_search import search_algorithm
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.experiment.space import sample_trials
 from components.experiment.spec import ExperimentSpec

@@ -25,9 +25,9 @@ from components.records.events import (
 )
 from components.records.journal import JOURNAL, Journal
 from components.records.manifest import SearchManifest, searches_in
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.tracking.journal_sync import JournalSync
-from components.tracking.mlflow_client import (
+from components.tracking.mlflow_access import (
     check_tracking,
     download_version,
     open_store,

@@ -20,7 +20,7 @@ from components.experiment.spec import (
     ScheduleSpec,
 )
 from components.records.events import Extension, InterimCheckpoint, Progress
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training import loss as loss_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.loss import isolates_packed_rows, target_losses

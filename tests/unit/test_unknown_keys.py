@@ -6,11 +6,11 @@ import pytest
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation, Message
-from components.conversations.readers.errors import ConversationError
+from components.conversations.readers.data_problems import ConversationError
 from components.conversations.readers.read import read_conversations
 from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import DataSpec
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from tests.support.toy import assistant, letter_tokenizer, save_letter_tokenizer, user
 from workflows import preview
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from components.registry.chat_model import PACKAGE
 from components.registry.model_package import save_packaged
-from components.registry.verification import OUT_OF_MEMORY, is_out_of_memory, verify
-from components.registry.verification_process import explain_exit
-from components.registry.verification_records import PhaseResult
-from components.registry.weightless_save import is_being_saved
+from components.registry.skip_load_on_save import is_being_saved
+from components.registry.verification_launcher import explain_exit
+from components.registry.verification_messages import PhaseResult
+from components.registry.verification_worker import OUT_OF_MEMORY, is_out_of_memory, verify
 
 
 def loss(sums, trials):

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
-from components.cluster.capacity.autoscaler import capacity_of_cluster
-from components.cluster.capacity.node_types import Available, ClusterCapacity, NodeType, workers_on_node
+from components.cluster.capacity.autoscaler_config import capacity_of_cluster
+from components.cluster.capacity.cluster_capacity import Available, ClusterCapacity, NodeType, workers_on_node
 from components.cluster.ray_internals.core import draining_nodes, free_resources
 from components.experiment.spec import WorkersSpec
 

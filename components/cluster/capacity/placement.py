@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.tune import PlacementGroupFactory
 
-from components.cluster.capacity.node_types import bundle
+from components.cluster.capacity.cluster_capacity import bundle
 from components.experiment.spec import WorkersSpec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from components.cluster.slots.context import SearchContext
+from components.cluster.slots.search_context import SearchContext
 from components.records.events import (
     Progress,
     TrialEnded,
@@ -14,7 +14,7 @@ from components.records.events import (
     TrialState,
     best_report,
 )
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.checkpoint import OPTIMIZER_FILES
 from components.training.checkpoint_names import at_report
 

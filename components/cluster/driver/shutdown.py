@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import ray
 
-from components.records.stop_request import StopRequest
+from components.records.stop_flag import StopRequest
 
 INTERIM_SECONDS = 120.0  # for the step that is under way, and the checkpoint after it
 POLL_SECONDS = 0.2

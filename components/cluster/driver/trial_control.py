@@ -15,11 +15,11 @@ from typing import Any
 
 import ray
 
-from components.cluster.capacity.autoscaler import capacity_of_cluster
-from components.cluster.capacity.node_types import InsufficientCapacityError, check_capacity
+from components.cluster.capacity.autoscaler_config import capacity_of_cluster
+from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
 from components.cluster.driver.gauges import TrialGauges
-from components.cluster.slots.context import SearchContext
-from components.experiment.errors import ExperimentError
+from components.cluster.slots.search_context import SearchContext
+from components.experiment.experiment_errors import ExperimentError
 from components.experiment.space import change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, RequestInbox, StopTrial
@@ -32,7 +32,7 @@ from components.records.events import (
     TrialState,
 )
 from components.records.histories import TrialHistories
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 
 MAX_TIMES_THE_BUDGET = 10  # a longer extension is taken for a mistake
 

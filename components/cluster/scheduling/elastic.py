@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from components.cluster.capacity.node_types import Available
+from components.cluster.capacity.cluster_capacity import Available
 from components.experiment.spec import WorkersSpec
 
 LOOK_SECONDS = 2.0

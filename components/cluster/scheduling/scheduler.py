@@ -9,12 +9,12 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from components.cluster.capacity.availability import ClusterAvailability
-from components.cluster.capacity.node_types import ClusterCapacity
+from components.cluster.capacity.cluster_capacity import ClusterCapacity
 from components.cluster.scheduling.clone_queue import CloneQueue
 from components.cluster.scheduling.elastic import ElasticPolicy
 from components.cluster.scheduling.migration import Migration
 from components.cluster.scheduling.slot_scheduler import SlotScheduler
-from components.cluster.scheduling.successive_halving import Halving, SuccessiveHalving
+from components.cluster.scheduling.successive_halving import HalvingRule, SuccessiveHalving
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.space import branch_order, num_trials, some_trial
 from components.experiment.spec import AshaSpec, ExperimentSpec, WorkersSpec
@@ -25,7 +25,7 @@ def make_scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> S
     spec = experiment.search.scheduler
     if not isinstance(spec, AshaSpec):
         return on_slots(FIFOScheduler(), experiment)
-    halving = Halving.of(spec, budget, experiment.trial.budget.evaluations)
+    halving = HalvingRule.of(spec, budget, experiment.trial.budget.evaluations)
     return on_slots(SuccessiveHalving(search_id=search_id, halving=halving), experiment)
 
 

@@ -22,7 +22,7 @@ from components.records.events import Progress, TrialHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Halving:
+class HalvingRule:
     """`rungs` are in target tokens, ascending. `per_branch`: every branch is a bracket of its own."""
 
     rungs: tuple[int, ...]
@@ -30,7 +30,7 @@ class Halving:
     per_branch: bool
 
     @classmethod
-    def of(cls, spec: AshaSpec, budget: int, evaluations: int) -> Halving:
+    def of(cls, spec: AshaSpec, budget: int, evaluations: int) -> HalvingRule:
         """`budget` is a trial's, in target tokens. Its evaluations are spread over it evenly."""
         return cls(
             rungs=spec.rungs(budget, evaluations),
@@ -103,7 +103,7 @@ def _as_recorded(loss: float) -> float:
 class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]
     """Halving as a Tune scheduler. It decides about reports alone."""
 
-    def __init__(self, *, search_id: str, halving: Halving) -> None:
+    def __init__(self, *, search_id: str, halving: HalvingRule) -> None:
         super().__init__()
         self._search_id, self._halving = search_id, halving
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from components.cluster.slots.protocol import (
     Advance,
-    Exit,
+    EndSlot,
     Failed,
     Left,
     Load,
@@ -73,10 +73,10 @@ class CommandBoard:
 
     async def submit(self, slot: str, command: SlotCommand) -> SlotAnswer:
         """Hands a command to the slot's workers and returns their answer."""
-        if self._search_stops.is_set() and not isinstance(command, Exit):
+        if self._search_stops.is_set() and not isinstance(command, EndSlot):
             return Left(reason=ExitReason.STOP)
         state = self._slots.setdefault(slot, _Slot())
-        if isinstance(command, Start | Exit):  # the trial before has ended, whatever it left here
+        if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here
             state.resume, state.failures = Resume(), 0
             state.reported_step, state.budget_spent = 0, False
         state.num_commands += 1
@@ -99,7 +99,7 @@ class CommandBoard:
         command = state.command
         if answer is not None and command is not None and answer.number == command.number:
             self._acknowledge(state, command, self._with_extended_budget(state, answer))
-            if isinstance(command, Exit):
+            if isinstance(command, EndSlot):
                 return command
         if not await _happens_within(POLL_SECONDS, state.submitted):
             return Wait()

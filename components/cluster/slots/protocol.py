@@ -41,7 +41,7 @@ class Advance(_Numbered):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exit(_Numbered):
+class EndSlot(_Numbered):
     """Finish all uploads and end."""
 
 
@@ -82,7 +82,7 @@ class Failed(_Numbered):
     ends_search: bool = False
 
 
-SlotCommand = Start | Load | Advance | Exit | Wait
+SlotCommand = Start | Load | Advance | EndSlot | Wait
 SlotAnswer = Done | Reported | Left | Failed
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from components.storage.base import Folder
-from components.storage.open import folder_at
+from components.storage.folder import Folder
+from components.storage.open_folder import folder_at
 from components.training.checkpoint_names import at_report
 
 

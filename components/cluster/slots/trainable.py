@@ -19,13 +19,12 @@ from ray import tune
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util import get_current_placement_group, placement_group_table
 
+from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.capacity.node_history import SLOT
-from components.cluster.capacity.node_types import bundle
 from components.cluster.ray_internals.train import BorrowedGroupTrainer
-from components.cluster.slots.context import SearchContext
 from components.cluster.slots.protocol import (
     Advance,
-    Exit,
+    EndSlot,
     Failed,
     Left,
     Load,
@@ -35,6 +34,7 @@ from components.cluster.slots.protocol import (
     Start,
 )
 from components.cluster.slots.resume import resume_point
+from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Progress
@@ -100,7 +100,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             return
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would also end by itself, seconds later; the trials that wait for its resources would wait for that.
-        exited = self.board.submit.remote(self.slot, Exit())
+        exited = self.board.submit.remote(self.slot, EndSlot())
         timeout = EXIT_SECONDS if self.context.folder.complete_on_commit else LAST_UPLOAD_SECONDS
         deadline = time.monotonic() + timeout
         while not ray.wait([exited], timeout=1.0)[0] and self.train_run.is_alive() and time.monotonic() < deadline:

@@ -12,12 +12,10 @@ import torch
 import torch.distributed as dist
 
 from components.cluster.ray_session import this_node
-from components.cluster.slots.context import SearchContext
-from components.cluster.slots.preemption import SlotSignals
 from components.cluster.slots.protocol import (
     Advance,
     Done,
-    Exit,
+    EndSlot,
     Failed,
     Left,
     Load,
@@ -29,11 +27,13 @@ from components.cluster.slots.protocol import (
     Wait,
 )
 from components.cluster.slots.resume import latest_complete
+from components.cluster.slots.search_context import SearchContext
+from components.cluster.slots.slot_signals import SlotSignals
 from components.data.prepare import PreparedDataset
-from components.experiment.base_variants import base_variants
+from components.experiment.base_precisions import base_variants
 from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
@@ -71,7 +71,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     answer: SlotAnswer | None = None
     while True:
         command = _from_first_worker(ray.get(board.next_command.remote(slot, answer)) if first else None, workers)
-        if isinstance(command, Exit):
+        if isinstance(command, EndSlot):
             runner.wait_for_uploads()
             if first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))

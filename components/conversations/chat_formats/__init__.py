@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
 
-from components.conversations.chat_formats.base import ChatFormat
+from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.chatglm3 import ChatGLM3Format, is_chatglm3
 from components.conversations.chat_formats.chatml import chatml_of
 from components.conversations.chat_formats.jinja_template import TemplateFormat

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from components.conversations.messages import Conversation
-from components.conversations.readers.errors import ConversationError, DataProblem
+from components.conversations.readers.data_problems import ConversationError, DataProblem
 from components.conversations.readers.raw_message import RecordFormatError
 from components.conversations.readers.record_formats import RECORD_FORMATS, detect_record_format
 from components.conversations.readers.sources import (

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet
 
-from components.conversations.readers.errors import ConversationError, DataProblem
+from components.conversations.readers.data_problems import ConversationError, DataProblem
 from components.conversations.readers.strict_json import Fault, json_error_reason, read_json
-from components.storage.open import folder_at
+from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
 
 HUB_PREFIX = "hf:"

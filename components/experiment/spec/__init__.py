@@ -3,16 +3,16 @@
 Every field has its unit in its name or in its description.
 """
 
-from components.experiment.spec.base import Dtype, Fraction, Name, Share, Spec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
+from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.search import AshaSpec, NoSchedulerSpec, Scheduler, SearchSpec
+from components.experiment.spec.section import Dtype, Fraction, Name, Share, Spec
 from components.experiment.spec.storage import PREPARED, STORAGE, StorageSpec
 from components.experiment.spec.trial import BatchSpec, BudgetSpec, OptimizerSpec, ScheduleSpec, TrialSpec
-from components.experiment.spec.workers import ResourcesSpec, WorkersSpec
 
 __all__ = [
     "CHALLENGER",

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from components.experiment.spec.base import Share, Spec, check_uris
+from components.experiment.spec.section import Share, Spec, check_uris
 
 
 class DataSpec(Spec):

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from components.experiment.spec.base import Name, Spec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.model import ModelSpec
 from components.experiment.spec.registry import RegistrySpec, TrackingSpec
+from components.experiment.spec.resources import ResourcesSpec
 from components.experiment.spec.search import SearchSpec
+from components.experiment.spec.section import Name, Spec
 from components.experiment.spec.storage import PREPARED, StorageSpec
 from components.experiment.spec.trial import TrialSpec
-from components.experiment.spec.workers import ResourcesSpec
-from components.storage.base import Folder
-from components.storage.open import folder_at
+from components.storage.folder import Folder
+from components.storage.open_folder import folder_at
 
 
 def _check_folder_name(name: str) -> str:

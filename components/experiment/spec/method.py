@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from components.experiment.spec.base import Spec
+from components.experiment.spec.section import Spec
 
 
 class LoraMethod(Spec):

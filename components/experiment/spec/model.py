@@ -6,10 +6,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from components.experiment.spec.base import Dtype, Spec, check_uris
 from components.experiment.spec.method import LoraMethod
+from components.experiment.spec.resources import WorkersSpec
+from components.experiment.spec.section import Dtype, Spec, check_uris
 from components.experiment.spec.trial import TrialSpec
-from components.experiment.spec.workers import WorkersSpec
 
 FLASH_ATTENTION = "flash_attention_2"
 

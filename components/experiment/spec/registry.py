@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveFloat
 
-from components.experiment.spec.base import Name, Share, Spec
+from components.experiment.spec.section import Name, Share, Spec
 
 CHALLENGER = "challenger"  # the alias of the newest candidate that did not pass the gate
 _VERSION_ALIAS = re.compile(r"v\d+", re.IGNORECASE)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from components.experiment.spec.base import Name, Spec, fill_in_tag
+from components.experiment.spec.section import Name, Spec, fill_in_tag
 
 
 class AshaSpec(Spec):

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from components.experiment.spec.base import Spec, check_uris
+from components.experiment.spec.section import Spec, check_uris
 
 STORAGE = "TURNWISE_STORAGE"  # environment variable: set on a cluster's head, it is the storage of every job
 PREPARED = "prepared"  # under the storage's path, beside the folders of experiments

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from components.experiment.spec.base import Dtype, Fraction, Share, Spec, fill_in_tag
 from components.experiment.spec.method import LoraMethod, Method
+from components.experiment.spec.section import Dtype, Fraction, Share, Spec, fill_in_tag
 
 
 class OptimizerSpec(Spec):

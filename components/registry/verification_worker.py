@@ -1,0 +1,165 @@
+"""One phase of a verification, in a fresh process that runs the code that the version brings.
+
+    python -m PACKAGE.registry.verification_worker REQUEST.json RESULT.json
+
+PACKAGE is the name of the version's own package (own_code), and the process runs in the folder that holds it: what works
+here works wherever the version is loaded. Candidate, base model and incumbent are phases, each in a process of its own, so
+that memory holds one model at a time, and a model that does not fit ends no process but its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import torch
+
+from components.conversations.chat_formats.chat_format import ChatFormat
+from components.data.comparable_conversations import find_render_differences, unseen_conversations
+from components.data.token_store import TokenStore
+from components.data.trained_on import read_trained_on
+from components.inference.generate import generate_reply
+from components.models.load_trained import LoadedModel, load_base_of, load_trained
+from components.registry.model_package import package_in
+from components.registry.own_code import INSTALLED
+from components.registry.probes import Probe
+from components.registry.verification_messages import PhaseResult, VerificationRequest
+from components.training.evaluate import ConversationLoss, score
+
+GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
+OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
+
+
+def verify(request: VerificationRequest) -> PhaseResult:
+    """Runs one phase, in this process."""
+    return PHASES[request.phase](request)
+
+
+def _verify_candidate(request: VerificationRequest) -> PhaseResult:
+    """Asks the candidate a question as MLflow's users do, and scores it."""
+    served = mlflow.pyfunc.load_model(str(request.model))
+    question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
+    reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
+    candidate: LoadedModel = served.get_raw_model().loaded
+    losses = _score(candidate, request)
+    return PhaseResult(
+        code=INSTALLED,
+        digest=candidate.chat_format.digest(),
+        reply=text_of_reply(reply["choices"][0]["message"]),
+        candidate_sums=_sums(losses),
+        num_targets=tuple(loss.num_targets for loss in losses),
+        candidate_answers=_answer_probes(candidate, request),
+        **_score_without_adapter(candidate, request),
+    )
+
+
+def _score_without_adapter(candidate: LoadedModel, request: VerificationRequest) -> dict[str, Any]:
+    """Fields about the base model, at the candidate's precision.
+
+    None where the base is not the candidate without its adapter: after full fine-tuning, and beside quantized weights.
+    """
+    adapted: Any = candidate.model
+    if not hasattr(adapted, "disable_adapter") or getattr(adapted.get_base_model(), "is_quantized", False):
+        return {}
+    with adapted.disable_adapter():
+        return _about_base(candidate, request)
+
+
+def _verify_base(request: VerificationRequest) -> PhaseResult:
+    """Scores the base model, loaded whole, at the precision that the candidate was trained in."""
+    base = load_base_of(package_in(request.model))
+    return PhaseResult(code=INSTALLED, **_about_base(base, request))
+
+
+def _about_base(base: LoadedModel, request: VerificationRequest) -> dict[str, Any]:
+    return {"base_sums": _sums(_score(base, request)), "base_answers": _answer_probes(base, request)}
+
+
+def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
+    """Scores the version that holds the alias, or says why its losses cannot be compared with the candidate's."""
+    assert request.incumbent is not None
+    package = package_in(request.incumbent)
+    try:
+        incumbent, trained_on = load_trained(package), read_trained_on(package)
+    except (ValueError, OSError) as error:
+        return _incomparable(f"cannot be loaded here: {error}")
+    store = TokenStore(request.eval_store)
+    if problem := _difference_in_tokens(incumbent.chat_format, store, request):
+        return _incomparable(problem)
+    sums = _sums(_score(incumbent, request))
+    if not math.isfinite(total := sum(sums)):
+        return _incomparable(f"scores {total} nats here, which nothing can be compared with")
+    return PhaseResult(code=INSTALLED, incumbent_sums=sums, incumbent_unseen=unseen_conversations(store, trained_on))
+
+
+def _incomparable(problem: str) -> PhaseResult:
+    return PhaseResult(code=INSTALLED, incumbent_problem=problem)
+
+
+PHASES = {"candidate": _verify_candidate, "base": _verify_base, "incumbent": _verify_incumbent}
+
+
+def text_of_reply(message: dict[str, Any]) -> str:
+    """The words of a chat message and the calls that it makes: a model may answer with calls alone."""
+    calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message.get("tool_calls") or ()]
+    return "\n".join(part for part in (message["content"], *calls) if part)
+
+
+def _score(loaded: LoadedModel, request: VerificationRequest) -> list[ConversationLoss]:
+    store = TokenStore(request.eval_store)
+    return score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
+
+
+def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
+    return tuple(loss.loss_sum for loss in losses)
+
+
+def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:
+    return tuple(
+        generate_reply(loaded, probe.conversation(), max_new_tokens=request.max_new_tokens) for probe in request.probes
+    )
+
+
+def _difference_in_tokens(chat_format: ChatFormat, store: TokenStore, request: VerificationRequest) -> str | None:
+    """Why losses under the incumbent's chat format cannot be compared with losses under the candidate's."""
+    others = find_render_differences(store, chat_format, request.max_tokens)
+    if others is None:  # the prepared data keeps no conversations: only an equal format is sure to give equal tokens
+        same = chat_format.digest() == request.digest
+        return None if same else "has another tokenizer or chat format, so losses per target cannot be compared"
+    if not others:
+        return None
+    return (
+        f"renders {len(others)} of {len(store)} held-out conversations to other tokens (the first: {others[0]}), so losses"
+        " per target cannot be compared"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: a GPU's, Python's, torch's on a CPU (a RuntimeError, known by its words), or the system's."""
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    )
+
+
+def main(request_file: Path, result_file: Path) -> int:
+    request = VerificationRequest.model_validate_json(request_file.read_text(encoding="utf-8"))
+    try:
+        result = verify(request)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print((str(error).strip().splitlines() or [type(error).__name__])[0], file=sys.stderr)
+        return OUT_OF_MEMORY
+    result_file.write_text(result.model_dump_json(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), Path(sys.argv[2])))

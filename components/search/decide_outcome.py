@@ -1,0 +1,103 @@
+"""What the steps of a search hand on: how its trials went, what the search came to, and the whole result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.text import Text
+
+from components.notebook import html_of
+from components.records.events import TrialHistory, TrialState, num_clones
+from components.records.outcome import Outcome
+from components.registry.result import RegistryResult
+from components.reports.leaderboard import leaderboard, ranked
+from components.reports.search_summary import SearchSummary
+
+TERMINATED = "SIGTERM"  # a stop for this reason has an outcome, and an exit status, of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialsResult:
+    """How the trials of a search went.
+
+    `undelivered` counts the events that MLflow has not taken. `stop_reason` is why it was stopped early, e.g. SIGTERM.
+    `hopeless` is why no trial can succeed on these machines.
+    """
+
+    histories: Mapping[str, TrialHistory]
+    undelivered: int
+    stop_reason: str | None = None
+    hopeless: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOutcome:
+    """What a search came to, in a word and in a sentence. `best` is the trial that leads, if any trial succeeded."""
+
+    outcome: Outcome
+    message: str
+    best: TrialHistory | None = None
+    registry: RegistryResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(SearchOutcome):
+    """The whole result, as plain data.
+
+    `report` is the URI of the page about the search. `budget`, of every trial, is in target tokens.
+    """
+
+    summary: SearchSummary
+    histories: Mapping[str, TrialHistory]
+    budget: int
+    report: str
+
+    @property
+    def search_id(self) -> str:
+        return self.summary.search_id
+
+    def _repr_html_(self) -> str:
+        table = leaderboard(ranked(self.histories.values()), budget=self.budget)
+        return html_of(Group(Text(self.message, style="bold"), table))
+
+
+def resume_command(command: str, search_id: str = "") -> str:
+    """How to go on with a search that was started by `command`; if that is empty, by a call of run()."""
+    if not command:
+        return f"run(experiment, resume={search_id!r})" if search_id else "run(experiment, resume=NEWEST)"
+    return command if "--resume" in command else f"{command} --resume {search_id}".rstrip()
+
+
+def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) -> SearchOutcome | None:
+    """The outcome if trials are left to run or none can succeed, else None. `planned`: trials without clones."""
+    if trials.hopeless is not None:
+        return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial can succeed: {trials.hopeless}")
+    histories = trials.histories.values()
+    ended = sum(history.state is not TrialState.RUNNING for history in histories)
+    unfinished = planned + num_clones(histories) - ended
+    if trials.stop_reason is None and unfinished <= 0:
+        return None
+    return SearchOutcome(
+        outcome=Outcome.TERMINATED if trials.stop_reason == TERMINATED else Outcome.INTERRUPTED,
+        message=f"Interrupted with {unfinished} trials to go. Go on with: {resume}",
+    )
+
+
+def outcome_of_no_success(histories: Iterable[TrialHistory]) -> SearchOutcome:
+    reasons = "; ".join(dict.fromkeys(history.reason for history in histories))
+    return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial succeeded: {reasons}")
+
+
+def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchOutcome:
+    if registry.promoted:
+        outcome = Outcome.CHAMPION
+        message = (
+            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, eval loss"
+            f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}"
+        )
+    else:
+        outcome = Outcome.NOT_PROMOTED
+        message = f"{registry.name} version {registry.version} is a challenger only: {registry.reason}"
+    return SearchOutcome(outcome=outcome, message=message, best=best, registry=registry)

@@ -1,0 +1,221 @@
+"""Opens a search: finds all that can be known to be wrong before it starts, and prepares model, data and tracking."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.cluster.ray_session import workers_are_here
+from components.cluster.scheduling.search_warnings import check_rungs
+from components.cluster.slots.search_context import SearchContext
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.preview.mask_preview import Decode, verbatim
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
+from components.data.prepare import PreparedDataset, prepare_experiment
+from components.errors import InputError
+from components.experiment.base_precisions import dtype_warnings
+from components.experiment.experiment_warnings import experiment_warnings
+from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
+from components.models.attention_backend import missing_package
+from components.models.base.load_base import check_base, config_of, resolve_model
+from components.models.base.reference import BaseReference
+from components.models.base.wheel_model import BUNDLED_MODELS
+from components.models.digest import model_digest
+from components.models.trainable_summary import describe_branch_training
+from components.planning.verification_memory import check_verifiable
+from components.records.events import Progress
+from components.records.manifest import LAYOUT, SearchManifest
+from components.records.on_message import OnMessage, ignore_message
+from components.registry.probes import Probe, load_probes
+from components.registry.result import too_few_held_out
+from components.search.find import find_interrupted
+from components.storage.folder import Folder, Lock
+from components.storage.open_folder import folder_at
+from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
+from components.training.vocabulary_check import check_vocabulary
+
+JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSearch:
+    """A search whose model, data and tracking are ready.
+
+    `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node.
+    `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
+    adapt. `register`: the best trial will be sent to the registry. `opened` is when opening began, by time.monotonic().
+    `lock` must be closed in the end.
+    """
+
+    manifest: SearchManifest
+    lock: Lock
+    experiment: ExperimentSpec
+    dataset: PreparedDataset
+    budget: int
+    base: BaseReference
+    pad_token_id: int
+    decode: Decode
+    probes: tuple[Probe, ...]
+    uri: str
+    resumed: bool
+    register: bool
+    trained: Mapping[str, str]
+    opened: float
+
+    @property
+    def search_id(self) -> str:
+        return self.manifest.search_id
+
+    @property
+    def folder(self) -> Folder:
+        return self.experiment.folder / self.search_id
+
+    def begin(self) -> None:
+        """Writes the manifest: from here on the search can be found and resumed."""
+        self.manifest.write(self.folder)
+
+    def finish(self) -> None:
+        """Marks the search as finished: it cannot be resumed any more."""
+        self.manifest.model_copy(update={"finished": True}).write(self.folder)
+
+    def context(self, finished_trials: Mapping[str, Progress | None]) -> SearchContext:
+        """What the processes of the cluster need. `finished_trials` need not run; each has its last report."""
+        return SearchContext(
+            experiment=self.experiment,
+            search_id=self.search_id,
+            folder=self.folder,
+            prepared=self.dataset.directory,
+            budget=self.budget,
+            pad_token_id=self.pad_token_id,
+            base=self.base,
+            finished_trials=dict(finished_trials),
+        )
+
+
+def prepare_search(
+    written: ExperimentSpec,
+    *,
+    resume: str | None = None,
+    register: bool = False,
+    on_message: OnMessage = ignore_message,
+) -> PreparedSearch:
+    """Opens a new search, or an interrupted one. Raises InputError, or another ValueError, if it cannot run.
+
+    Args:
+        resume: the id of an interrupted search of this experiment, or NEWEST.
+        register: check that the registry can take the best trial, and that it can be verified on this machine.
+        on_message: takes what people should know: the model, the data, and warnings.
+    """
+    opened = time.monotonic()
+    _check_storage(written)
+    manifest = None if resume is None else find_interrupted(written, resume)
+    uri = tracking_uri(written)
+    check_tracking(uri)
+    probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
+    _check_attention(written.model, on_message)
+    for remark in (*experiment_warnings(written), *dtype_warnings(written)):
+        on_message(remark)
+    on_message(f"base model {written.model.path}")
+    directory = resolve_model(written.model)
+    check_base(written.model)
+    experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
+    config = config_of(directory)
+    trained = describe_branch_training(experiment, config)
+    for branch, sentence in trained.items():
+        on_message(f"{branch}: {sentence}")
+    tokenizer = load_tokenizer(directory)
+    chat_format = load_chat_format(tokenizer, experiment.chat_format)
+    dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
+    on_message(dataset.summary())
+    if problem := too_few_held_out(dataset, experiment.data):
+        on_message(problem)
+    budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
+    check_rungs(experiment, budget)
+    unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
+    if unused:
+        on_message(f"Warning: {unused}")
+    if register:
+        check_model_name(uri, experiment.registered_model)
+        check_verifiable(experiment)
+    base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format)
+    manifest = manifest or _new_manifest(written, dataset, budget)
+    return PreparedSearch(
+        manifest=manifest,
+        lock=lock_search(experiment.folder / manifest.search_id),
+        experiment=experiment,
+        dataset=dataset,
+        budget=budget,
+        base=base,
+        pad_token_id=chat_format.pad_token_id,
+        decode=verbatim(tokenizer),
+        probes=probes,
+        uri=uri,
+        resumed=resume is not None,
+        register=register,
+        trained=trained,
+        opened=opened,
+    )
+
+
+def _check_attention(model: ModelSpec, on_message: OnMessage) -> None:
+    """Checks the package only: a head without a GPU has it too, if it has the workers' environment."""
+    missing = missing_package(model.attention)
+    if missing and workers_are_here():
+        raise InputError(missing)
+    if missing:
+        on_message(f"Warning: {missing}. If the workers lack it too, the first trial ends the search")
+
+
+def _check_storage(written: ExperimentSpec) -> None:
+    if JOBS in Path(written.folder.uri).parts:
+        raise InputError(
+            f"storage.path={written.storage.path}: {written.folder} is where this job was unpacked, and goes with it; name a"
+            f" folder that all nodes see or a bucket, e.g. --set storage.path=s3://BUCKET/runs, or set {STORAGE} on the head"
+        )
+    try:
+        written.folder.check_access()
+    except OSError as error:
+        raise InputError(
+            f"storage.path={written.storage.path}: {written.folder} cannot be written: {error.strerror or error};"
+            f" {written.folder.access_advice}"
+        ) from None
+
+
+def lock_search(folder: Folder) -> Lock:
+    """Keeps a second driver out, which would undo this one's work. Raises InputError if another driver has the search."""
+    try:
+        return folder.lock("lock")
+    except BlockingIOError:
+        raise InputError(
+            f"--resume {folder.name}: that search is running; wait for it, or name another one by its id"
+        ) from None
+
+
+def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
+    """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
+    is_local = model.path not in BUNDLED_MODELS and Path(model.path).expanduser().is_dir()
+    return model.model_copy(update={"path": str(directory)}) if is_local else model
+
+
+def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
+    """The data that the search began with, even if the files it was made of have changed since."""
+    directory = folder_at(manifest.prepared)
+    if not directory.is_complete():
+        raise InputError(
+            f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
+        )
+    return PreparedDataset.open(directory).verify()
+
+
+def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int) -> SearchManifest:
+    return SearchManifest(
+        search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
+        experiment=written,
+        created=time.time(),
+        prepared=str(dataset.directory),
+        budget=budget,
+        layout=LAYOUT,
+    )
