@@ -4,8 +4,8 @@
     python workflows/chat.py runs/quickstart/SEARCH/checkpoints/TRIAL/step_000042
     python workflows/chat.py smollm2-135m-instruct --message "Who are you?"
 
-In a conversation, /reset forgets it and /quit (or end of input) ends it. Where the model calls tools, what is typed next
-are their results, one after another.
+In a conversation, /reset starts a new one and /quit (or end of input) ends the program. Where the model calls tools, the
+next lines are their results, one after another.
 """
 
 from __future__ import annotations
@@ -13,32 +13,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.conversations.messages import Message
-from components.conversations.openai_messages import openai_call
+from components.errors import InputError
 from workflows.cli import Exit, exit_on_error, quiet_libraries
 
 if TYPE_CHECKING:
-    from components.inference.generate import Reply
-    from components.models.load_trained import LoadedModel
+    from components.inference.chat_session import ChatSession
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     quiet_libraries()
-    from workflows.named import load_named
+    from components.inference.chat_session import ChatSession
+    from components.registry.resolve import load_by_name
 
     with exit_on_error():
-        tools = _tools(arguments.tools)
-        loaded = load_named(arguments.model, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
-    talk = Talk(loaded, arguments, tools)
+        tools = _read_tools(arguments.tools)
+        model = load_by_name(arguments.model, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
+    session = ChatSession(
+        model,
+        system=arguments.system,
+        tools=tools,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+    )
     if arguments.message is not None:
-        talk.ask(arguments.message)
+        send(session, arguments.message)
         return Exit.DONE
-    return _converse(talk)
+    return _converse(session)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -56,82 +61,35 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Talk:
-    """One conversation so far."""
-
-    def __init__(self, loaded: LoadedModel, arguments: argparse.Namespace, tools: list[dict[str, Any]]) -> None:
-        self.loaded, self.arguments, self.tools = loaded, arguments, tools
-        self.reset()
-
-    @property
-    def called(self) -> list[str]:
-        """The functions whose results are waited for."""
-        results = 0
-        while results < len(self.messages) and self.messages[-1 - results].role == "tool":
-            results += 1
-        calls = self.messages[-1 - results].tool_calls if results < len(self.messages) else ()
-        return [openai_call(call)[0] for call in calls][results:]
-
-    def reset(self) -> None:
-        system = self.arguments.system
-        self.messages = [Message(role="system", content=system)] if system else []
-
-    def ask(self, said: str) -> None:
-        """Prints the answer as it is made. `said` is a question, or the result of a call that waits for one."""
-        from components.inference.generate import stream_reply
-
-        if waiting := self.called:
-            self.messages.append(Message(role="tool", content=said, name=waiting[0]))
-            if len(waiting) > 1:
-                return
-        else:
-            self.messages.append(Message(role="user", content=said))
-        pieces = stream_reply(
-            self.loaded,
-            self.messages,
-            max_new_tokens=self.arguments.max_new_tokens,
-            temperature=self.arguments.temperature,
-            tools=self.tools,
-        )
-        self.messages.append(_printed(pieces).message)
-
-    def take_back(self) -> None:
-        """Forgets a question that was not answered to its end."""
-        if self.messages and self.messages[-1].role in ("user", "tool"):
-            self.messages.pop()
-
-
-def _tools(file: Path | None) -> list[dict[str, Any]]:
+def _read_tools(file: Path | None) -> list[dict[str, Any]]:
     if file is None:
         return []
     try:
         tools = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--tools {file}: cannot be read: {error}") from None
+        raise InputError(f"--tools {file}: cannot be read: {error}") from None
     if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise ValueError(f"--tools {file}: must hold a list of objects")
+        raise InputError(f"--tools {file}: must hold a list of objects")
     return tools
 
 
-def _printed(pieces: Generator[str, None, Reply]) -> Reply:
-    """Prints the pieces; returns the reply they make up."""
-    while True:
-        try:
-            print(next(pieces), end="", flush=True)
-        except StopIteration as ended:
-            print()
-            reply: Reply = ended.value
-            return reply
+def send(session: ChatSession, text: str) -> None:
+    """Prints the reply while it is generated."""
+    pieces = session.send(text)
+    if pieces is not None:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
 
 
-def _converse(talk: Talk) -> int:
-    """Question after question from standard input; prompts only where a person types."""
-    by_hand = sys.stdin.isatty()
-    if by_hand:
+def _converse(session: ChatSession) -> int:
+    """Reads questions from standard input; prompts only in a terminal."""
+    interactive = sys.stdin.isatty()
+    if interactive:
         print("/reset forgets the conversation, /quit ends it")
     while True:
         try:
-            line = input(_asks(talk) if by_hand else "").strip()
+            line = input(_prompt(session) if interactive else "").strip()
         except (EOFError, KeyboardInterrupt):
             return Exit.DONE
         match line:
@@ -140,19 +98,19 @@ def _converse(talk: Talk) -> int:
             case "/quit" | "/exit":
                 return Exit.DONE
             case "/reset":
-                talk.reset()
+                session.reset()
                 print("(forgotten)")
             case _:
                 try:
-                    talk.ask(line)
+                    send(session, line)
                 except KeyboardInterrupt:
-                    talk.take_back()
+                    session.take_back()
                     print("\n(stopped, and forgotten)")
 
 
-def _asks(talk: Talk) -> str:
-    called = talk.called
-    return f"result of {called[0]}> " if called else "> "
+def _prompt(session: ChatSession) -> str:
+    pending = session.pending_calls
+    return f"result of {pending[0]}> " if pending else "> "
 
 
 if __name__ == "__main__":

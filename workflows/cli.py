@@ -26,7 +26,6 @@ from components.search.find import NEWEST
 from components.storage.retry import StorageError
 from components.tracking.errors import TrackingError
 
-REGISTERED = "models:/"  # how MLflow names what is in its registry
 WIDTH_OF_LOGS = 140
 COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml
 

@@ -52,8 +52,8 @@ def read_and_split(data: DataSpec) -> Split:
         dropped += held.dropped
         unused.update(held.unused_keys)
         ignored.update(held.ignored_keys)
-    held_out, twice = _deduplicate(held_out)
-    rest, again = _deduplicate(rest)
+    held_out, held_out_duplicates = _deduplicate(held_out)
+    rest, rest_duplicates = _deduplicate(rest)
     known = {key for conversation in held_out for key in keys_of(conversation)}
     train = [conversation for conversation in rest if known.isdisjoint(keys_of(conversation))]
     if not train:
@@ -62,7 +62,7 @@ def read_and_split(data: DataSpec) -> Split:
         train=tuple(train),
         eval=tuple(held_out),
         left_out=_by_record(dropped),
-        duplicates=twice + again,
+        duplicates=held_out_duplicates + rest_duplicates,
         leaked=len(rest) - len(train),
         contents=contents,
         unused_keys=dict(unused),

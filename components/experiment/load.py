@@ -20,19 +20,19 @@ NO_EXPERIMENT = "no such experiment file; experiments/ has some"
 EXPERIMENT_IS = "an experiment is a mapping of keys, e.g. `name: ...`"
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentSpec:
+def load_experiment(path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> ExperimentSpec:
     """Reads an experiment, applies overrides, and checks it with its whole search space.
 
     Args:
         path: a YAML file.
-        overrides: `a.b=value` strings; the value is read as YAML, and an empty one is null.
+        overrides: `a.b=value` strings, whose values are read as YAML (an empty one is null); or dotted path -> value.
 
     Raises:
         ExperimentError: with every problem that was found.
     """
     tree = read_yaml(Path(path))
-    for override in overrides:
-        _apply(tree, override)
+    for location, dotted_path, value in _read_overrides(overrides):
+        _set(tree, location, dotted_path, value)
     try:
         experiment = ExperimentSpec.model_validate(tree)
         check_search(experiment)
@@ -135,21 +135,30 @@ for _tag, _look, _first in _SCALARS:
 _Loader.add_constructor(f"{_YAML}int", _Loader.construct_yaml_int)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not all(path.split(".")):
-        raise ExperimentError([Problem(location=f"--set {override}", text="write it as key.subkey=value")])
+def _read_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(name for errors, dotted path, value) of each."""
+    if isinstance(overrides, Mapping):
+        yield from ((f"override {path}", path, value) for path, value in overrides.items())
+        return
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ExperimentError([Problem(location=f"--set {override}", text="write it as key.subkey=value")])
+        yield f"--set {override}", path, read_value(text)
+
+
+def _set(tree: dict[str, Any], location: str, path: str, value: Any) -> None:
+    if not all(path.split(".")):
+        raise ExperimentError([Problem(location=location, text="write it as key.subkey=value")])
     *parents, leaf = path.split(".")
     node: Any = tree
     for depth, parent in enumerate(parents):
         if parents[:depth] == SPACE_PATH and isinstance(node, dict) and parent not in node:
             whole = f"a new branch is set whole, as search.space.{parent}={{...}}"
             text = f"{unknown_key(parent, sorted(map(str, node)))}; {whole}"
-            raise ExperimentError([Problem(location=f"--set {override}", text=text)])
+            raise ExperimentError([Problem(location=location, text=text)])
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             above = ".".join(parents[: depth + 1])
-            raise ExperimentError(
-                [Problem(location=f"--set {override}", text=f"{above} is {node!r}, which has no keys")]
-            )
-    node[leaf] = read_value(text)
+            raise ExperimentError([Problem(location=location, text=f"{above} is {node!r}, which has no keys")])
+    node[leaf] = value

@@ -280,10 +280,10 @@ def parse_domain(leaf: Leaf, written: Mapping[str, Any], section: str) -> tuple[
     if kind not in ("choice", "grid"):
         return domain, []
     values = [value for value, _ in parsed]
-    twice = next((value for position, value in enumerate(values) if value in values[:position]), ...)
-    if twice is not ...:
+    repeated = next((value for position, value in enumerate(values) if value in values[:position]), ...)
+    if repeated is not ...:
         return None, [
-            Problem(location=location, text=f"{to_yaml(twice)} stands twice in {kind}; each value is named once")
+            Problem(location=location, text=f"{to_yaml(repeated)} stands twice in {kind}; each value is named once")
         ]
     return DOMAINS[kind].model_validate({kind: values}), []
 

@@ -162,8 +162,10 @@ def _trial_count_problems(experiment: ExperimentSpec) -> Iterator[Problem]:
     search, trials = experiment.search, num_trials(experiment)
     needed = len(search.space)
     if trials < needed:
-        said = trials if search.trials else f"{trials}, the default,"
-        text = f"{said} cannot be shared by {needed} branches: each needs a trial; set search.trials: {needed} or more"
+        number = trials if search.trials else f"{trials}, the default,"
+        text = (
+            f"{number} cannot be shared by {needed} branches: each needs a trial; set search.trials: {needed} or more"
+        )
         yield Problem(location="search.trials", text=text)
     if search.trials is None and trials > MAX_TRIALS_OF_A_GRID:
         text = f"the grid has {trials:,} points; list fewer values, or set how many trials may run"

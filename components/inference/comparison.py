@@ -49,9 +49,7 @@ class Comparison(BaseModel):
     effective: float | None = Field(
         None, description="As many conversations of equal length say as much: below `conversations` if lengths differ."
     )
-    needed: int | None = Field(
-        None, description="The fewest conversations like these with which a difference can be told."
-    )
+    needed: int | None = Field(None, description="How many conversations like these are needed to decide.")
     note: str = Field("", description="What limits the comparison.")
 
     @computed_field  # type: ignore[prop-decorator]

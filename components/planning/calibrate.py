@@ -1,6 +1,6 @@
-"""A few real steps of one trial, in a process of its own: how fast they are, and how much memory they take.
+"""A few real steps of one trial, in a new process: how fast they are, and how much memory they need.
 
-The process is new, so that nobody's memory but the trial's is measured, and that of a trial that is too large only it dies.
+A new process, so that only the trial's memory is measured, and only this process dies if the trial is too large.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.data.prepare import PreparedDataset
 from components.data.sampler import Position
+from components.errors import InputError
 from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.storage.base import Folder
@@ -30,9 +31,9 @@ from components.training.workers import OneWorker
 
 
 class Calibration(BaseModel):
-    """`peak_bytes` is what the trial added to the process; `process_bytes` what was there before: libraries, CUDA's context.
+    """`process_bytes` is held before the trial (libraries, the CUDA context), `peak_bytes` is what the trial adds.
 
-    By the kernel's count of resident memory on a CPU, by torch's of what it has reserved on a GPU.
+    Counted are, on a CPU, resident memory by the kernel, and on a GPU what torch has reserved.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,8 +46,8 @@ class Calibration(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """What is to be tried. largest_step: where in the first epoch it stands; it is taken again and again."""
+class CalibrationRequest:
+    """The trial to run. largest_step: the index of its largest step in the first epoch; only that step is taken."""
 
     model: ModelSpec
     spec: TrialSpec
@@ -59,41 +60,44 @@ class Candidate:
     threads: int = 1
 
 
-def calibrate(candidate: Candidate, *, steps: int = 3, evaluates: bool = False) -> Calibration:
-    """The first step warms up and is not timed. Raises ValueError if the trial cannot run here.
+def calibrate_trial(request: CalibrationRequest, *, steps: int = 3, evaluates: bool = False) -> Calibration:
+    """Takes `steps` steps; the first one warms up and is not timed.
 
     Args:
-        evaluates: goes on to an evaluation, too; it may hold more than a step.
+        evaluates: then evaluates the model, which may need more memory than a step.
+
+    Raises:
+        InputError: the trial cannot run on this machine.
     """
-    if candidate.on_gpu and not torch.cuda.is_available():
-        raise ValueError("--calibrate: these trials run on GPUs, and torch sees none here")
+    if request.on_gpu and not torch.cuda.is_available():
+        raise InputError("--calibrate: these trials run on GPUs, and torch sees none here")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         try:
-            return process.submit(_measured, candidate, steps, evaluates).result()
+            return process.submit(_measure_steps, request, steps, evaluates).result()
         except BrokenProcessPool:
             why = "the machine's memory is not enough for it"
         except torch.OutOfMemoryError as error:
             why = str(error).splitlines()[0]
-    raise ValueError(f"--calibrate: a trial of {candidate.spec.method.kind} died within {steps} steps: {why}")
+    raise InputError(f"--calibrate: a trial of {request.spec.method.kind} died within {steps} steps: {why}")
 
 
-def _measured(candidate: Candidate, steps: int, evaluates: bool) -> Calibration:
-    torch.set_num_threads(candidate.threads)
-    device = torch.device("cuda" if candidate.on_gpu else "cpu")
-    _load_kernels(device, candidate.spec)
+def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> Calibration:
+    torch.set_num_threads(request.threads)
+    device = torch.device("cuda" if request.on_gpu else "cpu")
+    _load_kernels(device, request.spec)
     process_bytes = _reserved(device)
     with TemporaryDirectory() as scratch:
         data = TrainingData(
-            dataset=PreparedDataset.open(candidate.prepared),
-            max_tokens=candidate.max_tokens,
-            pad_token_id=candidate.pad_token_id,
+            dataset=PreparedDataset.open(request.prepared),
+            max_tokens=request.max_tokens,
+            pad_token_id=request.pad_token_id,
         )
-        base = BaseReference(model=candidate.model, digest="not asked for", chat_format="auto")
-        session = TrialRunner(candidate.model, data, OneWorker(device), base, folder_at(scratch))
-        session.start("calibration", candidate.spec)
-        run, seconds = session.running, 0.0
+        base = BaseReference(model=request.model, digest="not asked for", chat_format="auto")
+        runner = TrialRunner(request.model, data, OneWorker(device), base, folder_at(scratch))
+        runner.start("calibration", request.spec)
+        run, seconds = runner.running, 0.0
         for number in range(steps):
-            run.position = Position(epoch=0, step=candidate.largest_step)
+            run.position = Position(epoch=0, step=request.largest_step)
             began = time.perf_counter()
             run.step()
             if number > 0 or steps == 1:
@@ -103,21 +107,21 @@ def _measured(candidate: Candidate, steps: int, evaluates: bool) -> Calibration:
                 run.scored,
                 run.eval_store,
                 run.workers,
-                max_tokens=candidate.max_tokens,
-                rows_per_batch=candidate.spec.batch.rows_per_micro_batch,
-                pad_token_id=candidate.pad_token_id,
+                max_tokens=request.max_tokens,
+                rows_per_batch=request.spec.batch.rows_per_micro_batch,
+                pad_token_id=request.pad_token_id,
             )
         return Calibration(
-            device=torch.cuda.get_device_name(device) if candidate.on_gpu else "cpu",
+            device=torch.cuda.get_device_name(device) if request.on_gpu else "cpu",
             steps=steps,
-            tokens_per_second=candidate.tokens_in_step * max(1, steps - 1) / seconds,
-            peak_bytes=_most_reserved(device) - process_bytes,
+            tokens_per_second=request.tokens_in_step * max(1, steps - 1) / seconds,
+            peak_bytes=_peak_reserved(device) - process_bytes,
             process_bytes=process_bytes,
         )
 
 
 def _load_kernels(device: torch.device, spec: TrialSpec) -> None:
-    """Libraries take memory when they are first used: a tiny layer uses them before anything is measured."""
+    """Libraries allocate memory on their first use: a tiny layer uses them before the measurement begins."""
     layer = torch.nn.Linear(8, 8, device=device)
     with computing(spec.precision, device):
         hidden = layer(torch.ones(1, 1, 8, 8, device=device))
@@ -130,12 +134,12 @@ def _reserved(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else resident("VmRSS")
 
 
-def _most_reserved(device: torch.device) -> int:
+def _peak_reserved(device: torch.device) -> int:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else resident("VmHWM")
 
 
 def resident(what: str) -> int:
-    """Bytes of this process by Linux's count: VmRSS are those it holds, VmHWM the most it ever held."""
+    """Bytes of this process by Linux's count: VmRSS is the present value, VmHWM the peak."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith(f"{what}:")]
     return int(line.split()[1]) * 1024

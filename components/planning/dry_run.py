@@ -1,11 +1,11 @@
-"""One step of a trial on tensors without content: what it will hold in memory, and compute, before anything is loaded.
+"""A dry run: one step of a trial on tensors without values, which tells its memory and its operations.
 
 The trial's own code runs (adapters, attention, checkpointing, the loss with its chunks, the backward pass) under torch's
-FakeTensorMode, and every tensor is entered in a ledger when it is made and crossed out when it is freed. So nothing here
-knows an architecture, and what changes in the loop changes in the plan.
+FakeTensorMode, and a tracker counts every tensor from its allocation until it is freed. So nothing here depends on an
+architecture, and what changes in the training loop changes in the plan.
 
-What it cannot see is what a kernel takes for itself while it runs, and what an allocator keeps: components/planning/memory.py
-allows for those. CPU kernels are rehearsed; CUDA's save the same tensors (attention: q, k, v, output, log-sum-exp).
+A dry run does not see the workspace of a kernel and what an allocator keeps: components/planning/memory.py adds those.
+It runs CPU kernels; CUDA's save the same tensors (attention: q, k, v, output, log-sum-exp).
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedConfig
 
 from components.data.batch import Batch
+from components.errors import InputError
 from components.experiment.spec import ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
-from components.planning.meta_model import PackedLinear, rehearsed_attention, skeleton
+from components.planning.meta_model import PackedLinear, meta_attention, meta_model
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.lm_head import decoder_and_head
 from components.training.loss import ScoredModel
 
 aten = torch.ops.aten
-FLASH = 1  # torch's number for attention that never holds the scores
+FLASH = 1  # torch's number for attention that never stores the scores
 Kind = Literal["weights", "gradients", "weight casts", "activations", "logits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """The largest one of a trial on one worker. `accumulates`: a step has several, so gradients wait beside the next."""
+    """The largest one of a trial on one worker. `accumulates`: a step has several, so gradients are kept beside the next."""
 
     rows: int
     tokens: int
@@ -50,7 +51,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """The bytes of each kind at the moment when most was held."""
+    """Bytes of each kind at the moment when most memory is in use."""
 
     bytes: dict[Kind, int]
 
@@ -92,30 +93,30 @@ def dry_run_step(
     evaluated: MicroBatch | None = None,
     synced: bool = False,
 ) -> DryRun:
-    """Takes seconds, and next to no memory.
+    """Takes seconds, and almost no memory.
 
     Args:
         evaluated: the largest batch of an evaluation; by default as large as one of training.
-        synced: the gradients of a step's last micro-batch go into buckets that are there already, as with
+        synced: the gradients of a step's last micro-batch go into existing buckets, as with
             DistributedDataParallel; the buckets themselves are not counted.
 
     Raises:
-        ValueError: the model's own code asks what is in a tensor, so nothing can be known without running it.
+        InputError: the model's own code reads values of a tensor, so no dry run is possible.
     """
-    trained = skeleton(config, spec.method, dtype=model.dtype_of(spec), attention=model.attention)
+    trained = meta_model(config, spec.method, dtype=model.dtype_of(spec), attention=model.attention)
     set_gradient_checkpointing(trained, spec)
     try:
         with FakeTensorMode():
             replace_tensors(trained, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-            return _rehearsed(trained, spec, batch, evaluated or batch, synced, rehearsed_attention(model.attention))
+            return _run_step(trained, spec, batch, evaluated or batch, synced, meta_attention(model.attention))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise ValueError(
-            f"model.path={model.path}: its code looks into its tensors ({error}), so a step cannot be rehearsed without"
+        raise InputError(
+            f"model.path={model.path}: its code reads values of its tensors ({error}), so no dry run is possible without"
             " weights"
         ) from None
 
 
-def _rehearsed(
+def _run_step(
     trained: nn.Module,
     spec: TrialSpec,
     batch: MicroBatch,
@@ -123,48 +124,48 @@ def _rehearsed(
     synced: bool,
     attention: str,
 ) -> DryRun:
-    ledger = MemTracker(evaluated)
-    with ledger:
+    tracker = MemTracker(evaluated)
+    with tracker:
         for tensor, size in _weights(trained):
-            ledger.enter(tensor, "weights", size)
-        weight_bytes = ledger.held("weights")
-        ledger.vocabulary = int(decoder_and_head(trained)[1].weight.shape[0])
+            tracker.enter(tensor, "weights", size)
+        weight_bytes = tracker.held("weights")
+        tracker.vocabulary = int(decoder_and_head(trained)[1].weight.shape[0])
         scored = ScoredModel(trained, precision=spec.precision, attention=attention, device=torch.device("cpu"))
         scored.look_at_head()
         scored.eval()
-        ledger.begin()
+        tracker.begin()
         with torch.no_grad():
             scored.losses(_fake_batch(evaluated))
-        evaluation, evaluation_flops = ledger.peak, ledger.flops
+        evaluation, evaluation_flops = tracker.peak, tracker.flops
         scored.train()
-        ledger.batch, fake = batch, _fake_batch(batch)
-        ledger.begin()
+        tracker.batch, fake = batch, _fake_batch(batch)
+        tracker.begin()
         if batch.accumulates:
-            with _each_gradient(trained, ledger.is_gradient):
+            with _each_gradient(trained, tracker.mark_gradient):
                 scored(fake).backward()
-            ledger.flops = 0
-        with _each_gradient(trained, _into_bucket if synced else ledger.is_gradient):
+            tracker.flops = 0
+        with _each_gradient(trained, _into_bucket if synced else tracker.mark_gradient):
             scored(fake).backward()
     layers = max((_parameters(layer) for layer in _blocks(trained)), default=0)
-    mine = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    trained_ones = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     return DryRun(
         parameters=_parameters(trained),
-        trained_parameters=sum(parameter.numel() for parameter in mine),
-        trained_tensors=len(mine),
-        trained_bytes=sum(parameter.nbytes for parameter in mine),
+        trained_parameters=sum(parameter.numel() for parameter in trained_ones),
+        trained_tensors=len(trained_ones),
+        trained_bytes=sum(parameter.nbytes for parameter in trained_ones),
         weight_bytes=weight_bytes,
         layer_parameters=layers,
         root_parameters=_parameters(trained) - sum(_parameters(layer) for layer in _blocks(trained)),
-        training=ledger.peak,
+        training=tracker.peak,
         evaluation=evaluation,
-        training_flops=ledger.flops,
+        training_flops=tracker.flops,
         evaluation_flops=evaluation_flops,
         whole_logits=scored.whole_logits or "",
     )
 
 
 class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every storage that is alive, by kind; the fullest moment since `begin`; and the operations since then."""
+    """Counts every live storage by kind, the peak since `begin`, and the operations since then."""
 
     def __init__(self, batch: MicroBatch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -177,23 +178,24 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def begin(self) -> None:
         self.flops = 0
         self._most, self.peak = 0, Peak(bytes={})
-        self._look()
+        self._update_peak()
 
     def enter(self, tensor: Tensor, kind: Kind, size: int | None = None) -> None:
-        """A tensor that is known already stays what it was."""
+        """Counts a tensor from now until it is freed. A tensor that is counted already keeps its kind."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._kinds:
             return
         self._kinds[key] = kind, storage.nbytes() if size is None else size
         self._held[kind] += self._kinds[key][1]
-        weakref.finalize(storage, self._leave, key)
-        self._look()
+        weakref.finalize(storage, self._forget, key)
+        self._update_peak()
 
     def held(self, kind: Kind) -> int:
         return self._held[kind]
 
-    def is_gradient(self, parameter: Tensor) -> None:
+    def mark_gradient(self, parameter: Tensor) -> None:
+        """Counts the parameter's gradient as one, whatever kind it was counted as before."""
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
         kind, size = self._kinds[key]
@@ -203,7 +205,7 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = self._answered(func, args)
+        result = self._without_values(func, args)
         if result is None:
             result = func(*args, **kwargs)
         operations = flop_registry.get(func._overloadpacket)
@@ -215,13 +217,13 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.enter(tensor, self._kind_of(func, args, tensor))
         return result
 
-    def _answered(self, func: Any, args: Any) -> Any:
-        """What depends on the content of tensors, and is known here without it."""
+    def _without_values(self, func: Any, args: Any) -> Any:
+        """The result of an operation that would need the values of its tensors; None for all other operations."""
         if func is aten.nonzero.default and args[0].shape == (self.batch.rows, self.batch.tokens):
             return torch.empty((self.batch.targets, 2), dtype=torch.int64)  # the scored positions
         if func is aten._fused_sdp_choice.default:
             return FLASH
-        if func is aten._grouped_mm.default:  # experts; torch's own answer for tensors without content knows bf16 only
+        if func is aten._grouped_mm.default:  # experts; torch's own rule for tensors without values supports bf16 only
             left, right, ends = args[:3]
             shape = (len(ends), left.shape[0], right.shape[1]) if right.dim() == 2 else (left.shape[0], right.shape[2])
             self.flops += 2 * left.numel() * right.shape[-1]
@@ -239,11 +241,11 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind, _ = self._kinds.get(tensor.untyped_storage()._cdata, (None, 0))
         return kind == "weights"
 
-    def _leave(self, key: int) -> None:
+    def _forget(self, key: int) -> None:
         kind, size = self._kinds.pop(key)
         self._held[kind] -= size
 
-    def _look(self) -> None:
+    def _update_peak(self) -> None:
         total = self._held.total()
         if total > self._most:
             self._most, self.peak = total, Peak(bytes=dict(self._held))
@@ -251,7 +253,7 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextlib.contextmanager
 def _each_gradient(model: nn.Module, then: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside, `then` is called with each parameter whose gradient is complete."""
+    """Inside, calls `then` with each parameter whose gradient is complete."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles = [cast(Any, parameter).register_post_accumulate_grad_hook(then) for parameter in trained]
     yield
@@ -264,7 +266,7 @@ def _into_bucket(parameter: Tensor) -> None:
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
-    """Every parameter and buffer once, with the bytes it takes where the model is real."""
+    """Every parameter and buffer once, with the bytes that it needs in the real model."""
     for module in model.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             packed = isinstance(module, PackedLinear) and tensor is module.weight

@@ -1,78 +1,20 @@
-"""What a search will need, branch by branch, as plain records: made by planner.py, shown by reports/plan_tables.py."""
+"""The plan of a whole search, branch by branch. It shows itself in a terminal and in a notebook."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Iterator
 
-from components.planning.calibrate import Calibration
-from components.planning.memory import MemoryPlan
+from rich.table import Table
+from rich.text import Text
 
-
-class PlanRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Span(PlanRecord):
-    """From the least, where every rung of the scheduler lets through its share, to the most: every trial runs to its end."""
-
-    low: float
-    high: float
-
-    def times(self, factor: float) -> Span:
-        return Span(low=self.low * factor, high=self.high * factor)
-
-
-class Fit(PlanRecord):
-    """A branch on one kind of machine. Hours are of GPUs, over all workers and trials (on a CPU: of workers)."""
-
-    node: str
-    room_bytes: int = Field(description="For one worker.")
-    short_bytes: int = Field(description="How much does not fit; 0 if all does.")
-    hours: Span | None = Field(None, description="Unknown on a CPU that was not measured.")
-    dollars: Span | None = None
-    spot_dollars: Span | None = None
-
-    @property
-    def fits(self) -> bool:
-        return self.short_bytes == 0
-
-
-class Remedy(PlanRecord):
-    """Changes on top of one another, and what they come to."""
-
-    changes: tuple[str, ...]
-    total_bytes: int
-    fits_on: tuple[str, ...]
-
-
-class BranchPlan(PlanRecord):
-    """A branch of the search at the corner that takes most memory."""
-
-    branch: str
-    method: str
-    corner: dict[str, object] = Field(description="What the search would have drawn there: dotted path -> value.")
-    workers: int
-    parallel: str
-    parameters: int
-    trained_parameters: int
-    memory: MemoryPlan
-    proof: MemoryPlan = Field(description="Of the process that proves the winner, if it is of this branch.")
-    rows: int = Field(description="Of the largest micro-batch.")
-    tokens: int = Field(description="In each of its rows, padding counted.")
-    trials: int
-    tokens_per_trial: int = Field(description="Computed in training, over all workers, padding counted.")
-    flops_per_token: float
-    search_tokens: Span
-    fits: tuple[Fit, ...]
-    remedies: tuple[Remedy, ...] = ()
-    calibration: Calibration | None = None
-
-    @property
-    def fits_somewhere(self) -> bool:
-        return any(fit.fits for fit in self.fits)
+from components.notebook import html_of, text_of
+from components.planning.branch_plan import BranchPlan, PlanRecord
+from components.planning.plan_tables import plan_parts, shortage_sentences
 
 
 class ExperimentPlan(PlanRecord):
+    """`utilization`: the share of a GPU's peak that is assumed where it was not measured."""
+
     experiment: str
     model: str
     prices_as_of: str
@@ -81,4 +23,22 @@ class ExperimentPlan(PlanRecord):
 
     @property
     def without_room(self) -> tuple[str, ...]:
+        """Names of the branches that no machine of the table can hold."""
         return tuple(branch.branch for branch in self.branches if not branch.fits_somewhere)
+
+    def shortage(self) -> str:
+        """The arithmetic of what fits nowhere, in a sentence for each branch; empty where everything fits."""
+        return "\n".join(shortage_sentences(self.branches))
+
+    def parts(self) -> Iterator[Table | Text]:
+        """Tables, and lines of text that need not be wrapped, in the order in which they are shown."""
+        yield from plan_parts(self.branches, prices_as_of=self.prices_as_of, utilization=self.utilization)
+
+    def __rich_console__(self, *_: object) -> Iterator[Table | Text]:
+        yield from self.parts()
+
+    def __str__(self) -> str:
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)

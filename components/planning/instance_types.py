@@ -1,4 +1,4 @@
-"""Machines one can rent, with their memory, speed and price: a table of yours, or experiments/cluster/nodes.yaml."""
+"""Machines for rent, with their memory, speed and price: nodes.yaml beside this file, or a table of the user's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from components.experiment.errors import ExperimentError, problems_of
 from components.experiment.load import read_yaml
 from components.experiment.spec import Name, Share, Spec
 
+PACKAGED_TABLE = Path(__file__).with_name("nodes.yaml")
+NO_TABLE = f"no such table of machines; {PACKAGED_TABLE} is one to copy"
+TABLE_IS = "a table of machines is a mapping of keys, e.g. `nodes: ...`"
 
-class NodeType(Spec):
-    """One kind of machine. Speeds are peaks of dense matrix products; nobody reaches them."""
 
-    gpu: str = Field(description="As people call it; a calibration finds its own GPU by this word, e.g. L40S.")
+class InstanceType(Spec):
+    """One type of machine. Speeds are peaks of dense matrix products; no training reaches them."""
+
+    gpu: str = Field(description="Its common name; a calibration finds its own GPU by this word, e.g. L40S.")
     gpus: PositiveInt
     gpu_memory_gb: PositiveFloat = Field(description="Of one GPU, in 1e9 bytes, as torch sees it.")
     bf16_tflops: PositiveFloat
@@ -31,19 +35,27 @@ class NodeType(Spec):
     def spot_dollars_per_gpu_hour(self) -> float | None:
         return None if self.spot_dollars_per_hour is None else self.spot_dollars_per_hour / self.gpus
 
-
-NO_TABLE = "no such table of node types; experiments/cluster/nodes.yaml is one"
-TABLE_IS = "a table of node types is a mapping of keys, e.g. `nodes: ...`"
+    def peak_flops(self, precision: str) -> float:
+        """Floating-point operations of one GPU in a second."""
+        return 1e12 * (self.bf16_tflops if precision == "bf16" else self.fp32_tflops)
 
 
 class NodeTable(Spec):
     as_of: date = Field(description="When the prices were looked up.")
-    utilization: Share = Field(0.35, description="Share of the peak that training reaches, where nothing was measured.")
-    nodes: dict[Name, NodeType] = Field(min_length=1)
+    utilization: Share = Field(0.35, description="Share of the peak that training reaches, where it was not measured.")
+    nodes: dict[Name, InstanceType] = Field(min_length=1)
 
 
-def load_nodes(path: Path) -> NodeTable:
-    """Raises ExperimentError with every problem of the file."""
+def load_node_table(path: Path | None = None) -> NodeTable:
+    """Reads a table of machines.
+
+    Args:
+        path: a YAML file; by default the packaged table.
+
+    Raises:
+        ExperimentError: with every problem of the file.
+    """
+    path = path or PACKAGED_TABLE
     try:
         return NodeTable.model_validate(read_yaml(path, missing=NO_TABLE, example=TABLE_IS))
     except ValidationError as error:

@@ -1,10 +1,11 @@
-"""What one worker of a trial will hold in memory: the rehearsed step, and what stands beside it all the time.
+"""The memory of one worker of a trial: the peak of a dry run, and what is held beside it all the time.
 
-Bytes throughout; a GB for people is 1e9 of them.
+Sizes are in bytes; a GB in messages is 1e9 of them.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from components.experiment.spec import FullMethod, TrialSpec
 from components.planning.dry_run import DryRun
 from components.training.workers import Parallel
 
+GB = 1e9
 Device = Literal["gpu", "cpu"]
 Moment = Literal["training", "evaluation", "proof"]
 
@@ -22,14 +24,14 @@ Moment = Literal["training", "evaluation", "proof"]
 CUDA_CONTEXT, CUDA_WASTE = 0.8e9, 0.05
 # Python with torch, transformers, peft and Ray; what glibc keeps of what is freed (experiments/benchmarks/plan_memory.md).
 CPU_PROCESS, CPU_WASTE = 0.6e9, 0.6
-GATHERED_LAYERS = 2  # the one that computes, and the next, on its way
+GATHERED_LAYERS = 2  # the one that computes, and the next, which is being gathered
 # bitsandbytes: two bytes of state a weight, and two float32 scales for each block of 256; small tensors keep float32.
 EIGHT_BIT_STATE = 2 + 2 * 4 / 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The workers of a trial, as far as memory goes."""
+class WorkerGroup:
+    """The workers of a trial: what their memory depends on."""
 
     count: int = 1
     on_gpu: bool = True
@@ -43,7 +45,7 @@ class Group:
 
 
 class MemoryPlan(BaseModel):
-    """Of one worker at its fullest moment. `parts` are in bytes and in the order people read them."""
+    """One process at its fullest moment. `parts` are in bytes, in the order in which they are shown."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,39 +59,44 @@ class MemoryPlan(BaseModel):
 
     @property
     def tensors(self) -> int:
-        """Without the process, the context and what allocators waste: what torch itself asks for."""
+        """Without the process, the CUDA context and what allocators waste: what torch itself requests."""
         return self.total - self.parts["allocator"] - self.parts["process"]
 
 
-def memory_plan(rehearsal: DryRun, spec: TrialSpec, group: Group) -> MemoryPlan:
-    """The fuller of training and evaluation.
+def physical_memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_plan(dry_run: DryRun, spec: TrialSpec, group: WorkerGroup) -> MemoryPlan:
+    """The larger of training and evaluation.
 
     Args:
-        rehearsal: with `synced` as the group's.
+        dry_run: with `synced` as the group's.
     """
-    moments = (_moment(rehearsal, spec, group, evaluates=evaluates) for evaluates in (False, True))
+    moments = (_moment(dry_run, spec, group, evaluates=evaluates) for evaluates in (False, True))
     return max(moments, key=lambda moment: moment.total)
 
 
-def _moment(rehearsal: DryRun, spec: TrialSpec, group: Group, *, evaluates: bool) -> MemoryPlan:
-    peak = rehearsal.evaluation if evaluates else rehearsal.training
+def _moment(dry_run: DryRun, spec: TrialSpec, group: WorkerGroup, *, evaluates: bool) -> MemoryPlan:
+    peak = dry_run.evaluation if evaluates else dry_run.training
     held = {kind: peak.bytes.get(kind, 0) for kind in ("gradients", "weight casts", "activations", "logits")}
     full = isinstance(spec.method, FullMethod)
     parts = {
-        "weights": rehearsal.weight_bytes,
-        "clean copy": rehearsal.weight_bytes if full else 0,
-        "gradients": held["gradients"] + (rehearsal.trained_bytes if group.synced else 0),
-        "optimizer": optimizer_bytes(rehearsal, spec),
+        "weights": dry_run.weight_bytes,
+        "clean copy": dry_run.weight_bytes if full else 0,
+        "gradients": held["gradients"] + (dry_run.trained_bytes if group.synced else 0),
+        "optimizer": optimizer_bytes(dry_run, spec),
         "weight casts": held["weight casts"],
         "activations": held["activations"],
         "logits": held["logits"],
     }
     if full and group.parallel == "fsdp" and group.count > 1:
-        parts |= _shares(rehearsal, spec, group, parts, evaluates=evaluates)
+        parts |= _shares(dry_run, spec, group, parts, evaluates=evaluates)
     return _with_overhead(parts, group, "evaluation" if evaluates else "training")
 
 
-def _with_overhead(parts: dict[str, int], group: Group, moment: Moment) -> MemoryPlan:
+def _with_overhead(parts: dict[str, int], group: WorkerGroup, moment: Moment) -> MemoryPlan:
     if group.on_gpu:
         overhead = {"allocator": round(CUDA_WASTE * sum(parts.values())), "process": round(CUDA_CONTEXT)}
         return MemoryPlan(device="gpu", fullest_in=moment, parts=parts | overhead)
@@ -98,15 +105,15 @@ def _with_overhead(parts: dict[str, int], group: Group, moment: Moment) -> Memor
     return MemoryPlan(device="cpu", fullest_in=moment, parts=parts | overhead)
 
 
-def proof_plan(rehearsal: DryRun, group: Group, *, base_bytes: int) -> MemoryPlan:
-    """Of the process that proves the winner: one whole model, nothing to train it with, and the batch that is scored.
+def verification_plan(dry_run: DryRun, group: WorkerGroup, *, base_bytes: int) -> MemoryPlan:
+    """The process that verifies the winner: one whole model, no optimizer, and the batch that is scored.
 
     Args:
-        base_bytes: of the base model as it is loaded to be compared with: whole, and not quantized.
+        base_bytes: of the base model that the winner is compared with: whole, and not quantized.
     """
-    held = rehearsal.evaluation.bytes
+    held = dry_run.evaluation.bytes
     parts = {
-        "weights": max(rehearsal.weight_bytes, base_bytes),
+        "weights": max(dry_run.weight_bytes, base_bytes),
         "weight casts": held.get("weight casts", 0),
         "activations": held.get("activations", 0),
         "logits": held.get("logits", 0),
@@ -114,28 +121,28 @@ def proof_plan(rehearsal: DryRun, group: Group, *, base_bytes: int) -> MemoryPla
     return _with_overhead(parts, group, "proof")
 
 
-def optimizer_bytes(rehearsal: DryRun, spec: TrialSpec) -> int:
-    """AdamW keeps two numbers for each one that is trained, of the same type."""
+def optimizer_bytes(dry_run: DryRun, spec: TrialSpec) -> int:
+    """AdamW keeps two numbers of the same type for each trained one."""
     if spec.optimizer.name == "adamw":
-        return 2 * rehearsal.trained_bytes + 4 * rehearsal.trained_tensors
-    return round(EIGHT_BIT_STATE * rehearsal.trained_parameters)
+        return 2 * dry_run.trained_bytes + 4 * dry_run.trained_tensors
+    return round(EIGHT_BIT_STATE * dry_run.trained_parameters)
 
 
 def _shares(
-    rehearsal: DryRun, spec: TrialSpec, group: Group, parts: Mapping[str, int], *, evaluates: bool
+    dry_run: DryRun, spec: TrialSpec, group: WorkerGroup, parts: Mapping[str, int], *, evaluates: bool
 ) -> dict[str, int]:
-    """FSDP2: a share of what is kept, and whole only what computes: the root's weights and a layer or two.
+    """FSDP2 shards what is kept; only what computes is whole: the root's weights and one or two layers.
 
-    The clean copy's share lies in the machine's memory, and with cpu_offload those of weights, gradients and optimizer.
+    The shard of the clean copy is in CPU memory; with cpu_offload, so are those of weights, gradients and optimizer.
     """
-    computed = 2 if spec.precision == "bf16" else rehearsal.weight_bytes // rehearsal.parameters
-    gathered = rehearsal.root_parameters + GATHERED_LAYERS * rehearsal.layer_parameters
-    reduced = 0 if evaluates else (rehearsal.root_parameters + rehearsal.layer_parameters) * (computed + 4)
+    computed = 2 if spec.precision == "bf16" else dry_run.weight_bytes // dry_run.parameters
+    gathered = dry_run.root_parameters + GATHERED_LAYERS * dry_run.layer_parameters
+    reduced = 0 if evaluates else (dry_run.root_parameters + dry_run.layer_parameters) * (computed + 4)
     stays = 0 if group.cpu_offload and group.on_gpu else 1
     return {
-        "weights": stays * rehearsal.weight_bytes // group.count,
-        "clean copy": 0 if group.on_gpu else rehearsal.weight_bytes // group.count,
-        "gradients": (0 if evaluates else stays * rehearsal.trained_bytes // group.count + reduced),
+        "weights": stays * dry_run.weight_bytes // group.count,
+        "clean copy": 0 if group.on_gpu else dry_run.weight_bytes // group.count,
+        "gradients": (0 if evaluates else stays * dry_run.trained_bytes // group.count + reduced),
         "optimizer": stays * parts["optimizer"] // group.count,
         "weight casts": gathered * computed,
     }

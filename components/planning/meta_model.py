@@ -21,12 +21,12 @@ from components.models.modality_towers import train_what_text_reaches
 BYTES_PACKED = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
-def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype: str, attention: str) -> nn.Module:
-    """What ReusableBase.acquire gives for this method, on the meta device: no memory is taken, nothing can be computed.
+def meta_model(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype: str, attention: str) -> nn.Module:
+    """The model that ReusableBase prepares for this method, on the meta device: no memory, and nothing to compute.
 
     Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
     """
-    base = empty_model(config, dtype=DTYPES[dtype], attention=rehearsed_attention(attention))
+    base = empty_model(config, dtype=DTYPES[dtype], attention=meta_attention(attention))
     with torch.device("meta"):
         base.config.use_cache = False
         if isinstance(method, LoraMethod):
@@ -37,16 +37,16 @@ def skeleton(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype
     return cast(nn.Module, base.train())
 
 
-def rehearsed_attention(attention: str) -> str:
-    """What stands for it on a machine without its package or a GPU: the modules are the same, and so is what they keep."""
+def meta_attention(attention: str) -> str:
+    """A kind of attention that every machine has. Its modules are the same and keep the same tensors."""
     return "sdpa" if attention == "flash_attention_2" else attention
 
 
 class PackedLinear(nn.Linear):
-    """Stands for bitsandbytes' quantized layers, of which there is no version without weights.
+    """Replaces bitsandbytes' quantized layers, which have no version without weights.
 
-    Like theirs it unpacks its weight anew in the forward and in the backward pass. Its parameter has the weight's shape,
-    but takes `stored_bytes`.
+    Like theirs it unpacks its weight in the forward and again in the backward pass. Its parameter has the weight's shape,
+    but counts as `stored_bytes`.
     """
 
     def __init__(self, linear: nn.Linear, quantize: str, dtype: torch.dtype) -> None:
@@ -58,10 +58,10 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         unpacked = input if self.keeps_input else input.to(self.compute_dtype)
-        return cast(Tensor, _Unpacked.apply(unpacked, self)).to(input.dtype)  # type: ignore[no-untyped-call]
+        return cast(Tensor, _UnpackedLinear.apply(unpacked, self)).to(input.dtype)  # type: ignore[no-untyped-call]
 
 
-class _Unpacked(torch.autograd.Function):
+class _UnpackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
@@ -78,7 +78,7 @@ def _unpack(layer: PackedLinear, like: Tensor) -> Tensor:
 
 
 def _pack(base: PreTrainedModel, quantize: Quantize, dtype: torch.dtype) -> None:
-    """The linear layers that transformers would have quantized: all but the head and what is tied to it."""
+    """Packs the linear layers that transformers would quantize: all but the head and what is tied to it."""
     assert quantize is not None
     kept = set(get_keys_to_not_convert(base))
     for name, module in list(base.named_modules()):

@@ -1,4 +1,4 @@
-"""How much work a trial is, known from its prepared data: the largest batches, and all tokens that are computed."""
+"""The work of a trial, computed from its prepared data: the largest batches, and all tokens that are computed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from components.training.evaluate import batches_by_length
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Of a whole trial, over all its workers. Tokens are those that are computed, padding counted.
+    """A whole trial, over all its workers. Tokens are those that are computed, padding counted.
 
-    batch, evaluated: the largest of training and of an evaluation. largest_step: where in the first epoch the former
-    stands; tokens_in_step: that step's, over all workers.
+    batch, evaluated: the largest of training and of an evaluation. largest_step: the step of the first epoch that has
+    the former; tokens_in_step: the tokens of that step, over all workers.
     """
 
     batch: MicroBatch
@@ -34,7 +34,7 @@ class Workload:
 
 
 def workload(train: TokenStore, held_out: TokenStore, spec: TrialSpec, *, max_tokens: int, workers: int) -> Workload:
-    """The first epoch stands for all: every one has the same conversations, in another order."""
+    """Computed from the first epoch: every epoch has the same conversations, in another order."""
     sampler = StepSampler(train.lengths, spec.batch, max_tokens=max_tokens, seed=spec.seed)
     budget = spec.budget.in_target_tokens(train.total_targets)
     per_worker = [list(_shares(rows, spec, workers)) for rows in sampler.plan(0)]
@@ -60,11 +60,11 @@ def workload(train: TokenStore, held_out: TokenStore, spec: TrialSpec, *, max_to
 
 
 def trials_worth(scheduler: Scheduler, budget: BudgetSpec, target_tokens: int, trials: int) -> tuple[float, float]:
-    """How many whole trials' work a branch of `trials` is: if each rung passes one in reduction_factor, and if it passes all.
+    """The work of a branch in whole trials: if each rung passes one trial in reduction_factor, and if it passes all.
 
     The best of a bracket passes every rung: in a bracket of its own a branch keeps at least one trial, in a shared one its
-    share of what passes need not be a whole trial. Which of the two comes near is the losses' affair: where trials get
-    better with the time they start, all pass.
+    share of what passes need not be a whole trial. Which of the two is nearer depends on the losses: if each trial is
+    better than those that started before it, all pass.
     """
     if not isinstance(scheduler, AshaSpec):
         return float(trials), float(trials)
@@ -86,7 +86,7 @@ def _shares(rows: list[PackedRow], spec: TrialSpec, workers: int) -> Iterator[li
 
 
 def _size(store: TokenStore, rows: Sequence[PackedRow]) -> MicroBatch:
-    """As collate lays it out."""
+    """The micro-batch that collate makes of these rows."""
     longest = max((sum(int(store.lengths[index]) for index in row) for row in rows), default=1)
     return MicroBatch(
         rows=max(1, len(rows)),

@@ -1,6 +1,6 @@
 """Requests to a running search, and its replies, as files in the search's folder: no port, from anywhere that reaches it.
 
-requests/<id>.json          a Request, written whole by whoever asks
+requests/<id>.json          a Request, written as a whole
 requests/<id>.reply.json    the driver's CommandReply: the request is settled, for every later driver too
 """
 

@@ -43,7 +43,7 @@ class RegistryCandidate:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Tags by which this candidate is told from all others."""
+        """Tags that no other candidate has."""
         return {
             "turnwise.search_id": self.runs.search_id,
             "turnwise.trial_id": self.trial.trial_id,

@@ -45,7 +45,7 @@ def register_best(
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
-    A version that does not pass stays, without the alias. A second call, after whatever interruption, goes on with the
+    A version that does not pass stays, without the alias. A second call, after an interruption, goes on with the
     version of the first. Raises VerificationError if the version cannot be made or verified.
 
     Args:
@@ -144,7 +144,7 @@ class Promotion:
         return report
 
     def _apply(self, decision: GateDecision, holder: str | None, comparisons: Sequence[Comparison]) -> str | None:
-        """Writes the tags first and moves the alias last, so that whoever finds the alias finds the reason.
+        """Writes the tags first and moves the alias last, so that an alias never points at a version without its reason.
 
         Moves nothing if the alias is not held by `holder`, the version that was compared. Returns the version that held it
         at that moment. MLflow cannot move an alias on a condition: a move by others between the last two requests, some

@@ -1,6 +1,6 @@
 """Verifies a registered version in processes of its own: it loads, answers, and scores what it scored in training.
 
-The version is downloaded from the registry, and each process runs on the code that lies in it (verification).
+The version is downloaded from the registry, and each process runs the code that the version brings (verification).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def verify_in_subprocess(
         uri: of the registry.
         earlier: the report on this version beside another incumbent; only the incumbent is scored then.
     """
-    with tempfile.TemporaryDirectory(prefix="turnwise-proof-") as name:
+    with tempfile.TemporaryDirectory(prefix="turnwise-verification-") as name:
         folder = Path(name)
         try:
             model = _download(version_uri, uri, folder / "candidate", part="" if earlier is None else CODE)

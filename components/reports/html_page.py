@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from components.reports.leaderboard import hyperparameters
+from components.experiment.varied import hyperparameters
 from components.reports.summary import SearchSummary
 
 PAGE = Path(__file__).with_name("html_page.html.jinja")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
+from components.experiment.varied import hyperparameters
 from components.records.events import TrialHistory, TrialState
 
 COLORS: dict[TrialState, str] = {
@@ -44,11 +45,6 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
     for history in histories:
         table.add_row(*_row(history, budget, numbers))
     return table
-
-
-def hyperparameters(varied: Mapping[str, object]) -> str:
-    """Shortens what the search sampled: the last word of each path and three digits of each number."""
-    return "  ".join(f"{path.rpartition('.')[2]} {_short(value)}" for path, value in varied.items())
 
 
 def worker_seconds(history: TrialHistory) -> float:
@@ -89,7 +85,3 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),
     ]
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from components.experiment.varied import hyperparameters
 from components.records.events import (
     TrialEnded,
     TrialEvent,
@@ -21,7 +22,7 @@ from components.records.events import (
     TrialState,
     num_clones,
 )
-from components.reports.leaderboard import best_loss, hyperparameters, leaderboard, origin, share_spent
+from components.reports.leaderboard import best_loss, leaderboard, origin, share_spent
 
 REFRESHES_PER_SECOND = 2
 

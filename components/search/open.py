@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,10 @@ from components.models.base.load import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
 from components.models.branch_training import describe_branch_training
 from components.models.digest import model_digest
-from components.planning.verification_memory import check_provable
+from components.planning.verification_memory import check_verifiable
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
+from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.search.find import find_interrupted
@@ -35,8 +36,6 @@ from components.storage.base import Folder, Lock
 from components.storage.open import folder_at
 from components.tracking.mlflow_client import check_model_name, check_tracking, tracking_uri
 from components.training.check_vocabulary import check_vocabulary
-
-OnMessage = Callable[[str], None]  # takes a sentence for people
 
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 
@@ -96,10 +95,6 @@ class PreparedSearch:
         )
 
 
-def ignore_message(_: str) -> None:
-    """Takes what a caller does not want to know."""
-
-
 def open_search(
     written: ExperimentSpec,
     *,
@@ -144,7 +139,7 @@ def open_search(
         on_message(f"Warning: {unused}")
     if register:
         check_model_name(uri, experiment.registered_model)
-        check_provable(experiment)
+        check_verifiable(experiment)
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format)
     manifest = manifest or _new_manifest(written, dataset, budget)
     return PreparedSearch(

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rich.console import Group
+from rich.text import Text
+
+from components.notebook import html_of
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
+from components.reports.leaderboard import leaderboard, ranked
 from components.reports.summary import SearchSummary
 
 TERMINATED = "SIGTERM"  # a stop for this reason has an outcome, and an exit status, of its own
@@ -52,6 +57,10 @@ class SearchResult(SearchOutcome):
     @property
     def search_id(self) -> str:
         return self.summary.search_id
+
+    def _repr_html_(self) -> str:
+        table = leaderboard(ranked(self.histories.values()), budget=self.budget)
+        return html_of(Group(Text(self.message, style="bold"), table))
 
 
 def resume_command(command: str, search_id: str = "") -> str:

@@ -18,12 +18,13 @@ from components.records.events import TrialHistory, TrialState
 from components.records.heartbeat import DriverInbox
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
+from components.records.on_message import OnMessage, ignore_message
 from components.records.outcome import Outcome
 from components.records.stop_request import StopRequest
 from components.registry.errors import VerificationError
 from components.registry.promotion import Executor, register_best, run_locally
 from components.reports.leaderboard import ranked
-from components.search.open import OnMessage, PreparedSearch, ignore_message, open_search
+from components.search.open import PreparedSearch, open_search
 from components.search.outcome import (
     SearchOutcome,
     SearchResult,
@@ -119,6 +120,8 @@ class SearchRun:
         try:
             self._runs = self._connect_tracking()
             log_inputs(self._runs, prepared)
+        except StorageError:
+            raise  # it is an OSError, as the errors of MLflow's network are
         except MLFLOW_ERRORS as error:
             raise TrackingError(without_secrets(str(error))) from None
         self._show_links({"Ray dashboard": self._facts.get("ray.dashboard", dashboard), "MLflow": self._runs.link})

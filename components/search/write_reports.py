@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from components.conversations.preview.mask_preview import preview_html
 from components.data.preview_records import stored_records, totals_of
 from components.records.events import TrialHistory
+from components.records.on_message import OnMessage
 from components.reports.html_page import search_page
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.summary import SearchSummary, trial_summaries
-from components.search.open import OnMessage, PreparedSearch
+from components.search.open import PreparedSearch
 from components.search.outcome import SearchOutcome
 from components.tracking.mlflow_client import MLFLOW_ERRORS, reason_of, without_secrets
 from components.tracking.mlflow_runs import SearchRuns

@@ -37,6 +37,7 @@ from components.records.events import (
 from components.tracking.mlflow_client import experiment_id, without_secrets
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
+SEARCH_OF_TRIAL_TAG = "turnwise.search"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
@@ -163,7 +164,7 @@ class SearchRuns:
             tags={
                 PARENT_TAG: self.parent_id,
                 TRIAL_TAG: record.trial_id,
-                "turnwise.search": self.search_id,
+                SEARCH_OF_TRIAL_TAG: self.search_id,
                 "turnwise.branch": record.branch,
                 STATE_TAG: "running",
                 **self._origin(record),

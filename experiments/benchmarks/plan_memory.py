@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/plan_memory.py --write experiments/benchmarks/plan_memory.md
 
-Planned is what components/planning/memory.py makes of a rehearsed step. Measured is the most resident memory that the
+Planned is what components/planning/memory.py makes of a dry run. Measured is the most resident memory that the
 kernel ever counted (VmHWM) of a new process in which the trial's own TrialRunner takes two steps and evaluates, less what the
 process held before it loaded the model (VmRSS, once the libraries had been used). Twice: as glibc's malloc is, and with
 MALLOC_MMAP_THRESHOLD_=65536, by which it gives back what is freed. The second is held against the plan's tensors alone, the
@@ -28,13 +28,13 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.data.prepare import MANIFEST, PreparedDataset
+from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
 from components.data.token_store import Entry, digest_of, write_store
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.models.base.bundled import fetch
-from components.planning.calibrate import Candidate, calibrate
+from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import dry_run_step
-from components.planning.memory import Group, memory_plan
+from components.planning.memory import WorkerGroup, memory_plan
 from components.planning.workload import workload
 from components.storage.open import folder_at
 
@@ -153,9 +153,9 @@ def result_of(case: Case, model: Path, folder: Path) -> Result:
     spec = case.spec
     named = ModelSpec(path=str(model))
     work = workload(dataset.train, dataset.eval, spec, max_tokens=case.tokens, workers=1)
-    rehearsal = dry_run_step(AutoConfig.from_pretrained(model), named, spec, work.batch, evaluated=work.evaluated)
-    plan = memory_plan(rehearsal, spec, Group(on_gpu=False))
-    candidate = Candidate(
+    dry_run = dry_run_step(AutoConfig.from_pretrained(model), named, spec, work.batch, evaluated=work.evaluated)
+    plan = memory_plan(dry_run, spec, WorkerGroup(on_gpu=False))
+    candidate = CalibrationRequest(
         model=named,
         spec=spec,
         prepared=dataset.directory,
@@ -165,9 +165,9 @@ def result_of(case: Case, model: Path, folder: Path) -> Result:
         tokens_in_step=work.tokens_in_step,
         on_gpu=False,
     )
-    plain = calibrate(candidate, steps=2, evaluates=True)
+    plain = calibrate_trial(candidate, steps=2, evaluates=True)
     os.environ.update(GIVES_BACK)
-    giving_back = calibrate(candidate, steps=2, evaluates=True)
+    giving_back = calibrate_trial(candidate, steps=2, evaluates=True)
     for name in GIVES_BACK:
         del os.environ[name]
     return Result(
@@ -195,7 +195,7 @@ def conversations(folder: Path, case: Case, vocabulary: int) -> PreparedDataset:
     write_store(directory / "eval.arrow", [entry()])
     digests = {f"{split}_digest": digest_of(directory / f"{split}.arrow") for split in ("train", "eval")}
     manifest = {"digest": directory.name, **digests, "counts": {}}
-    (directory / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (directory / PREPARED_MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return PreparedDataset.open(folder_at(directory))
 
 

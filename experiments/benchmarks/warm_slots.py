@@ -178,16 +178,16 @@ def train_one_trial(config: dict[str, Any]) -> None:
     from ray.train import Checkpoint, report
     from ray.util import get_current_placement_group, placement_group_table
 
-    from components.cluster.slots.worker import session_of, workers_of_this_run
+    from components.cluster.slots.worker import make_runner, workers_of_this_run
 
     workers = workers_of_this_run(config["workers"])
-    session = session_of(config["context"], workers)
-    session.start(config["trial_id"], config["spec"])
+    runner = make_runner(config["context"], workers)
+    runner.start(config["trial_id"], config["spec"])
     placed = placement_group_table(get_current_placement_group())
     waited = placed["stats"]["end_to_end_creation_latency_ms"] / 1000
     first_step, done = None, False
     while not done:
-        progress = session.advance()
+        progress = runner.advance()
         first_step, done = first_step or progress.steps[0].time - progress.steps[0].seconds, progress.done
         times = {"waited": waited, "first_step": first_step, "last_report": time.time()}
         report(

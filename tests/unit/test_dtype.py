@@ -23,7 +23,8 @@ from components.experiment.spec import (
     WorkersSpec,
 )
 from components.models.load_trained import load_base_of, load_trained
-from components.planning.planner import PlanCase, _changes
+from components.planning.estimate import PlanCase
+from components.planning.remedies import smaller_cases
 from components.storage.open import folder_at
 from components.training import trial_runner as session_module
 from components.training.evaluate import score
@@ -255,8 +256,8 @@ def test_shards_are_float32_unless_a_trial_names_another_dtype(toy, tmp_path):
 def test_a_plan_that_finds_no_room_for_lora_names_the_way_to_smaller_weights():
     def ways(trial, model="auto"):
         workers = WorkersSpec(gpus_per_worker=1)
-        situation = PlanCase(model=ModelSpec(path="a", dtype=model), spec=TrialSpec(**trial), workers=workers)
-        return [name for name, _ in _changes(situation)]
+        case = PlanCase(model=ModelSpec(path="a", dtype=model), spec=TrialSpec(**trial), workers=workers)
+        return [name for name, _ in smaller_cases(case)]
 
     few = {"gradient_checkpointing": True, "batch": {"rows_per_step": 1, "rows_per_micro_batch": 1}}
     quantized = ["method.quantize: int8", "method.quantize: nf4"]

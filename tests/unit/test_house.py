@@ -1,4 +1,4 @@
-"""The plan of the house, held: which room may import which, where each library may be seen, and how large a file may be."""
+"""The plan of the house: which room may import which, where each library may be seen, and how large a file may be."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ SOURCES = sorted([*(ROOT / "components").rglob("*.py"), *(ROOT / "workflows").rg
 
 # A room may import itself and rooms of the floors below. Rooms of one floor do not know each other.
 FLOORS = [
-    {"errors"},
+    {"errors", "notebook"},
     {"storage"},
     {"experiment"},
     {"conversations", "records"},
@@ -37,6 +37,13 @@ SUB_ROOMS = {
     "conversations": ["preview", "readers", "tokenizers", "chat_formats"],
     "models": ["base", "chatglm"],
 }
+# Modules of components/ that are programs, too: `python -m components.NAME ...`. No other one prints or ends a process.
+PROGRAMS = {
+    "components.models.base.bundled",
+    "components.models.chatglm.tiny_model",
+    "components.registry.verification",
+}
+MAX_LINES, MAX_LINES_OF_WORKFLOWS = 400, 1200
 # A library may be imported in these rooms only.
 EDGES = {
     "ray": {"cluster"},
@@ -102,7 +109,11 @@ def test_imports_follow_the_plan(module):
 
 
 def test_no_file_imports_itself_by_a_detour():
-    graph = {module: {name for name in imports_of(path) if name in MODULES} for module, path in MODULES.items()}
+    # The package itself imports nothing when it is imported.
+    graph = {
+        module: {name for name in imports_of(path) if name in MODULES.keys() - {"components"}}
+        for module, path in MODULES.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -169,6 +180,33 @@ def test_each_private_part_of_ray_states_its_reason_and_its_test():
             named = re.search(r"Test: (tests/\S+\.py)::(test_\w+)", text)
             assert named, f"{node.name} names no test"
             assert f"def {named[2]}(" in (ROOT / named[1]).read_text(encoding="utf-8"), f"{node.name}: no {named[2]}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("components") and name not in PROGRAMS])
+def test_the_library_parses_no_arguments_prints_nothing_and_ends_no_process(module):
+    """A console that the caller hands over may be written to."""
+    path = MODULES[module]
+    assert "argparse" not in set(imports_of(path))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not names & {"print", "argparse", "Namespace", "SystemExit"}
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not calls & {"sys.exit", "os._exit"}
+
+
+def test_files_are_small_and_workflows_are_thin():
+    lines = {module: path.read_text(encoding="utf-8").count("\n") for module, path in MODULES.items()}
+    assert {module: count for module, count in lines.items() if count > MAX_LINES} == {}
+    assert sum(count for module, count in lines.items() if room_of(module) == "workflows") < MAX_LINES_OF_WORKFLOWS
+
+
+def test_no_public_class_of_the_library_has_the_name_of_another():
+    found = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and room_of(module) != "workflows":
+                found.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
 
 
 def test_the_top_level_holds_what_it_shall_and_nothing_else():

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,22 +25,20 @@ from components.experiment.spec import (
     TrialSpec,
     WorkersSpec,
 )
-from components.planning.calibrate import Candidate, calibrate
+from components.planning.branch_plan import BranchPlan, NodeFit
+from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import DryRun, MicroBatch, Peak, dry_run_step
-from components.planning.experiment_plan import BranchPlan, ExperimentPlan, Fit
-from components.planning.instance_types import load_nodes
-from components.planning.memory import Group, memory_plan, proof_plan
-from components.planning.planner import Estimate, PlanCase
-from components.planning.verification_memory import check_provable
+from components.planning.estimate import Estimate, PlanCase
+from components.planning.experiment_plan import ExperimentPlan
+from components.planning.instance_types import load_node_table
+from components.planning.memory import WorkerGroup, memory_plan, verification_plan
+from components.planning.verification_memory import check_verifiable
 from components.planning.workload import Workload, trials_worth, workload
-from components.reports.plan_tables import no_room
 from components.storage.open import folder_at
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-from workflows import preview
+from workflows import plan as program
 from workflows.cli import Exit
 
-ROOT = Path(__file__).parents[2]
-NODES = ROOT / "experiments/cluster/nodes.yaml"
 SMALL = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -57,15 +54,15 @@ LINEAR = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
 EMBEDDINGS, NORMS = 512 * 64, 5 * 64
 
 
-def rehearsed(config=None, *, batch=BATCH, model=MODEL, synced=False, **spec):
+def dry_run_of(config=None, *, batch=BATCH, model=MODEL, synced=False, **spec):
     return dry_run_step(config or LlamaConfig(**SMALL), model, TrialSpec(**spec), batch, synced=synced)
 
 
-# The rehearsal
+# The dry_run
 
 
 def test_parameters_and_weights_are_those_of_the_configuration():
-    full = rehearsed(method=FullMethod())
+    full = dry_run_of(method=FullMethod())
     assert full.parameters == full.trained_parameters == LINEAR + 2 * EMBEDDINGS + NORMS
     frequencies = 2 * 16 // 2 * 4  # rotary, and a copy of them as they were made
     assert full.weight_bytes == 4 * full.parameters + frequencies
@@ -74,21 +71,21 @@ def test_parameters_and_weights_are_those_of_the_configuration():
 
 
 def test_adapters_of_every_linear_layer_are_counted_and_the_base_is_not_trained():
-    lora = rehearsed(method=LoraMethod(rank=8))
+    lora = dry_run_of(method=LoraMethod(rank=8))
     ends = 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
     assert lora.trained_parameters == 8 * ends
     assert lora.trained_bytes == 4 * 8 * ends  # float32, whatever the base is
 
 
 def test_tied_embeddings_are_held_once():
-    assert rehearsed(LlamaConfig(**SMALL, tie_word_embeddings=True), method=FullMethod()).parameters == (
+    assert dry_run_of(LlamaConfig(**SMALL, tie_word_embeddings=True), method=FullMethod()).parameters == (
         LINEAR + EMBEDDINGS + NORMS
     )
 
 
 def test_quantized_layers_are_held_in_4_bits_and_their_scales():
-    packed = rehearsed(method=LoraMethod(rank=8, quantize="nf4"))
-    plain = rehearsed(method=LoraMethod(rank=8))
+    packed = dry_run_of(method=LoraMethod(rank=8, quantize="nf4"))
+    plain = dry_run_of(method=LoraMethod(rank=8))
     assert plain.weight_bytes - packed.weight_bytes == pytest.approx(LINEAR * (2 - 0.5 - 1 / 64), rel=1e-3)
 
 
@@ -98,50 +95,50 @@ def test_a_step_is_six_operations_a_weight_and_token_and_four_if_frozen():
     weights = (
         2 * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 2048) + 512 * 512
     )  # the head's too, embeddings are looked up
-    full = rehearsed(wide, batch=short, method=FullMethod())
+    full = dry_run_of(wide, batch=short, method=FullMethod())
     head = 2 * 512 * 512  # its logits are computed again in the backward pass
     assert full.training_flops / 64 == pytest.approx(6 * weights + head, rel=0.01)
     assert full.evaluation_flops / 64 == pytest.approx(2 * weights, rel=0.01)
-    lora = rehearsed(wide, batch=short, method=LoraMethod(rank=1))
+    lora = dry_run_of(wide, batch=short, method=LoraMethod(rank=1))
     first = 2 * (512 * 512 + 2 * 512 * 256)  # nobody asks for the gradient of what the first q, k and v are given
     assert lora.training_flops / 64 == pytest.approx(4 * weights + head - first, rel=0.01)
 
 
 def test_a_full_trial_holds_its_gradients_and_its_weights_cast_to_bf16_once():
     batch = MicroBatch(rows=1, tokens=8, targets=8, accumulates=True)
-    peak = rehearsed(method=FullMethod(), batch=batch).training.bytes
+    peak = dry_run_of(method=FullMethod(), batch=batch).training.bytes
     assert peak["gradients"] == 4 * (LINEAR + 2 * EMBEDDINGS + NORMS)
     assert peak["weight casts"] == 2 * LINEAR  # not of embeddings and norms, and the head's come and go
 
 
 def test_gradients_that_go_into_buckets_are_not_held_twice():
-    assert rehearsed(method=FullMethod(), synced=True).training.bytes.get("gradients", 0) == 0
+    assert dry_run_of(method=FullMethod(), synced=True).training.bytes.get("gradients", 0) == 0
 
 
 def test_checkpointing_keeps_a_layers_inputs_only():
     deep = LlamaConfig(**{**SMALL, "num_hidden_layers": 6})
-    kept = rehearsed(deep, method=LoraMethod()).training.bytes["activations"]
-    recomputed = rehearsed(deep, method=LoraMethod(), gradient_checkpointing=True).training.bytes["activations"]
+    kept = dry_run_of(deep, method=LoraMethod()).training.bytes["activations"]
+    recomputed = dry_run_of(deep, method=LoraMethod(), gradient_checkpointing=True).training.bytes["activations"]
     assert recomputed < kept / 2
 
 
 def test_logits_exist_for_scored_tokens_or_all_where_a_model_scales_them():
     whole = 2 * 128 * 512 * 2  # all positions, in bf16
     few = MicroBatch(rows=2, tokens=128, targets=4)
-    assert rehearsed(method=FullMethod(), batch=few).evaluation.bytes.get("logits", 0) < whole / 8
+    assert dry_run_of(method=FullMethod(), batch=few).evaluation.bytes.get("logits", 0) < whole / 8
     scaled = GraniteConfig(**SMALL, logits_scaling=2.0)
-    assert rehearsed(scaled, method=FullMethod(), batch=few).evaluation.bytes["logits"] >= whole
+    assert dry_run_of(scaled, method=FullMethod(), batch=few).evaluation.bytes["logits"] >= whole
 
 
 def test_experts_are_rehearsed_though_nobody_knows_which_token_goes_where():
-    experts = rehearsed(MixtralConfig(**SMALL, num_local_experts=4), method=FullMethod())
-    assert experts.parameters > rehearsed(method=FullMethod()).parameters
+    experts = dry_run_of(MixtralConfig(**SMALL, num_local_experts=4), method=FullMethod())
+    assert experts.parameters > dry_run_of(method=FullMethod()).parameters
     assert experts.training_flops > 0
 
 
-# From the rehearsal to a worker's memory
+# From the dry_run to a worker's memory
 
-REHEARSAL = DryRun(
+DRY_RUN = DryRun(
     parameters=1_000_000,
     trained_parameters=1_000_000,
     trained_tensors=10,
@@ -167,7 +164,7 @@ WORK = Workload(
 
 
 def test_a_full_trial_keeps_a_clean_copy_and_two_numbers_a_weight_for_adamw():
-    parts = memory_plan(REHEARSAL, FULL, Group(on_gpu=False)).parts
+    parts = memory_plan(DRY_RUN, FULL, WorkerGroup(on_gpu=False)).parts
     assert (parts["weights"], parts["clean copy"], parts["optimizer"]) == (4_000_000, 4_000_000, 8_000_040)
     assert parts["gradients"] == 500
     assert parts["allocator"] == 1_380_000  # 60 % of casts and activations
@@ -175,16 +172,16 @@ def test_a_full_trial_keeps_a_clean_copy_and_two_numbers_a_weight_for_adamw():
 
 def test_the_8_bit_optimizer_takes_two_bytes_a_weight_and_a_little():
     spec = TrialSpec(method=FullMethod(), optimizer=OptimizerSpec(name="paged_adamw_8bit"))
-    assert memory_plan(REHEARSAL, spec, Group()).parts["optimizer"] == 2_031_250
+    assert memory_plan(DRY_RUN, spec, WorkerGroup()).parts["optimizer"] == 2_031_250
 
 
 def test_data_parallel_workers_hold_a_bucket_for_every_gradient():
-    assert memory_plan(REHEARSAL, FULL, Group(count=2)).parts["gradients"] == 4_000_500
+    assert memory_plan(DRY_RUN, FULL, WorkerGroup(count=2)).parts["gradients"] == 4_000_500
 
 
 def test_a_proof_holds_one_whole_model_however_few_of_it_a_sharded_worker_held():
-    sharded = Group(count=4, parallel="fsdp", cpu_offload=True)
-    proof = proof_plan(REHEARSAL, sharded, base_bytes=4_000_000)
+    sharded = WorkerGroup(count=4, parallel="fsdp", cpu_offload=True)
+    proof = verification_plan(DRY_RUN, sharded, base_bytes=4_000_000)
     assert proof.parts == {
         "weights": 4_000_000,
         "weight casts": 0,
@@ -193,28 +190,28 @@ def test_a_proof_holds_one_whole_model_however_few_of_it_a_sharded_worker_held()
         "allocator": 200_050,
         "process": 800_000_000,
     }
-    assert proof.total > memory_plan(REHEARSAL, FULL, sharded).total
+    assert proof.total > memory_plan(DRY_RUN, FULL, sharded).total
     assert proof.fullest_in == "proof"
 
 
 def test_the_proof_of_a_quantized_winner_holds_the_base_model_as_it_is():
-    proof = proof_plan(REHEARSAL, Group(on_gpu=False), base_bytes=16_000_000)
+    proof = verification_plan(DRY_RUN, WorkerGroup(on_gpu=False), base_bytes=16_000_000)
     assert (proof.parts["weights"], proof.device) == (16_000_000, "cpu")
 
 
 def estimate_of(group, workers, base_bytes=4_000_000):
     return Estimate(
-        situation=PlanCase(model=ModelSpec(path="toy"), spec=FULL, workers=workers),
+        case=PlanCase(model=ModelSpec(path="toy"), spec=FULL, workers=workers),
         workload=WORK,
-        rehearsal=REHEARSAL,
-        memory=memory_plan(REHEARSAL, FULL, group),
-        proof=proof_plan(REHEARSAL, group, base_bytes=base_bytes),
+        dry_run=DRY_RUN,
+        memory=memory_plan(DRY_RUN, FULL, group),
+        proof=verification_plan(DRY_RUN, group, base_bytes=base_bytes),
     )
 
 
 def test_gpus_that_hold_shards_but_not_the_model_are_too_small_for_verification():
     workers = WorkersSpec(workers=4, gpus_per_worker=1.0, parallel="fsdp", cpu_offload=True)
-    estimate = estimate_of(Group(count=4, parallel="fsdp", cpu_offload=True), workers)
+    estimate = estimate_of(WorkerGroup(count=4, parallel="fsdp", cpu_offload=True), workers)
     room = estimate.memory.total
     assert estimate.short(room) == estimate.proof.total - room > 0
     assert estimate.short(estimate.proof.total) == 0
@@ -222,7 +219,7 @@ def test_gpus_that_hold_shards_but_not_the_model_are_too_small_for_verification(
 
 def test_a_proof_on_cpus_has_the_memory_of_all_the_workers_for_itself():
     workers = WorkersSpec(workers=4, parallel="fsdp")
-    estimate = estimate_of(Group(count=4, on_gpu=False, parallel="fsdp"), workers, base_bytes=10**9)
+    estimate = estimate_of(WorkerGroup(count=4, on_gpu=False, parallel="fsdp"), workers, base_bytes=10**9)
     room = estimate.memory.total
     assert estimate.proof.total > room
     assert estimate.short(room) == 0
@@ -231,21 +228,21 @@ def test_a_proof_on_cpus_has_the_memory_of_all_the_workers_for_itself():
 
 def test_what_fits_nowhere_is_explained_by_the_larger_of_trial_and_verification():
     workers = WorkersSpec(workers=4, gpus_per_worker=1.0, parallel="fsdp", cpu_offload=True)
-    estimate = estimate_of(Group(count=4, parallel="fsdp", cpu_offload=True), workers, base_bytes=2 * 10**9)
+    estimate = estimate_of(WorkerGroup(count=4, parallel="fsdp", cpu_offload=True), workers, base_bytes=2 * 10**9)
     room = estimate.memory.total + 10**8
-    fit = Fit(node="toy.4", room_bytes=room, short_bytes=estimate.short(room))
+    fit = NodeFit(node="toy.4", room_bytes=room, short_bytes=estimate.short(room))
     branch = BranchPlan.model_construct(branch="full", memory=estimate.memory, proof=estimate.proof, fits=(fit,))
-    assert no_room(ExperimentPlan.model_construct(branches=(branch,))) == (
+    assert ExperimentPlan.model_construct(branches=(branch,)).shortage() == (
         "full: to prove a winner takes weights 2.00 + activations 0.00 + allocator 0.10 + process 0.80 = 2.90 GB, and the"
         " most room is 0.90 GB, on toy.4"
     )
 
 
 def test_sharded_workers_hold_their_share_and_the_layers_that_compute():
-    parts = memory_plan(REHEARSAL, FULL, Group(count=4, parallel="fsdp")).parts
+    parts = memory_plan(DRY_RUN, FULL, WorkerGroup(count=4, parallel="fsdp")).parts
     assert (parts["weights"], parts["clean copy"], parts["optimizer"]) == (1_000_000, 0, 2_000_010)
     assert parts["weight casts"] == 2 * (200_000 + 2 * 100_000)
-    offloaded = memory_plan(REHEARSAL, FULL, Group(count=4, parallel="fsdp", cpu_offload=True)).parts
+    offloaded = memory_plan(DRY_RUN, FULL, WorkerGroup(count=4, parallel="fsdp", cpu_offload=True)).parts
     assert (offloaded["weights"], offloaded["optimizer"]) == (0, 0)
 
 
@@ -335,11 +332,11 @@ def test_the_plan_is_within_15_percent_of_what_a_real_trial_takes(tmp_path, monk
     model = ModelSpec(path=str(tmp_path / "model"))
     work = workload(dataset.train, dataset.eval, spec, max_tokens=512, workers=1)
     plan = memory_plan(
-        dry_run_step(MEASURED, model, spec, work.batch, evaluated=work.evaluated), spec, Group(on_gpu=False)
+        dry_run_step(MEASURED, model, spec, work.batch, evaluated=work.evaluated), spec, WorkerGroup(on_gpu=False)
     )
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
-    measured = calibrate(
-        Candidate(
+    measured = calibrate_trial(
+        CalibrationRequest(
             model=model,
             spec=spec,
             prepared=dataset.directory,
@@ -389,7 +386,7 @@ def experiment(tmp_path):
 
 
 def planned(capsys, *arguments):
-    status = preview.main([str(argument) for argument in arguments])
+    status = program.main([str(argument) for argument in arguments])
     said = capsys.readouterr()
     return status, json.loads(said.out.splitlines()[-1]), said.err
 
@@ -403,7 +400,7 @@ def nodes_file(folder, gigabytes):
 def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, experiment):
     path = experiment(gpus=1)
     (tmp_path / "model" / "model.safetensors").unlink()
-    status, plan, people = planned(capsys, path, "--plan", "--json", "--nodes", nodes_file(tmp_path, 24))
+    status, plan, people = planned(capsys, path, "--json", "--nodes", nodes_file(tmp_path, 24))
     assert status == Exit.DONE
     lora, full = plan["branches"]
     assert (lora["branch"], lora["corner"]["method.rank"], lora["trials"]) == ("lora", 8, 2)
@@ -421,9 +418,9 @@ def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, exp
 
 
 def test_what_fits_nowhere_ends_with_the_arithmetic_and_the_ways_out(capsys, tmp_path, experiment):
-    arguments = [experiment(gpus=1), "--plan", "--nodes", nodes_file(tmp_path, 0.5)]
+    arguments = [experiment(gpus=1), "--nodes", nodes_file(tmp_path, 0.5)]
     with pytest.raises(SystemExit) as ended:
-        preview.main([str(argument) for argument in arguments])
+        program.main([str(argument) for argument in arguments])
     said = capsys.readouterr()
     assert ended.value.code == Exit.NO_ROOM
     assert "full: a worker holds weights" in said.err
@@ -435,24 +432,24 @@ def test_what_fits_nowhere_ends_with_the_arithmetic_and_the_ways_out(capsys, tmp
 
 def test_a_winner_that_this_machine_cannot_hold_is_refused_before_the_search(tmp_path, experiment):
     path = experiment(gpus=0)
-    check_provable(load_experiment(path))
+    check_verifiable(load_experiment(path))
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2**31, "hidden_size": 1024}))
     with pytest.raises(ValueError, match=r"search\.space\.lora: a winner is proven on this machine") as error:
-        check_provable(load_experiment(path))
+        check_verifiable(load_experiment(path))
     lora, full = str(error.value).splitlines()
     weights = r": 2,199,0\d\d,\d{3},\d{3} weights"
     assert re.search(weights + r" x 2 bytes = 4398\.\d GB \+ 0\.6 GB of the process", lora)
     assert re.search(weights + r" x 4 bytes = 8796\.\d GB \+ 0\.6 GB of the process", full)
     with pytest.raises(ValueError, match=r"^search\.space\.full: a winner is proven"):
-        check_provable(load_experiment(path, ["resources.lora.gpus_per_worker=1"]))
-    check_provable(load_experiment(path, ["resources.lora.gpus_per_worker=1", "resources.full.gpus_per_worker=1"]))
+        check_verifiable(load_experiment(path, ["resources.lora.gpus_per_worker=1"]))
+    check_verifiable(load_experiment(path, ["resources.lora.gpus_per_worker=1", "resources.full.gpus_per_worker=1"]))
 
 
 def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experiment):
     path = experiment(gpus=0)
     drop = "search.space={full: {method: {kind: full}}}"
-    _, plan, people = planned(capsys, path, "--plan", "--json", "--calibrate", "--set", drop)
+    _, plan, people = planned(capsys, path, "--json", "--calibrate", "--set", drop)
     (full,) = plan["branches"]
     (fit,) = full["fits"]
     assert fit["node"] == "this machine"
@@ -462,7 +459,7 @@ def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experimen
 
 
 def test_without_a_calibration_a_cpus_hours_are_not_guessed(capsys, experiment):
-    _, plan, people = planned(capsys, experiment(gpus=0), "--plan", "--json")
+    _, plan, people = planned(capsys, experiment(gpus=0), "--json")
     assert [branch["fits"][0]["hours"] for branch in plan["branches"]] == [None, None]
     # One slot serves both, and holds the base of one of them at a time: in bf16 for LoRA, in float32 for full.
     lora, full = (branch["memory"]["parts"] for branch in plan["branches"])
@@ -472,18 +469,20 @@ def test_without_a_calibration_a_cpus_hours_are_not_guessed(capsys, experiment):
 
 
 def test_the_table_of_nodes_is_whole_and_a_bad_one_is_refused(tmp_path):
-    table = load_nodes(NODES)
+    table = load_node_table()
     assert {"g6e.2xlarge", "p4d.24xlarge", "p5.48xlarge"} <= table.nodes.keys()
     assert table.nodes["p5.48xlarge"].dollars_per_gpu_hour == pytest.approx(55.04 / 8)
     bad = tmp_path / "bad.yaml"
     bad.write_text("as_of: 2026-11-01\nnodes: {a: {gpu: X, gpus: 0}}")
-    with pytest.raises(ExperimentError, match=r"nodes\.a\.gpus: .* greater than 0, not 0"):
-        load_nodes(bad)
+    with pytest.raises(ExperimentError, match=r"bad\.yaml: 5 problems\n  nodes\.a\.gpus: .* greater than 0, not 0"):
+        load_node_table(bad)
 
 
-def test_a_plan_wants_an_experiment_and_nothing_is_measured_without_a_plan(capsys):
-    for arguments in (["--model", "a", "--data", "b", "--plan"], ["experiments/quickstart.yaml", "--calibrate"]):
-        with pytest.raises(SystemExit) as ended:
-            preview.main(arguments)
-        assert ended.value.code == Exit.BAD_INPUT
-        assert "--plan is of an experiment, and --calibrate goes with --plan" in capsys.readouterr().err
+def test_errors_of_the_table_speak_of_a_table_of_machines(tmp_path):
+    missing = r"nope\.yaml: no such table of machines; .*planning/nodes\.yaml is one to copy$"
+    with pytest.raises(ExperimentError, match=missing):
+        load_node_table(tmp_path / "nope.yaml")
+    table = tmp_path / "table.yaml"
+    table.write_text("- 1")
+    with pytest.raises(ExperimentError, match=r"table\.yaml: a table of machines is a mapping"):
+        load_node_table(table)

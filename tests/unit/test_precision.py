@@ -330,6 +330,6 @@ def test_a_model_with_flash_attention_is_rehearsed_on_a_machine_that_has_none():
 def test_a_rehearsal_knows_what_a_trial_will_know_of_the_logits(family):
     config, operations = FAMILIES[family]
     batch = MicroBatch(rows=2, tokens=16, targets=8)
-    rehearsal = dry_run_step(config, ModelSpec(path="a model"), TrialSpec(method=FullMethod()), batch)
-    assert rehearsal.whole_logits == reason(model_of(config))
-    assert bool(rehearsal.whole_logits) == bool(operations)
+    dry_run = dry_run_step(config, ModelSpec(path="a model"), TrialSpec(method=FullMethod()), batch)
+    assert dry_run.whole_logits == reason(model_of(config))
+    assert bool(dry_run.whole_logits) == bool(operations)

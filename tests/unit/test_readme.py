@@ -67,7 +67,7 @@ def test_links_lead_somewhere(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_paragraphs_are_short(file):
     prose = re.sub(r"^```.*?^```$", "", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    paragraphs = [text for text in re.split(r"\n\s*\n", prose) if not text.lstrip().startswith("|")]
+    paragraphs = [text for text in re.split(r"\n\s*\n|\n(?=[-*] |\d+\. )", prose) if not text.lstrip().startswith("|")]
     long = [text for text in paragraphs if len(text.split()) > MAX_WORDS_OF_A_PARAGRAPH]
     assert long == []
 

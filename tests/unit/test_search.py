@@ -186,7 +186,7 @@ def test_a_search_that_is_followed_shows_new_events_and_its_state(experiment, mo
     assert (snapshot.planned, snapshot.running, snapshot.best_trial) == (2, 3, 1)
 
     monkeypatch.setattr(follow, "SILENT_SECONDS", 0.0)
-    DriverHeartbeat(host="far", pid=7, started=1.0, beat=2.0).write(folder)
+    DriverHeartbeat(host="far", pid=7, started=1.0, last_beat=2.0).write(folder)
     silent = followed.status()
     assert silent.state is SearchState.SILENT
     assert "its driver, process 7 on far, has given no sign" in silent.sentence

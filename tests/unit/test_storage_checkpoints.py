@@ -14,6 +14,7 @@ from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
 from components.records.events import InterimCheckpoint, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
+from components.registry.resolve import load_by_name
 from components.storage.background_upload import BackgroundUpload
 from components.storage.object_store import ObjectStoreFolder
 from components.storage.open import folder_at
@@ -22,7 +23,6 @@ from components.training.workers import OneWorker
 from tests.support.records import progress
 from tests.support.sessions import FULL, Signals, curve, reports, session
 from tests.support.thread_workers import ThreadWorker, write_own_file
-from workflows.named import load_named
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -155,7 +155,7 @@ def test_a_checkpoint_in_a_bucket_is_named_by_its_uri_on_the_command_line(toy, b
     checkpoint = of.advance().checkpoint
     of.wait_for_uploads()
     trained = {name: weight.detach().clone() for name, weight in of.running.model.named_parameters()}
-    loaded = dict(load_named(checkpoint).model.named_parameters())
+    loaded = dict(load_by_name(checkpoint).model.named_parameters())
     assert all(torch.equal(loaded[name], weight) for name, weight in trained.items())
     with pytest.raises(ValueError, match="no such model"):
-        load_named(str(bucket / "nothing"))
+        load_by_name(str(bucket / "nothing"))

@@ -10,11 +10,11 @@ from ray.tune.experiment import Trial
 
 from components.experiment.spec import TrialSpec
 
-KEY = "trial"  # in Tune's config: Tune wants a mapping, and resolves its values one by one
+KEY = "trial"  # in Tune's config, which must be a mapping
 
 
 class TrialConfig(BaseModel):
-    """One trial of a search, whichever sampler drew it and whoever asked for it."""
+    """One trial of a search: drawn by a sampler, or a clone that a person asked for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

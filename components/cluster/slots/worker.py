@@ -63,7 +63,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     resume = ray.get(board.register_worker_group.remote(slot)) if first else None
     try:
         workers = workers_of_this_run(config["workers"])
-        session = _make_session(config["context"], config["workers"], workers, _from_first_worker(resume, workers))
+        runner = _restore_runner(config["context"], config["workers"], workers, _from_first_worker(resume, workers))
     except Exception as error:
         ray.get(board.report_startup_error.remote(slot, f"{type(error).__name__}: {error}"))
         raise
@@ -72,11 +72,11 @@ def serve_commands(config: dict[str, Any]) -> None:
     while True:
         command = _from_first_worker(ray.get(board.next_command.remote(slot, answer)) if first else None, workers)
         if isinstance(command, Exit):
-            session.wait_for_uploads()
+            runner.wait_for_uploads()
             if first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
-        answer = None if isinstance(command, Wait) else _execute(command, session, workers, signals, board, slot)
+        answer = None if isinstance(command, Wait) else _execute(command, runner, workers, signals, board, slot)
 
 
 def workers_of_this_run(spec: WorkersSpec) -> Workers:
@@ -92,7 +92,7 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
-def session_of(context: SearchContext, workers: Workers) -> TrialRunner:
+def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
     data = TrainingData(
         dataset=PreparedDataset.open(context.prepared),
         max_tokens=context.experiment.data.max_tokens,
@@ -110,30 +110,30 @@ def _from_first_worker(value: Any, workers: Workers) -> Any:
     return box[0]
 
 
-def _make_session(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
-    """Returns a session with its base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
-    session = session_of(context, workers)
+def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
+    """Returns a runner with its base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
+    runner = make_runner(context, workers)
     kinds = base_variants(context.experiment, spec)
     if len(kinds) == 1:  # else it depends on the first trial
-        session.warm_up(*kinds)
+        runner.warm_up(*kinds)
     if resume.start is not None:
-        _start(session, resume.start)
+        _start(runner, resume.start)
         if resume.checkpoint is not None:
-            resume_from(session, resume.checkpoint, workers, resume.extensions)
-    return session
+            resume_from(runner, resume.checkpoint, workers, resume.extensions)
+    return runner
 
 
-def resume_from(session: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
+def resume_from(runner: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
     """Resumes from a checkpoint. If its upload is not complete: from an earlier one, then repeats the steps up to it."""
     wanted = folder_at(checkpoint)
     checkpoint_folder = _from_first_worker(latest_complete(wanted) if workers.worker_rank == 0 else None, workers)
     if checkpoint_folder is not None:
-        session.load(checkpoint_folder)
-    session.replay_to(reported_step(wanted.name), extensions)
+        runner.load(checkpoint_folder)
+    runner.replay_to(reported_step(wanted.name), extensions)
 
 
 def _execute(
-    command: SlotCommand, session: TrialRunner, workers: Workers, signals: SlotSignals, board: Any, slot: str
+    command: SlotCommand, runner: TrialRunner, workers: Workers, signals: SlotSignals, board: Any, slot: str
 ) -> SlotAnswer:
     """Carries out a command. An error of the trial itself becomes an answer; any other error ends this worker group.
 
@@ -142,7 +142,7 @@ def _execute(
     collective means that another worker died, which is not an error of this one.
     """
     try:
-        return _run_command(command, session, workers, signals)
+        return _run_command(command, runner, workers, signals)
     except dist.DistError:
         raise
     except ValueError as error:
@@ -158,23 +158,23 @@ def _execute(
         raise
 
 
-def _run_command(command: SlotCommand, session: TrialRunner, workers: Workers, signals: SlotSignals) -> SlotAnswer:
+def _run_command(command: SlotCommand, runner: TrialRunner, workers: Workers, signals: SlotSignals) -> SlotAnswer:
     match command:
         case Start():
-            _start(session, command)
+            _start(runner, command)
         case Load():
-            resume_from(session, command.checkpoint, workers, command.extensions)
+            resume_from(runner, command.checkpoint, workers, command.extensions)
         case Advance():
-            reached = session.advance(_TrialSignals(signals, session.trial_id, command.extensions))
+            reached = runner.advance(_TrialSignals(signals, runner.trial_id, command.extensions))
             if isinstance(reached, InterimCheckpoint):
                 return Left(number=command.number, reason=signals.exit_reason, checkpoint=reached.checkpoint)
             return Reported(number=command.number, progress=reached, node=this_node())
     return Done(number=command.number)
 
 
-def _start(session: TrialRunner, start: Start) -> None:
+def _start(runner: TrialRunner, start: Start) -> None:
     warm_from = None if start.warm_from is None else folder_at(start.warm_from)
-    session.start(start.trial_id, start.spec, warm_from)
+    runner.start(start.trial_id, start.spec, warm_from)
 
 
 def _is_broken_collective(error: BaseException) -> bool:

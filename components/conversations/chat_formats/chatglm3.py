@@ -164,7 +164,7 @@ class ChatGLM3Format:
         messages, tools = canonicalize(messages, tools)
         draft = _Draft()
         draft.add(self.start_ids, 0.0)
-        owed = 0.0  # the weight of the next role token, as the stop of the answer before it
+        stop_weight = 0.0  # the weight of the next role token, as the stop of the answer before it
         for message in _with_tools(messages, tools):
             own = message.loss_weight if message.role == "assistant" else 0.0
             for number, (metadata, content) in enumerate(_blocks(message)):
@@ -172,7 +172,7 @@ class ChatGLM3Format:
                 if number > 0:  # the model continues by itself, e.g. from a thought to a tool call
                     draft.add([role_id], own)
                 elif role_id in self.stop_token_ids:
-                    draft.stop(role_id, owed)
+                    draft.stop(role_id, stop_weight)
                 else:
                     draft.add([role_id], 0.0)
                 is_text = message.role == "assistant" and not metadata
@@ -180,7 +180,7 @@ class ChatGLM3Format:
                 draft.add(self.control.encode_text(content, by_assistant=is_text), own)
             if self.ends_turns and message.role == "assistant":
                 draft.stop(self.end_id, own)
-            owed = 0.0 if self.ends_turns else own
+            stop_weight = 0.0 if self.ends_turns else own
         return draft
 
     def _check_reasoning(self, messages: Sequence[Message], source: str) -> None:

@@ -68,21 +68,21 @@ class ControlTokenEncoder:
         allowed = {self.id_of[text] for text in self.from_all - from_assistant}
         self._hidden_ids = added.special_ids - allowed
 
-    def mark(self, said: Any, other: Any, source: str) -> tuple[Any, Any, str]:
+    def mark(self, assistant: Any, other: Any, source: str) -> tuple[Any, Any, str]:
         """Inserts a mark into every control text in strings and keys. Returns (texts of assistants, all others, the mark).
 
         The mark is "" if there is no control text. Raises InputError if a text contains an alias.
         """
-        texts = [*_texts(said), *_texts(other)]
+        texts = [*_texts(assistant), *_texts(other)]
         if any(contains_alias(text) for text in texts):
             raise InputError(
                 f"{source}: a text holds private characters that stand for control tokens here; leave them out"
             )
         if not any(self.added.pattern.search(text) for text in texts):
-            return said, other, ""
+            return assistant, other, ""
         mark = next(chr(code) for code in PRIVATE_USE if not any(chr(code) in text for text in texts))
         return (
-            _map_strings(said, lambda text: self._break(text, self.from_assistant, mark)),
+            _map_strings(assistant, lambda text: self._break(text, self.from_assistant, mark)),
             _map_strings(other, lambda text: self._break(text, self.from_all, mark)),
             mark,
         )
@@ -100,8 +100,8 @@ class ControlTokenEncoder:
 
     def encode_text(self, text: str, *, by_assistant: bool) -> list[int]:
         """Returns the token ids of a message's text, without a template."""
-        said, other, mark = self.mark(text, "", "message") if by_assistant else self.mark("", text, "message")
-        return self.encode(said or other, mark)
+        own, other, mark = self.mark(text, "", "message") if by_assistant else self.mark("", text, "message")
+        return self.encode(own or other, mark)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decodes an assistant's text, without the special tokens that it must not contain."""
@@ -123,10 +123,10 @@ class ControlTokenEncoder:
 
     def _check(self, token_ids: Sequence[int], text: str) -> None:
         """Raises InputError if the ids contain a control token that the template's (marked) output does not."""
-        ours = Counter(self.id_of[written] for written in self.added.pattern.findall(text) if written in self.id_of)
+        allowed = Counter(self.id_of[written] for written in self.added.pattern.findall(text) if written in self.id_of)
         # Unknown characters become the unknown token in any text, so it is allowed.
         names = {id: name for name, id in self.id_of.items() if id != self.tokenizer.unk_token_id}
-        forged = Counter(id for id in token_ids if id in names) - ours
+        forged = Counter(id for id in token_ids if id in names) - allowed
         if forged:
             raise InputError(f"a text would become the control token {names[next(iter(forged))]}; write it otherwise")
 

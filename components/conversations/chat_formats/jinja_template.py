@@ -19,8 +19,8 @@ from components.conversations.chat_formats.control_tokens import AddedTokens, Co
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.chat_formats.template_date import pin_date
 from components.conversations.chat_formats.template_renderer import (
+    OWN_TEXT_KEYS,
     PROBE,
-    SAID,
     AssistantSpan,
     TemplateRenderer,
     TemplateTokens,
@@ -138,9 +138,12 @@ class TemplateFormat:
     ) -> tuple[list[dict[str, Any]], list[Any], str]:
         """Returns messages and tools for the template, with the mark in their control texts, and the mark."""
         raw = [raw_message(message) for message in messages]
-        said = [{key: one[key] for key in SAID if key in one} if one["role"] == "assistant" else {} for one in raw]
-        said, (raw, tools), mark = self.control.mark(said, (raw, tools), source)
-        return [{**one, **words} for one, words in zip(raw, said, strict=True)], tools, mark
+        own = [
+            {key: message[key] for key in OWN_TEXT_KEYS if key in message} if message["role"] == "assistant" else {}
+            for message in raw
+        ]
+        own, (raw, tools), mark = self.control.mark(own, (raw, tools), source)
+        return [{**message, **texts} for message, texts in zip(raw, own, strict=True)], tools, mark
 
     def _encode(self, written: _TemplateOutput, source: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Returns token ids, and for each span the numbers of tokens before its start and before its end.
@@ -154,30 +157,33 @@ class TemplateFormat:
         ranges = []
         begin = kept = 0  # the text from `begin` on is still to be tokenized; ids[:kept] are the tokens before it
         for span in written.spans:
-            asked = self._ids(written, begin, span.start, source)
-            said = self._ids(written, begin, span.end, source)
-            if said[: len(asked)] != asked:
-                said = asked + self._encode_continuation(written, asked, said, span, source)
-            ranges.append((kept + len(asked), kept + len(said)))
-            ids = ids[:kept] + said
+            prompt_ids = self._ids(written, begin, span.start, source)
+            turn_ids = self._ids(written, begin, span.end, source)
+            if turn_ids[: len(prompt_ids)] != prompt_ids:
+                turn_ids = prompt_ids + self._encode_continuation(written, prompt_ids, turn_ids, span, source)
+            ranges.append((kept + len(prompt_ids), kept + len(turn_ids)))
+            ids = ids[:kept] + turn_ids
             begin, kept = span.stop, len(ids) - 1
         return ids[:kept] + self._ids(written, begin, len(written.text), source), ranges
 
     def _encode_continuation(
-        self, written: _TemplateOutput, asked: list[int], said: list[int], span: AssistantSpan, source: str
+        self, written: _TemplateOutput, prompt_ids: list[int], turn_ids: list[int], span: AssistantSpan, source: str
     ) -> list[int]:
         """Returns the tokens of a span after those of its prompt.
 
         Many tokenizers add a blank before a text that is encoded alone, or that follows a special token. So the span is
         encoded after each of two texts with which nothing merges; the tokens that decode to the same text are returned.
         """
-        wanted = self.control.decode_all(said)
+        wanted = self.control.decode_all(turn_ids)
         alone = self._ids(written, span.start, span.end, source)
         for before in (self.renderer.stop_text, "\n"):
             text = _TemplateOutput(before + written.text[span.start : span.end], written.mark, [])
-            lead, both = self.control.encode(before, ""), self._ids(text, 0, len(text.text), source)
-            if both[: len(lead)] == lead and self.control.decode_all(asked + both[len(lead) :]) == wanted:
-                return both[len(lead) :]
+            lead_ids, ids = self.control.encode(before, ""), self._ids(text, 0, len(text.text), source)
+            if (
+                ids[: len(lead_ids)] == lead_ids
+                and self.control.decode_all(prompt_ids + ids[len(lead_ids) :]) == wanted
+            ):
+                return ids[len(lead_ids) :]
         return alone
 
     def _ids(self, written: _TemplateOutput, start: int, end: int, source: str) -> list[int]:

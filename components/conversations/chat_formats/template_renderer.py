@@ -16,7 +16,7 @@ from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.messages import Message, hidden_reasoning_problem
 from components.errors import InputError
 
-SAID = ("content", "reasoning_content")  # the keys of an assistant's own text
+OWN_TEXT_KEYS = ("content", "reasoning_content")  # the keys of an assistant's own text
 PROBE = (
     Message(role="user", content="one"),
     Message(role="assistant", content="two"),
@@ -93,22 +93,22 @@ class TemplateRenderer:
     ) -> AssistantSpan:
         """Returns the span of message `position`, an assistant's, in the text."""
         number = position + 1
-        asked = self.write(raw[:position], tools, source, ask=True)
-        said = self.write(raw[:number], tools, source)
-        if not (text.startswith(said) and said.startswith(asked)):
+        prompt = self.write(raw[:position], tools, source, ask=True)
+        whole = self.write(raw[:number], tools, source)
+        if not (text.startswith(whole) and whole.startswith(prompt)):
             raise InputError(
                 f"{source}: message {number} is rendered otherwise once the conversation goes on, so one pass over it is"
                 f" not what the model sees in use; {self.limitation('cannot train this', 'can')}"
             )
-        stop = said.rfind(self.stop_text, len(asked))
+        stop = whole.rfind(self.stop_text, len(prompt))
         if stop < 0:
             raise InputError(f"{source}: no stop token {self.stop_text} ends message {number}")
         for words in _required_texts(raw[position]):
-            if words not in said[len(asked) : stop]:
+            if words not in whole[len(prompt) : stop]:
                 raise InputError(f"{source}: message {number}: {self.limitation(f'does not show {words!r}', 'does')}")
-        if raw[position].get("reasoning_content", "").strip() not in said[len(asked) : stop]:
+        if raw[position].get("reasoning_content", "").strip() not in whole[len(prompt) : stop]:
             raise InputError(f"{source}: message {number}: {hidden_reasoning_problem(self.name)}")
-        return AssistantSpan(len(asked), stop, stop + len(self.stop_text), weight)
+        return AssistantSpan(len(prompt), stop, stop + len(self.stop_text), weight)
 
     def template_tokens(self) -> TemplateTokens:
         """Renders trial conversations, whose messages contain no added token, and collects the added tokens in the text."""
@@ -141,11 +141,11 @@ class TemplateRenderer:
                 found.begins |= self.added.find(text[ended : text.find(message["content"].strip(), ended)])
 
     def _find_stop(self) -> str:
-        said = self.write([raw_message(message) for message in PROBE], [], "a trial conversation")
-        after = said[said.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
-        for text in self.added.texts:
-            if after.lstrip().startswith(text):
-                return text
+        text = self.write([raw_message(message) for message in PROBE], [], "a trial conversation")
+        after = text[text.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
+        for stop in self.added.texts:
+            if after.lstrip().startswith(stop):
+                return stop
         raise InputError(
             f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
             " learn to end its turn; chat_format: chatml adds one"
@@ -160,8 +160,8 @@ def raw_message(message: Message) -> dict[str, Any]:
         "name": message.name,
         "reasoning_content": message.reasoning_content,
     }
-    said = {"role": message.role, "content": message.content}
-    return said | {key: value for key, value in optional.items() if value}
+    required = {"role": message.role, "content": message.content}
+    return required | {key: value for key, value in optional.items() if value}
 
 
 def _required_texts(raw: dict[str, Any]) -> list[str]:

@@ -96,10 +96,16 @@ def pieces(record: PreviewRecord, decode: Decode) -> Iterator[Piece]:
 
 def print_preview(console: Console, records: Iterable[PreviewRecord], decode: Decode) -> None:
     """Prints records with scored tokens in color; without colors, in ⟦ ⟧."""
+    for text in preview_texts(records, decode, colors=console.color_system is not None):
+        console.print(text, soft_wrap=True)
+
+
+def preview_texts(records: Iterable[PreviewRecord], decode: Decode, *, colors: bool) -> Iterator[Text]:
+    """Two for each record: its heading, and its tokens with an empty line after them."""
     for record in records:
-        console.print(Text(f"{record.source}: {record.sentence()}", style="bold"), soft_wrap=True)
-        text = _color_tokens(record, decode) if console.color_system else _bracket_targets(record, decode)
-        console.print(text, soft_wrap=True, end="\n" if text.plain.endswith("\n") else "\n\n")
+        yield Text(f"{record.source}: {record.sentence()}", style="bold")
+        text = _color_tokens(record, decode) if colors else _bracket_targets(record, decode)
+        yield text if text.plain.endswith("\n") else text.append("\n")
 
 
 def preview_html(

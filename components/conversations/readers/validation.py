@@ -136,8 +136,8 @@ def _calls(message: RawMessage) -> tuple[list[Raw], list[UnknownKey]]:
 def _key_problems(keys: Raw, role: Any) -> Iterator[str]:
     broken = weight_problems(keys)
     yield from broken
-    if role in ROLES and role != "assistant" and not broken and (said := asks_to_be_scored(keys)):
-        yield f'from "{role}" has {said}: {keys[said]!r}; only what an assistant says is scored'
+    if role in ROLES and role != "assistant" and not broken and (key := asks_to_be_scored(keys)):
+        yield f'from "{role}" has {key}: {keys[key]!r}; only what an assistant says is scored'
     for key in ("name", "tool_call_id"):
         if not isinstance(keys.get(key), str | None):
             yield f"has the {key} {keys[key]!r}; it must be a text"

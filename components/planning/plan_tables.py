@@ -1,25 +1,25 @@
-"""A plan for people: memory part by part, what fits where for how long and how much, and the ways out where nothing fits."""
+"""Tables of a plan: memory part by part, what fits on which machine for how long and how much, and remedies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from components.planning.experiment_plan import BranchPlan, ExperimentPlan, Fit, Span
-from components.reports.leaderboard import hyperparameters
+from components.experiment.varied import hyperparameters
+from components.planning.branch_plan import BranchPlan, NodeFit, Span
+from components.planning.memory import GB
 
-GB = 1e9
 
-
-def print_plan(console: Console, plan: ExperimentPlan) -> None:
-    console.print()
-    console.print(memory_table(plan.branches))
-    console.print()
-    console.print(cost_table(plan.branches))
-    for line in [*_ways_out(plan.branches), *_remarks(plan)]:
-        console.print(line, soft_wrap=True)
+def plan_parts(branches: Sequence[BranchPlan], *, prices_as_of: str, utilization: float) -> Iterator[Table | Text]:
+    """Tables, and lines of text that need not be wrapped, in the order in which they are shown."""
+    yield Text()
+    yield memory_table(branches)
+    yield Text()
+    yield cost_table(branches)
+    lines = [*_remedy_lines(branches), *_remarks(branches, prices_as_of, utilization)]
+    yield from map(Text, lines)
 
 
 def memory_table(branches: Sequence[BranchPlan]) -> Table:
@@ -46,7 +46,7 @@ def memory_table(branches: Sequence[BranchPlan]) -> Table:
 
 
 def cost_table(branches: Sequence[BranchPlan]) -> Table:
-    """A line for each branch on each kind of machine."""
+    """A line for each branch on each type of machine."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("branch", "on"):
         table.add_column(name, no_wrap=True)
@@ -67,57 +67,55 @@ def cost_table(branches: Sequence[BranchPlan]) -> Table:
     return table
 
 
-def no_room(plan: ExperimentPlan) -> str:
+def shortage_sentences(branches: Sequence[BranchPlan]) -> Iterator[str]:
     """The arithmetic of what fits nowhere, in a sentence for each branch."""
-    sentences = []
-    for branch in plan.branches:
+    for branch in branches:
         if branch.fits_somewhere:
             continue
         largest = max(branch.fits, key=lambda fit: fit.room_bytes)
         trains = branch.memory.total > largest.room_bytes
         who, memory = ("a worker holds", branch.memory) if trains else ("to prove a winner takes", branch.proof)
         parts = " + ".join(f"{part} {_gb(size)}" for part, size in memory.parts.items() if size)
-        sentences.append(
+        yield (
             f"{branch.branch}: {who} {parts} = {_gb(memory.total)} GB, and the most room is"
             f" {_gb(largest.room_bytes)} GB, on {largest.node}"
         )
-    return "\n".join(sentences)
 
 
-def _ways_out(branches: Sequence[BranchPlan]) -> list[str]:
+def _remedy_lines(branches: Sequence[BranchPlan]) -> list[str]:
     lines = []
     for branch in branches:
         if branch.fits_somewhere:
             continue
         lines += ["", f"{branch.branch} fits nowhere. One after the other, these help:"]
-        for way in branch.remedies:
-            where = f", fits {', '.join(way.fits_on)}" if way.fits_on else ""
-            lines.append(f"  {way.changes[-1]}: {_gb(way.total_bytes)} GB{where}")
+        for remedy in branch.remedies:
+            where = f", fits {', '.join(remedy.fits_on)}" if remedy.fits_on else ""
+            lines.append(f"  {remedy.changes[-1]}: {_gb(remedy.total_bytes)} GB{where}")
         if not branch.remedies or not branch.remedies[-1].fits_on:
             lines.append("  and then shorter rows (data.max_tokens), a smaller model, or larger GPUs (--nodes FILE)")
     return lines
 
 
-def _remarks(plan: ExperimentPlan) -> list[str]:
+def _remarks(branches: Sequence[BranchPlan], prices_as_of: str, utilization: float) -> list[str]:
     lines = [""]
-    if any(fit.dollars for branch in plan.branches for fit in branch.fits):
+    if any(fit.dollars for branch in branches for fit in branch.fits):
         lines.append(
-            f"Prices of {plan.prices_as_of}: check yours. A machine is paid for whole, idle GPUs and start included; these"
+            f"Prices of {prices_as_of}: check yours. A machine is paid for whole, idle GPUs and start included; these"
             " are its shares."
         )
-    for branch in plan.branches:
+    for branch in branches:
         measured = branch.calibration
         if measured is not None:
             lines.append(
                 f"{branch.branch}, measured on {measured.device}: {measured.tokens_per_second:,.0f} tokens a second"
                 " and worker, padding counted."
             )
-    if any(branch.calibration is None and branch.memory.device == "gpu" for branch in plan.branches):
+    if any(branch.calibration is None and branch.memory.device == "gpu" for branch in branches):
         lines.append(
-            f"Hours are those of GPUs, all together, at {plan.utilization:.0%} of their peak; --calibrate measures it where"
+            f"Hours are those of GPUs, all together, at {utilization:.0%} of their peak; --calibrate measures it where"
             " there is one."
         )
-    if any(branch.calibration is None and branch.memory.device == "cpu" for branch in plan.branches):
+    if any(branch.calibration is None and branch.memory.device == "cpu" for branch in branches):
         lines.append("How long a CPU takes is measured, not computed: --calibrate.")
     lines.append("The lower end is that of a scheduler that stops what it can, the upper end lets every trial finish.")
     return lines
@@ -128,7 +126,7 @@ def _method(branch: BranchPlan) -> str:
     return f"{branch.method}, {workers}" + (", sharded" if branch.parallel == "fsdp" else "")
 
 
-def _costs(fit: Fit) -> list[str]:
+def _costs(fit: NodeFit) -> list[str]:
     return [
         _span(span) if span is not None and fit.fits else "-" for span in (fit.hours, fit.dollars, fit.spot_dollars)
     ]

@@ -1,0 +1,273 @@
+"""The functions of `import components as turnwise`. Each imports what it needs when it is called.
+
+None of them prints, and none ends the process: errors are raised, and those for users are TurnwiseErrors or ValueErrors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from components.errors import InputError
+from components.experiment.load import load_experiment as _load_experiment
+from components.experiment.spec import ExperimentSpec
+from components.records.histories import Subscriber
+from components.records.on_message import OnMessage, ignore_message
+from components.records.stop_request import StopRequest
+from components.search.find import NEWEST
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from components.inference.comparison import Comparison
+    from components.inference.model import Model
+    from components.inference.score import Score
+    from components.planning.data_preview import MaskPreview
+    from components.planning.experiment_plan import ExperimentPlan
+    from components.registry.export_model import Export
+    from components.search.handle import RemoteSearch, Search
+    from components.search.outcome import SearchResult
+
+
+def load_experiment(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> ExperimentSpec:
+    """Reads an experiment from a YAML file, and checks it with its whole search space.
+
+    Args:
+        path: the file.
+        overrides: dotted path -> value, e.g. {"search.trials": 16}; or strings, e.g. ["search.trials=16"].
+
+    Raises:
+        ExperimentError: with every problem of the file and the overrides.
+    """
+    return _load_experiment(path, overrides)
+
+
+def preview(experiment: ExperimentSpec, records: int | None = 3) -> MaskPreview:
+    """What a search of the experiment will train on, token by token. Shows itself in a terminal and in a notebook.
+
+    The data is prepared as the search prepares it, and kept for the search.
+
+    Args:
+        records: how many conversations; None for all.
+
+    Raises:
+        ValueError: the model or the data cannot be used.
+    """
+    from components.planning.data_preview import preview_experiment
+
+    return preview_experiment(experiment, records)
+
+
+def plan(
+    experiment: ExperimentSpec,
+    *,
+    nodes: str | Path | None = None,
+    calibrate: bool = False,
+    on_message: OnMessage = ignore_message,
+) -> ExperimentPlan:
+    """What a search of the experiment will need: memory in bytes, GPU-hours and dollars. No weights are loaded.
+
+    Args:
+        nodes: a YAML file with machines, speeds and prices; by default a packaged table.
+        calibrate: take a few real steps on this machine, and use their speed.
+        on_message: what is being done.
+
+    Raises:
+        ValueError: the model, the data or the table cannot be used.
+    """
+    from components.planning.instance_types import load_node_table
+    from components.planning.planner import plan
+
+    table = load_node_table(None if nodes is None else Path(nodes))
+    return plan(experiment, table, calibrate=calibrate, on_message=on_message)
+
+
+def run(
+    experiment: ExperimentSpec,
+    *,
+    register: bool = True,
+    resume: str | None = None,
+    on_event: Subscriber | None = None,
+    on_message: OnMessage = ignore_message,
+    stop: StopRequest | None = None,
+) -> SearchResult:
+    """Runs a search and returns its result. Blocks; `start` does not.
+
+    Args:
+        register: send the best trial through the registry's gate.
+        resume: the id of an interrupted search of this experiment, or NEWEST.
+        on_event: is called with every event of the trials, once the journal has it. It must not block for long.
+        on_message: what is being done, and warnings.
+        stop: a request to it, from any thread, ends the search early; it can be resumed.
+
+    Raises:
+        InputError: or another ValueError, for what can be known before the search starts.
+        InsufficientCapacityError: the cluster can never hold a trial.
+        TrackingError: MLflow is away at the start.
+        StorageError: the storage is away.
+    """
+    from components.search.run import run
+
+    return run(experiment, register=register, resume=resume, on_event=on_event, on_message=on_message, stop=stop)
+
+
+def start(
+    experiment: ExperimentSpec,
+    *,
+    register: bool = True,
+    resume: str | None = None,
+    on_event: Subscriber | None = None,
+    on_message: OnMessage = ignore_message,
+) -> Search:
+    """Opens a search, then runs it in a thread and returns a handle: trials, stop, extend, clone, cancel, result.
+
+    Opening checks everything that can be known before, and prepares the data. Arguments and errors are those of `run`; errors
+    of opening are raised here, the others by `Search.result`.
+    """
+    from components.search.handle import Search
+    from components.search.open import open_search
+
+    prepared = open_search(experiment, resume=resume, register=register, on_message=on_message)
+    return Search(prepared, on_event=on_event, on_message=on_message)
+
+
+def open_search(
+    experiment: ExperimentSpec | str | Path,
+    search_id: str = NEWEST,
+    *,
+    resume: bool = False,
+    register: bool = True,
+    on_event: Subscriber | None = None,
+    on_message: OnMessage = ignore_message,
+) -> Search | RemoteSearch:
+    """A handle of a search that was started before.
+
+    Args:
+        experiment: the experiment, or its folder, e.g. runs/quickstart.
+        search_id: by default the newest search.
+        resume: go on with an interrupted search in a thread of this process, as `start` does. Otherwise the handle only
+            looks at the search and sends it commands, wherever it runs.
+        register, on_event, on_message: of a search that is resumed, as for `start`.
+
+    Raises:
+        InputError: there is no such search, or it cannot be resumed.
+    """
+    from components.search.find import find_search
+    from components.search.handle import RemoteSearch
+
+    if not isinstance(experiment, ExperimentSpec):
+        experiment = _experiment_of(experiment, search_id)
+    if resume:
+        return start(experiment, register=register, resume=search_id, on_event=on_event, on_message=on_message)
+    return RemoteSearch(experiment, find_search(experiment, search_id))
+
+
+def results(searches: ExperimentSpec | str | Path | Sequence[ExperimentSpec | str | Path]) -> pd.DataFrame:
+    """A row for each trial: experiment, search, trial, branch, the varied values, losses, budget spent, state, run id.
+
+    Args:
+        searches: an experiment, the folder of an experiment or of one search, or a list of these.
+
+    Raises:
+        InputError: there is no search in one of them.
+    """
+    from components.search.results import results
+
+    return results(searches)
+
+
+def load_model(name: str, *, chat_format: str = "auto", tracking: str | None = None) -> Model:
+    """Loads a model that replies, streams and is scored.
+
+    Args:
+        name: models:/NAME@ALIAS or models:/NAME/VERSION; a checkpoint's or package's directory or URI; a base model's
+            directory, hub id or bundled name.
+        chat_format: of a base model; trained ones have their own.
+        tracking: URI of the registry; by default MLFLOW_TRACKING_URI, else mlflow.db in the working directory.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be loaded.
+    """
+    from components.inference.model import Model
+    from components.registry.resolve import load_by_name
+
+    return Model(name=name, loaded=load_by_name(name, chat_format=chat_format, tracking=tracking), tracking=tracking)
+
+
+def score(model: Model, data: str | Sequence[str], *, max_tokens: int = 1024) -> Score:
+    """The loss of a model on conversations, in nats per target token. `Model.score` has more arguments.
+
+    Args:
+        data: a file, files, a glob or hf:DATASET[:SPLIT][@REVISION].
+        max_tokens: longer conversations lose their last turns.
+
+    Raises:
+        ValueError: data that cannot be read or scored.
+    """
+    return model.score(data, max_tokens=max_tokens)
+
+
+def compare(
+    model: Model, other: Model, data: str | Sequence[str], *, confidence: float = 0.95, max_tokens: int = 1024
+) -> Comparison:
+    """Whether a model is better than another one on the same conversations, by a paired bootstrap.
+
+    Args:
+        data, max_tokens: as for `score`.
+        confidence: of the interval of the difference.
+
+    Raises:
+        ValueError: data that cannot be read or scored, or models whose chat formats make different tokens of it.
+    """
+    return model.compare(other, data, confidence=confidence, max_tokens=max_tokens)
+
+
+def export(
+    model: Model | str,
+    target: str | Path,
+    *,
+    layout: Literal["glm", "chatglm", "merged", "adapter"] | None = None,
+    dtype: Literal["fp16", "bf16", "fp32"] | None = None,
+    base: str | None = None,
+    data: str | Sequence[str] | None = None,
+) -> Export:
+    """Writes a model as others load it. Merged files are checked against the adapter beside its base.
+
+    Args:
+        model: a loaded model or a name; loaded or not, its files are read again.
+        target: a new or empty directory.
+        layout: merged (glm is its name for ChatGLM3), chatglm (ChatGLM3's own) or adapter; by default glm or merged.
+        dtype: of the weights; by default that of the base.
+        base: the model that an adapter directory of peft's belongs to.
+        data: conversations on which the loss before and after merging is measured.
+
+    Raises:
+        ValueError: the model cannot be exported so, or the merged files answer something else.
+    """
+    from components.registry.export_model import ExportRequest, export_model
+
+    name, tracking = (model, None) if isinstance(model, str) else (model.name, model.tracking)
+    request = ExportRequest(
+        source=name, target=Path(target), layout=layout, dtype=dtype, base=base, data=data, tracking=tracking
+    )
+    return export_model(request)
+
+
+def _experiment_of(folder: str | Path, search_id: str) -> ExperimentSpec:
+    """The experiment of one of the searches in an experiment's folder."""
+    from components.records.manifest import searches_in
+    from components.storage.open import folder_at
+
+    found = searches_in(folder_at(str(folder)))
+    named = [manifest for manifest in found if search_id in (NEWEST, manifest.search_id)]
+    if not named:
+        known = ", ".join(manifest.search_id for manifest in found) or "none"
+        raise InputError(f"no search {search_id} in {folder} (there: {known}); a folder is named STORAGE/NAME")
+    experiment = named[-1].experiment
+    if str(experiment.folder) != str(folder_at(str(folder))):
+        raise InputError(
+            f"{folder}: its searches were started with storage.path={experiment.storage.path}; work in the directory that"
+            " this is relative to, or give the experiment in place of its folder"
+        )
+    return experiment

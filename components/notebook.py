@@ -1,0 +1,28 @@
+"""How objects show themselves: what rich prints in a terminal, as HTML for a notebook or as plain text."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, RenderableType
+
+WIDTH = 140  # columns; a notebook scrolls sideways
+HTML = '<pre style="white-space: pre; line-height: normal; font-family: monospace">{code}</pre>'
+
+
+def html_of(renderable: RenderableType) -> str:
+    """One <pre> element with inline styles."""
+    # Markup stays as it is: "[/INST]" in a conversation is text.
+    console = Console(
+        file=io.StringIO(), record=True, width=WIDTH, markup=False, highlight=False, color_system="truecolor",
+        force_terminal=True,
+    )  # fmt: skip
+    console.print(renderable)
+    return console.export_html(inline_styles=True, code_format=HTML).rstrip()
+
+
+def text_of(renderable: RenderableType) -> str:
+    """Without colors."""
+    file = io.StringIO()
+    Console(file=file, width=WIDTH, markup=False, highlight=False, color_system=None).print(renderable)
+    return file.getvalue().rstrip("\n")

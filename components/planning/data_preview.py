@@ -1,0 +1,128 @@
+"""What will be trained on, token by token, before anything starts: of an experiment, or of any model and file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions
+from rich.text import Text
+
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.preview.mask_preview import (
+    Decode,
+    PreviewRecord,
+    PreviewTotals,
+    preview_html,
+    preview_texts,
+    verbatim,
+)
+from components.conversations.readers.read import OnUnknownKeys, read_conversations
+from components.conversations.readers.unknown_keys import unused_keys_sentences
+from components.conversations.tokenizers.load import load_tokenizer
+from components.data.parallel_rendering import Renderer
+from components.data.prepare import prepare_experiment
+from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
+from components.experiment.spec import ExperimentSpec, ModelSpec
+from components.models.base.load import resolve_model
+from components.notebook import html_of, text_of
+
+MAX_NAMED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPreview:
+    """Conversations as a model is trained on them: which tokens are scored, and which are only read.
+
+    `records` are those that were requested, `totals` and `remarks` are of all the data. In a terminal with colors scored
+    tokens are green, and those of another weight than 1 yellow; without colors they are in brackets.
+    """
+
+    title: str
+    records: Sequence[PreviewRecord]
+    totals: PreviewTotals
+    remarks: Sequence[str]
+    decode: Decode
+
+    def lines(self) -> list[str]:
+        """What there is to say about all the data."""
+        return [*self.remarks, self.totals.sentence()]
+
+    def page(self, records: int | None = None) -> str:
+        """One self-contained HTML page, with the first `records` conversations or all."""
+        return preview_html(self.records[:records], self.decode, self.title, self.totals)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        yield from preview_texts(self.records, self.decode, colors=console.color_system is not None)
+        yield from map(Text, self.lines())
+
+    def __str__(self) -> str:
+        return text_of(self)
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+
+def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> MaskPreview:
+    """What a search of the experiment will train on. The data is prepared as the search prepares it, and kept for it.
+
+    Args:
+        records: how many conversations; None for all.
+
+    Raises:
+        ValueError: the model or the data cannot be used.
+    """
+    directory = resolve_model(experiment.model, weights=False)
+    dataset = prepare_experiment(experiment, directory)
+    return MaskPreview(
+        title=f"{experiment.name}: what is trained on",
+        records=stored_records(dataset.train, records),
+        totals=totals_of(dataset),
+        remarks=[dataset.summary(), *_first(dataset.left_out)],
+        decode=verbatim(load_tokenizer(directory)),
+    )
+
+
+def preview_data(
+    model: str,
+    data: str,
+    *,
+    records: int | None = 3,
+    chat_format: str = "auto",
+    format: str = "auto",
+    unknown_keys: OnUnknownKeys = "fail",
+    max_tokens: int | None = None,
+) -> MaskPreview:
+    """What a model would be trained on if it were given this data. Nothing is stored.
+
+    Args:
+        model: a directory or hub id; its tokenizer is enough.
+        data: a file, a glob or hf:DATASET[:SPLIT][@REVISION].
+        records: how many conversations; None for all.
+        chat_format: auto, template, chatml, ...
+        format: of the data.
+        unknown_keys: as data.unknown_keys of an experiment.
+        max_tokens: longer conversations lose their last turns; by default none does.
+
+    Raises:
+        ValueError: the model or the data cannot be used.
+    """
+    read = read_conversations(data, format=format, unknown_keys=unknown_keys)
+    directory = resolve_model(ModelSpec(path=model), weights=False)
+    tokenizer = load_tokenizer(directory)
+    renderer = Renderer(load_chat_format(tokenizer, chat_format), model_path=directory, chat_format_name=chat_format)
+    rendered = rendered_records(read.conversations, renderer, max_tokens)
+    unused = unused_keys_sentences(read.unused_keys, read.ignored_keys)
+    dropped = [f"{record.source}: {record.note}" for record in rendered if not record.token_ids]
+    return MaskPreview(
+        title=f"{data} as {model} sees it",
+        records=rendered[:records],
+        totals=totals_of_records(rendered),
+        remarks=[*unused, *_first(dropped)],
+        decode=verbatim(tokenizer),
+    )
+
+
+def _first(sentences: Sequence[str]) -> list[str]:
+    more = [f"... and {len(sentences) - MAX_NAMED} more"] if len(sentences) > MAX_NAMED else []
+    return [*sentences[:MAX_NAMED], *more]

@@ -1,0 +1,34 @@
+"""Finds the MLflow runs of a search that was tracked before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.tracking.errors import TrackingError
+from components.tracking.mlflow_client import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.tracking.mlflow_runs import SEARCH_OF_TRIAL_TAG, TRIAL_TAG
+
+SQLITE = "sqlite:///"
+MAX_RUNS = 1000  # of one page; MLflow has a limit
+
+
+def trial_run_ids(uri: str, mlflow_experiment: str, search_id: str) -> dict[str, str]:
+    """Run ids by trial id; empty if nothing of the search was tracked there. Raises TrackingError if MLflow is away."""
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return {}  # a client would create the file
+    try:
+        client = open_store(uri)
+        experiment = client.get_experiment_by_name(mlflow_experiment)
+        if experiment is None:
+            return {}
+        condition = f"tags.`{SEARCH_OF_TRIAL_TAG}` = '{search_id}'"
+        page = client.search_runs([experiment.experiment_id], condition, max_results=MAX_RUNS)
+        runs = list(page)
+        while page.token:
+            page = client.search_runs(
+                [experiment.experiment_id], condition, max_results=MAX_RUNS, page_token=page.token
+            )
+            runs += page
+    except MLFLOW_ERRORS as error:
+        raise TrackingError(f"tracking.uri={without_secrets(uri)}: no MLflow answers ({reason_of(error)})") from None
+    return {str(run.data.tags[TRIAL_TAG]): str(run.info.run_id) for run in runs}

@@ -1,0 +1,154 @@
+"""Turnwise as a notebook uses it: a whole search through the Python face alone, and a second one in the same process."""
+
+import threading
+
+import pytest
+
+import components as turnwise
+from components.records.events import TrialEnded, TrialInstructed, TrialProgressed, TrialStarted
+from components.records.outcome import Outcome
+from tests.support.servers import until
+from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+
+EXPERIMENT = """
+name: toy
+model: {path: model}
+data: {train: data.jsonl, eval_fraction: 0.4, max_tokens: 128}
+trial:
+  budget: {epochs: 4, evaluations: 4}
+  batch: {rows_per_step: 2, rows_per_micro_batch: 2}
+  precision: fp32
+search:
+  trials: 2
+  scheduler: {name: none}
+  space:
+    lora:
+      method: {kind: lora, rank: {choice: [2, 4]}}
+      optimizer: {learning_rate: {log_uniform: [5.0e-3, 2.0e-2]}}
+registry: {name: toy}
+"""
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The working directory of a notebook that has no cluster and no tracking server."""
+    folder = tmp_path_factory.mktemp("notebook")
+    tiny_model_directory(folder / "model")
+    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
+    write_messages_jsonl(folder / "held_out.jsonl", toy_conversations(40, seed=7))
+    (folder / "toy.yaml").write_text(EXPERIMENT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def searched(notebook):
+    """(the handle of a search that has ended, its events with the threads they came in, messages, replies)"""
+    experiment = turnwise.load_experiment(
+        "toy.yaml", {"search.trials": 3, "trial.budget.epochs": 40, "trial.budget.evaluations": 20}
+    )
+    events, messages, replies = [], [], []
+
+    def on_event(event):
+        events.append((event, threading.current_thread()))
+
+    search = turnwise.start(experiment, on_event=on_event, on_message=messages.append)
+    assert search.state == "running"
+    with pytest.raises(TimeoutError):
+        search.result(timeout_seconds=0.1)
+    until(lambda: search.trials() and search.trials()[0].target_tokens, 120)
+    replies.append(search.extend(1, by=0.5))
+    replies.append(search.clone(1, {"optimizer.learning_rate": 1e-3}, warm=True))
+    with pytest.raises(turnwise.InputError, match="refused: "):
+        search.stop(99)
+    search.result(timeout_seconds=400)
+    return search, events, messages, replies
+
+
+def test_a_search_in_a_thread_ends_with_a_champion(searched):
+    search, events, messages, _ = searched
+    result = search.result()
+    assert (result.outcome, search.state) == (Outcome.CHAMPION, "champion")
+    assert (result.registry.promoted, result.registry.version) == (True, "1")
+    assert result.best.started.number == search.trials()[0].number
+    threads = {thread for _, thread in events}
+    assert threads == {search._thread} != {threading.main_thread()}
+    kinds = [type(event) for event, _ in events]
+    assert {TrialStarted, TrialProgressed, TrialInstructed, TrialEnded} == set(kinds)
+    assert any(message.startswith("data ") for message in messages)
+    assert "champion" in search._repr_html_()
+    assert "Champion: models:/toy@champion is version 1" in result._repr_html_()
+
+
+def test_trials_obey_the_handle_while_it_runs(searched):
+    search, _, _, (extended, cloned) = searched
+    assert "extended to" in extended
+    assert "cloned as trial 4 with its weights" in cloned
+    trials = {trial.number: trial for trial in search.trials()}
+    assert len(trials) == 4
+    assert trials[4].parent == trials[1].trial_id
+    assert trials[4].varied["optimizer.learning_rate"] == 1e-3
+    assert trials[1].target_tokens > 1.4 * trials[2].target_tokens
+
+
+def test_results_are_a_table_with_a_row_for_each_trial(searched):
+    search, *_ = searched
+    frame = turnwise.results("runs/toy")
+    frame = frame[frame["search"] == search.search_id]
+    assert list(frame["trial"]) == [1, 2, 3, 4] or sorted(frame["trial"]) == [1, 2, 3, 4]
+    assert {"method.rank", "optimizer.learning_rate"} <= set(frame.columns)
+    assert frame["eval_loss"].min() == search.result().best.best.eval_loss
+    assert (frame["state"] == "completed").all()
+    assert frame["run_id"].notna().all()
+    assert frame["run_id"].is_unique
+    assert (frame["worker_seconds"] > 0).all()
+
+
+def test_the_champion_replies_is_scored_compared_and_exported(searched, notebook):
+    champion, base = turnwise.load_model("models:/toy@champion"), turnwise.load_model("model")
+    reply = champion.reply("say ab", max_new_tokens=8)
+    assert "".join(champion.stream("say ab", max_new_tokens=8)) == reply.text
+    score = turnwise.score(champion, "held_out.jsonl", max_tokens=128)
+    comparison = turnwise.compare(champion, base, "held_out.jsonl", max_tokens=128)
+    assert comparison.beats
+    assert comparison.candidate_loss == pytest.approx(score.loss)
+    exported = turnwise.export(champion, "exported", layout="merged", data="held_out.jsonl")
+    merged = turnwise.score(turnwise.load_model("exported"), "held_out.jsonl", max_tokens=128)
+    assert merged.loss == pytest.approx(score.loss, abs=1e-3)
+    assert abs(exported.merge.difference) < 1e-3
+
+
+def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, notebook):
+    experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 20})
+    search = turnwise.start(experiment, register=False)
+    until(lambda: search.trials() and search.trials()[0].target_tokens, 120)
+    search.cancel()
+    assert search.result(timeout_seconds=120).outcome is Outcome.INTERRUPTED
+    again = turnwise.open_search("runs/second", search.search_id, resume=True, register=False)
+    result = again.result(timeout_seconds=300)
+    assert (again.search_id, result.outcome) == (search.search_id, Outcome.FINISHED)
+    looked_at = turnwise.open_search(experiment)
+    assert [trial.state for trial in looked_at.trials()] == ["completed", "completed"]
+    assert "has ended: finished" in looked_at.state
+    with pytest.raises(turnwise.InputError, match="no such interrupted search"):
+        turnwise.open_search("runs/second", search.search_id, resume=True)
+
+
+def test_run_blocks_and_is_stopped_from_another_thread(notebook):
+    experiment = turnwise.load_experiment("toy.yaml", {"name": "third", "trial.budget.epochs": 6})
+    stop, seen = turnwise.StopRequest(), []
+
+    def on_event(event):
+        seen.append(event)
+        if isinstance(event, TrialProgressed):
+            stop.request("enough")
+
+    result = turnwise.run(experiment, register=False, on_event=on_event, stop=stop)
+    assert result.outcome is Outcome.INTERRUPTED
+    assert "run(experiment, resume=" in result.message
+    assert seen
