@@ -56,6 +56,7 @@ class Server:
         until(self.is_up, UP_SECONDS)
 
     def is_up(self):
+        assert self.process is not None
         assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(f"{self.uri}{self.health}", timeout=5).status == 200

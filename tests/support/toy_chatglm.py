@@ -25,7 +25,8 @@ FREQUENCIES = "transformer.rotary_pos_emb.inv_freq"
 @cache
 def parity() -> dict[str, Any]:
     """Made by the original code (THUDM/chatglm3-6b @456aa87, transformers 4.30.2, fp32) of the weights below."""
-    return json.loads((DATA / "chatglm3_parity.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((DATA / "chatglm3_parity.json").read_text(encoding="utf-8"))
+    return found
 
 
 def formula_weights() -> dict[str, Tensor]:

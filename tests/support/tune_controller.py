@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 from ray.tune.registry import register_trainable
 
 
-class Untrained(tune.Trainable):
+class Untrained(tune.Trainable):  # type: ignore[misc]
     """Never started: Tune wants to know what it would run."""
 
 
