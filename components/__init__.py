@@ -39,16 +39,16 @@ FUNCTIONS = (
 # Within this package, whatever its name is: a registered version has a copy of it under another name.
 MODULE_OF = {
     **dict.fromkeys(FUNCTIONS, "api"),
-    "ExperimentError": "experiment.errors",
+    "ExperimentError": "experiment.experiment_errors",
     "InputError": "errors",
-    "InsufficientCapacityError": "cluster.capacity.node_types",
+    "InsufficientCapacityError": "cluster.capacity.cluster_capacity",
     "NEWEST": "search.find",
-    "NoReplyError": "search.commands",
-    "StopRequest": "records.stop_request",
+    "NoReplyError": "search.send_command",
+    "StopRequest": "records.stop_flag",
     "StorageError": "storage.retry",
-    "TrackingError": "tracking.errors",
+    "TrackingError": "errors",
     "TurnwiseError": "errors",
-    "VerificationError": "registry.errors",
+    "VerificationError": "errors",
 }
 __all__ = sorted(MODULE_OF)
 

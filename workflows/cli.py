@@ -20,7 +20,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
-from components.errors import TrackingError, TurnwiseError
+from components.errors import TrackingError, TurnwiseError, VerificationError
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
@@ -49,6 +49,7 @@ class Exit(IntEnum):
 STATUS_OF_ERROR: dict[type[Exception], Exit] = {
     InsufficientCapacityError: Exit.NO_ROOM,
     TrackingError: Exit.TRACKING_AWAY,
+    VerificationError: Exit.NOT_PROVEN,
     NoReplyError: Exit.NO_REPLY,
     StorageError: Exit.STORAGE_AWAY,
     TurnwiseError: Exit.BAD_INPUT,
