@@ -136,6 +136,7 @@ def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tm
         )
         try:
             wait_for_reports(folder, 1, driver)  # at the third, a trial may end before the signal reaches it
+            time.sleep(0.15)  # a trial that has just reported would leave there, without an interim checkpoint
             driver.send_signal(signal.SIGTERM)
             status = driver.wait(SECONDS)
         finally:
