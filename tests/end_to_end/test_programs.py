@@ -135,7 +135,7 @@ def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tm
             command("tune", "toy.yaml"), cwd=folder, env=environment(), stderr=output, stdout=output
         )
         try:
-            wait_for_reports(folder, 3, driver)
+            wait_for_reports(folder, 1, driver)  # at the third, a trial may end before the signal reaches it
             driver.send_signal(signal.SIGTERM)
             status = driver.wait(SECONDS)
         finally:

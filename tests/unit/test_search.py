@@ -177,6 +177,7 @@ def test_a_search_that_is_followed_shows_new_events_and_its_state(experiment, mo
     followed, seen = FollowedSearch(experiment, manifest), []
     followed.histories.subscribe(seen.append)
     journal.append(RECORDS[3])
+    journal.close()
     followed.poll()
     followed.poll()
     assert seen == [RECORDS[3]]

@@ -201,7 +201,7 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_the_late_holder_ends(bucke
     assert bucket.has_file("lock")  # the other's
 
 
-def test_a_lease_needs_nothing_but_a_folder_that_reads_writes_and_deletes_small_files(tmp_path, monkeypatch):
+def test_a_lease_needs_a_folder_that_reads_writes_and_deletes_small_files(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.1)
     folder = folder_at(tmp_path)

@@ -79,6 +79,7 @@ def test_what_was_written_is_read_back_numbers_that_are_not_finite_included(tmp_
     journal = Journal(folder_at(tmp_path))
     for record in records:
         journal.append(record)
+    journal.close()
     read = Journal(folder_at(tmp_path)).read()
     assert [str(record) for record in read] == [str(record) for record in records]  # nan is not equal to itself
     assert read[:4] == ONE_TRIAL
@@ -98,6 +99,7 @@ def test_each_record_is_forced_to_disk_before_append_returns(tmp_path, monkeypat
     monkeypatch.setattr(os, "fsync", spy)
     for record in ONE_TRIAL:
         journal.append(record)
+    journal.close()
     inode = (tmp_path / JOURNAL).stat().st_ino
     assert [lines for file, lines in forced if file == inode] == [1, 2, 3, 4]
     assert forced[0] == (tmp_path.stat().st_ino, 0)  # and the new file's name, before all
@@ -114,6 +116,7 @@ def test_a_line_torn_by_a_kill_is_left_out_and_the_next_record_is_not_glued_to_i
     assert resumed.read() == ONE_TRIAL[:1]
     resumed.append(ONE_TRIAL[1])
     assert resumed.read() == ONE_TRIAL[:2]
+    resumed.close()
 
 
 def test_a_line_that_is_no_record_is_named(tmp_path):
