@@ -87,8 +87,8 @@ def test_a_search_in_a_thread_ends_with_a_champion(searched):
 
 def test_trials_obey_the_handle_while_it_runs(searched):
     search, _, _, (extended, cloned) = searched
-    assert "extended to" in extended
-    assert "cloned as trial 4 with its weights" in cloned
+    assert extended.startswith("trial 1 may spend ")
+    assert "trial 4 is trial 1 with your changes, and begins with its weights" in cloned
     trials = {trial.number: trial for trial in search.trials()}
     assert len(trials) == 4
     assert trials[4].parent == trials[1].trial_id
