@@ -113,6 +113,7 @@ class SearchRun:
     ) -> None:
         self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
         self.stop = stop or StopRequest()
+        prepared.lock.when_lost(self.stop.request)
         self._journal = Journal(prepared.folder)
         self.histories = TrialHistories(self._journal.read())
         self._facts = this_job(dashboard)

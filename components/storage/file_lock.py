@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 
-def file_lock(path: Path) -> IO[str]:
-    """Takes the kernel's lock on a file. It is released when its process ends. Raises BlockingIOError if it is held."""
-    file = path.open("w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    return file
+class FileLock:
+    """The kernel's lock on a file. It is released when its process ends, and no other process can take it before."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BlockingIOError if it is held."""
+        self._file = path.open("w", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise
+
+    def when_lost(self, call: Callable[[str], None]) -> None:
+        """Never calls: the kernel's lock cannot be lost."""
+
+    def close(self) -> None:
+        self._file.close()

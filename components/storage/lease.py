@@ -7,7 +7,6 @@ longer than STALE_SECONDS, then come back: it finds another holder's name and en
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import json
@@ -17,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from components.storage.folder import Folder
@@ -34,6 +34,8 @@ class Lease:
         self.folder, self.name, self.holder = folder, name, uuid.uuid4().hex
         self._renewals = 0
         self._closed = threading.Event()
+        self._lost: str | None = None
+        self._when_lost: Callable[[str], None] | None = None
 
     @classmethod
     def acquire(cls, folder: Folder, name: str) -> Lease:
@@ -47,6 +49,12 @@ class Lease:
         threading.Thread(target=lease._keep_renewing, name=f"lease-{name}", daemon=True).start()
         atexit.register(lease.close)
         return lease
+
+    def when_lost(self, call: Callable[[str], None]) -> None:
+        """Calls back at once if the lease is lost already."""
+        self._when_lost = call
+        if self._lost is not None:
+            call(self._lost)
 
     def close(self) -> None:
         """Deletes the lease if the storage is reachable, so that the next holder need not wait for it to expire."""
@@ -77,9 +85,11 @@ class Lease:
                 if self._closed.is_set():
                     return
                 if holder not in (None, self.holder):
-                    log.error("%s/%s: another driver has taken this search over; this one ends", self.folder, self.name)
                     self._closed.set()  # the lease is the other driver's now: close() must not delete it
-                    _thread.interrupt_main()
+                    self._lost = f"another driver has taken {self.folder}/{self.name}"
+                    log.error("%s; this one ends", self._lost)
+                    if self._when_lost is not None:
+                        self._when_lost(self._lost)
                     return
                 self._renew()
             except OSError as error:

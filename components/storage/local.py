@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from components.storage.append_log import FileAppendLog
 from components.storage.background_upload import BackgroundUpload
-from components.storage.file_lock import file_lock
+from components.storage.file_lock import FileLock
 from components.storage.folder import Folder, Lock, PendingWrite
 from components.storage.fsync import fsync_file, fsync_path, fsync_tree
 
@@ -67,7 +67,7 @@ class LocalFolder(Folder):
 
     def lock(self, name: str) -> Lock:
         self.path.mkdir(parents=True, exist_ok=True)
-        return file_lock(self.path / name)
+        return FileLock(self.path / name)
 
     def check_access(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """What people get wrong: each gives one clear message and a status other than 0, before anything is trained."""
 
+import contextlib
 import json
 import socket
 
@@ -181,7 +182,7 @@ def test_a_storage_that_cannot_be_written(toy_search, capsys):
 
 def test_a_search_that_another_driver_is_running_cannot_be_resumed(tmp_path):
     with (
-        lock_search(folder_at(tmp_path)),
+        contextlib.closing(lock_search(folder_at(tmp_path))),
         pytest.raises(ValueError, match=f"--resume {tmp_path.name}: that search is running"),
     ):
         lock_search(folder_at(tmp_path))

@@ -191,12 +191,14 @@ def test_a_lease_that_nobody_renews_is_taken_over_and_the_late_holder_ends(bucke
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
     monkeypatch.setattr(lease, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.5)
-    ended = threading.Event()
-    monkeypatch.setattr(lease._thread, "interrupt_main", ended.set)
+    lost, reasons = threading.Event(), []
     bucket.write_text("lock", '{"holder": "somebody", "host": "another machine", "process": 1}')
     held = bucket.lock("lock")
+    held.when_lost(lambda reason: (reasons.append(reason), lost.set()))
     bucket.write_text("lock", '{"holder": "somebody else", "host": "another machine", "process": 1}')
-    assert ended.wait(30)
+    assert lost.wait(30)
+    held.when_lost(reasons.append)  # whoever asks late hears of it, too
+    assert reasons == [f"another driver has taken {bucket}/lock"] * 2
     held.close()
     assert bucket.has_file("lock")  # the other's
 
