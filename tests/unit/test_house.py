@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import tokenize
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -209,7 +210,31 @@ def test_no_public_class_of_the_library_has_the_name_of_another():
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
 
 
-def test_the_top_level_holds_what_it_shall_and_nothing_else():
+def words_of(path):
+    """What docstrings and comments of a file say, by line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            yield node.body[0].lineno, ast.get_docstring(node)
+    with path.open("rb") as file:
+        yield from (
+            (token.start[0], token.string)
+            for token in tokenize.tokenize(file.readline)
+            if token.type == tokenize.COMMENT
+        )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_and_comments_use_plain_words(module):
+    unplain = re.compile(
+        r"\b(told|anew|whoever|for ever|of old|in vain|not to be had|shall|says goodbye)\b", re.IGNORECASE
+    )
+    found = [f"{line}: {word}" for line, text in words_of(MODULES[module]) for word in unplain.findall(text)]
+    assert found == []
+
+
+def test_the_top_level_holds_what_it_may_and_nothing_else():
     allowed = {
         "workflows", "components", "experiments", "tests", "ray_cluster.yaml", "README.md", "pyproject.toml",
         "requirements.txt", "requirements-dev.txt", "constraints.txt", "Makefile", ".ci", ".gitignore",

@@ -186,9 +186,9 @@ def test_the_parts_of_train_that_are_replaced_are_where_they_were():
     [
         "capacity.placement",
         "driver.callback",
-        "scheduling.search_algorithms",
+        "scheduling.clone_searchers",
         "scheduling.slot_scheduler",
-        "scheduling.stopper",
+        "scheduling.manual_stopper",
         "scheduling.successive_halving",
         "scheduling.tpe",
         "slots.trainable",

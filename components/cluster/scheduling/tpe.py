@@ -68,7 +68,7 @@ def random_only(experiment: ExperimentSpec, at_once: int) -> dict[str, str]:
 class BranchedTpe(Searcher):  # type: ignore[misc]
     """Suggests trials in the order of branch_order. Tune pickles its state by save() and restore().
 
-    What a study is told of a trial, best first:
+    What a study learns of a trial, best first:
     - it spent the budget of the search: COMPLETE, with the loss at that many target tokens (an extended trial trains on);
     - it was stopped before, by the scheduler, by a person or with its slot: PRUNED, with the loss at the last evaluation
       that it reached. Optuna ranks those after all complete ones, the further the better, and by loss where they are equal;
@@ -190,6 +190,6 @@ def _value(domain: Domain, suggested: Any) -> Any:
 
 
 def _is_impossible(result: Mapping[str, Any]) -> bool:
-    """Whether the trial ended for a reason that lies in its configuration."""
+    """Whether the trial ended because of its configuration."""
     outcome = SlotResult.of(result)
     return outcome.failure is not None or (outcome.report is not None and outcome.report.diverged is not None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from components.conversations.chat_formats.template_renderer import PROBE_CALL
 
-BARE = ("{", "[")  # a call that begins like this cannot be told from other JSON
+BARE = ("{", "[")  # a call that begins like this cannot be distinguished from other JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
