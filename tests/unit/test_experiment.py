@@ -19,35 +19,7 @@ from components.experiment.space import (
     trial_spec,
     without_search,
 )
-
-EXPERIMENT = """
-name: toy
-model: {path: somewhere}
-data: {train: a.jsonl}
-search:
-  trials: 7
-  space:
-    lora:
-      method: {kind: lora, rank: {choice: [4, 8]}, dropout: {uniform: [0, 0.1]}}
-      optimizer: {learning_rate: {log_uniform: [1e-4, 2e-3]}}
-    full:
-      method: {kind: full}
-      optimizer: {learning_rate: {log_uniform: [1e-5, 2e-4]}}
-resources: {full: {workers: 2}}
-"""
-
-
-@pytest.fixture
-def path(tmp_path):
-    file = tmp_path / "toy.yaml"
-    file.write_text(EXPERIMENT)
-    return file
-
-
-def told(path, *overrides):
-    with pytest.raises(ExperimentError) as caught:
-        load_experiment(path, overrides)
-    return [str(problem) for problem in caught.value.problems]
+from tests.support.experiment_file import EXPERIMENT, problems
 
 
 def test_numbers_like_1e_4_are_numbers_though_yaml_says_text(path):
@@ -64,41 +36,41 @@ def test_searches_are_kept_where_the_machine_says_unless_the_experiment_does(pat
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest_valid_one(path):
-    assert told(path, "search.smapler=grid") == [
+    assert problems(path, "search.smapler=grid") == [
         'search.smapler: unknown key "smapler"; did you mean "sampler"? '
         "(valid: max_concurrent_trials, max_failures, sampler, scheduler, seed, space, trials)"
     ]
 
 
 def test_a_misspelt_key_inside_a_branch_is_found_before_anything_starts(path):
-    (problem,) = told(path, "search.space.lora.method.rnk=3")
+    (problem,) = problems(path, "search.space.lora.method.rnk=3")
     assert problem.startswith('search.space.lora.method.rnk: unknown key "rnk"; did you mean "rank"?')
 
 
 def test_a_full_fine_tune_has_no_rank(path):
-    assert told(path, "search.space.full.method.rank=3") == [
+    assert problems(path, "search.space.full.method.rank=3") == [
         'search.space.full.method.rank: unknown key "rank" (valid: kind)'
     ]
 
 
 def test_all_problems_of_a_file_come_together(path):
-    places = [problem.split(":")[0] for problem in told(path, "data.max_tokens=abc", "data.split_sed=1", "name=")]
+    places = [problem.split(":")[0] for problem in problems(path, "data.max_tokens=abc", "data.split_sed=1", "name=")]
     assert places == ["name", "data.max_tokens", "data.split_sed"]
 
 
 def test_a_range_upside_down_is_refused_with_its_rule(path):
-    assert told(path, "search.space.full.optimizer.learning_rate={log_uniform: [1, 0.1]}") == [
+    assert problems(path, "search.space.full.optimizer.learning_rate={log_uniform: [1, 0.1]}") == [
         "search.space.full.optimizer.learning_rate: log_uniform needs [low, high] with low < high, not [1.0, 0.1]"
     ]
 
 
 def test_a_bad_end_of_a_range_is_found_though_the_other_end_is_good(path):
-    (problem,) = told(path, "search.space.lora.method.dropout={uniform: [0.0, 1.5]}")
+    (problem,) = problems(path, "search.space.lora.method.dropout={uniform: [0.0, 1.5]}")
     assert problem == "search.space.lora.method.dropout: input should be less than 1, not 1.5"
 
 
 def test_a_batch_that_leaves_workers_idle_is_refused(path):
-    (problem,) = told(path, "trial.batch.rows_per_step=1")
+    (problem,) = problems(path, "resources.full.workers=2", "trial.batch.rows_per_step=1")
     assert problem == (
         "search.space.full: batch.rows_per_step=1 leaves workers idle: give each of the 2 workers a row, or the method"
         " fewer workers"
@@ -129,11 +101,11 @@ def test_a_batch_that_leaves_workers_idle_is_refused(path):
     ],
 )
 def test_workers_that_cannot_share_a_trial_so_are_refused(path, override, told_so):
-    assert told(path, override) == [told_so]
+    assert problems(path, override) == [told_so]
 
 
 def test_the_8_bit_optimizer_is_refused_where_weights_are_shared_out(path):
-    (problem,) = told(path, "resources.full.parallel=fsdp", "trial.optimizer.name=paged_adamw_8bit")
+    (problem,) = problems(path, "resources.full.parallel=fsdp", "trial.optimizer.name=paged_adamw_8bit")
     assert problem == (
         "search.space.full: optimizer.name=paged_adamw_8bit cannot keep its state for shares of a weight, as parallel: fsdp"
         " has them; use adamw, and where memory is short more workers or cpu_offload: true"
@@ -141,18 +113,18 @@ def test_the_8_bit_optimizer_is_refused_where_weights_are_shared_out(path):
 
 
 def test_the_budget_is_shared_by_all_trials(path):
-    (problem,) = told(path, "search.space.lora.budget.epochs=3")
+    (problem,) = problems(path, "search.space.lora.budget.epochs=3")
     assert problem.startswith("search.space.lora.budget.epochs: is shared by all trials")
 
 
 def test_a_budget_has_one_measure(path):
-    assert told(path, "trial.budget.target_tokens=5", "trial.budget.epochs=1") == [
+    assert problems(path, "trial.budget.target_tokens=5", "trial.budget.epochs=1") == [
         "trial.budget: give exactly one of target_tokens and epochs"
     ]
 
 
 def test_a_continuous_range_has_no_grid(path):
-    assert [problem.split(":")[0] for problem in told(path, "search.sampler=grid")] == [
+    assert [problem.split(":")[0] for problem in problems(path, "search.sampler=grid")] == [
         "search.space.lora.method.dropout",
         "search.space.lora.optimizer.learning_rate",
         "search.space.full.optimizer.learning_rate",
@@ -162,7 +134,7 @@ def test_a_continuous_range_has_no_grid(path):
 def test_a_key_that_stands_twice_is_an_error_not_a_choice(tmp_path):
     file = tmp_path / "twice.yaml"
     file.write_text("name: a\nname: b\n")
-    (problem,) = told(file)
+    (problem,) = problems(file)
     assert 'the key "name" stands twice' in problem
 
 
@@ -173,13 +145,13 @@ def test_what_is_no_experiment_file_is_said_to_be_none(tmp_path, content, words)
     file = tmp_path / "x.yaml"
     if content is not None:
         file.write_text(content)
-    (problem,) = told(file)
+    (problem,) = problems(file)
     assert words in problem
 
 
 def test_an_override_needs_a_key_and_a_value(path):
-    assert told(path, "data.train") == ["--set data.train: write it as key.subkey=value"]
-    assert told(path, "name.x=1") == ["--set name.x=1: name is 'toy', which has no keys"]
+    assert problems(path, "data.train") == ["--set data.train: write it as key.subkey=value"]
+    assert problems(path, "name.x=1") == ["--set name.x=1: name is 'toy', which has no keys"]
 
 
 def test_overrides_are_typed_like_the_file(path):
@@ -190,7 +162,7 @@ def test_overrides_are_typed_like_the_file(path):
 
 
 def test_branches_share_the_trials_and_wide_ones_come_first(path):
-    order = [branch.name for branch in branch_order(load_experiment(path))]
+    order = [branch.name for branch in branch_order(load_experiment(path, ["resources.full.workers=2"]))]
     assert order == ["full"] * 3 + ["lora"] * 4
 
 
@@ -305,7 +277,7 @@ def test_workers_may_ask_for_labelled_nodes_and_a_label_that_cannot_be_is_refuse
         "ray.io/market-type": "spot",
         "zone": "!in(a, b)",
     }
-    assert told(path, "resources.lora.node_labels={ray.io/market-type: 'spot or not'}") == [
+    assert problems(path, "resources.lora.node_labels={ray.io/market-type: 'spot or not'}") == [
         'resources.lora.node_labels: "ray.io/market-type: spot or not" is no label: want letters, digits, ".", "_" and "-",'
         " the value also as !value or in(one, another)"
     ]

@@ -15,40 +15,14 @@ from components.experiment.parse_trial import SHARED_BY_ALL_TRIALS, leaves_of, r
 from components.experiment.schema import experiment_schema
 from components.experiment.space import branches_of, change_trial, sample_trials, trial_spec, without_search
 from components.experiment.spec import ExperimentSpec, TrialSpec
+from tests.support.experiment_file import EXPERIMENT, problems
 
-EXPERIMENT = """
-name: toy
-model: {path: somewhere}
-data: {train: a.jsonl}
-search:
-  trials: 7
-  space:
-    lora:
-      method: {kind: lora, rank: {choice: [4, 8]}}
-      optimizer: {learning_rate: {log_uniform: [1e-4, 2e-3]}}
-    full:
-      method: {kind: full}
-      optimizer: {learning_rate: {log_uniform: [1e-5, 2e-4]}}
-"""
 RATE, RANK = "optimizer.learning_rate", "method.rank"
 
 
-@pytest.fixture
-def path(tmp_path):
-    file = tmp_path / "toy.yaml"
-    file.write_text(EXPERIMENT)
-    return file
-
-
-def told(path, *overrides):
-    with pytest.raises(ExperimentError) as caught:
-        load_experiment(path, overrides)
-    return [str(problem) for problem in caught.value.problems]
-
-
-def told_of(path, leaf, written):
+def problem_of(path, leaf, written):
     """The only problem of the branch lora with this at one of its values."""
-    (problem,) = told(path, f"search.space.lora.{leaf}={written}")
+    (problem,) = problems(path, f"search.space.lora.{leaf}={written}")
     place, _, text = problem.partition(": ")
     assert place == f"search.space.lora.{leaf}"
     return text
@@ -114,7 +88,7 @@ OTHER_WORDS = [
 
 @pytest.mark.parametrize(("leaf", "written", "right"), OTHER_WORDS, ids=[written for _, written, _ in OTHER_WORDS])
 def test_a_range_in_other_words_is_answered_with_ours_and_ours_is_accepted(path, leaf, written, right):
-    text = told_of(path, leaf, written)
+    text = problem_of(path, leaf, written)
     if right is not None:
         assert f"; write {right}" in text
     answer = right or re.search("; e.g. (.*)", text)[1]
@@ -148,21 +122,21 @@ def test_no_mapping_at_any_value_is_dropped(leaf):
 
 
 def test_the_answer_says_what_was_written_and_what_may_stand_there(path):
-    assert told_of(path, RANK, "{choices: [2, 4]}") == (
+    assert problem_of(path, RANK, "{choices: [2, 4]}") == (
         "{choices: [2, 4]} is neither a value nor one range of choice, grid, integer; write rank: {choice: [2, 4]}"
     )
-    assert told_of(path, RANK, "{log_uniform: [4, 8]}") == (
+    assert problem_of(path, RANK, "{log_uniform: [4, 8]}") == (
         "is a whole number, so {log_uniform: [4, 8]} cannot be drawn for it; write rank: {integer: [4, 8]} (each whole number"
         " is equally likely; list some as a choice for others)"
     )
-    assert told_of(path, RANK, "{choice: [2], uniform: [0, 1]}").startswith(
+    assert problem_of(path, RANK, "{choice: [2], uniform: [0, 1]}").startswith(
         "{choice: [2], uniform: [0, 1]} has 2 ranges: keep the choice or the uniform; e.g. rank: "
     )
-    assert "randint leaves out its upper end 9" in told_of(path, RANK, "{randint: [4, 9]}")
+    assert "randint leaves out its upper end 9" in problem_of(path, RANK, "{randint: [4, 9]}")
 
 
 def test_all_ranges_that_are_none_come_together_with_all_else_that_is_wrong(path):
-    problems = told(
+    found = problems(
         path,
         "name=",
         "trial.budget.epochs=soon",
@@ -172,7 +146,7 @@ def test_all_ranges_that_are_none_come_together_with_all_else_that_is_wrong(path
         "search.space.full.optimizer.learning_rate={loguniform: [1e-5, 1e-3]}",
         "search.space.full.method.rank=3",
     )
-    assert [problem.partition(": ")[0] for problem in problems] == [
+    assert [problem.partition(": ")[0] for problem in found] == [
         "name",
         "trial.budget.epochs",
         "trial.optimizer.epsilon",
@@ -185,14 +159,14 @@ def test_all_ranges_that_are_none_come_together_with_all_else_that_is_wrong(path
 
 @pytest.mark.parametrize("written", ["{choice: [lora, full]}", "[lora, full]", "{values: [lora, full]}"])
 def test_a_method_that_is_to_be_drawn_gets_one_sentence(path, written):
-    assert told_of(path, "method.kind", written) == (
+    assert problem_of(path, "method.kind", written) == (
         "a method is not drawn: make a branch of search.space for each, e.g. {lora: {method: {kind: lora}}, full: {method:"
         " {kind: full}}}"
     )
 
 
 def test_a_method_that_does_not_exist_is_answered_with_those_that_do(path):
-    assert told_of(path, "method.kind", "qlora") == (
+    assert problem_of(path, "method.kind", "qlora") == (
         "is one of lora, full, not qlora; QLoRA is kind: lora with quantize: nf4"
     )
 
@@ -236,50 +210,50 @@ def test_a_method_that_does_not_exist_is_answered_with_those_that_do(path):
     ],
 )
 def test_what_looks_like_a_value_and_is_none_is_refused(path, leaf, written, text):
-    assert told_of(path, leaf, written) == text
+    assert problem_of(path, leaf, written) == text
 
 
 def test_a_range_below_text_is_a_problem_of_the_text(path):
-    (problem,) = told(path, "search.space.lora={schedule: {name: {cosine: {choice: [1, 2]}}}}")
+    (problem,) = problems(path, "search.space.lora={schedule: {name: {cosine: {choice: [1, 2]}}}}")
     assert problem.startswith(
         "search.space.lora.schedule.name: {cosine: {choice: [1, 2]}} is neither a value nor one range of choice, grid; e.g."
     )
 
 
 def test_bounds_that_are_no_whole_numbers_are_answered_with_those_that_are(path):
-    (problem,) = told(path, "search.space.lora.method.rank={integer: [4, 8.5]}")
+    (problem,) = problems(path, "search.space.lora.method.rank={integer: [4, 8.5]}")
     assert problem.endswith("not 8.5; write rank: {integer: [4, 8]}")
 
 
 def test_what_all_trials_share_has_no_range(path):
-    assert told(
+    assert problems(
         path, "trial.optimizer.learning_rate={log_uniform: [1e-5, 1e-3]}", "trial.budget.epochs={choice: [1, 2]}"
     ) == [
         "trial.optimizer.learning_rate: {log_uniform: [1e-5, 1e-3]} is a range: all trials share what stands under trial:, so"
         " write search.space.BRANCH.optimizer.learning_rate: {log_uniform: [1e-5, 1e-3]}",
         "trial.budget.epochs: {choice: [1, 2]} is a range: all trials share one value",
     ]
-    assert told(path, "search.space.lora.seed={integer: [0, 3]}") == [
+    assert problems(path, "search.space.lora.seed={integer: [0, 3]}") == [
         "search.space.lora.seed: is shared by all trials; set it under trial: as seed"
     ]
 
 
 def test_a_space_without_branches_is_told_where_they_go(path):
-    assert told(path, "search.space={method: {rank: {choice: [4, 8]}}}") == [
+    assert problems(path, "search.space={method: {rank: {choice: [4, 8]}}}") == [
         "search.space.method: is a value of a trial and no branch: write search.space.BRANCH.method, with a name for the"
         " branch"
     ]
 
 
 def test_a_branch_is_not_named_after_the_method_it_does_not_train(path):
-    (problem,) = told(path, "search.space.full={optimizer: {learning_rate: 1.0e-5}}")
+    (problem,) = problems(path, "search.space.full={optimizer: {learning_rate: 1.0e-5}}")
     assert problem == (
         "search.space.full: is named after the method full and trains lora: give it method.kind: full, or another name"
     )
 
 
 def test_an_override_below_a_misspelt_branch_makes_no_new_branch(path):
-    assert told(path, "search.space.lroa.method.rank=4") == [
+    assert problems(path, "search.space.lroa.method.rank=4") == [
         '--set search.space.lroa.method.rank=4: unknown key "lroa"; did you mean "lora"? (valid: full, lora); a new branch is'
         " set whole, as search.space.lroa={...}"
     ]
@@ -334,7 +308,7 @@ def test_a_section_that_a_clone_changes_keeps_its_other_values(path):
 
 
 def test_numbers_are_no_booleans_and_finite(path):
-    assert told(
+    assert problems(
         path, "trial.seed=true", "trial.optimizer.max_grad_norm=.inf", "resources.lora.cpus_per_worker=true"
     ) == [
         "resources.lora.cpus_per_worker: input should be a valid number, unable to parse string as a number, not 'true'",
@@ -349,7 +323,7 @@ def test_yaml_means_what_people_mean(path):
     )
     assert (experiment.name, experiment.trial.method.rank, experiment.trial.batch.packing) == ("no", 10, False)
     assert experiment.data.split_seed == 1000
-    assert told(path, "trial.budget={target_tokens: 1:30}") == [
+    assert problems(path, "trial.budget={target_tokens: 1:30}") == [
         "trial.budget.target_tokens: input should be a valid integer, unable to parse string as an integer, not '1:30'"
     ]
 
@@ -365,18 +339,18 @@ def test_branches_may_share_what_yaml_merges(tmp_path):
 
 
 def test_every_branch_gets_a_trial(path):
-    assert told(path, "search.trials=1") == [
+    assert problems(path, "search.trials=1") == [
         "search.trials: 1 cannot be shared by 2 branches: each needs a trial; set search.trials: 2 or more"
     ]
     nine = ", ".join(f"b{number}: {{method: {{rank: {number}}}}}" for number in range(1, 10))
-    assert told(path, "search.trials=", f"search.space={{{nine}}}") == [
+    assert problems(path, "search.trials=", f"search.space={{{nine}}}") == [
         "search.trials: 8, the default, cannot be shared by 9 branches: each needs a trial; set search.trials: 9 or more"
     ]
 
 
 def test_a_grid_that_nobody_can_have_meant_is_refused_and_not_built(path):
     big = "search.space={a: {method: {rank: {integer: [1, 1000000000]}, alpha: {choice: [1, 2]}}}}"
-    assert told(path, "search.sampler=grid", "search.trials=", big) == [
+    assert problems(path, "search.sampler=grid", "search.trials=", big) == [
         "search.trials: the grid has 2,000,000,000 points; list fewer values, or set how many trials may run"
     ]
     trials = sample_trials(load_experiment(path, ["search.sampler=grid", "search.trials=3", big]))
@@ -466,4 +440,4 @@ def test_the_schema_accepts_the_ranges_that_the_loader_accepts_and_no_others(tmp
         if accepted and kind in DOMAINS and kind != "integer":
             assert leaf.path in branches_of(ExperimentSpec.model_validate(tree))["a"].domains
         if not accepted:
-            assert told(tmp_path / "toy.yaml")
+            assert problems(tmp_path / "toy.yaml")
