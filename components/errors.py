@@ -13,5 +13,9 @@ class TrackingError(TurnwiseError):
     """MLflow is away, or has refused what a search cannot do without."""
 
 
+class TakenOverError(TurnwiseError):
+    """Another driver runs the search now, so this one has ended."""
+
+
 class VerificationError(TurnwiseError, RuntimeError):
     """A candidate that cannot be made a version, or does not load, answer, or score what it scored in training."""

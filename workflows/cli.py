@@ -20,7 +20,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
-from components.errors import TrackingError, TurnwiseError, VerificationError
+from components.errors import TakenOverError, TrackingError, TurnwiseError, VerificationError
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
@@ -51,6 +51,7 @@ STATUS_OF_ERROR: dict[type[Exception], Exit] = {
     TrackingError: Exit.TRACKING_AWAY,
     VerificationError: Exit.NOT_PROVEN,
     NoReplyError: Exit.NO_REPLY,
+    TakenOverError: Exit.INTERRUPTED,
     StorageError: Exit.STORAGE_AWAY,
     TurnwiseError: Exit.BAD_INPUT,
     ValueError: Exit.BAD_INPUT,

@@ -154,11 +154,15 @@ def request_on_signal(stop: StopRequest, announce: Callable[[], None]) -> Iterat
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    seen = False
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.reason is not None:
+        nonlocal seen
+        if seen:
             restore()
             signal.raise_signal(number)
             return
+        seen = True
         stop.request(signal.Signals(number).name)
         # The signal may have come while this thread was printing: another thread waits for its turn.
         threading.Thread(target=announce, name="announce-stop", daemon=True).start()

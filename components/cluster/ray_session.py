@@ -13,12 +13,22 @@ import ray
 
 from components.cluster.ray_internals import version_warning
 from components.cluster.ray_internals.core import submission_id
+from components.errors import InputError
 
 LOCAL = "local"
 MAX_PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"
 NONE = "none"  # a cluster may run without a dashboard
 
 logger = logging.getLogger(__name__)
+
+
+def check_not_connected() -> None:
+    """Raises InputError if this process is connected to Ray: a search connects itself, and a process runs one at a time."""
+    if ray.is_initialized():
+        raise InputError(
+            "this process is connected to Ray already: wait for its search to end, or call ray.shutdown() before a search"
+            " (RAY_ADDRESS says which cluster it takes)"
+        )
 
 
 @contextlib.contextmanager
@@ -28,6 +38,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     num_cpus is how much of this machine a cluster of its own takes; by default all. Yields the dashboard's address. Logs a
     warning where Ray is not the version whose private parts are known.
     """
+    check_not_connected()
     if warning := version_warning():
         logger.warning(warning)
     # Set before any worker imports Ray; components/cluster/README.md explains each.

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune import TuneError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
@@ -46,7 +47,8 @@ def run_search(
 ) -> None:
     """Blocks until every trial has ended, or a stop request has ended the search. Works in any thread.
 
-    Ray must be connected. Raises UnfitWorkersError, all trials having ended, if none can succeed on these machines.
+    Ray must be connected. Raises UnfitWorkersError, all trials having ended, if none can succeed on these machines; and what
+    a subscriber of the histories raises, e.g. StorageError.
 
     Args:
         histories: what the journal knows already; empty for a new search. Every event is recorded here, in this thread:
@@ -60,7 +62,14 @@ def run_search(
     gauges, retention = TrialGauges(context.search_id, histories), CheckpointRetention(context, histories)
     controller = TrialController(context, board, histories, gauges, inbox)
     with histories.subscribed(gauges.update, retention.update), attached(controller):
-        _fit(_make_tuner(context, board, resume=resume), context, board, stop or StopRequest())
+        try:
+            _fit(_make_tuner(context, board, resume=resume), context, board, stop or StopRequest())
+        except TuneError:
+            if histories.error is not None:
+                raise histories.error from None
+            raise
+        if controller.fatal_error is not None:
+            controller.end_running_trials()
     retention.prune_late()
     if controller.fatal_error is not None:
         raise UnfitWorkersError(controller.fatal_error)

@@ -23,6 +23,7 @@ class TrialHistories(Mapping[str, TrialHistory]):
     def __init__(self, events: Iterable[TrialEvent] = ()) -> None:
         self._histories: dict[str, TrialHistory] = {}
         self._subscribers: list[Subscriber] = []
+        self.error: Exception | None = None  # the first one that a subscriber raised
         for event in events:
             self._apply(event)
 
@@ -43,11 +44,16 @@ class TrialHistories(Mapping[str, TrialHistory]):
     def record(self, event: TrialEvent) -> TrialHistory:
         """Updates the trial, calls every subscriber, and returns the trial's new state.
 
-        Raises ValueError, before any subscriber is called, for an event of a trial that never started.
+        Raises ValueError, before any subscriber is called, for an event of a trial that never started; and what a subscriber
+        raises, which `error` keeps: Tune makes a text of what its callbacks raise.
         """
         history = self._apply(event)
-        for subscriber in self._subscribers:
-            subscriber(event)
+        try:
+            for subscriber in self._subscribers:
+                subscriber(event)
+        except Exception as error:
+            self.error = self.error or error
+            raise
         return history
 
     @property

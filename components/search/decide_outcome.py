@@ -80,9 +80,14 @@ def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) ->
     if trials.stop_reason is None and unfinished <= 0:
         return None
     return SearchOutcome(
-        outcome=Outcome.TERMINATED if trials.stop_reason == TERMINATED else Outcome.INTERRUPTED,
+        outcome=outcome_of_stop(trials.stop_reason),
         message=f"Interrupted with {unfinished} trials to go. Go on with: {resume}",
     )
+
+
+def outcome_of_stop(reason: str | None) -> Outcome:
+    """`reason` of a StopRequest; None if the search was interrupted without one."""
+    return Outcome.TERMINATED if reason == TERMINATED else Outcome.INTERRUPTED
 
 
 def outcome_of_no_success(histories: Iterable[TrialHistory]) -> SearchOutcome:

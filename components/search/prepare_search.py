@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.cluster.ray_session import workers_are_here
+from components.cluster.ray_session import check_not_connected, workers_are_here
 from components.cluster.scheduling.search_warnings import check_rungs
 from components.cluster.slots.search_context import SearchContext
 from components.conversations.chat_formats import load_chat_format
@@ -109,6 +109,7 @@ def prepare_search(
         register: check that the registry can take the best trial, and that it can be verified on this machine.
         on_message: takes what people should know: the model, the data, and warnings.
     """
+    check_not_connected()
     opened = time.monotonic()
     _check_storage(written)
     manifest = None if resume is None else find_interrupted(written, resume)

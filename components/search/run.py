@@ -12,7 +12,7 @@ from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.ray_session import connected, this_job
 from components.cluster.run_search import can_resume, run_search
 from components.cluster.scheduling.search_warnings import remarks
-from components.errors import TrackingError, VerificationError
+from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
 from components.records.driver_presence import DriverInbox
@@ -30,6 +30,7 @@ from components.search.decide_outcome import (
     TrialsResult,
     outcome_of_no_success,
     outcome_of_registry,
+    outcome_of_stop,
     outcome_of_unfinished,
     resume_command,
 )
@@ -42,7 +43,7 @@ from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_
 from components.tracking.mlflow_runs import MAX_CHARACTERS, TRAINED_TAG, SearchRuns
 from components.training.workers import UnfitWorkersError
 
-MLFLOW_SECONDS, MLFLOW_SECONDS_OF_A_STOP = 60.0, 5.0  # how long the end waits for what MLflow has not taken yet
+MLFLOW_SECONDS = 60.0  # how long the end waits for what MLflow has not taken yet
 
 
 def run(
@@ -113,7 +114,8 @@ class SearchRun:
     ) -> None:
         self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
         self.stop = stop or StopRequest()
-        prepared.lock.when_lost(self.stop.request)
+        self._taken_over: str | None = None
+        prepared.lock.when_lost(self._lose)
         self._journal = Journal(prepared.folder)
         self.histories = TrialHistories(self._journal.read())
         self._facts = this_job(dashboard)
@@ -153,7 +155,7 @@ class SearchRun:
         except UnfitWorkersError as error:
             hopeless = str(error)
         finally:
-            undelivered = sync.close(MLFLOW_SECONDS if self.stop.reason is None else MLFLOW_SECONDS_OF_A_STOP)
+            undelivered = sync.close(MLFLOW_SECONDS, self.stop)
         return TrialsResult(
             histories=self.histories, undelivered=undelivered, stop_reason=self.stop.reason, hopeless=hopeless
         )
@@ -164,6 +166,7 @@ class SearchRun:
 
     def register(self, best: TrialHistory) -> SearchOutcome:
         """Packages the trial, verifies it, and sends it through the registry's gate."""
+        self._check_lock()
         prepared = self.prepared
         self.on_message(f"trial {best.started.number} is the best: packaging it, and proving it in a fresh process ...")
         try:
@@ -192,6 +195,7 @@ class SearchRun:
 
     def report(self, outcome: SearchOutcome) -> SearchResult:
         """Writes the reports, marks the search as finished unless it can go on, and tells others of the outcome."""
+        self._check_lock()
         prepared = self.prepared
         summary = summarize(prepared, self.histories, outcome, run_id=self._runs.parent_id)
         page = write_reports(prepared, self._runs, summary, self.histories, self.command, self.on_message)
@@ -223,7 +227,19 @@ class SearchRun:
         if not self.prepared.register:
             message = f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}"
             return SearchOutcome(outcome=Outcome.FINISHED, message=message, best=best)
+        if self.stop.reason is not None:
+            message = f"Interrupted before the best trial was registered. Go on with: {self.resume_command}"
+            return SearchOutcome(outcome=outcome_of_stop(self.stop.reason), message=message, best=best)
         return self.register(best)
+
+    def _lose(self, reason: str) -> None:
+        self._taken_over = reason
+        self.stop.request(reason)
+
+    def _check_lock(self) -> None:
+        """Raises TakenOverError if another driver runs the search: its journal, runs and registry are that one's now."""
+        if self._taken_over is not None:
+            raise TakenOverError(f"{self._taken_over}: the search goes on there, and this driver has ended")
 
     def _not_registered(self, outcome: Outcome, why: str, best: TrialHistory) -> SearchOutcome:
         return SearchOutcome(outcome=outcome, message=f"{why}: {self.resume_command}", best=best)

@@ -32,7 +32,7 @@ class AppendLog(ABC):
 
 
 class Lock(Protocol):
-    """A lock that is held until it is closed or garbage-collected, or its process ends."""
+    """A lock that is held until it is closed or its process ends."""
 
     def when_lost(self, call: Callable[[str], None]) -> None:
         """Calls back with the reason, from another thread, if another process takes the lock while this one holds it."""

@@ -2,7 +2,7 @@
 
 It keeps two drivers apart as long as both reach the storage. Two cases are not excluded. Two drivers may acquire it within
 the same second: pyarrow offers no write that fails if the object exists. And a holder may be cut off from the storage for
-longer than STALE_SECONDS, then come back: it finds another holder's name and ends itself.
+longer than STALE_SECONDS, then come back: it finds another holder's name, and says that the lease is lost.
 """
 
 from __future__ import annotations

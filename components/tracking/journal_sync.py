@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from components.records.events import TrialEvent
 from components.records.journal import Journal
+from components.records.stop_flag import StopRequest
 from components.tracking.mlflow_access import MLFLOW_ERRORS, is_final, reason_of
 from components.tracking.mlflow_runs import SearchRuns
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2.0
+RETRY_SECONDS, POLL_SECONDS = 2.0, 0.2
+PATIENCE_SECONDS_OF_A_STOP = 5.0
 
 
 class JournalSync:
@@ -44,10 +47,17 @@ class JournalSync:
         self.journal.append(record)
         self._enqueue(record)
 
-    def close(self, patience_seconds: float = 60.0) -> int:
-        """Waits until all records are delivered, at most so long. Returns how many are not; the journal has them."""
+    def close(self, patience_seconds: float = 60.0, stop: StopRequest | None = None) -> int:
+        """Waits until all records are delivered, at most so long. Returns how many are not; the journal has them.
+
+        A stop request, also one that comes meanwhile, leaves it PATIENCE_SECONDS_OF_A_STOP.
+        """
         self._queue.put(None)
-        self._thread.join(patience_seconds)
+        deadline, hurried = time.monotonic() + patience_seconds, False
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            self._thread.join(POLL_SECONDS)
+            if stop is not None and stop.reason is not None and not hurried:
+                deadline, hurried = min(deadline, time.monotonic() + PATIENCE_SECONDS_OF_A_STOP), True
         self._give_up.set()
         self.journal.close()
         if self.refused:

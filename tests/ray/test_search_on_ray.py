@@ -22,6 +22,7 @@ from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search
 from components.cluster.slots.search_context import SearchContext
 from components.data.prepare import prepare
+from components.errors import InputError
 from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import WorkersSpec
 from components.models.base.reference import BaseReference
@@ -29,6 +30,8 @@ from components.records.commands import Request, StopTrial
 from components.records.events import TrialProgressed, TrialStarted, replay
 from components.records.histories import TrialHistories
 from components.records.stop_flag import StopRequest
+from components.search.prepare_search import prepare_search
+from components.storage.retry import StorageError
 from components.training.workers import UnfitWorkersError
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder
@@ -299,3 +302,18 @@ def test_what_no_worker_can_compute_ends_the_search_once(files, cluster):
     assert failed
     assert {history.reason for history in failed} == {str(caught.value)}
     assert len(histories) < 6  # of those that had not begun none was tried
+    assert all(history.state in ("failed", "stopped") for history in histories)  # Tune ends those that ran, silently
+
+
+def test_a_storage_that_fails_under_the_journal_ends_the_search_with_its_own_error(files, cluster):
+    def journal(event):
+        if isinstance(event, TrialProgressed):
+            raise StorageError("s3://bucket/runs: away for 300 seconds; resume the search")
+
+    with pytest.raises(StorageError, match="away for 300 seconds"):
+        recorded(context_of(files, "away", "search.trials=2"), journal)
+
+
+def test_a_process_that_is_connected_to_ray_is_told_so_before_a_search_is_prepared(files, cluster):
+    with pytest.raises(InputError, match="connected to Ray already"):
+        prepare_search(load_experiment(files / "toy.yaml"))

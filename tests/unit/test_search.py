@@ -260,3 +260,17 @@ def test_histories_can_be_read_by_one_thread_while_another_records():
         list(histories.values())
     recorder.join()
     assert len(list(histories.values())) == 300
+
+
+def test_histories_keep_the_error_of_a_subscriber_and_call_none_after_it():
+    called, histories = [], TrialHistories()
+
+    def journal(event):
+        raise OSError("the share is away")
+
+    histories.subscribe(journal)
+    histories.subscribe(called.append)
+    with pytest.raises(OSError, match="the share is away") as caught:
+        histories.record(started(1, LoraMethod()))
+    assert histories.error is caught.value
+    assert called == []

@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from components.records.events import (
 )
 from components.records.journal import JOURNAL, Journal
 from components.records.manifest import SearchManifest, searches_in
+from components.records.stop_flag import StopRequest
 from components.storage.open_folder import folder_at
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_access import (
@@ -460,6 +463,18 @@ def test_a_mirror_that_broke_owes_everything_it_did_not_deliver(tmp_path):
         mirror.append(record)
     assert mirror.close() == 4
     assert Journal(folder_at(tmp_path)).read() == ONE_TRIAL
+
+
+def test_a_stop_request_shortens_the_wait_for_an_mlflow_that_is_away(tmp_path):
+    def away():
+        raise ConnectionError("refused")
+
+    sync, stop = JournalSync(Journal(folder_at(tmp_path)), away, system_metrics=False), StopRequest()
+    for record in ONE_TRIAL:
+        sync.append(record)
+    threading.Timer(0.5, stop.request, ["SIGTERM"]).start()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(sync.close, 3600.0, stop).result(timeout=60) == 4
 
 
 def test_all_runs_say_where_else_the_search_can_be_looked_at(sqlite):

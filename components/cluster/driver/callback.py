@@ -76,8 +76,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             self._end(trial, TrialState.COMPLETED, "")
         else:
             stop = self.controller.stop_of(trial.trial_id)
-            why = stop.sentence if stop else self.controller.fatal_error or "the scheduler gave its place to others"
-            self._end(trial, TrialState.STOPPED, why)
+            self._end(trial, TrialState.STOPPED, stop.sentence if stop else "the scheduler gave its place to others")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()

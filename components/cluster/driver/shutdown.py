@@ -44,8 +44,10 @@ class GracefulShutdown:
         while not self.stop.wait(POLL_SECONDS):
             if self._loop_ended.is_set():
                 return
-        stopped, deadline = self.board.stop_search.remote(), time.monotonic() + INTERIM_SECONDS
-        while time.monotonic() < deadline and not self._loop_ended.is_set():
-            if ray.wait([stopped], timeout=POLL_SECONDS)[0]:
-                break
-        self.interrupt.set()
+        try:
+            stopped, deadline = self.board.stop_search.remote(), time.monotonic() + INTERIM_SECONDS
+            while time.monotonic() < deadline and not self._loop_ended.is_set():
+                if ray.wait([stopped], timeout=POLL_SECONDS)[0]:
+                    break
+        finally:
+            self.interrupt.set()  # also where the board is gone: the loop must end

@@ -1,8 +1,8 @@
 """People's commands about the trials of a running search, executed in the driver between two steps of Tune's loop.
 
-An accepted command is journaled first, as an instruction; its effects (a trial that ends, a longer budget, a clone) follow
-from the histories. So a driver that resumes the search knows what is still to be done, and each command takes effect once,
-whichever process dies in between.
+An accepted command is journaled, as an instruction, before it has any effect (a trial that ends, a longer budget, a clone):
+effects follow from the histories. So a driver that resumes the search knows what is still to be done, and each command takes
+effect once, whichever process dies in between.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from components.records.events import (
     Clone,
     Extension,
     Stop,
+    TrialEnded,
     TrialHistory,
     TrialInstructed,
     TrialState,
@@ -83,6 +84,16 @@ class TrialController:
     def has_clones(self) -> bool:
         """Whether next_clone may have one."""
         return bool(self._waiting())
+
+    def end_running_trials(self) -> None:
+        """Records the end of the trials that the fatal error stopped: Tune tells its callbacks nothing of these."""
+        assert self.fatal_error is not None
+        for history in [history for history in self.histories.values() if history.state is TrialState.RUNNING]:
+            self.histories.record(
+                TrialEnded(
+                    trial_id=history.trial_id, state=TrialState.STOPPED, reason=self.fatal_error, time=time.time()
+                )
+            )
 
     def stop_of(self, trial_id: str) -> TrialInstructed | None:
         """Returns the instruction to end a trial early; None if there is none."""
