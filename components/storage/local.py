@@ -105,7 +105,13 @@ class LocalFolder(Folder):
             file.unlink(missing_ok=True)
 
     def delete(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Renames the folder first: a process that is killed while it deletes must not leave a half that looks complete."""
+        doomed = self.path.with_name(f".{self.name}.{uuid.uuid4().hex}")
+        try:
+            self.path.rename(doomed)
+        except OSError:
+            doomed = self.path  # it does not exist, or cannot be renamed
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _move_here(self, scratch: Path) -> None:
         try:

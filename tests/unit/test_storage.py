@@ -1,6 +1,7 @@
 """The one seam between a search and the place it keeps things in: folders on a disk, and folders on a real S3 server."""
 
 import pickle
+import shutil
 import threading
 
 import pytest
@@ -275,3 +276,17 @@ def test_a_bucket_that_is_not_there_or_not_ours_is_an_error_at_once(bucket, tmp_
             folder_at(f"s3://{strict.bucket}/x").check_access()
     finally:
         strict.kill()
+
+
+def test_a_folder_whose_deletion_is_cut_short_is_gone(tmp_path, monkeypatch):
+    folder = folder_at(tmp_path / "step_000001")
+    folder.publish(lambda scratch: (scratch / "weights").write_text("1"))
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.delete()
+    assert not folder.is_complete()
+    assert [name for name in folder.parent.list_names() if name.startswith("step_")] == []
