@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.table import Table
 
 import components as turnwise
 from components import api
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.inference.model import Model
 from components.models.load_trained import load_base
+from components.notebook import html_of, text_of
 from components.records.driver_presence import DriverInbox
 from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
@@ -134,6 +136,13 @@ def test_a_preview_shows_itself(experiment):
     assert html.startswith("<pre")
     assert "background-color" in html
     assert "⟦" not in html
+
+
+def test_what_shows_itself_in_a_notebook_returns_what_it_shows(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    table = Table("loss", "[/INST]")
+    assert "[/INST]" in html_of(table)
+    assert "[/INST]" in text_of(table)
 
 
 def test_a_plan_shows_itself_and_needs_no_checkout(experiment, monkeypatch, tmp_path):
