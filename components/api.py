@@ -122,6 +122,9 @@ def start(
 ) -> Search:
     """Opens a search, then runs it in a thread and returns a handle: trials, stop, extend, clone, cancel, result.
 
+    `Search.result` waits for the end. `results` finds no search before it has begun, and `load_model` no champion before the
+    end: call `search.result()` first.
+
     Opening checks everything that can be known before, and prepares the data. Arguments and errors are those of `run`; errors
     of opening are raised here, the others by `Search.result`.
     """
