@@ -5,6 +5,7 @@ import inspect
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.inference.model import Model
 from components.models.load_trained import load_base
 from components.notebook import html_of, text_of
-from components.records.driver_presence import DriverInbox
+from components.records.driver_presence import DriverHeartbeat, DriverInbox
 from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
@@ -194,7 +195,14 @@ def test_a_search_that_runs_elsewhere_is_looked_at_and_gets_commands(experiment)
     with pytest.raises(turnwise.NoReplyError, match=r"no reply within 0\.1 seconds: no driver is at this search"):
         search.stop(1, timeout_seconds=0.1)
     with DriverInbox(folder):
-        assert search.state == "the search goes on"
+        assert search.state == "running"
+        assert repr(search) == f"<RemoteSearch a in {folder}: the search goes on>"
+    assert search.state == "interrupted"
+    assert "has ended: interrupted; go on with --resume a" in repr(search)
+    SearchManifest.read(folder).model_copy(update={"finished": True}).write(folder)
+    DriverHeartbeat(host="far", pid=7, started=1.0, outcome="not promoted").write(folder)
+    assert search.state == "not promoted"
+    assert "search a has ended: not promoted" in repr(search)
     for wrong in ({}, {"by": 0.5, "to": 100}, {"by": 0.0}, {"to": -1}):
         with pytest.raises(turnwise.InputError, match="extend: "):
             search.extend(1, **wrong)
@@ -219,14 +227,16 @@ class FakeRun:
         return SimpleNamespace(outcome=Outcome.INTERRUPTED, reason=trials)
 
 
-def handle_of(monkeypatch, tmp_path, *, error=None, refused=None):
-    """A Search whose steps are FakeRun's, and its events."""
+def handle_of(monkeypatch, tmp_path, *, error=None, refused=None, connect=None):
+    """A Search whose steps are FakeRun's, and its events. It connects to Ray when the event `connect` is set."""
     events = []
 
     @contextlib.contextmanager
     def start(prepared, *, on_message, stop):
         if refused is not None:
             raise refused
+        if connect is not None:
+            connect.wait(20)
         yield FakeRun(stop, error)
 
     monkeypatch.setattr("components.search.handle.driver_session", start)
@@ -245,11 +255,22 @@ def test_a_handle_does_not_block_and_cancel_ends_the_search(monkeypatch, tmp_pat
     assert repr(search) == f"<Search a in {tmp_path / 'a'}: interrupted>"
 
 
+def test_a_command_does_not_wait_longer_than_it_may_for_the_search_to_connect(monkeypatch, tmp_path):
+    connect = threading.Event()
+    search, _ = handle_of(monkeypatch, tmp_path, connect=connect)
+    with pytest.raises(turnwise.NoReplyError, match=r"within 0\.1 seconds: search a is not connected to Ray yet"):
+        search.stop(1, timeout_seconds=0.1)
+    connect.set()
+    search.cancel()
+    assert search.result(timeout_seconds=20).outcome is Outcome.INTERRUPTED
+
+
 def test_a_handle_raises_what_ended_its_search(monkeypatch, tmp_path):
     search, _ = handle_of(monkeypatch, tmp_path, error=turnwise.StorageError("the share is away"))
     with pytest.raises(turnwise.StorageError, match="the share is away"):
         search.result(timeout_seconds=20)
-    assert search.state == "failed: the share is away"
+    assert search.state == "interrupted"
+    assert "interrupted: the share is away" in repr(search)
     search, _ = handle_of(monkeypatch, tmp_path, refused=turnwise.InsufficientCapacityError("no GPU"))
     with pytest.raises(turnwise.InputError, match="search a did not start: no GPU"):
         search.stop(1)
