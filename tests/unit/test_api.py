@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +186,40 @@ def test_results_have_a_row_for_each_trial_of_one_search_or_several(experiment, 
         turnwise.results(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://user:secret@127.0.0.1:9/mlflow", "sqlite:///%s"])
+def test_results_do_without_an_mlflow_that_is_away_and_ask_it_once(experiment, tmp_path, monkeypatch, caplog, uri):
+    (tmp_path / "broken.db").write_text("no database")
+    tracking = experiment.tracking.model_copy(update={"uri": uri.replace("%s", str(tmp_path / "broken.db"))})
+    experiment = experiment.model_copy(update={"tracking": tracking})
+    begun(experiment, "a", created=1.0), begun(experiment, "b", created=2.0)
+    began = time.monotonic()
+    frame = turnwise.results(experiment)
+    assert time.monotonic() - began < 30
+    assert list(frame["search"]) == ["a", "a", "b", "b"]
+    assert frame["run_id"].isna().all()
+    (warning,) = [record.getMessage() for record in caplog.records if "run ids are missing" in record.getMessage()]
+    assert "no MLflow answers" in warning
+    assert "secret" not in warning
+
+
+def test_the_newest_search_to_resume_is_the_newest_that_can_go_on(experiment, monkeypatch):
+    folder = begun(experiment, "a", created=1.0)
+    changed = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": 7})})
+    ended = begun(changed, "b", created=2.0)
+    SearchManifest.read(ended).model_copy(update={"finished": True}).write(ended)
+    resumed = []
+    monkeypatch.setattr(api, "start", lambda experiment, *, resume, **options: resumed.append((experiment, resume)))
+    turnwise.open_search(str(experiment.folder), resume=True)
+    assert resumed == [(experiment, "a")]
+    assert turnwise.open_search(str(experiment.folder)).search_id == "b"
+    SearchManifest.read(folder).model_copy(update={"finished": True}).write(folder)
+    for search_id in (turnwise.NEWEST, "b"):
+        with pytest.raises(
+            turnwise.InputError, match=r"no such interrupted search in .* \(there: a \(ended\), b \(end"
+        ):
+            turnwise.open_search(str(experiment.folder), search_id, resume=True)
+
+
 def test_a_search_that_runs_elsewhere_is_looked_at_and_gets_commands(experiment):
     folder = begun(experiment, "a")
     search = turnwise.open_search(str(experiment.folder))
@@ -206,7 +241,7 @@ def test_a_search_that_runs_elsewhere_is_looked_at_and_gets_commands(experiment)
     for wrong in ({}, {"by": 0.5, "to": 100}, {"by": 0.0}, {"to": -1}):
         with pytest.raises(turnwise.InputError, match="extend: "):
             search.extend(1, **wrong)
-    with pytest.raises(turnwise.InputError, match=r"no search c in .* \(there: a\)"):
+    with pytest.raises(turnwise.InputError, match=r"no search c in .* \(there: a \(ended\)\)"):
         turnwise.open_search(str(experiment.folder), "c")
 
 
