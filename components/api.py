@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from components.inference.score import Score
     from components.planning.data_preview import MaskPreview
     from components.planning.experiment_plan import ExperimentPlan
+    from components.records.manifest import SearchManifest
     from components.registry.checked_export import Export
     from components.search.decide_outcome import SearchResult
     from components.search.handle import RemoteSearch, Search
@@ -122,6 +123,9 @@ def start(
 ) -> Search:
     """Opens a search, then runs it in a thread and returns a handle: trials, stop, extend, clone, cancel, result.
 
+    `Search.result` waits for the end. `results` finds no search before it has begun, and `load_model` no champion before the
+    end: call `search.result()` first.
+
     Opening checks everything that can be known before, and prepares the data. Arguments and errors are those of `run`; errors
     of opening are raised here, the others by `Search.result`.
     """
@@ -145,7 +149,7 @@ def open_search(
 
     Args:
         experiment: the experiment, or its folder, e.g. runs/quickstart.
-        search_id: by default the newest search.
+        search_id: by default the newest search; with `resume`, the newest that can go on.
         resume: go on with an interrupted search in a thread of this process, as `start` does. Otherwise the handle only
             looks at the search and sends it commands, wherever it runs.
         register, on_event, on_message: of a search that is resumed, as for `start`.
@@ -157,7 +161,8 @@ def open_search(
     from components.search.handle import RemoteSearch
 
     if not isinstance(experiment, ExperimentSpec):
-        experiment = _experiment_of(experiment, search_id)
+        manifest = _search_in(experiment, search_id, unfinished=resume)
+        experiment, search_id = manifest.experiment, manifest.search_id
     if resume:
         return start(experiment, register=register, resume=search_id, on_event=on_event, on_message=on_message)
     return RemoteSearch(experiment, find_search(experiment, search_id))
@@ -254,20 +259,22 @@ def export(
     return export_model(request)
 
 
-def _experiment_of(folder: str | Path, search_id: str) -> ExperimentSpec:
-    """The experiment of one of the searches in an experiment's folder."""
+def _search_in(folder: str | Path, search_id: str, *, unfinished: bool) -> SearchManifest:
+    """A search in an experiment's folder, by its id, or the newest; `unfinished` leaves out those that have ended."""
     from components.records.manifest import searches_in
     from components.storage.open_folder import folder_at
 
     found = searches_in(folder_at(str(folder)))
-    named = [manifest for manifest in found if search_id in (NEWEST, manifest.search_id)]
+    candidates = [manifest for manifest in found if not (unfinished and manifest.finished)]
+    named = [manifest for manifest in candidates if search_id in (NEWEST, manifest.search_id)]
     if not named:
-        known = ", ".join(manifest.search_id for manifest in found) or "none"
-        raise InputError(f"no search {search_id} in {folder} (there: {known}); a folder is named STORAGE/NAME")
+        known = ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in found) or "none"
+        what = "such interrupted search" if unfinished else f"search {search_id}"
+        raise InputError(f"no {what} in {folder} (there: {known}); a folder is named STORAGE/NAME")
     experiment = named[-1].experiment
     if str(experiment.folder) != str(folder_at(str(folder))):
         raise InputError(
             f"{folder}: its searches were started with storage.path={experiment.storage.path}; work in the directory that"
             " this is relative to, or give the experiment in place of its folder"
         )
-    return experiment
+    return named[-1]

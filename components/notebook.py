@@ -12,10 +12,10 @@ HTML = '<pre style="white-space: pre; line-height: normal; font-family: monospac
 
 def html_of(renderable: RenderableType) -> str:
     """One <pre> element with inline styles."""
-    # Markup stays as it is: "[/INST]" in a conversation is text.
+    # Markup stays as it is: "[/INST]" in a conversation is text. In a kernel, rich would display instead of writing.
     console = Console(
         file=io.StringIO(), record=True, width=WIDTH, markup=False, highlight=False, color_system="truecolor",
-        force_terminal=True,
+        force_terminal=True, force_jupyter=False,
     )  # fmt: skip
     console.print(renderable)
     return console.export_html(inline_styles=True, code_format=HTML).rstrip()
@@ -24,5 +24,8 @@ def html_of(renderable: RenderableType) -> str:
 def text_of(renderable: RenderableType) -> str:
     """Without colors."""
     file = io.StringIO()
-    Console(file=file, width=WIDTH, markup=False, highlight=False, color_system=None).print(renderable)
+    console = Console(
+        file=file, width=WIDTH, markup=False, highlight=False, color_system=None, force_jupyter=False
+    )  # fmt: skip
+    console.print(renderable)
     return file.getvalue().rstrip("\n")

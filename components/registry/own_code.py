@@ -9,6 +9,7 @@ all others live side by side in one process, beside the installed package.
 from __future__ import annotations
 
 import ast
+import codecs
 import hashlib
 import re
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ def with_package(source: bytes, name: str) -> bytes:
 
     Import statements are rewritten, and strings that are the dotted name of a module and nothing else.
     """
+    bom = codecs.BOM_UTF8 if source.startswith(codecs.BOM_UTF8) else b""
+    source = source.removeprefix(bom)  # the columns of the syntax tree do not count it
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -68,7 +71,7 @@ def with_package(source: bytes, name: str) -> bytes:
     ]
     for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
         source = source[: edit.start] + edit.text + source[edit.end :]
-    return source
+    return bom + source
 
 
 def _importing_nodes(tree: ast.Module) -> Iterator[ast.ImportFrom | ast.alias | ast.Constant]:

@@ -11,16 +11,18 @@ from components.records.driver_presence import SILENT_SECONDS, DriverHeartbeat
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
 from components.records.manifest import SearchManifest
+from components.records.outcome import Outcome
 from components.reports.search_state import SearchSnapshot, SearchState
 from components.storage.open_folder import folder_at
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStatus:
-    """The state of a search, and a sentence about it."""
+    """The state of a search, and a sentence about it. `outcome` is what its last driver came to, if that has ended."""
 
     state: SearchState
     sentence: str
+    outcome: str | None = None
 
 
 class FollowedSearch:
@@ -54,12 +56,12 @@ class FollowedSearch:
         """A driver is silent once its heartbeat has not changed for SILENT_SECONDS of this machine's clock."""
         heartbeat, resume = DriverHeartbeat.read(self.folder), f"go on with --resume {self.manifest.search_id}"
         if SearchManifest.read(self.folder).finished:
-            outcome = heartbeat.outcome if heartbeat else "finished"
+            outcome = (heartbeat and heartbeat.outcome) or Outcome.FINISHED.value
             sentence = f"search {self.manifest.search_id} has ended: {outcome}"
-            return SearchStatus(state=SearchState.ENDED, sentence=sentence)
+            return SearchStatus(state=SearchState.ENDED, sentence=sentence, outcome=outcome)
         if heartbeat is not None and heartbeat.outcome is not None:
             sentence = f"its driver on {heartbeat.host} has ended: {heartbeat.outcome}; {resume}"
-            return SearchStatus(state=SearchState.INTERRUPTED, sentence=sentence)
+            return SearchStatus(state=SearchState.INTERRUPTED, sentence=sentence, outcome=heartbeat.outcome)
         if heartbeat is not None and heartbeat.last_beat != self._heartbeat:
             self._heartbeat, self._heard = heartbeat.last_beat, time.monotonic()
         if time.monotonic() - self._heard < SILENT_SECONDS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -16,14 +17,16 @@ from components.records.commands import CloneTrial, ExtendTrial, StopTrial, Tria
 from components.records.histories import Subscriber, TrialHistories
 from components.records.manifest import SearchManifest
 from components.records.on_message import OnMessage, ignore_message
+from components.records.outcome import Outcome
 from components.records.stop_flag import StopRequest
 from components.reports.leaderboard import leaderboard, ranked
+from components.reports.search_state import SearchState
 from components.reports.search_summary import TrialSummary, trial_summaries
 from components.search.decide_outcome import SearchResult
 from components.search.follow import FollowedSearch
 from components.search.prepare_search import PreparedSearch
 from components.search.run import SearchRun, driver_session
-from components.search.send_command import TIMEOUT_SECONDS, ask
+from components.search.send_command import TIMEOUT_SECONDS, NoReplyError, ask
 from components.storage.folder import Folder
 
 CANCELLED = "cancel()"  # the reason of a stop that this handle requests
@@ -33,7 +36,8 @@ class SearchHandle:
     """A search by its folder. Trials are named by their number on the leaderboard, or by their id.
 
     The commands wait for the reply of the search's driver, at most `timeout_seconds`, and return it as a sentence. They raise
-    InputError if the driver refuses, and NoReplyError if there is no reply in time: the request then remains in the folder.
+    InputError if the driver refuses, and NoReplyError if there is no reply in time: the request then remains in the folder,
+    unless the search had not connected to Ray in time.
     """
 
     def __init__(self, folder: Folder, *, search_id: str, budget: int) -> None:
@@ -41,7 +45,10 @@ class SearchHandle:
 
     @property
     def state(self) -> str:
-        """running, or how the search has ended."""
+        """running, or how the search has ended: the value of its outcome, e.g. champion or interrupted.
+
+        Besides, silent: it runs elsewhere, or did, and its driver gives no sign of life.
+        """
         raise NotImplementedError
 
     def trials(self) -> tuple[TrialSummary, ...]:
@@ -89,11 +96,15 @@ class SearchHandle:
         return self._command(CloneTrial(trial=str(trial), changes=changes, warm=warm), timeout_seconds)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.search_id} in {self.folder}: {self.state}>"
+        return f"<{type(self).__name__} {self.search_id} in {self.folder}: {self._sentence()}>"
 
     def _repr_html_(self) -> str:
-        head = Text(f"search {self.search_id} in {self.folder}: {self.state}", style="bold")
+        head = Text(f"search {self.search_id} in {self.folder}: {self._sentence()}", style="bold")
         return html_of(Group(head, leaderboard(ranked(self._histories().values()), budget=self.budget)))
+
+    def _sentence(self) -> str:
+        """The state for people."""
+        raise NotImplementedError
 
     def _histories(self) -> TrialHistories:
         raise NotImplementedError
@@ -135,10 +146,10 @@ class Search(SearchHandle):
 
     @property
     def state(self) -> str:
-        """running, the outcome, or failed with an error that `result` raises."""
+        """As of every handle. A search that ends with an error, which `result` raises, is interrupted."""
         if self._result is not None:
             return self._result.outcome.value
-        return "running" if self._error is None else f"failed: {self._error}"
+        return SearchState.RUNNING.value if self._error is None else Outcome.INTERRUPTED.value
 
     def cancel(self) -> None:
         """Ends the search early: its trials write a checkpoint, and it can be resumed. Does not wait; `result` does."""
@@ -156,15 +167,23 @@ class Search(SearchHandle):
             raise TimeoutError(f"search {self.search_id} has not ended within {timeout_seconds:g} seconds")
         return self._result
 
+    def _sentence(self) -> str:
+        return self.state if self._error is None else f"{self.state}: {self._error}"
+
     def _histories(self) -> TrialHistories:
         return TrialHistories() if self._run is None else self._run.histories
 
     def _command(self, command: TrialCommand, timeout_seconds: float) -> str:
         """The search takes commands once it is connected to Ray, which takes seconds."""
-        self._connected.wait()
+        deadline = time.monotonic() + timeout_seconds
+        if not self._connected.wait(timeout_seconds):
+            raise NoReplyError(
+                f"no reply within {timeout_seconds:g} seconds: search {self.search_id} is not connected to Ray yet. The"
+                " request was not sent; try again"
+            )
         if self._run is None:
             self._raise_error()
-        return super()._command(command, timeout_seconds)
+        return super()._command(command, max(deadline - time.monotonic(), 0.0))
 
     def _raise_error(self) -> NoReturn:
         raise InputError(f"search {self.search_id} did not start: {self._error}") from self._error
@@ -190,6 +209,10 @@ class RemoteSearch(SearchHandle):
 
     @property
     def state(self) -> str:
+        status = self._followed.status()
+        return status.outcome or status.state.value
+
+    def _sentence(self) -> str:
         return self._followed.status().sentence
 
     def _histories(self) -> TrialHistories:

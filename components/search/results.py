@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +16,8 @@ from components.records.manifest import MANIFEST, SearchManifest, searches_in
 from components.reports.leaderboard import best_loss, spent, worker_seconds
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
-from components.tracking.find_runs import trial_run_ids
-from components.tracking.mlflow_access import tracking_uri
+from components.tracking.find_runs import may_have_runs, trial_run_ids
+from components.tracking.mlflow_access import check_tracking, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ def results(searches: Searches | Sequence[Searches]) -> pd.DataFrame:
         InputError: there is no search in one of them.
     """
     named = [searches] if isinstance(searches, ExperimentSpec | str | Path) else searches
-    rows = [row for each in named for manifest, folder in _searches(each) for row in _rows(manifest, folder)]
+    found = [each for name in named for each in _searches(name)]
+    run_ids = _RunIds()
+    rows = [row for manifest, folder in found for row in _rows(manifest, folder, run_ids.of(manifest))]
     varied = list(dict.fromkeys(column for row in rows for column in row if column not in {*FIRST, *LAST}))
     return pd.DataFrame(rows, columns=[*FIRST, *varied, *LAST])
 
@@ -60,8 +62,7 @@ def _searches(named: Searches) -> Iterator[tuple[SearchManifest, Folder]]:
         yield manifest, folder / manifest.search_id
 
 
-def _rows(manifest: SearchManifest, folder: Folder) -> Iterator[dict[str, object]]:
-    run_ids = _run_ids(manifest)
+def _rows(manifest: SearchManifest, folder: Folder, run_ids: Mapping[str, str]) -> Iterator[dict[str, object]]:
     for history in replay(Journal(folder).read()).values():
         yield {
             "experiment": manifest.experiment.name,
@@ -86,10 +87,24 @@ def _measured(history: TrialHistory) -> dict[str, object]:
     }
 
 
-def _run_ids(manifest: SearchManifest) -> dict[str, str]:
-    uri = tracking_uri(manifest.experiment)
-    try:
-        return trial_run_ids(uri, manifest.experiment.mlflow_experiment, manifest.search_id)
-    except TrackingError as error:
-        log.warning("search %s: its MLflow run ids are missing: %s", manifest.search_id, error)
-        return {}
+class _RunIds:
+    """MLflow's run ids. An MLflow that is away is asked once: a client would wait for it, minutes for each search."""
+
+    def __init__(self) -> None:
+        self._checked: set[str] = set()
+        self._away: set[str] = set()
+
+    def of(self, manifest: SearchManifest) -> dict[str, str]:
+        """By trial id; empty if nothing was tracked or MLflow is away."""
+        uri = tracking_uri(manifest.experiment)
+        if uri in self._away or not may_have_runs(uri):
+            return {}
+        try:
+            if uri not in self._checked:
+                check_tracking(uri)
+                self._checked.add(uri)
+            return trial_run_ids(uri, manifest.experiment.mlflow_experiment, manifest.search_id)
+        except (InputError, TrackingError) as error:
+            self._away.add(uri)
+            log.warning("search %s: MLflow run ids are missing: %s", manifest.search_id, error)
+            return {}

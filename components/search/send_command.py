@@ -47,8 +47,7 @@ def ask(search_folder: Folder, command: TrialCommand, *, timeout_seconds: float 
         if time.monotonic() > deadline:
             raise NoReplyError(
                 f"no reply within {timeout_seconds:g} seconds: {_driver(search_folder)}. The request stands in"
-                f" {mailbox.folder}, and is answered when the search goes on: workflows/tune.py EXPERIMENT --resume"
-                f" {search_folder.name}"
+                f" {mailbox.folder}, and is answered when search {search_folder.name} goes on: resume it"
             )
         time.sleep(POLL_SECONDS)
     return reply

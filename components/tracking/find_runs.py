@@ -12,10 +12,15 @@ SQLITE = "sqlite:///"
 MAX_RUNS = 1000  # of one page; MLflow has a limit
 
 
+def may_have_runs(uri: str) -> bool:
+    """False for an SQLite file that does not exist, which a client would create."""
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+
+
 def trial_run_ids(uri: str, mlflow_experiment: str, search_id: str) -> dict[str, str]:
     """Run ids by trial id; empty if nothing of the search was tracked there. Raises TrackingError if MLflow is away."""
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        return {}  # a client would create the file
+    if not may_have_runs(uri):
+        return {}
     try:
         client = open_store(uri)
         experiment = client.get_experiment_by_name(mlflow_experiment)

@@ -135,7 +135,8 @@ def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, 
     assert (again.search_id, result.outcome) == (search.search_id, Outcome.FINISHED)
     looked_at = turnwise.open_search(experiment)
     assert [trial.state for trial in looked_at.trials()] == ["completed", "completed"]
-    assert "has ended: finished" in looked_at.state
+    assert (again.state, looked_at.state) == ("finished", "finished")
+    assert "has ended: finished" in repr(looked_at)
     with pytest.raises(turnwise.InputError, match="no such interrupted search"):
         turnwise.open_search("runs/second", search.search_id, resume=True)
 

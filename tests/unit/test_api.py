@@ -5,17 +5,21 @@ import inspect
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.table import Table
 
 import components as turnwise
 from components import api
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.inference.model import Model
 from components.models.load_trained import load_base
-from components.records.driver_presence import DriverInbox
+from components.notebook import html_of, text_of
+from components.records.driver_presence import DriverHeartbeat, DriverInbox
 from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
@@ -136,6 +140,13 @@ def test_a_preview_shows_itself(experiment):
     assert "⟦" not in html
 
 
+def test_what_shows_itself_in_a_notebook_returns_what_it_shows(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    table = Table("loss", "[/INST]")
+    assert "[/INST]" in html_of(table)
+    assert "[/INST]" in text_of(table)
+
+
 def test_a_plan_shows_itself_and_needs_no_checkout(experiment, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     messages = []
@@ -175,6 +186,40 @@ def test_results_have_a_row_for_each_trial_of_one_search_or_several(experiment, 
         turnwise.results(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://user:secret@127.0.0.1:9/mlflow", "sqlite:///%s"])
+def test_results_do_without_an_mlflow_that_is_away_and_ask_it_once(experiment, tmp_path, monkeypatch, caplog, uri):
+    (tmp_path / "broken.db").write_text("no database")
+    tracking = experiment.tracking.model_copy(update={"uri": uri.replace("%s", str(tmp_path / "broken.db"))})
+    experiment = experiment.model_copy(update={"tracking": tracking})
+    begun(experiment, "a", created=1.0), begun(experiment, "b", created=2.0)
+    began = time.monotonic()
+    frame = turnwise.results(experiment)
+    assert time.monotonic() - began < 30
+    assert list(frame["search"]) == ["a", "a", "b", "b"]
+    assert frame["run_id"].isna().all()
+    (warning,) = [record.getMessage() for record in caplog.records if "run ids are missing" in record.getMessage()]
+    assert "no MLflow answers" in warning
+    assert "secret" not in warning
+
+
+def test_the_newest_search_to_resume_is_the_newest_that_can_go_on(experiment, monkeypatch):
+    folder = begun(experiment, "a", created=1.0)
+    changed = experiment.model_copy(update={"search": experiment.search.model_copy(update={"trials": 7})})
+    ended = begun(changed, "b", created=2.0)
+    SearchManifest.read(ended).model_copy(update={"finished": True}).write(ended)
+    resumed = []
+    monkeypatch.setattr(api, "start", lambda experiment, *, resume, **options: resumed.append((experiment, resume)))
+    turnwise.open_search(str(experiment.folder), resume=True)
+    assert resumed == [(experiment, "a")]
+    assert turnwise.open_search(str(experiment.folder)).search_id == "b"
+    SearchManifest.read(folder).model_copy(update={"finished": True}).write(folder)
+    for search_id in (turnwise.NEWEST, "b"):
+        with pytest.raises(
+            turnwise.InputError, match=r"no such interrupted search in .* \(there: a \(ended\), b \(end"
+        ):
+            turnwise.open_search(str(experiment.folder), search_id, resume=True)
+
+
 def test_a_search_that_runs_elsewhere_is_looked_at_and_gets_commands(experiment):
     folder = begun(experiment, "a")
     search = turnwise.open_search(str(experiment.folder))
@@ -185,11 +230,18 @@ def test_a_search_that_runs_elsewhere_is_looked_at_and_gets_commands(experiment)
     with pytest.raises(turnwise.NoReplyError, match=r"no reply within 0\.1 seconds: no driver is at this search"):
         search.stop(1, timeout_seconds=0.1)
     with DriverInbox(folder):
-        assert search.state == "the search goes on"
+        assert search.state == "running"
+        assert repr(search) == f"<RemoteSearch a in {folder}: the search goes on>"
+    assert search.state == "interrupted"
+    assert "has ended: interrupted; go on with --resume a" in repr(search)
+    SearchManifest.read(folder).model_copy(update={"finished": True}).write(folder)
+    DriverHeartbeat(host="far", pid=7, started=1.0, outcome="not promoted").write(folder)
+    assert search.state == "not promoted"
+    assert "search a has ended: not promoted" in repr(search)
     for wrong in ({}, {"by": 0.5, "to": 100}, {"by": 0.0}, {"to": -1}):
         with pytest.raises(turnwise.InputError, match="extend: "):
             search.extend(1, **wrong)
-    with pytest.raises(turnwise.InputError, match=r"no search c in .* \(there: a\)"):
+    with pytest.raises(turnwise.InputError, match=r"no search c in .* \(there: a \(ended\)\)"):
         turnwise.open_search(str(experiment.folder), "c")
 
 
@@ -210,14 +262,16 @@ class FakeRun:
         return SimpleNamespace(outcome=Outcome.INTERRUPTED, reason=trials)
 
 
-def handle_of(monkeypatch, tmp_path, *, error=None, refused=None):
-    """A Search whose steps are FakeRun's, and its events."""
+def handle_of(monkeypatch, tmp_path, *, error=None, refused=None, connect=None):
+    """A Search whose steps are FakeRun's, and its events. It connects to Ray when the event `connect` is set."""
     events = []
 
     @contextlib.contextmanager
     def start(prepared, *, on_message, stop):
         if refused is not None:
             raise refused
+        if connect is not None:
+            connect.wait(20)
         yield FakeRun(stop, error)
 
     monkeypatch.setattr("components.search.handle.driver_session", start)
@@ -236,11 +290,22 @@ def test_a_handle_does_not_block_and_cancel_ends_the_search(monkeypatch, tmp_pat
     assert repr(search) == f"<Search a in {tmp_path / 'a'}: interrupted>"
 
 
+def test_a_command_does_not_wait_longer_than_it_may_for_the_search_to_connect(monkeypatch, tmp_path):
+    connect = threading.Event()
+    search, _ = handle_of(monkeypatch, tmp_path, connect=connect)
+    with pytest.raises(turnwise.NoReplyError, match=r"within 0\.1 seconds: search a is not connected to Ray yet"):
+        search.stop(1, timeout_seconds=0.1)
+    connect.set()
+    search.cancel()
+    assert search.result(timeout_seconds=20).outcome is Outcome.INTERRUPTED
+
+
 def test_a_handle_raises_what_ended_its_search(monkeypatch, tmp_path):
     search, _ = handle_of(monkeypatch, tmp_path, error=turnwise.StorageError("the share is away"))
     with pytest.raises(turnwise.StorageError, match="the share is away"):
         search.result(timeout_seconds=20)
-    assert search.state == "failed: the share is away"
+    assert search.state == "interrupted"
+    assert "interrupted: the share is away" in repr(search)
     search, _ = handle_of(monkeypatch, tmp_path, refused=turnwise.InsufficientCapacityError("no GPU"))
     with pytest.raises(turnwise.InputError, match="search a did not start: no GPU"):
         search.stop(1)

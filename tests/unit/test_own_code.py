@@ -25,6 +25,7 @@ from components.tracking.mlflow_access import open_store
         ("from components.a import (\n    b,\n)", "from own.a import (\n    b,\n)"),
         ("def f():\n    x = 'é'; from components.a import b", "def f():\n    x = 'é'; from own.a import b"),
         ("import_module('components.a')", "import_module('own.a')"),
+        ("\ufefffrom components import a\nimport components as b", "\ufefffrom own import a\nimport own as b"),
     ],
 )
 def test_what_imports_the_package_imports_it_by_its_own_name(source, renamed):
@@ -47,9 +48,28 @@ def test_what_does_not_import_it_stays(source):
     assert with_package(source.encode(), "own").decode() == source
 
 
+def texts_that_name_a_module(tree):
+    """Texts that begin with the common name and are no docstrings, in whatever way they are written."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    owners = (node for node in ast.walk(tree) if isinstance(node, documented))
+    docstrings = [node.body[0].value for node in owners if ast.get_docstring(node, clean=False) is not None]
+    texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return [node.value for node in texts if node.value.startswith(f"{COMMON_NAME}.") and node not in docstrings]
+
+
+@pytest.mark.parametrize(
+    "text", ["r'components.a'", '"""components.a"""', "f'components.{x}'", "'components.a:x'", "'components.a ' 'b'"]
+)
+def test_a_text_that_names_a_module_and_is_not_rewritten_is_found(text):
+    source = f'"""components.a is the docstring."""\nx = {text}'
+    assert len(texts_that_name_a_module(ast.parse(with_package(source.encode(), "own")))) == 1
+
+
 def test_the_installed_package_imports_nothing_by_its_common_name_once_it_is_renamed():
     for path in INSTALLED.rglob("*.py"):
-        for node in ast.walk(ast.parse(with_package(path.read_bytes(), "own"))):
+        tree = ast.parse(with_package(path.read_bytes(), "own"))
+        assert texts_that_name_a_module(tree) == [], path
+        for node in ast.walk(tree):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not [module for module in modules if module.split(".")[0] == COMMON_NAME], path

@@ -166,7 +166,8 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
     assert "It is done &amp; well." in page
     assert "toy &lt;script&gt;" in page
     assert page.count('class="stopped"') == 1
-    assert "python workflows/tune.py x.yaml" in page
+    assert "Again: <code>python workflows/tune.py x.yaml</code></p>" in page
+    assert "Again" not in search_page(summary, curves=curves, command="")
     assert "<svg" in page
     assert not [word for word in ("<script", "src=", "@import", "<link") if word in page]
 

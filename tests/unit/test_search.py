@@ -194,14 +194,15 @@ def test_a_search_that_is_followed_shows_new_events_and_its_state(experiment, mo
     DriverHeartbeat(host="far", pid=7, started=1.0, outcome="not proven").write(folder)
     assert followed.status().state is SearchState.INTERRUPTED
     manifest.model_copy(update={"finished": True}).write(folder)
-    assert followed.status().sentence == "search one has ended: not proven"
+    ended = followed.status()
+    assert (ended.sentence, ended.outcome) == ("search one has ended: not proven", "not proven")
 
 
 def test_a_command_gets_the_drivers_reply_or_an_error_that_says_there_is_none(experiment, monkeypatch):
     monkeypatch.setattr(commands, "POLL_SECONDS", 0.01)
     manifest = begun(experiment, "one", 1.0)
     folder = experiment.folder / "one"
-    with pytest.raises(NoReplyError, match=r"no driver is at this search.*The request stands in"):
+    with pytest.raises(NoReplyError, match=r"no driver is at this search.*The request stands in .*: resume it$"):
         ask(folder, StopTrial(trial="1"), timeout_seconds=0.05)
 
     def reply():
