@@ -91,7 +91,7 @@ def check_merge(found: Divergence, *, quantized: bool = False) -> None:
         beside = "its quantized base" if quantized else "its base"
         raise InputError(
             f"the merged model is another one than the adapter beside {beside}: {found.sentence()}, and at most {limit} nats"
-            " on average are allowed; --layout adapter writes the adapter alone, --dtype fp32 rounds less"
+            " on average are allowed; layout adapter writes the adapter alone, dtype fp32 rounds less"
         )
 
 
@@ -114,8 +114,8 @@ class MergeCheck(BaseModel):
         limit = MAX_DIFFERENCE_QUANTIZED if quantized else MAX_DIFFERENCE
         if not abs(self.difference) <= limit:
             raise InputError(
-                f"the merged model is another one: {self.sentence()}, and at most {limit} nats are allowed; --layout adapter"
-                " writes the adapter alone, --dtype fp32 rounds less"
+                f"the merged model is another one: {self.sentence()}, and at most {limit} nats are allowed; layout adapter"
+                " writes the adapter alone, dtype fp32 rounds less"
             )
 
     def sentence(self) -> str:
@@ -136,7 +136,7 @@ class Scorer:
         write_store(folder / "scored.arrow", _entries_that_fit(conversations, chat_format, max_tokens))
         self.store = TokenStore(folder / "scored.arrow")
         if len(self.store) == 0:
-            raise InputError(f"no turn of any conversation fits into {max_tokens} tokens; raise --max-tokens")
+            raise InputError(f"no turn of any conversation fits into {max_tokens} tokens; give a larger max_tokens")
 
     def score(self, model: PreTrainedModel, *, precision: str = "fp32") -> tuple[float, int]:
         """Returns (nats per target, number of targets)."""

@@ -96,5 +96,7 @@ def compare_scores(score: Score, other: Score, *, name: str, other_name: str, co
 def _fit(model: LoadedModel, conversation: Conversation, max_tokens: int) -> RenderedConversation:
     fitted = fit_length(model.chat_format.render(conversation), max_tokens, truncate=True)
     if fitted is None:
-        raise InputError(f"{conversation.source}: not even its first scored turn fits into max_tokens {max_tokens}")
+        raise InputError(
+            f"{conversation.source}: not even its first scored turn fits into {max_tokens} tokens; give a larger max_tokens"
+        )
     return fitted

@@ -133,7 +133,7 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
     _check_range(model, dtype)
     if layout in ("glm", "chatglm") and not source.is_chatglm3:
         raise InputError(
-            f"--layout {layout} is for ChatGLM3, and this is a {model.config.model_type}: take --layout merged"
+            f"layout {layout} is for ChatGLM3, and this is a {model.config.model_type}: take layout merged"
         )
     if layout == "chatglm":
         base = None if source.base is None else resolve_model(source.base)
@@ -165,9 +165,9 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
         original_names: name ChatGLM3's own modules, for programs that use the original code.
     """
     if source.adapter is None:
-        raise InputError("--layout adapter: it was not trained with LoRA, so there is no adapter; take --layout merged")
+        raise InputError("layout adapter: it was not trained with LoRA, so there is no adapter; take layout merged")
     if original_names and not source.is_chatglm3:
-        raise InputError(f"--original-names is for ChatGLM3, and this is a {source.config.model_type}")
+        raise InputError(f"original names: they are for ChatGLM3, and this is a {source.config.model_type}")
     target.mkdir(parents=True, exist_ok=True)
     if original_names:
         adapter_to_original(source.adapter.directory, target, source.config)

@@ -100,6 +100,14 @@ class Export:
         return "\n".join(self.sentences())
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ScoreBefore:
+    """The loss of the adapter beside its base, in nats per target, and the scorer that measured it."""
+
+    scorer: Scorer
+    loss: float
+
+
 def export_model(request: ExportRequest) -> Export:
     """Writes the model, and deletes merged files again if they answer something else than the adapter beside its base.
 
@@ -107,7 +115,7 @@ def export_model(request: ExportRequest) -> Export:
     """
     target = request.target.expanduser().absolute()
     if target.exists() and any(target.iterdir()):
-        raise InputError(f"--out {request.target}: is not empty; name a new directory")
+        raise InputError(f"target {request.target}: is not empty; name a new directory")
     with tempfile.TemporaryDirectory(prefix="turnwise-export-") as scratch:
         return _export(request, target, Path(scratch))
 
@@ -125,24 +133,24 @@ def _export(request: ExportRequest, target: Path, scratch: Path) -> Export:
     if source.adapter is None:
         write_whole(load_as_trained(source), source, layout, target, dtype)
         return replace(export, files=_names(target))
+    # Ahead of the try: bad data must not delete a directory that the caller has made.
+    before = _score_before(request, source, scratch)
     try:
-        return _export_merged(request, export, source, dtype, scratch)
+        return _export_merged(request, export, source, dtype, before)
     except ValueError:
         shutil.rmtree(target, ignore_errors=True)  # it is not the model that was trained
         raise
 
 
 def _export_merged(
-    request: ExportRequest, export: Export, source: Exportable, dtype: torch.dtype, scratch: Path
+    request: ExportRequest, export: Export, source: Exportable, dtype: torch.dtype, before: _ScoreBefore | None
 ) -> Export:
-    scorer = _scorer(request, source, scratch)
-    before = scorer.score(load_as_trained(source), precision=source.precision) if scorer else None
     found = _write_merged(source, export.layout, export.directory, dtype)
     export = replace(export, files=_names(export.directory), divergence=found)
-    if scorer is None or before is None:
+    if before is None:
         return export
-    after, num_targets = scorer.score(reload_whole(export.directory), precision=source.precision)
-    check = MergeCheck(adapter_loss=before[0], merged_loss=after, num_targets=num_targets)
+    after, num_targets = before.scorer.score(reload_whole(export.directory), precision=source.precision)
+    check = MergeCheck(adapter_loss=before.loss, merged_loss=after, num_targets=num_targets)
     check.check(quantized=source.quantize is not None)
     if is_registered(request.source):
         tag_version(request.source, {"turnwise.merge": check.sentence()}, request.tracking or tracking_uri())
@@ -168,11 +176,13 @@ def _write_merged(source: Exportable, layout: Layout, target: Path, dtype: torch
     return divergence(trained, found)
 
 
-def _scorer(request: ExportRequest, source: Exportable, scratch: Path) -> Scorer | None:
+def _score_before(request: ExportRequest, source: Exportable, scratch: Path) -> _ScoreBefore | None:
     if request.data is None:
         return None
     conversations = read_conversations(request.data, unknown_keys=request.unknown_keys).conversations
-    return Scorer(conversations, source.chat_format, scratch, request.max_tokens)
+    scorer = Scorer(conversations, source.chat_format, scratch, request.max_tokens)
+    loss, _ = scorer.score(load_as_trained(source), precision=source.precision)
+    return _ScoreBefore(scorer=scorer, loss=loss)
 
 
 def _names(directory: Path) -> tuple[str, ...]:

@@ -40,13 +40,23 @@ def _with_renamed_code(version: Path) -> Path:
     folder = Path(tempfile.mkdtemp(dir=_process_folder()))
     for entry in version.iterdir():
         if entry.name == CODE:
-            shutil.copytree(entry, folder / CODE, ignore=shutil.ignore_patterns("__pycache__"))
+            _copy_code(entry, folder / CODE)
         elif entry.is_dir():
             (folder / entry.name).symlink_to(entry.absolute())
         else:
-            shutil.copy(entry, folder)  # MLflow refuses an MLmodel that is a link
+            shutil.copyfile(entry, folder / entry.name)  # MLflow refuses an MLmodel that is a link
     rename_package(folder)
     return folder
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    """Without the modes, which may forbid writing: the copy is rewritten and deleted later."""
+    target.mkdir()
+    for entry in source.iterdir():
+        if not entry.is_dir():
+            shutil.copyfile(entry, target / entry.name)
+        elif entry.name != "__pycache__":
+            _copy_code(entry, target / entry.name)
 
 
 @cache

@@ -328,8 +328,10 @@ def test_a_model_replies_streams_is_scored_and_compared(experiment, tmp_path):
     exported = turnwise.export(model, tmp_path / "out")
     assert (exported.layout, exported.dtype) == ("merged", "float32")
     assert load_base(ModelSpec(path=str(tmp_path / "out"))).model.config.model_type == "llama"
-    with pytest.raises(turnwise.InputError, match="is not empty; name a new directory"):
+    with pytest.raises(turnwise.InputError, match=r"target .*: is not empty; name a new directory"):
         turnwise.export(model, tmp_path / "out")
+    with pytest.raises(turnwise.InputError, match="scored turn fits into 2 tokens; give a larger max_tokens"):
+        turnwise.score(model, str(tmp_path / "data.jsonl"), max_tokens=2)
 
 
 def test_errors_for_users_are_one_family():

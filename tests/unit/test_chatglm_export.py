@@ -215,9 +215,9 @@ def test_other_families_have_a_merged_layout_and_are_told_what_they_have_not(tmp
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert "<|im_start|>" in AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
     for layout, what in {
-        "glm": "--layout glm is for ChatGLM3, and this is a llama: take --layout merged",
-        "chatglm": "--layout chatglm is for ChatGLM3, and this is a llama: take --layout merged",
-        "adapter": "--layout adapter: it was not trained with LoRA",
+        "glm": "layout glm is for ChatGLM3, and this is a llama: take layout merged",
+        "chatglm": "layout chatglm is for ChatGLM3, and this is a llama: take layout merged",
+        "adapter": "layout adapter: it was not trained with LoRA",
     }.items():
         with pytest.raises(SystemExit) as ended:
             main([str(tmp_path / "llama"), "--layout", layout, "--out", str(tmp_path / layout)])
@@ -230,7 +230,7 @@ def test_an_export_overwrites_nothing_and_an_adapter_needs_its_base(packages, tm
     (tmp_path / "taken" / "mine.txt").write_text("precious")
     with pytest.raises(SystemExit):
         main([str(packages["lora"][0]), "--out", str(tmp_path / "taken")])
-    assert "is not empty; name a new directory" in capsys.readouterr().err
+    assert f"target {tmp_path / 'taken'}: is not empty; name a new directory" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(packages["lora"][0] / "adapter"), "--out", str(tmp_path / "out")])
     assert "an adapter alone; name the model it belongs to by --base" in capsys.readouterr().err

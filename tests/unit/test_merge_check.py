@@ -13,7 +13,9 @@ from components.experiment.spec import LoraMethod
 from components.inference.merge_check import MergeCheck, check_merge, divergence, fixed_rows, next_tokens
 from components.models.adapters import attach_lora, detach_lora, merge, save_adapter
 from components.models.load_causal_lm import load_causal_lm
+from components.registry.checked_export import ExportRequest, export_model
 from tests.support.tiny_models import base_model, logits, trained_a_little
+from tests.support.toy import toy_conversations, write_messages_jsonl
 from workflows.export import main
 
 
@@ -140,6 +142,20 @@ def test_files_that_are_another_model_are_taken_away_again(tiny_model, tmp_path,
     assert ended.value.code == 2
     assert "the merged model is another one" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", ["missing.jsonl", "long.jsonl"])
+def test_bad_data_of_a_merge_leaves_an_empty_target_where_it_is(tiny_model, tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    adapter_on(tiny_model, tmp_path / "adapter")
+    write_messages_jsonl(tmp_path / "long.jsonl", toy_conversations(2))
+    (tmp_path / "out").mkdir()
+    request = ExportRequest(
+        source=str(tmp_path / "adapter"), target=tmp_path / "out", base=str(tiny_model), data=data, max_tokens=2
+    )
+    with pytest.raises(ValueError, match=r"missing\.jsonl|fits into 2 tokens; give a larger max_tokens"):
+        export_model(request)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_detached_adapters_on_both_uses_of_a_shared_matrix_leave_it_as_it_was(tiny_model):

@@ -145,6 +145,28 @@ def test_the_registrys_files_stay_as_they_are(registry):
     assert package_name(Path(source)) == "components"
 
 
+def test_a_version_that_may_not_be_written_is_loaded_from_a_copy_that_may(tmp_path):
+    version, uri = make_version(tmp_path, "read only"), f"sqlite:///{tmp_path}/mlflow.db"
+    client = open_store(uri)
+    client.create_registered_model("greeter")
+    client.create_model_version("greeter", str(version))
+    inside = [version, *version.rglob("*")]
+    for path in inside:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert load_version("models:/greeter/1", uri).predict(["?"]) == "read only!"
+    finally:
+        for path in inside:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    (greeting,) = [
+        module for name, module in sys.modules.items()
+        if name.endswith(".greeting") and getattr(module, "greeting", None) == "read only"
+    ]  # fmt: skip
+    package = Path(greeting.__file__).parent
+    # By their modes: root may write whatever they are.
+    assert [path for path in (package.parent, package, *package.iterdir()) if not path.stat().st_mode & 0o200] == []
+
+
 def test_a_name_is_the_codes_and_nothing_elses(tmp_path):
     names = [rename_package(make_version(tmp_path / str(i), word)) for i, word in enumerate(["a", "a", "b"])]
     assert names[0] == names[1] != names[2]
