@@ -16,10 +16,12 @@ name: toy
 model: {path: model}
 data: {train: data.jsonl, eval_fraction: 0.4, max_tokens: 128}
 trial:
+  method: {kind: lora, rank: 4}
   optimizer: {learning_rate: 5.0e-3}
   budget: {epochs: 2, evaluations: 1}
   batch: {rows_per_step: 2, rows_per_micro_batch: 2}
   precision: fp32
+search: {trials: 1, space: {lora: {method: {kind: lora}}}}
 """
 INSTALL_SECONDS, SECONDS = 900, 240
 
@@ -73,10 +75,10 @@ def test_the_wheel_brings_its_own_code_and_every_page_template(place):
 
 
 def test_its_command_previews_trains_and_chats(place):
-    assert "loss" in turnwise(place, "preview", "toy.yaml", "--records", "1", "--html", "preview.html")
+    assert "60 conversations" in turnwise(place, "preview", "toy.yaml", "--records", "1", "--html", "preview.html")
     assert (place / "preview.html").read_text(encoding="utf-8").count("<html") == 1
     trained = turnwise(place, "train", "toy.yaml")
-    (checkpoint,) = (line for line in (place / "runs" / "toy").glob("*/checkpoints/*/step_*"))
+    (checkpoint,) = (place / "runs").glob("*/*/checkpoints/*/step_*")
     assert str(checkpoint.relative_to(place)) in trained.replace(f"{place}/", "")
     assert turnwise(place, "chat", str(checkpoint), "--message", "say ab").strip()
 
