@@ -16,17 +16,11 @@ ROLE_ALIASES = {"developer": "system", "function": "tool"}
 
 def messages_of(raw: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Converts all messages. Raises InputError naming the first message that cannot be read."""
-    return [_message(number, message) for number, message in enumerate(raw, start=1)]
+    return [message_of(number, message) for number, message in enumerate(raw, start=1)]
 
 
-def openai_call(call: dict[str, Any]) -> tuple[str, str]:
-    """Returns a call's name, and its arguments as JSON text, as the API has them."""
-    function = canonical_call(call)["function"]
-    arguments = function["arguments"]
-    return function["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
-def _message(number: int, raw: Mapping[str, Any]) -> Message:
+def message_of(number: int, raw: Mapping[str, Any]) -> Message:
+    """Converts the message at position `number` of a conversation. Raises InputError if it cannot be read."""
     role = ROLE_ALIASES.get(raw["role"], raw["role"])
     if role not in ROLES:
         known = ", ".join((*ROLES, *ROLE_ALIASES))
@@ -39,6 +33,13 @@ def _message(number: int, raw: Mapping[str, Any]) -> Message:
         name=raw.get("name"),
         reasoning_content=raw.get("reasoning_content") or "",
     )
+
+
+def openai_call(call: dict[str, Any]) -> tuple[str, str]:
+    """Returns a call's name, and its arguments as JSON text, as the API has them."""
+    function = canonical_call(call)["function"]
+    arguments = function["arguments"]
+    return function["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def _text(number: int, content: Any) -> str:

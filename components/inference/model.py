@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from rich.table import Table
 
 from components.conversations.messages import Message
+from components.conversations.openai_messages import message_of
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
 from components.inference.generate import Reply, ReplyOptions, reply_to, stream_reply
 from components.inference.paired_bootstrap import Comparison
@@ -31,7 +32,7 @@ class Model:
         """The assistant's next message: `.text` is all of it, `.message` has tool calls apart.
 
         Args:
-            question: what a user says, or the conversation so far, as messages or {"role": ..., "content": ...}.
+            question: what a user says, or the conversation so far, as messages or as OpenAI has them: {"role": ..., ...}.
             system: a system message before it.
             options: max_new_tokens (128), temperature (0: greedy), top_p and tools, as ReplyOptions says.
 
@@ -114,4 +115,5 @@ def _messages(question: Question, system: str | None) -> list[Message]:
     before = [Message(role="system", content=system)] if system else []
     if isinstance(question, str):
         return [*before, Message(role="user", content=question)]
-    return [*before, *(each if isinstance(each, Message) else Message(**each) for each in question)]
+    given = enumerate(question, start=1)
+    return [*before, *(each if isinstance(each, Message) else message_of(number, each) for number, each in given)]

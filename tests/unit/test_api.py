@@ -15,6 +15,7 @@ from rich.table import Table
 
 import components as turnwise
 from components import api
+from components.conversations.openai_messages import messages_of
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
 from components.inference.model import Model
 from components.models.load_trained import load_base
@@ -337,3 +338,18 @@ def test_a_model_replies_streams_is_scored_and_compared(experiment, tmp_path):
 def test_errors_for_users_are_one_family():
     errors = [getattr(turnwise, name) for name in turnwise.__all__ if name.endswith("Error")]
     assert [error.__name__ for error in errors if not issubclass(error, turnwise.TurnwiseError)] == []
+
+
+def test_a_question_is_read_as_openai_s_api_has_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr("components.inference.model.reply_to", lambda _, messages, **__: asked.extend(messages))
+    question = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "what time is it?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock", "arguments": "{}"}}]},
+        {"role": "tool", "content": "noon"},
+    ]
+    Model(name="toy", loaded=None).reply(question)
+    assert asked == messages_of(question)
+    with pytest.raises(turnwise.InputError, match="message 2 is from 'nobody'"):
+        Model(name="toy", loaded=None).reply([question[0], {"role": "nobody", "content": ""}])
