@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.errors import InputError
 from components.experiment.load_experiment import load_experiment as _load_experiment
 from components.experiment.spec import ExperimentSpec
 from components.records.histories import Subscriber
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from components.inference.score import Score
     from components.planning.data_preview import MaskPreview
     from components.planning.experiment_plan import ExperimentPlan
-    from components.records.manifest import SearchManifest
     from components.registry.checked_export import Export
     from components.search.decide_outcome import SearchResult
     from components.search.handle import RemoteSearch, Search
@@ -93,7 +91,7 @@ def run(
     on_message: OnMessage = ignore_message,
     stop: StopRequest | None = None,
 ) -> SearchResult:
-    """Runs a search and returns its result. Blocks; `start` does not.
+    """Runs a search and returns its result. Blocks; `start` does not. May be called from any thread.
 
     Args:
         register: send the best trial through the registry's gate.
@@ -108,9 +106,12 @@ def run(
         TrackingError: MLflow is away at the start.
         StorageError: the storage is away.
     """
-    from components.search.run import run
+    from components.search.prepare_search import prepare_search
+    from components.search.run import driver_session
 
-    return run(experiment, register=register, resume=resume, on_event=on_event, on_message=on_message, stop=stop)
+    prepared = prepare_search(experiment, resume=resume, register=register, on_message=on_message)
+    with driver_session(prepared, on_message=on_message, stop=stop) as search:
+        return search.conclude(search.run_trials(on_event))
 
 
 def start(
@@ -157,11 +158,11 @@ def open_search(
     Raises:
         InputError: there is no such search, or it cannot be resumed.
     """
-    from components.search.find import find_search
+    from components.search.find import find_in_folder, find_search
     from components.search.handle import RemoteSearch
 
     if not isinstance(experiment, ExperimentSpec):
-        manifest = _search_in(experiment, search_id, unfinished=resume)
+        manifest = find_in_folder(experiment, search_id, unfinished=resume)
         experiment, search_id = manifest.experiment, manifest.search_id
     if resume:
         return start(experiment, register=register, resume=search_id, on_event=on_event, on_message=on_message)
@@ -257,24 +258,3 @@ def export(
         source=name, target=Path(target), layout=layout, dtype=dtype, base=base, data=data, tracking=tracking
     )
     return export_model(request)
-
-
-def _search_in(folder: str | Path, search_id: str, *, unfinished: bool) -> SearchManifest:
-    """A search in an experiment's folder, by its id, or the newest; `unfinished` leaves out those that have ended."""
-    from components.records.manifest import searches_in
-    from components.storage.open_folder import folder_at
-
-    found = searches_in(folder_at(str(folder)))
-    candidates = [manifest for manifest in found if not (unfinished and manifest.finished)]
-    named = [manifest for manifest in candidates if search_id in (NEWEST, manifest.search_id)]
-    if not named:
-        known = ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in found) or "none"
-        what = "such interrupted search" if unfinished else f"search {search_id}"
-        raise InputError(f"no {what} in {folder} (there: {known}); a folder is named STORAGE/NAME")
-    experiment = named[-1].experiment
-    if str(experiment.folder) != str(folder_at(str(folder))):
-        raise InputError(
-            f"{folder}: its searches were started with storage.path={experiment.storage.path}; work in the directory that"
-            " this is relative to, or give the experiment in place of its folder"
-        )
-    return named[-1]

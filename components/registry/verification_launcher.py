@@ -20,12 +20,12 @@ from components.errors import VerificationError
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_messages import (
     ABOUT_INCUMBENT,
+    OUT_OF_MEMORY,
     PhaseResult,
     VerificationReport,
     VerificationRequest,
     VerificationSettings,
 )
-from components.registry.verification_worker import OUT_OF_MEMORY
 from components.tracking.mlflow_access import MLFLOW_ERRORS, download_version, is_final, reason_of, without_secrets
 
 

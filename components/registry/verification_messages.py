@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from components.registry.probes import Probe
 from components.storage.folder import Folder
 
+OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
 Phase = Literal["candidate", "base", "incumbent"]
 ABOUT_INCUMBENT = ("incumbent_sums", "incumbent_problem", "incumbent_unseen")  # fields of VerificationReport
 

@@ -28,11 +28,10 @@ from components.models.load_trained import LoadedModel, load_base_of, load_train
 from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
 from components.registry.probes import Probe
-from components.registry.verification_messages import PhaseResult, VerificationRequest
+from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult, VerificationRequest
 from components.training.evaluate import ConversationLoss, score
 
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
-OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
 
 
 def verify(request: VerificationRequest) -> PhaseResult:

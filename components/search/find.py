@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from components.errors import InputError
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
 from components.records.manifest import LAYOUT, SearchManifest, searches_in
+from components.storage.open_folder import folder_at
 
 NEWEST = "newest"  # in place of a search's id
 
@@ -13,17 +17,34 @@ NEWEST = "newest"  # in place of a search's id
 def find_search(experiment: ExperimentSpec, search_id: str = NEWEST, *, unfinished: bool = False) -> SearchManifest:
     """By its id, or the newest; `unfinished` leaves out those that have ended. Raises InputError if there is none."""
     found = searches_in(experiment.folder)
-    wanted = found if search_id == NEWEST else [manifest for manifest in found if manifest.search_id == search_id]
+    wanted = _named(found, search_id)
     candidates = [manifest for manifest in wanted if not (unfinished and manifest.finished)]
     if candidates:
         return candidates[-1]
     if wanted and search_id != NEWEST:
         raise InputError(f"search {search_id} has ended; what it left can be seen with --watch {search_id}")
-    known = ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in found[-10:]) or "none"
+    known = _listed(found[-10:])
     what = "search is running" if search_id == NEWEST and unfinished else f"search {search_id}"
     raise InputError(
         f"no {what} in {experiment.folder} (there: {known}); storage.path and name must be those it was started with"
     )
+
+
+def find_in_folder(folder: str | Path, search_id: str = NEWEST, *, unfinished: bool = False) -> SearchManifest:
+    """As find_search, by the folder of the experiment, STORAGE/NAME, in place of the experiment."""
+    where = folder_at(str(folder))
+    found = searches_in(where)
+    candidates = [manifest for manifest in _named(found, search_id) if not (unfinished and manifest.finished)]
+    if not candidates:
+        what = "such interrupted search" if unfinished else f"search {search_id}"
+        raise InputError(f"no {what} in {folder} (there: {_listed(found)}); a folder is named STORAGE/NAME")
+    experiment = candidates[-1].experiment
+    if str(experiment.folder) != str(where):
+        raise InputError(
+            f"{folder}: its searches were started with storage.path={experiment.storage.path}; work in the directory that"
+            " this is relative to, or give the experiment in place of its folder"
+        )
+    return candidates[-1]
 
 
 def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManifest:
@@ -32,11 +53,11 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
     Raises InputError if there is none, or if it cannot go on.
     """
     unfinished = [manifest for manifest in searches_in(experiment.folder) if not manifest.finished]
-    wanted = unfinished[-1:] if search_id == NEWEST else [each for each in unfinished if each.search_id == search_id]
+    wanted = _named(unfinished, search_id)
     if not wanted:
         known = ", ".join(manifest.search_id for manifest in unfinished) or "none"
         raise InputError(f"--resume: no such interrupted search in {experiment.folder} (interrupted: {known})")
-    manifest = wanted[0]
+    manifest = wanted[-1]
     if manifest.layout != LAYOUT:
         raise InputError(
             f"--resume {manifest.search_id}: it was begun by another version of Turnwise, which kept its state otherwise; go"
@@ -62,6 +83,15 @@ def differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
         for path in paths
         if before.get(path) != after.get(path)
     ]
+
+
+def _named(manifests: Sequence[SearchManifest], search_id: str) -> list[SearchManifest]:
+    """All that the id may mean, the likeliest last."""
+    return [manifest for manifest in manifests if search_id in (NEWEST, manifest.search_id)]
+
+
+def _listed(manifests: Sequence[SearchManifest]) -> str:
+    return ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in manifests) or "none"
 
 
 def _leaves(tree: object, path: str = "") -> dict[str, object]:

@@ -14,7 +14,6 @@ from components.cluster.run_search import can_resume, run_search
 from components.cluster.scheduling.search_warnings import remarks
 from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
-from components.experiment.spec import ExperimentSpec
 from components.records.driver_presence import DriverInbox
 from components.records.events import TrialHistory, TrialState
 from components.records.histories import Subscriber, TrialHistories
@@ -34,7 +33,7 @@ from components.search.decide_outcome import (
     outcome_of_unfinished,
     resume_command,
 )
-from components.search.prepare_search import PreparedSearch, prepare_search
+from components.search.prepare_search import PreparedSearch
 from components.search.write_reports import log_inputs, summarize, write_reports
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
@@ -44,34 +43,6 @@ from components.tracking.mlflow_runs import MAX_CHARACTERS, TRAINED_TAG, SearchR
 from components.training.workers import UnfitWorkersError
 
 MLFLOW_SECONDS = 60.0  # how long the end waits for what MLflow has not taken yet
-
-
-def run(
-    experiment: ExperimentSpec,
-    *,
-    register: bool = True,
-    resume: str | None = None,
-    on_event: Subscriber | None = None,
-    on_message: OnMessage = ignore_message,
-    stop: StopRequest | None = None,
-    command: str = "",
-) -> SearchResult:
-    """Runs a search, or goes on with one, and returns its result. Blocks; may be called from any thread.
-
-    Raises InputError (or another ValueError) for what can be known before the search starts, InsufficientCapacityError,
-    TrackingError where MLflow is away at the start, and StorageError. Whatever else ends a search is an outcome.
-
-    Args:
-        register: send the best trial through the registry's gate.
-        resume: the id of an interrupted search of this experiment, or NEWEST.
-        on_event: is called in the thread of this call with every event of the trials, once the journal has it.
-        on_message: takes sentences for people.
-        stop: a request to it ends the search early; it can be resumed.
-        command: the command line that started this, for the reports and for the advice how to go on.
-    """
-    prepared = prepare_search(experiment, resume=resume, register=register, on_message=on_message)
-    with driver_session(prepared, on_message=on_message, stop=stop, command=command) as search:
-        return search.conclude(search.run_trials(on_event))
 
 
 @contextlib.contextmanager

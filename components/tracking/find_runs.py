@@ -18,9 +18,10 @@ def may_have_runs(uri: str) -> bool:
 
 
 def trial_run_ids(uri: str, mlflow_experiment: str, search_id: str) -> dict[str, str]:
-    """Run ids by trial id; empty if nothing of the search was tracked there. Raises TrackingError if MLflow is away."""
-    if not may_have_runs(uri):
-        return {}
+    """Run ids by trial id; empty if nothing of the search was tracked there. Raises TrackingError if MLflow is away.
+
+    Creates the SQLite file if there is none: ask may_have_runs first.
+    """
     try:
         client = open_store(uri)
         experiment = client.get_experiment_by_name(mlflow_experiment)

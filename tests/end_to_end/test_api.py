@@ -8,19 +8,13 @@ import components as turnwise
 from components.records.events import TrialEnded, TrialInstructed, TrialProgressed, TrialStarted
 from components.records.outcome import Outcome
 from tests.support.servers import until
-from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
+from tests.support.toy import toy_conversations, write_messages_jsonl
+from tests.support.toy_search import toy_search_folder
 
-EXPERIMENT = """
-name: toy
-model: {path: model}
-data: {train: data.jsonl, eval_fraction: 0.4, max_tokens: 128}
-trial:
-  budget: {epochs: 4, evaluations: 4}
-  batch: {rows_per_step: 2, rows_per_micro_batch: 2}
-  precision: fp32
+CHANGES = """
+trial: {budget: {epochs: 4}}
 search:
   trials: 2
-  scheduler: {name: none}
   space:
     lora:
       method: {kind: lora, rank: {choice: [2, 4]}}
@@ -32,11 +26,8 @@ registry: {name: toy}
 @pytest.fixture(scope="module")
 def notebook(tmp_path_factory):
     """The working directory of a notebook that has no cluster and no tracking server."""
-    folder = tmp_path_factory.mktemp("notebook")
-    tiny_model_directory(folder / "model")
-    write_messages_jsonl(folder / "data.jsonl", toy_conversations(60))
+    folder = toy_search_folder(tmp_path_factory.mktemp("notebook"), CHANGES)
     write_messages_jsonl(folder / "held_out.jsonl", toy_conversations(40, seed=7))
-    (folder / "toy.yaml").write_text(EXPERIMENT)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("OMP_NUM_THREADS", "1")

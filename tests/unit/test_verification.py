@@ -14,8 +14,8 @@ from components.registry.chat_model import PACKAGE
 from components.registry.model_package import save_packaged
 from components.registry.skip_load_on_save import is_being_saved
 from components.registry.verification_launcher import explain_exit
-from components.registry.verification_messages import PhaseResult
-from components.registry.verification_worker import OUT_OF_MEMORY, is_out_of_memory, verify
+from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult
+from components.registry.verification_worker import is_out_of_memory, verify
 
 
 def loss(sums, trials):
