@@ -1,6 +1,7 @@
 """Tune's own schedulers below the scheduler of slots, in real searches of trials that train nothing."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, MedianStoppingRule
 
 from components.cluster.capacity.placement import SlotPlacement
+from components.cluster.ray_internals.tune_loop import interruptible
 from components.cluster.ray_session import connected
 from components.cluster.scheduling.scheduler import on_slots
 from components.cluster.slots.slot_result import METRIC, TIME, ExitReason, SlotResult
@@ -78,7 +80,7 @@ def cluster():
 def test_every_trial_ends_and_one_that_leaves_its_slot_goes_on_where_it_was(tmp_path, below):
     configs = [TrialConfig(number=n + 1, branch="lora", varied={}, spec=TrialSpec()).to_tune() for n in range(TRIALS)]
     trainable = tune.with_parameters(Counter, folder=str(tmp_path))
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trainable, lambda config: SlotPlacement(WorkersSpec(), 1)),
         param_space={KEY: tune.grid_search([config[KEY] for config in configs])},
         tune_config=tune.TuneConfig(scheduler=on_slots(BELOW[below], EXPERIMENT), reuse_actors=True),
@@ -88,7 +90,9 @@ def test_every_trial_ends_and_one_that_leaves_its_slot_goes_on_where_it_was(tmp_
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
             verbose=0,
         ),
-    ).fit()
+    )
+    with interruptible(threading.Event()):  # Tune's own handlers of signals would outlast the test
+        tuner.fit()
     steps = {n: (tmp_path / f"{n}.txt").read_text().split() for n in range(1, TRIALS + 1)}
     assert (tmp_path / "left").exists()
     assert steps[1] == ["1", "2"]
