@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,13 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
+def device_in_words(device: torch.device) -> str:
+    """E.g. `NVIDIA L40S (CUDA_VISIBLE_DEVICES=3)`: the card that worker-seconds are paid for, and that Ray gave it."""
+    if device.type != "cuda":
+        return device.type
+    return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})"
+
+
 def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
     data = TrainingData(
         dataset=PreparedDataset.open(context.prepared),
@@ -168,7 +176,9 @@ def _run_command(command: SlotCommand, runner: TrialRunner, workers: Workers, si
             reached = runner.advance(_TrialSignals(signals, runner.trial_id, command.extensions))
             if isinstance(reached, InterimCheckpoint):
                 return Left(number=command.number, reason=signals.exit_reason, checkpoint=reached.checkpoint)
-            return Reported(number=command.number, progress=reached, node=this_node())
+            return Reported(
+                number=command.number, progress=reached, node=this_node(), device=device_in_words(workers.device)
+            )
     return Done(number=command.number)
 
 
