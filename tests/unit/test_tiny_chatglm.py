@@ -7,7 +7,8 @@ from components.models.chatglm.tiny_model import CONVERSATIONS, make_tiny, sizes
 
 
 def test_a_size_is_hidden_times_layers(tmp_path):
-    make_tiny(tmp_path, CONVERSATIONS, **sizes("128x3"))
+    hidden_size, layers = sizes("128x3")
+    make_tiny(tmp_path, CONVERSATIONS, hidden_size=hidden_size, layers=layers)
     config = glm_config(tmp_path)
     assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (128, 3, 32)
 

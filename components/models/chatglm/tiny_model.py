@@ -79,12 +79,12 @@ def train_sentencepiece(texts: list[str], file: Path, max_pieces: int = MAX_PIEC
     return int(sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue()).vocab_size())
 
 
-def sizes(text: str) -> dict[str, int]:
-    """Reads HIDDENxLAYERS as arguments of make_tiny. Raises ValueError for anything else."""
+def sizes(text: str) -> tuple[int, int]:
+    """Reads HIDDENxLAYERS. Raises ValueError for anything else."""
     hidden, times, layers = text.partition("x")
     if not (times and hidden.isdecimal() and layers.isdecimal() and int(layers)) or int(hidden) % 8 or not int(hidden):
         raise ValueError(f"{text}: a size is HIDDENxLAYERS, e.g. 512x8; the four heads want a multiple of 8 as HIDDEN")
-    return {"hidden_size": int(hidden), "layers": int(layers)}
+    return int(hidden), int(layers)
 
 
 if __name__ == "__main__":
@@ -93,8 +93,8 @@ if __name__ == "__main__":
             "usage: python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl [HIDDENxLAYERS]]"
         )
     try:
-        chosen = sizes(sys.argv[3]) if len(sys.argv) == 4 else {}
+        hidden_size, layers = sizes(sys.argv[3] if len(sys.argv) == 4 else "64x2")
     except ValueError as error:
         sys.exit(str(error))
-    make_tiny(Path(sys.argv[1]), *sys.argv[2:3], **chosen)
+    make_tiny(Path(sys.argv[1]), *sys.argv[2:3], hidden_size=hidden_size, layers=layers)
     print(f"{sys.argv[1]}: a tiny ChatGLM3 in the original layout, with random weights")
