@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from typing import cast
-
-from experiments.benchmarks.gpu_kit.checks import Check
-from experiments.benchmarks.gpu_kit.settings import Settings
-
-Run = Callable[[Settings], Iterator[Check]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """`share` is of the time that is left, beside the shares of the parts that follow."""
+    """`share` is of the time that is left, beside the shares of the parts that follow. `package` holds the part's module."""
 
     name: str
     question: str
     share: float
+    package: str = "experiments.benchmarks.gpu_kit"
 
-    def load(self) -> Run:
-        """The part's code; a part that cannot be imported does not keep the others from running."""
-        return cast(Run, import_module(f"experiments.benchmarks.gpu_kit.{self.name}").run)
+    @property
+    def module(self) -> str:
+        """It has a function `run(settings)`, which yields checks."""
+        return f"{self.package}.{self.name}"
 
 
 PARTS = {

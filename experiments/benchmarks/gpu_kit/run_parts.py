@@ -39,7 +39,7 @@ def run_part(part: Part, *, device: Literal["cuda", "cpu"], shapes: Shapes, seco
         settings = Settings(device_name=device, shapes=shapes, scratch=folder / "scratch", deadline=began + seconds)
         settings.scratch.mkdir()
         settings.write(folder / "settings.json")
-        words = [part.name, str(folder / "settings.json"), str(folder / "checks.jsonl")]
+        words = [part.module, str(folder / "settings.json"), str(folder / "checks.jsonl")]
         with log.open("w", encoding="utf-8") as output:
             end = _run(["experiments.benchmarks.gpu_kit.part_process", *words], output.fileno(), seconds + GRACE)
         made = checks.read(folder / "checks.jsonl")
