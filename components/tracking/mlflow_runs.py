@@ -39,6 +39,7 @@ SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "
 SEARCH_OF_TRIAL_TAG = "turnwise.search"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
+DEVICE_TAG = "turnwise.device"
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
 BEST_LOSS = "eval/best_loss"
@@ -182,6 +183,8 @@ class SearchRuns:
         tags = [RunTag(SLOT_TAG, record.slot)]
         if record.node is not None:
             tags.append(RunTag(NODE_TAG, record.node))
+        if record.device is not None:
+            tags.append(RunTag(DEVICE_TAG, record.device))
         if progress.checkpoint is not None and progress.eval_loss < trial.best_loss:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
             trial.best_loss = progress.eval_loss
