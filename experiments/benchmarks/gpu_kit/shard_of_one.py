@@ -49,10 +49,14 @@ def collectives(backend: str, settings: Settings) -> Iterator[Check]:
     dist.barrier()
     workers = TorchWorkers(settings.device)
     workers.barrier()
-    found = {"all_reduce": numbers.tolist(), "broadcast_object_list": box, "Workers.sum": workers.sum([0.5, 2.0])}
-    wanted = {"all_reduce": [0.0, 1.0, 2.0, 3.0], "broadcast_object_list": [{"step": 3}], "Workers.sum": [0.5, 2.0]}
-    wrong = [name for name in wanted if found[name] != wanted[name]]
-    asked = f"{backend}, a group of one: all_reduce, broadcast_object_list, barrier, Workers.sum"
+    seen_and_wanted = {
+        "all_reduce": (numbers.tolist(), [0.0, 1.0, 2.0, 3.0]),
+        "broadcast_object_list": (box, [{"step": 3}]),
+        "Workers.sum": (workers.sum([0.5, 2.0]), [0.5, 2.0]),
+        "Workers.from_first": (workers.from_first({"step": 4}), {"step": 4}),
+    }
+    wrong = [name for name, (seen, wanted) in seen_and_wanted.items() if seen != wanted]
+    asked = f"{backend}, a group of one: {', '.join(seen_and_wanted)}, barriers"
     yield passed_if(not wrong, asked, f"wrong: {', '.join(wrong)}" if wrong else "as they should be")
 
 
