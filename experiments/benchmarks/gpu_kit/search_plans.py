@@ -63,7 +63,7 @@ def planned(asked: str, file: Path, folder: Path, *, six: Path, other: Path) -> 
     model = six if "chatglm3-6b" in load_experiment(file).model.path else other
     ran = run_plan(file, f"model.path={model}", f"storage.path={folder / 'runs'}")
     if ran.plan is None:
-        return passed_if(False, asked, f"status {ran.status}: {ran.said[-200:]}")
+        return passed_if(False, asked, f"status {ran.status}: {' '.join(ran.said.split())[-200:]}")
     branches = ran.plan.branches
     sizes = ", ".join(f"{branch.branch} {branch.memory.total / GB:.2f} GB" for branch in branches)
     fit = [{fit.node for fit in branch.fits if fit.fits} for branch in branches]
@@ -74,7 +74,9 @@ def planned(asked: str, file: Path, folder: Path, *, six: Path, other: Path) -> 
 def refused(asked: str, file: Path) -> Check:
     ran = run_plan(file)
     return passed_if(
-        ran.status == Exit.BAD_INPUT and "field required" in ran.said, asked, f"status {ran.status}: {ran.said[:100]}"
+        ran.status == Exit.BAD_INPUT and "field required" in ran.said,
+        asked,
+        f"status {ran.status}: {' '.join(ran.said.split())[:120]}",
     )
 
 
@@ -92,7 +94,7 @@ def price_of_card(settings: Settings, file: Path, model: Path, card: str) -> Che
 
 def priced(asked: str, ran: Ran, node: str, card: str) -> Check:
     if ran.plan is None or ran.status != Exit.DONE:
-        return passed_if(False, asked, f"status {ran.status}: {ran.said[-200:]}")
+        return passed_if(False, asked, f"status {ran.status}: {' '.join(ran.said.split())[-200:]}")
     seen, holds = [], True
     for branch in ran.plan.branches:
         fit = next((each for each in branch.fits if each.node == node), NodeFit(node=node, room_bytes=0, short_bytes=1))
