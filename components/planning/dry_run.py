@@ -66,8 +66,9 @@ class DryRun:
 
     trained_bytes: of the parameters that are trained. layer_parameters: of the largest block, which a sharded model
     gathers; root_parameters: of all that is in no block (embeddings, head). `training` and `evaluation` hold the weights
-    too, `training` the gradients, but neither has an optimizer or a clean copy. whole_logits: why logits are computed at all
-    positions; empty where they are at scored ones only.
+    too, `training` the gradients, but neither has an optimizer or a clean copy. `proof` is an evaluation of a model that is
+    not trained: autocast keeps no copies of its weights. whole_logits: why logits are computed at all positions; empty where
+    they are at scored ones only.
     """
 
     parameters: int
@@ -79,6 +80,7 @@ class DryRun:
     root_parameters: int
     training: Peak
     evaluation: Peak
+    proof: Peak
     training_flops: int
     evaluation_flops: int
     whole_logits: str = ""
@@ -133,10 +135,9 @@ def _run_step(
         scored = ScoredModel(trained, precision=spec.precision, attention=attention, device=torch.device("cpu"))
         scored.look_at_head()
         scored.eval()
-        tracker.begin()
-        with torch.no_grad():
-            scored.losses(_fake_batch(evaluated))
-        evaluation, evaluation_flops = tracker.peak, tracker.flops
+        evaluation, evaluation_flops = _evaluate(scored, evaluated, tracker)
+        with _frozen(trained):
+            proof, _ = _evaluate(scored, evaluated, tracker)
         scored.train()
         tracker.batch, fake = batch, _fake_batch(batch)
         tracker.begin()
@@ -158,10 +159,19 @@ def _run_step(
         root_parameters=_parameters(trained) - sum(_parameters(layer) for layer in _blocks(trained)),
         training=tracker.peak,
         evaluation=evaluation,
+        proof=proof,
         training_flops=tracker.flops,
         evaluation_flops=evaluation_flops,
         whole_logits=scored.whole_logits or "",
     )
+
+
+def _evaluate(scored: ScoredModel, batch: MicroBatch, tracker: MemTracker) -> tuple[Peak, int]:
+    """Returns the peak and the operations."""
+    tracker.begin()
+    with torch.no_grad():
+        scored.losses(_fake_batch(batch))
+    return tracker.peak, tracker.flops
 
 
 class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -261,6 +271,16 @@ def _each_gradient(model: nn.Module, then: Callable[[Tensor], None]) -> Iterator
         handle.remove()
 
 
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
 def _into_bucket(parameter: Tensor) -> None:
     parameter.grad = None
 
@@ -274,13 +294,15 @@ def _weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
 
 
 def _fake_batch(batch: MicroBatch) -> Batch:
-    integers_BT = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64)
+    def integers() -> Tensor:
+        return torch.zeros(batch.rows, batch.tokens, dtype=torch.int64)
+
     return Batch(
-        token_ids_BT=integers_BT,
-        labels_BT=integers_BT,
+        token_ids_BT=integers(),
+        labels_BT=integers(),
         weights_BT=torch.zeros(batch.rows, batch.tokens),
-        position_ids_BT=integers_BT,
-        segment_ids_BT=integers_BT,
+        position_ids_BT=integers(),
+        segment_ids_BT=integers(),
     )
 
 

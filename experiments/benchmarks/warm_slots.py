@@ -164,7 +164,8 @@ def train_one_trial(config: dict[str, Any]) -> None:
     from ray.train import Checkpoint, report
     from ray.util import get_current_placement_group, placement_group_table
 
-    from components.cluster.slots.worker import make_runner, workers_of_this_run
+    from components.cluster.slots.train_workers import workers_of_this_run
+    from components.cluster.slots.worker import make_runner
 
     workers = workers_of_this_run(config["workers"])
     runner = make_runner(config["context"], workers)
