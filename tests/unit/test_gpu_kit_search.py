@@ -14,6 +14,7 @@ from components.experiment.spec import FullMethod, TrialSpec
 from components.planning.calibrate import Calibration
 from components.records.events import StepMetrics, TrialEnded, TrialProgressed
 from experiments.benchmarks.gpu_kit import search, search_checks, search_plans
+from experiments.benchmarks.gpu_kit.cases import run_cases
 from experiments.benchmarks.gpu_kit.search_checks import Tracked
 from experiments.benchmarks.gpu_kit.search_recording import Kill, Look, Recording, record, runs, train_workers
 from experiments.benchmarks.gpu_kit.settings import Settings
@@ -393,7 +394,7 @@ def calibrated(ran, card="NVIDIA H100 80GB HBM3", **fit_changes):
 
 
 def priced(ran, card="NVIDIA H100 80GB HBM3"):
-    return search_plans.priced("the price", ran, "p5.48xlarge", card)
+    return search_plans.priced(ran, "p5.48xlarge", card)
 
 
 def test_a_plan_that_was_measured_on_the_card_has_its_price(planned_smoke):
@@ -418,16 +419,16 @@ def test_a_plan_without_the_card_s_price_fails(planned_smoke):
 
 
 def test_a_card_that_no_machine_of_the_table_has_is_skipped_with_its_name(settings):
-    check = search_plans.price_of_card(settings, search.FILE, settings.scratch / "model", "NVIDIA T4")
+    (check,) = search_plans.price_of_card(settings, search.FILE, settings.scratch / "model", "NVIDIA T4")
     assert (check.verdict, "NVIDIA T4" in check.seen) == ("skipped", True)
 
 
 def test_an_experiment_is_planned_and_one_that_cannot_be_fails(settings, planned_smoke):
     model, folder = settings.scratch / "model", settings.scratch / "plans"
-    check = search_plans.planned("a plan", search.FILE, folder, six=Path("nowhere"), other=model)
+    (check,) = search_plans.planned("a plan", search.FILE, folder, six=Path("nowhere"), other=model)
     assert check.verdict == "passed"
     assert "all fit on: g6.2xlarge" in check.seen
-    check = search_plans.planned("a plan", search.FILE, folder, six=model, other=settings.scratch / "nowhere")
+    (check,) = search_plans.planned("a plan", search.FILE, folder, six=model, other=settings.scratch / "nowhere")
     assert check.verdict == "failed"
     assert "status 2" in check.seen
 
@@ -435,12 +436,12 @@ def test_an_experiment_is_planned_and_one_that_cannot_be_fails(settings, planned
 def test_files_of_a_cluster_are_no_experiments_and_an_experiment_is_one():
     files = sorted(search_plans.EXPERIMENTS.rglob("*.yaml"))
     (manifest,) = [file for file in files if file.parent.name == "cluster"]
-    assert search_plans.refused("refused", manifest).verdict == "passed"
+    assert [check.verdict for check in search_plans.refused("refused", manifest)] == ["passed"]
 
 
 def test_a_plan_in_place_of_a_refusal_fails(monkeypatch, planned_smoke):
     monkeypatch.setattr(search_plans, "run_plan", lambda file: planned_smoke)
-    assert search_plans.refused("refused", search.FILE).verdict == "failed"
+    assert [check.verdict for check in search_plans.refused("refused", search.FILE)] == ["failed"]
 
 
 def test_the_shape_of_chatglm3_6b_is_that_of_the_real_one(settings, planned_smoke, tmp_path):
@@ -469,3 +470,23 @@ def test_the_search_takes_the_whole_card_and_the_cpu_s_none(settings, monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA L40S")
     assert on_gpu.device() == "NVIDIA L40S (CUDA_VISIBLE_DEVICES=2)"
+
+
+def test_a_search_that_never_began_fails_its_checks_and_no_more(settings):
+    smoke = search.SmokeSearch(settings)
+    nothing = Recording(
+        status=2, summary=None, last_words="model.path=x: no such directory", events=(), looks=(), kill=None
+    )
+    checks = list(run_cases(search.cases_of(smoke, nothing), settings))
+    assert [check.verdict for check in checks] == ["failed"] * 5 + ["skipped"] + ["failed"] * 2 + ["skipped"]
+    assert "status 2; its last words: model.path=x: no such directory" in checks[0].seen
+
+
+def test_an_mlflow_that_does_not_answer_fails_what_is_asked_of_it(settings, monkeypatch):
+    def away(self, recording):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(search.SmokeSearch, "tracked", away)
+    checks = list(run_cases(search.cases_of(search.SmokeSearch(settings), GOOD), settings))
+    assert [check.seen for check in checks if check.verdict == "failed"].count("ConnectionError: refused") == 3
+    assert "passed" in {check.verdict for check in checks}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,14 +39,6 @@ def skipped(asked: str, reason: str) -> Check:
 
 def failed(asked: str, reason: str) -> Check:
     return Check(asked=asked, seen=reason, verdict="failed")
-
-
-def tried(asked: str, answer: Callable[[], Check]) -> Check:
-    """The answer, or what kept it from being found: one check that breaks does not take the part's others with it."""
-    try:
-        return answer()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the table must say it
-        return failed(asked, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
 
 
 def append(file: Path, check: Check) -> None:

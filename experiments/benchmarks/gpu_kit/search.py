@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import torch
 from components.experiment.load_experiment import load_experiment
 from components.models.chatglm.tiny_model import make_tiny
 from experiments.benchmarks.gpu_kit import search_checks
-from experiments.benchmarks.gpu_kit.checks import Check, failed, skipped, tried
+from experiments.benchmarks.gpu_kit.cases import Case, run_cases
+from experiments.benchmarks.gpu_kit.checks import Check, failed, skipped
 from experiments.benchmarks.gpu_kit.search_checks import Tracked
 from experiments.benchmarks.gpu_kit.search_recording import GRACE_SECONDS, ROOT, Recording, record
 from experiments.benchmarks.gpu_kit.settings import Settings
@@ -51,39 +52,45 @@ def run(settings: Settings) -> Iterator[Check]:
     search = SmokeSearch(settings)
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(search.record)
-        yield from search_plans.every_file(settings)
+        yield from run_cases(search_plans.every_file(settings), settings)
         try:
             recording = running.result()
         except Exception as error:  # noqa: BLE001 - the plans' checks stand all the same
             yield failed(asked, f"{type(error).__name__}: {error}")
             return
-    yield from checks_of(search, recording)
+    yield from run_cases(cases_of(search, recording), settings)
     if settings.on_gpu:
-        card = torch.cuda.get_device_name()
-        yield tried("the card's price", partial(search_plans.price_of_card, settings, FILE, search.model, card))
+        price = partial(search_plans.price_of_card, settings, FILE, search.model, torch.cuda.get_device_name())
+        yield from run_cases([(search_plans.PRICE, price, search_plans.PLAN_SECONDS)], settings)
 
 
-def checks_of(search: SmokeSearch, recording: Recording) -> Iterator[Check]:
-    """One check that breaks is a failed one, and the others follow."""
-    tracked, shares = search.tracked(recording), search.shares()
-    on_gpu = search.settings.on_gpu
-    for name, check in {
-        "the champion": partial(search_checks.ended_with_a_champion, recording, tracked),
+def cases_of(search: SmokeSearch, recording: Recording) -> Iterator[Case]:
+    tracked, shares = cache(partial(search.tracked, recording)), search.shares()
+    checks: dict[str, Callable[[], Check]] = {
+        "the champion": lambda: search_checks.ended_with_a_champion(recording, tracked()),
         "shares": partial(search_checks.shares_honoured, recording, shares),
         "the device": partial(search_checks.ran_on, recording, search.device()),
         "warm slots": partial(search_checks.slots_stay_warm, recording),
         "a killed worker": partial(search_checks.killed_worker_is_replaced, recording),
         "the card's memory": partial(search_checks.memory_comes_back, recording),
         "worker-seconds": partial(search_checks.worker_seconds_are_paid_time, recording, shares),
-        "system metrics": partial(search_checks.system_metrics_logged, tracked),
-    }.items():
-        yield tried(name, check)
-    if not on_gpu:
-        yield skipped("the card's metrics in MLflow", "no GPU")
-    elif find_spec("pynvml") is None:
-        yield skipped("the card's metrics in MLflow", "nvidia-ml-py is not installed, with which MLflow reads them")
-    else:
-        yield tried("the card's metrics in MLflow", partial(search_checks.gpu_metrics_logged, tracked))
+        "the machine's metrics": lambda: search_checks.system_metrics_logged(tracked()),
+        "the card's metrics": lambda: card_metrics(search.settings, tracked()),
+    }
+    for name, check in checks.items():
+        yield name, partial(_alone, check), 0.0
+
+
+def _alone(check: Callable[[], Check]) -> list[Check]:
+    return [check()]
+
+
+def card_metrics(settings: Settings, tracked: Tracked) -> Check:
+    if not settings.on_gpu:
+        return skipped("the card's metrics in MLflow", "no GPU")
+    if find_spec("pynvml") is None:
+        return skipped("the card's metrics in MLflow", "nvidia-ml-py is not installed, with which MLflow reads them")
+    return search_checks.gpu_metrics_logged(tracked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +164,18 @@ class SmokeSearch:
 
         from components.tracking.mlflow_access import open_store
 
+        if recording.summary is None:
+            return Tracked(champion=None, system_metrics={})
         experiment, client = load_experiment(FILE, self.changes), open_store(self.tracking_uri)
         try:
             champion = client.get_model_version_by_alias(experiment.registered_model, "champion").version
         except MlflowException:
             champion = None
-        metrics: dict[str, float] = {}
-        if recording.summary is not None:
-            run_id = recording.summary["run_id"]
-            for name in client.get_run(run_id).data.metrics:
-                metrics[name] = max(point.value for point in client.get_metric_history(run_id, name))
+        run_id = recording.summary["run_id"]
+        metrics = {
+            name: max(point.value for point in client.get_metric_history(run_id, name))
+            for name in client.get_run(run_id).data.metrics
+        }
         return Tracked(champion=None if champion is None else str(champion), system_metrics=metrics)
 
 

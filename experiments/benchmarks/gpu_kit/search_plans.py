@@ -17,14 +17,16 @@ from components.planning.branch_plan import NodeFit
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import load_node_table
 from components.planning.memory import GB
-from experiments.benchmarks.gpu_kit.checks import Check, passed_if, skipped, tried
+from experiments.benchmarks.gpu_kit.cases import Case
+from experiments.benchmarks.gpu_kit.checks import Check, failed, passed_if, skipped
 from experiments.benchmarks.gpu_kit.search_recording import ROOT
 from experiments.benchmarks.gpu_kit.settings import Settings
 from workflows import plan
 from workflows.cli import Exit
 
 EXPERIMENTS = ROOT / "experiments"
-ENOUGH_SECONDS = 20.0  # for a plan of a 6B's shape on a slow machine
+PLAN_SECONDS = 20.0  # for a plan of a 6B's shape on a slow machine
+PRICE = "plan.py gpu_smoke.yaml --calibrate: it finds this card, and says what the search costs on it"
 # The sizes of ChatGLM3-6B in its config.json.
 CHATGLM3_6B = {
     "num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32, "kv_channels": 128,
@@ -40,8 +42,12 @@ class Ran:
     plan: ExperimentPlan | None
     said: str
 
+    def end(self) -> str:
+        """On a line, for one that did not make a plan."""
+        return f"status {self.status}: {' '.join(self.said.split())[:200]}"
 
-def every_file(settings: Settings) -> Iterator[Check]:
+
+def every_file(settings: Settings) -> Iterator[Case]:
     """An experiment is planned, by the sizes of its model alone; another YAML file (of a cluster) is refused as bad input."""
     folder = settings.scratch / "plans"
     tiny = folder / "tiny"
@@ -50,49 +56,46 @@ def every_file(settings: Settings) -> Iterator[Check]:
     for file in sorted(EXPERIMENTS.rglob("*.yaml")):
         is_experiment = file.parent == EXPERIMENTS
         asked = f"plan.py {file.relative_to(ROOT)}: {'a plan' if is_experiment else 'refused, for it is no experiment'}"
-        if settings.seconds_left() < ENOUGH_SECONDS:
-            yield skipped(asked, "no time left")
-        elif is_experiment:
-            yield tried(asked, partial(planned, asked, file, folder, six=six, other=tiny))
-        else:
-            yield tried(asked, partial(refused, asked, file))
+        answer = (
+            partial(planned, asked, file, folder, six=six, other=tiny)
+            if is_experiment
+            else partial(refused, asked, file)
+        )
+        yield asked, answer, PLAN_SECONDS
 
 
-def planned(asked: str, file: Path, folder: Path, *, six: Path, other: Path) -> Check:
+def planned(asked: str, file: Path, folder: Path, *, six: Path, other: Path) -> Iterator[Check]:
     """Its own model is not here: one of the 6B's shape takes its place where it is ChatGLM3-6B, else a small one."""
     model = six if "chatglm3-6b" in load_experiment(file).model.path else other
     ran = run_plan(file, f"model.path={model}", f"storage.path={folder / 'runs'}")
     if ran.plan is None:
-        return passed_if(False, asked, f"status {ran.status}: {ran.said[-200:]}")
+        yield failed(asked, ran.end())
+        return
     branches = ran.plan.branches
     sizes = ", ".join(f"{branch.branch} {branch.memory.total / GB:.2f} GB" for branch in branches)
     fit = [{fit.node for fit in branch.fits if fit.fits} for branch in branches]
     places = ", ".join(sorted(set.intersection(*fit))) or "nowhere"
-    return passed_if(ran.status == Exit.DONE, asked, f"{sizes}; all fit on: {places}")
+    yield passed_if(ran.status == Exit.DONE, asked, f"{sizes}; all fit on: {places}")
 
 
-def refused(asked: str, file: Path) -> Check:
+def refused(asked: str, file: Path) -> Iterator[Check]:
     ran = run_plan(file)
-    return passed_if(
-        ran.status == Exit.BAD_INPUT and "field required" in ran.said, asked, f"status {ran.status}: {ran.said[:100]}"
-    )
+    yield passed_if(ran.status == Exit.BAD_INPUT and "field required" in ran.said, asked, ran.end())
 
 
-def price_of_card(settings: Settings, file: Path, model: Path, card: str) -> Check:
+def price_of_card(settings: Settings, file: Path, model: Path, card: str) -> Iterator[Check]:
     """The plan of the smoke search after a few real steps of each branch on this card."""
-    asked = "plan.py gpu_smoke.yaml --calibrate: it finds this card, and says what the search costs on it"
     nodes = [name for name, node in load_node_table().nodes.items() if node.is_of(card)]
     if not nodes:
-        return skipped(asked, f"no machine of components/planning/nodes.yaml has a {card}")
-    if settings.seconds_left() < ENOUGH_SECONDS:
-        return skipped(asked, "no time left")
+        yield skipped(PRICE, f"no machine of components/planning/nodes.yaml has a {card}")
+        return
     storage = f"storage.path={settings.scratch / 'plans' / 'runs'}"
-    return priced(asked, run_plan(file, f"model.path={model}", storage, calibrate=True), nodes[0], card)
+    yield priced(run_plan(file, f"model.path={model}", storage, calibrate=True), nodes[0], card)
 
 
-def priced(asked: str, ran: Ran, node: str, card: str) -> Check:
+def priced(ran: Ran, node: str, card: str) -> Check:
     if ran.plan is None or ran.status != Exit.DONE:
-        return passed_if(False, asked, f"status {ran.status}: {ran.said[-200:]}")
+        return failed(PRICE, ran.end())
     seen, holds = [], True
     for branch in ran.plan.branches:
         fit = next((each for each in branch.fits if each.node == node), NodeFit(node=node, room_bytes=0, short_bytes=1))
@@ -104,7 +107,7 @@ def priced(asked: str, ran: Ran, node: str, card: str) -> Check:
             holds = holds and measured.device == card and fit.fits and fit.dollars.high > 0 and len(row) == 1
             words = f"{measured.tokens_per_second:,.0f} tokens/s, {fit.hours.high:.2g} hours, ${fit.dollars.high:.2g}"
         seen.append(f"{branch.branch}: {words}")
-    return passed_if(holds, asked, f"{'; '.join(seen)} on {node}")
+    return passed_if(holds, PRICE, f"{'; '.join(seen)} on {node}")
 
 
 def run_plan(file: Path, *changes: str, calibrate: bool = False) -> Ran:
