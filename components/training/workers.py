@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from datetime import timedelta
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from components.errors import InputError
 
 Parallel = Literal["ddp", "fsdp"]
+# Longer than any worker waits for another one: for its upload of a checkpoint, or its copy of a base model. A worker that
+# dies is noticed at once, because its connections close, and one that hangs by the default group, whose timeout is shorter.
+CONTROL_TIMEOUT = timedelta(days=1)
 
 
 class UnfitWorkersError(InputError):
@@ -36,6 +40,10 @@ class Workers(Protocol):
         """Returns once every worker has called it."""
         ...
 
+    def from_first(self, value: Any) -> Any:
+        """Returns the first worker's value on every worker. It can be anything that can be pickled."""
+        ...
+
 
 class OneWorker:
     """A single process."""
@@ -53,18 +61,33 @@ class OneWorker:
     def barrier(self) -> None:
         return
 
+    def from_first(self, value: Any) -> Any:
+        return value
+
 
 class TorchWorkers:
-    """The default process group: gloo on CPU, NCCL on GPUs. The caller (Ray Train, a test) has initialised it."""
+    """The processes of torch's default process group, which the caller (Ray Train, a test) has initialised.
+
+    Gradients and shards of weights go over that group (NCCL on GPUs, gloo on CPUs): DDP and FSDP see to it. Everything else
+    is a few bytes that lie in CPU memory, and goes over a gloo group of its own: commands, counts, losses, barriers. There a
+    worker that waits sleeps. In NCCL it would keep a kernel and a CPU core busy, and be ended by the group's timeout.
+    """
 
     def __init__(self, device: torch.device, *, parallel: Parallel = "ddp", cpu_offload: bool = False) -> None:
+        """All workers call it, equally often: it makes the control group."""
         self.worker_rank, self.count, self.device = dist.get_rank(), dist.get_world_size(), device
         self.parallel, self.cpu_offload = parallel, cpu_offload
+        self.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
     def sum(self, values: list[float]) -> list[float]:
-        totals = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(totals)
+        totals = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(totals, group=self.control)
         return [float(total) for total in totals]
 
     def barrier(self) -> None:
-        dist.barrier()
+        dist.barrier(group=self.control)
+
+    def from_first(self, value: Any) -> Any:
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]

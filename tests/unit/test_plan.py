@@ -487,6 +487,21 @@ def test_the_table_of_nodes_is_whole_and_a_bad_one_is_refused(tmp_path):
         load_node_table(bad)
 
 
+@pytest.mark.parametrize(
+    ("device", "types"),
+    [
+        ("NVIDIA L4", {"g6.2xlarge"}),
+        ("NVIDIA L40S", {"g6e.2xlarge"}),
+        ("NVIDIA H100 80GB HBM3", {"p5.48xlarge"}),
+        ("NVIDIA H200", {"p5en.48xlarge"}),
+        ("NVIDIA A100-SXM4-80GB", {"p4de.24xlarge"}),
+        ("cpu", set()),
+    ],
+)
+def test_a_card_is_found_in_the_table_by_its_whole_name(device, types):
+    assert {name for name, node in load_node_table().nodes.items() if node.is_of(device)} == types
+
+
 def test_errors_of_the_table_speak_of_a_table_of_machines(tmp_path):
     missing = r"nope\.yaml: no such table of machines; .*planning/nodes\.yaml is one to copy$"
     with pytest.raises(ExperimentError, match=missing):

@@ -28,7 +28,7 @@ from components.cluster.slots.protocol import (
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, budget_at
 
-POLL_SECONDS = 30.0  # well below the collective timeout of the workers that wait for the first one's broadcast
+POLL_SECONDS = 30.0  # how long a call waits before the first worker makes it again
 HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
 MAX_FAILURES = 2
 

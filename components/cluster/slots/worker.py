@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.train.torch
+import ray.train
 import torch
 import torch.distributed as dist
 
@@ -29,6 +29,7 @@ from components.cluster.slots.protocol import (
 from components.cluster.slots.resume import latest_complete
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.slot_signals import SlotSignals
+from components.cluster.slots.train_workers import device_in_words, workers_of_this_run
 from components.data.prepare import PreparedDataset
 from components.experiment.base_precisions import base_variants
 from components.experiment.spec import WorkersSpec
@@ -37,7 +38,7 @@ from components.storage.open_folder import folder_at
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
-from components.training.workers import OneWorker, TorchWorkers, UnfitWorkersError, Workers
+from components.training.workers import UnfitWorkersError, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +64,20 @@ def serve_commands(config: dict[str, Any]) -> None:
     resume = ray.get(board.register_worker_group.remote(slot)) if first else None
     try:
         workers = workers_of_this_run(config["workers"])
-        runner = _restore_runner(config["context"], config["workers"], workers, _from_first_worker(resume, workers))
+        runner = _restore_runner(config["context"], config["workers"], workers, workers.from_first(resume))
     except Exception as error:
         ray.get(board.report_startup_error.remote(slot, f"{type(error).__name__}: {error}"))
         raise
     signals = SlotSignals(board, slot, first=first)
     answer: SlotAnswer | None = None
     while True:
-        command = _from_first_worker(ray.get(board.next_command.remote(slot, answer)) if first else None, workers)
+        command = workers.from_first(ray.get(board.next_command.remote(slot, answer)) if first else None)
         if isinstance(command, EndSlot):
             runner.wait_for_uploads()
             if first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
         answer = None if isinstance(command, Wait) else _execute(command, runner, workers, signals, board, slot)
-
-
-def workers_of_this_run(spec: WorkersSpec) -> Workers:
-    """Returns the workers of this process' Ray Train run, in the training loop's terms."""
-    torch.set_num_threads(max(1, int(spec.cpus_per_worker)))
-    device = ray.train.torch.get_device() if spec.gpus_per_worker else torch.device("cpu")
-    if spec.gpus_per_worker and device.type != "cuda":
-        raise RuntimeError("gpus_per_worker is above 0, but torch sees no CUDA device here: is its build the CPU's?")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # FSDP and NCCL use the current one
-    if ray.train.get_context().get_world_size() == 1 and spec.parallel == "ddp":
-        return OneWorker(device)
-    return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
 def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
@@ -99,15 +87,6 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         pad_token_id=context.pad_token_id,
     )
     return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
-
-
-def _from_first_worker(value: Any, workers: Workers) -> Any:
-    """Returns the first worker's value on every worker."""
-    if workers.count == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
@@ -126,7 +105,7 @@ def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers,
 def resume_from(runner: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
     """Resumes from a checkpoint. If its upload is not complete: from an earlier one, then repeats the steps up to it."""
     wanted = folder_at(checkpoint)
-    checkpoint_folder = _from_first_worker(latest_complete(wanted) if workers.worker_rank == 0 else None, workers)
+    checkpoint_folder = workers.from_first(latest_complete(wanted) if workers.worker_rank == 0 else None)
     if checkpoint_folder is not None:
         runner.load(checkpoint_folder)
     runner.replay_to(reported_step(wanted.name), extensions)
@@ -168,7 +147,9 @@ def _run_command(command: SlotCommand, runner: TrialRunner, workers: Workers, si
             reached = runner.advance(_TrialSignals(signals, runner.trial_id, command.extensions))
             if isinstance(reached, InterimCheckpoint):
                 return Left(number=command.number, reason=signals.exit_reason, checkpoint=reached.checkpoint)
-            return Reported(number=command.number, progress=reached, node=this_node())
+            return Reported(
+                number=command.number, progress=reached, node=this_node(), device=device_in_words(workers.device)
+            )
     return Done(number=command.number)
 
 
@@ -178,5 +159,5 @@ def _start(runner: TrialRunner, start: Start) -> None:
 
 
 def _is_broken_collective(error: BaseException) -> bool:
-    """gloo reports a dead peer as a plain RuntimeError, which only its text tells apart."""
+    """gloo reports a dead peer as a plain RuntimeError, which only its text tells apart. Beside NCCL there is gloo, too."""
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from components.models.dtypes import DTYPES
@@ -67,6 +68,18 @@ def config_of(name: str, settings: Settings) -> PreTrainedConfig:
     return cast(PreTrainedConfig, (TINY if settings.tiny else REAL)[name]())
 
 
+def few_layers(name: str, settings: Settings) -> PreTrainedConfig:
+    """The layers of REAL's name, but only one or two of them, and a small vocabulary; or its small namesake.
+
+    A step of it in float32 takes the CPU a second or two.
+    """
+    config = config_of(name, settings)
+    if not settings.tiny:
+        config.num_hidden_layers = 2 if config.hidden_size <= 2048 else 1
+        config.vocab_size = 4096
+    return config
+
+
 def random_model(
     config: PreTrainedConfig,
     device: torch.device,
@@ -75,6 +88,7 @@ def random_model(
     attention: str = "sdpa",
     quantize: str | None = None,
     seed: int = 0,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> PreTrainedModel:
     """Returns a model with random weights, made on the device, in eval mode and without a cache.
 
@@ -82,11 +96,14 @@ def random_model(
 
     Args:
         quantize: nf4 or int8, by bitsandbytes, as transformers quantizes what it loads.
+        weights: the state of another such model, copied before anything is quantized.
     """
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation=attention)
     model.config.use_cache = False
+    if weights is not None:
+        model.load_state_dict(weights)
     if quantize is not None:
         _quantize(model, quantize, DTYPES[dtype], device)
     return cast(PreTrainedModel, model.eval())

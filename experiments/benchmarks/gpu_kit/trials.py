@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.data.prepare import PreparedDataset
@@ -51,12 +53,17 @@ class RandomRunner(TrialRunner):
         max_tokens: int,
         attention: str = "sdpa",
         workers: Workers | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """
+        Args:
+            weights: the state of a model of this configuration, which the base gets; perhaps from another device.
+        """
         model = ModelSpec(path="random", attention=attention)
         data = TrainingData(dataset=dataset, max_tokens=max_tokens, pad_token_id=0)
         base = BaseReference(model=model, digest="random", chat_format="auto")
         super().__init__(model, data, workers or OneWorker(device), base, folder_at(checkpoints))
-        self.config = config
+        self.config, self.weights = config, weights
 
     def _load(self, kind: BaseVariant) -> PreTrainedModel:
         return random_model(
@@ -65,4 +72,5 @@ class RandomRunner(TrialRunner):
             dtype=kind.dtype,
             attention=self.model.attention,
             quantize=kind.quantize,
+            weights=self.weights,
         )
