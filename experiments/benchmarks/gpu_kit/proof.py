@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import LlamaConfig
@@ -15,7 +14,6 @@ from components.planning.memory import GB, WorkerGroup, verification_plan
 from experiments.benchmarks.gpu_kit.cases import release_memory, run_cases
 from experiments.benchmarks.gpu_kit.checks import Check, passed_if, skipped
 from experiments.benchmarks.gpu_kit.proof_memory import PhasePeaks, Watch, processes_on, used_on_card
-from experiments.benchmarks.gpu_kit.rows import random_dataset
 from experiments.benchmarks.gpu_kit.settings import Settings
 
 if TYPE_CHECKING:  # MLflow may not be here
@@ -25,9 +23,7 @@ if TYPE_CHECKING:  # MLflow may not be here
 MODELS = 1.1  # one, and what it computes with
 OF_PLAN = 0.10  # beside what the plan says of a proof, without the process
 APART = 1e-3  # two phases' scores of equal weights, as a share: a GPU may choose other kernels the second time
-TOKENS = 64  # in the longest conversation that is scored, and few: this is about the model
 NEW_TOKENS = 4
-LETTERS = 100  # tokens that the tokenizer has
 SECONDS = 25.0  # that a GPU takes for the winner and two phases at most
 
 
@@ -81,12 +77,13 @@ class _Proof:
         from components.registry.own_code import CODE
         from components.registry.verification_launcher import run_phase
         from components.registry.verification_messages import VerificationRequest
+        from experiments.benchmarks.gpu_kit.proof_winner import TOKENS
 
         request = VerificationRequest(
             phase=phase,
             model=winner.version,
             incumbent=None,
-            eval_store=self.eval_store(winner.version.parent / f"rows-{phase}"),
+            eval_store=winner.eval_store,
             max_tokens=TOKENS,
             rows_per_batch=1,
             probes=(),
@@ -95,9 +92,6 @@ class _Proof:
         with Watch(winner.version / CODE, on_gpu=self.settings.on_gpu) as watch:
             result = run_phase(request, timeout_seconds=max(60.0, self.settings.seconds_left()))
         return result, watch.peaks
-
-    def eval_store(self, folder: Path) -> Path:
-        return random_dataset(folder, LETTERS, train=[8], evaluate=[TOKENS, TOKENS // 2]).eval.path
 
     def compare(self, phase: Phase, winner: Winner, peaks: PhasePeaks, constant: PhasePeaks) -> Iterator[Check]:
         """
@@ -127,7 +121,7 @@ class _Proof:
 
     def planned(self, winner: Winner) -> int:
         """What plan.py says of the proof, without its constant for the process."""
-        from experiments.benchmarks.gpu_kit.proof_winner import SPEC
+        from experiments.benchmarks.gpu_kit.proof_winner import SPEC, TOKENS
 
         batch = MicroBatch(rows=1, tokens=TOKENS, targets=TOKENS // 2)
         dry_run = dry_run_step(winner.config, winner.model, SPEC, batch)

@@ -21,12 +21,17 @@ from components.registry.chat_model import PACKAGE
 from components.registry.model_package import save_packaged
 from components.training.checkpoint import save_weights
 from components.training.workers import OneWorker
+from experiments.benchmarks.gpu_kit.rows import random_dataset
 from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import random_model
 
 PAD, UNKNOWN, START, STOP = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
+TOKENIZER_TOKENS = (PAD, UNKNOWN, START, STOP, *string.printable)
 # As the product chooses: weights in float32, computed in bf16.
 SPEC = TrialSpec(method=FullMethod(), batch=BatchSpec(rows_per_step=1, rows_per_micro_batch=1))
+
+
+TOKENS = 64  # in the longest conversation that is scored, and few: this is about the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +39,7 @@ class Winner:
     """`version`: the folder of the registered version. `weight_bytes`: of the model as it is loaded."""
 
     version: Path
+    eval_store: Path
     config: LlamaConfig
     model: ModelSpec
     weight_bytes: int
@@ -56,13 +62,20 @@ def make_winner(config: LlamaConfig, folder: Path, settings: Settings) -> Winner
     shutil.rmtree(checkpoint)
     save_packaged(folder / PACKAGE, folder / "version")
     shutil.rmtree(folder / PACKAGE)
-    return Winner(version=folder / "version", config=config, model=named, weight_bytes=weight_bytes)
+    rows = random_dataset(folder / "rows", len(TOKENIZER_TOKENS), train=[TOKENS], evaluate=[TOKENS, TOKENS // 2])
+    return Winner(
+        version=folder / "version",
+        eval_store=rows.eval.path,
+        config=config,
+        model=named,
+        weight_bytes=weight_bytes,
+    )
 
 
 def letter_tokenizer() -> PreTrainedTokenizerFast:
     """One letter, one token, and ChatML's."""
-    tokens = [PAD, UNKNOWN, START, STOP, *string.printable]
-    tokenizer = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, unk_token=UNKNOWN))
+    numbers = {token: number for number, token in enumerate(TOKENIZER_TOKENS)}
+    tokenizer = Tokenizer(WordLevel(numbers, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = Fuse()
     return PreTrainedTokenizerFast(
