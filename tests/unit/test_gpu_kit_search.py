@@ -464,7 +464,7 @@ def test_without_ray_or_mlflow_or_time_the_part_is_skipped(settings, monkeypatch
 def test_the_search_takes_the_whole_card_and_the_cpu_s_none(settings, monkeypatch):
     smoke = search.SmokeSearch(settings)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert smoke.shares() == {"lora": 0.25, "full": 0.5}
+    assert smoke.shares() == {"lora": 0.25, "full": 0.375}
     on_gpu = search.SmokeSearch(replace(settings, device_name="cuda"))
     assert on_gpu.shares() == {"lora": 0.5, "full": 1.0}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")

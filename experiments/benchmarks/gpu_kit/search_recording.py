@@ -83,7 +83,6 @@ class _Watch:
     def kill_once(self) -> None:
         if self.kill is not None or not kill_is_due(self.events):
             return
-        self.look()
         victim = max(train_workers(self.program), key=lambda worker: worker.create_time(), default=None)
         if victim is not None:
             victim.send_signal(signal.SIGKILL)
