@@ -13,7 +13,7 @@ import torch
 from components.experiment.spec import LoraMethod
 from components.planning.calibrate import load_kernels
 from components.planning.memory import CUDA_CONTEXT, CUDA_WASTE, GB, MemoryPlan
-from experiments.benchmarks.gpu_kit.cases import Case, run_cases
+from experiments.benchmarks.gpu_kit.cases import Case, release_memory, run_cases
 from experiments.benchmarks.gpu_kit.checks import Check, measured, passed_if, skipped
 from experiments.benchmarks.gpu_kit.memory_refusal import refused_and_forced
 from experiments.benchmarks.gpu_kit.memory_trials import METHODS, MemoryCase, Runners, planned, run_trial
@@ -64,7 +64,7 @@ class _Memory:
         if settings.on_gpu:
             for precision in ("fp32", "bf16"):
                 load_kernels(settings.device, precision)
-            self.meter.reset()
+            release_memory()
             self.libraries, self.reserved_by_libraries = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         self.waste: list[float] = []
 
@@ -81,7 +81,7 @@ class _Memory:
 
     def check(self, case: MemoryCase, plan_of: Callable[[MemoryCase], MemoryPlan]) -> Iterator[Check]:
         asked, plan = self._asked(case), plan_of(case)
-        if reason := _missing(case) or self._too_large(plan):
+        if reason := _missing(case) or self._not_for_card(plan):
             yield skipped(asked, reason)
             return
         run_trial(case, self.runners.of(case), self.settings, self.meter)
@@ -105,9 +105,11 @@ class _Memory:
         )
         return f"{case.name(self.settings)}: {bound}"
 
-    def _too_large(self, plan: MemoryPlan) -> str:
+    def _not_for_card(self, plan: MemoryPlan) -> str:
         if not self.settings.on_gpu:
             return ""
+        if self.settings.tiny:
+            return "tiny trials are smaller than what the allocator takes from a card at once"
         room = torch.cuda.get_device_properties().total_memory
         return "" if plan.total <= room else f"the plan: {_gb(plan.total)} of the card's {_gb(room)}"
 

@@ -26,11 +26,13 @@ from components.planning.planner import plan
 from experiments.benchmarks.gpu_kit.checks import Check, passed_if
 from experiments.benchmarks.gpu_kit.memory_trials import MemoryCase, Runners, run_trial
 from experiments.benchmarks.gpu_kit.meters import Meter
+from experiments.benchmarks.gpu_kit.run_parts import ROOT
 from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import config_of
 from experiments.benchmarks.gpu_kit.trials import RandomRunner
 
 CARD = "this-card"
+DATA = ROOT / "experiments/data/quickstart.jsonl"
 MAX_TOKENS = 2048
 # Full fine-tuning of 6 billion weights takes 132 GB. A card that holds it is given longer micro-batches.
 ROWS = (1, 8, 64)
@@ -57,7 +59,7 @@ def refused_and_forced(settings: Settings, meter: Meter, runners: Runners) -> It
 def model_without_weights(settings: Settings) -> Path:
     """A ChatGLM3 directory with the tokenizer of a tiny one and the sizes of the real one: a plan needs no weights."""
     directory = settings.scratch / "chatglm3"
-    make_tiny(directory)
+    make_tiny(directory, str(DATA))
     if not settings.tiny:
         like = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         whole = original_config(config_of("chatglm3-6b", settings), like)
@@ -138,7 +140,7 @@ def _experiment(directory: Path, rows: int, settings: Settings) -> ExperimentSpe
     content = {
         "name": "refused",
         "model": {"path": str(directory)},
-        "data": {"train": "experiments/data/quickstart.jsonl", "eval_fraction": 0.1, "max_tokens": MAX_TOKENS},
+        "data": {"train": str(DATA), "eval_fraction": 0.1, "max_tokens": MAX_TOKENS},
         "chat_format": "chatglm3",
         "trial": {
             "method": {"kind": "full"},

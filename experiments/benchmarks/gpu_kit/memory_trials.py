@@ -141,6 +141,7 @@ def run_trial(case: MemoryCase, runner: RandomRunner, settings: Settings, meter:
     runner.data = TrainingData(dataset=case.dataset(settings), max_tokens=tokens, pad_token_id=0)
     with meter:
         runner.start("memory", case.spec)
+        release_memory()  # what the allocator keeps of the load is not the trial's
         meter.reset()
         run = runner.running
         run.scored.train()

@@ -30,7 +30,9 @@ class Meter(Protocol):
         """At most since `reset`."""
         ...
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Collects garbage first."""
+        ...
 
     def limited_to(self, room: int) -> AbstractContextManager[None]:
         """Inside, what would take more than so many bytes beyond `held` raises torch.OutOfMemoryError."""
@@ -117,14 +119,12 @@ class CudaMeter:
         return torch.cuda.max_memory_reserved()
 
     def reset(self) -> None:
-        """Gives back to the card what the allocator keeps for later, so that every measurement begins alike."""
         gc.collect()
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
     @contextlib.contextmanager
     def limited_to(self, room: int) -> Iterator[None]:
-        self.reset()
+        torch.cuda.empty_cache()  # what is kept for later is of what may be taken
         total = torch.cuda.get_device_properties().total_memory
         share = (torch.cuda.memory_reserved() + room) / total
         torch.cuda.set_per_process_memory_fraction(min(1.0, share))

@@ -34,7 +34,7 @@ from experiments.benchmarks.gpu_kit.trials import RandomRunner
 
 SHAPE = "llama-1b"
 TOKENS, TINY_TOKENS = 1024, 128  # of a row, in four conversations
-# Of the base: below it are scalars and, on a GPU, blocks of 512 bytes; the adapters' gradients alone are more.
+# Of the base: below it are scalars; the adapters' gradients alone are more.
 KEPT = 0.005
 # Two equal trials on a GPU: its backward passes add in another order each time. On a CPU they are equal to the last bit.
 LOSS_ON_GPU = 1e-3

@@ -19,6 +19,7 @@ from experiments.benchmarks.gpu_kit.trials import trial_spec
 ROWS, ALL_ROWS = 2, 8  # of a step, and of the data
 STEPS = 2
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+CUDA_BLOCK = 512  # bytes; torch's allocator gives out whole ones
 CHUNK = 2**24  # elements of a weight whose checksum is computed at once
 
 
@@ -109,7 +110,9 @@ def variant_of(runner: TrialRunner, turn: Turn) -> BaseVariant:
 
 def own_bytes(runner: TrialRunner) -> int:
     """What the running trial has beside the base before its first step: its adapters, or the clean copy of the weights."""
-    return sum(weight.nbytes for weight in runner.running.model.parameters() if weight.requires_grad)
+    block = CUDA_BLOCK if runner.workers.device.type == "cuda" else 1
+    trained = (weight.nbytes for weight in runner.running.model.parameters() if weight.requires_grad)
+    return sum(-(-size // block) * block for size in trained)
 
 
 def digest_of(base: nn.Module) -> str:
