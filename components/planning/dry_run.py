@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig
 
 from components.data.batch import Batch
 from components.errors import InputError
-from components.experiment.spec import ModelSpec, TrialSpec
+from components.experiment.spec import FullMethod, ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
 from components.planning.meta_model import PackedLinear, meta_attention, meta_model
 from components.training.data_parallel import set_gradient_checkpointing
@@ -36,6 +36,11 @@ from components.training.loss import ScoredModel
 
 aten = torch.ops.aten
 FLASH = 1  # torch's number for attention that never stores the scores
+# torch counts the operations of CUDA's attention, which has the arguments of the CPU's, but not of the CPU's.
+COUNTED_AS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
 Kind = Literal["weights", "gradients", "weight casts", "activations", "logits"]
 
 
@@ -136,8 +141,10 @@ def _run_step(
         scored.look_at_head()
         scored.eval()
         evaluation, evaluation_flops = _evaluate(scored, evaluated, tracker)
-        with _frozen(trained):
-            proof, _ = _evaluate(scored, evaluated, tracker)
+        proof = evaluation
+        if isinstance(spec.method, FullMethod):  # adapters are small, and the rest is not trained in any case
+            with _frozen(trained):
+                proof, _ = _evaluate(scored, evaluated, tracker)
         scored.train()
         tracker.batch, fake = batch, _fake_batch(batch)
         tracker.begin()
@@ -218,9 +225,7 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = self._without_values(func, args)
         if result is None:
             result = func(*args, **kwargs)
-        operations = flop_registry.get(func._overloadpacket)
-        if operations is not None:
-            self.flops += operations(*args, **kwargs, out_val=result)
+        self.flops += _operations(func, args, kwargs, result)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             if tensor.untyped_storage()._cdata not in self._kinds:
@@ -259,6 +264,16 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         total = self._held.total()
         if total > self._most:
             self._most, self.peak = total, Peak(bytes=dict(self._held))
+
+
+def _operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Of a call, by torch's formulas."""
+    packet = func._overloadpacket
+    if packet in COUNTED_AS:
+        tensors = [argument for argument in args if isinstance(argument, Tensor)]
+        return int(flop_registry[COUNTED_AS[packet]](*tensors, out_val=result))
+    formula = flop_registry.get(packet)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
 
 
 @contextlib.contextmanager

@@ -94,4 +94,6 @@ def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:
     model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if isinstance(spec.method, LoraMethod):
         # The frozen embeddings give no gradient, and a checkpointed block without an input gradient trains nothing.
+        # transformers has done so already for some adapters: a second call would lose the handles by which that ends.
+        model.disable_input_require_grads()  # type: ignore[operator]
         model.enable_input_require_grads()  # type: ignore[operator]

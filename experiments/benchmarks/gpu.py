@@ -9,6 +9,7 @@ bounded and the others survive it. OUT/gpu.md and OUT/gpu.json are written anew 
 check failed. gpu_kit/parts.py lists the parts.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -17,4 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experimen
 from experiments.benchmarks.gpu_kit.command import main
 
 if __name__ == "__main__":
+    # It ends as by Ctrl-C, and so does the part that runs: that is in a session of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:], description=__doc__))

@@ -2,16 +2,20 @@
 
 import json
 import os
-import time
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from experiments.benchmarks import gpu_kit
 from experiments.benchmarks.gpu_kit import checks, table
 from experiments.benchmarks.gpu_kit.command import main, parse
 from experiments.benchmarks.gpu_kit.parts import PARTS, Part
 from experiments.benchmarks.gpu_kit.run_parts import run_part, run_parts
 from experiments.benchmarks.gpu_kit.table import PartResult
+from tests.support.servers import until
 
 BEGIN = "from experiments.benchmarks.gpu_kit.checks import *\ndef run(settings):\n"
 MODULES = {
@@ -71,17 +75,7 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path, parts, mo
     monkeypatch.setattr("experiments.benchmarks.gpu_kit.run_parts.GRACE", 8.0)
     result = of(parts["hangs"], tmp_path, seconds=0.0)
     assert verdicts(result) == [("measured", "its child"), ("failed", "the part ends in time")]
-    child, until = result.checks[0].seen, time.monotonic() + 30
-    while _alive(child) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not _alive(child)
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    until(lambda: not psutil.pid_exists(int(result.checks[0].seen)), seconds=30)
 
 
 def test_what_is_skipped_passes_and_a_part_that_says_nothing_does_not(tmp_path, parts):
@@ -119,6 +113,20 @@ def test_the_table_grows_part_by_part_and_the_status_says_whether_all_passed(tmp
     assert "| failed | the part ends without an error | ValueError: a long story |" in text
     assert "good: 1 passed" in capsys.readouterr().out
     assert main([*words, "--only", "good,missing"], description="") == 0
+
+
+def test_a_program_that_is_ended_ends_its_part(tmp_path):
+    program = Path(gpu_kit.__file__).parents[1] / "gpu.py"
+    words = ["--device", "cpu", "--shapes", "tiny", "--only", "memory", "--out", str(tmp_path)]
+    running = subprocess.Popen([sys.executable, str(program), *words], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: (tmp_path / "memory.log").exists() and psutil.Process(running.pid).children(), seconds=120)
+        (part,) = psutil.Process(running.pid).children()
+        running.terminate()
+        assert running.wait(30) == 143
+        until(lambda: not part.is_running(), seconds=30)
+    finally:
+        running.kill()
 
 
 def test_an_unknown_part_is_named_with_those_there_are(capsys):

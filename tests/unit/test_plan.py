@@ -105,6 +105,17 @@ def test_a_step_is_six_operations_a_weight_and_token_and_four_if_frozen():
     assert lora.training_flops / 64 == pytest.approx(4 * weights + head - first, rel=0.01)
 
 
+def test_the_operations_of_attention_are_counted_whatever_computes_it():
+    batch = MicroBatch(rows=1, tokens=512, targets=256)
+    models = (MODEL.model_copy(update={"attention": name}) for name in ("sdpa", "eager"))
+    fused, plain = (dry_run_of(batch=batch, model=model, method=FullMethod()) for model in models)
+    assert fused.evaluation_flops == plain.evaluation_flops
+    scores = 2 * 512 * 512 * SMALL["hidden_size"] * SMALL["num_hidden_layers"]
+    assert fused.evaluation_flops > 2 * scores
+    # It computes the scores again in the backward pass, instead of keeping them.
+    assert fused.training_flops == plain.training_flops + scores
+
+
 def test_a_full_trial_holds_its_gradients_and_its_weights_cast_to_bf16_once():
     batch = MicroBatch(rows=1, tokens=8, targets=8, accumulates=True)
     peak = dry_run_of(method=FullMethod(), batch=batch).training.bytes

@@ -386,6 +386,15 @@ def test_gradient_checkpointing_changes_no_loss(toy, tmp_path):
         )
 
 
+def test_a_trial_without_checkpointing_asks_for_no_gradient_of_the_embeddings_after_one_with_it(toy, tmp_path):
+    of = session(toy, tmp_path)
+    hooks = []
+    for checkpointing in (False, True, False):
+        of.start("trial", LORA.model_copy(update={"gradient_checkpointing": checkpointing}))
+        hooks.append(len(of.running.model.get_input_embeddings()._forward_hooks))
+    assert hooks == [0, 1, 0]
+
+
 def test_the_eight_bit_optimizer_says_that_it_needs_cuda():
     spec = OptimizerSpec(name="paged_adamw_8bit")
     with pytest.raises(ValueError, match="CUDA unified memory"):

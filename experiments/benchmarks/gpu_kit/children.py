@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -87,7 +86,7 @@ def _enter(work: Work, child: Child, arguments: tuple[Any, ...], seconds: float)
     # No connection leaves this machine, and none depends on what its name resolves to.
     os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
     # Who waits for a collective says so in the log before the time is over.
-    faulthandler.dump_traceback_later(max(1.0, seconds - IMPORTS), file=sys.__stderr__)
+    faulthandler.dump_traceback_later(max(1.0, seconds - IMPORTS), file=2)
     try:
         for check in work(child, *arguments):
             if child.rank == 0:

@@ -25,7 +25,10 @@ from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import few_layers
 from experiments.benchmarks.gpu_kit.trials import RandomRunner, trial_spec
 
-METHODS = {"LoRA": LoraMethod(rank=8, alpha=16.0, dropout=0.1), "full": FullMethod()}
+METHODS: dict[str, LoraMethod | FullMethod] = {
+    "LoRA": LoraMethod(rank=8, alpha=16.0, dropout=0.1),
+    "full": FullMethod(),
+}
 ROWS_PER_STEP, STEPS = 4, 3
 CHILD_SECONDS = 120.0  # a new process imports torch and transformers first
 SECONDS = 15.0

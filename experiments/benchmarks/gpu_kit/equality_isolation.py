@@ -32,9 +32,10 @@ from experiments.benchmarks.gpu_kit.rows import random_dataset
 from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import few_layers, random_model
 
-# A packed row is computed with a mask and a conversation alone without one, perhaps by another kernel: other sums in fp32,
-# and in bf16 other roundings of every layer's output. A neighbor that is seen changes logits by a third.
-APART = {"fp32": 1e-5, "bf16": 0.03}
+# A packed row is computed with a mask and a conversation alone without one, perhaps by another kernel: other sums of up to
+# 14,000 products in fp32, and in bf16 other roundings of every layer's output. A neighbor that is seen changes logits by a
+# third.
+APART = {"fp32": 1e-4, "bf16": 0.03}
 # What torch and cuDNN say of a kernel that does not compute such inputs.
 UNFIT = "No available kernel|No viable backend|No valid execution plan|cuDNN Frontend error"
 SAYS = {True: "separate", False: "not separate"}

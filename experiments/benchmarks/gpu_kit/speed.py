@@ -22,7 +22,7 @@ from experiments.benchmarks.gpu_kit.shapes import config_of
 from experiments.benchmarks.gpu_kit.speed_bench import RANK, RESERVE, WARM_UP, Bench, Subject, Trial
 from experiments.benchmarks.gpu_kit.speed_peak import measured_peak, room
 from experiments.benchmarks.gpu_kit.speed_profile import profile_step, waiting_lines
-from experiments.benchmarks.gpu_kit.speed_rows import Rows, row_kinds
+from experiments.benchmarks.gpu_kit.speed_rows import CHATS, PACKED, PADDED, WHOLE, Rows, row_kinds
 from experiments.benchmarks.gpu_kit.speed_variants import attention_cases, compile_cases, head_cases
 
 # Two orders of the same sums, in 16 bits: thousands of losses average the rounding out, a gradient has more of it.
@@ -35,7 +35,6 @@ COMPARABLE = ("H100", "H200")  # the latter has the same multipliers and faster 
 LOGIT_BYTES = 16
 WAITING_LINES = 6  # of the table: the places where the host waits most often
 FILL = 0.95  # of the card: beyond is what its driver and torch's allocator keep
-PACKED, WHOLE, CHATS, PADDED = "packed rows", "whole rows", "short chats, packed", "short chats, padded"
 
 # A model and method, its rows, and the seconds that they take on one H100, in the order of their worth.
 FIRST = (

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from components.data.sampler import PackedRow
 from components.experiment.spec import FullMethod, LoraMethod, ModelSpec, OptimizerSpec, ScheduleSpec, TrialSpec
 from components.models.adapters import attach_lora
 from components.models.base.reference import BaseReference
 from components.models.modality_towers import train_what_text_reaches
-from components.planning.dry_run import MicroBatch, dry_run_step
-from components.planning.memory import WorkerGroup, memory_plan
+from components.planning.dry_run import MicroBatch
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.loss import ScoredModel
 from components.training.trainer import Trainer, TrainingData
 from components.training.workers import OneWorker
+from experiments.benchmarks.gpu_kit.sampled_plan import sampled_plan
 from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import config_of, random_model
 from experiments.benchmarks.gpu_kit.speed_peak import model_flops, synchronize
@@ -34,7 +32,6 @@ RESERVE = 2.0  # seconds to leave for what comes after the last step
 STANDS_STILL = OptimizerSpec(learning_rate=1e-20)
 RANK = 16
 METHODS = {"LoRA": LoraMethod(rank=RANK), "full": FullMethod()}
-SAMPLED_LAYERS = (2, 4)  # a plan of these is drawn on to all layers: a dry run of all takes many seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,25 +89,20 @@ class Subject:
 
     def planned_bytes(self, rows: Rows, settings: Settings, *, checkpointing: bool) -> float:
         """What the product's plan says, without the clean copy that only a slot keeps."""
-        config, spec = config_of(self.shape, settings), self.spec(rows, checkpointing=checkpointing)
-        layers, (few, more) = config.num_hidden_layers, SAMPLED_LAYERS
-        if layers <= more:
-            return self._planned(config, layers, spec, rows, settings)
-        smaller, larger = (self._planned(config, sampled, spec, rows, settings) for sampled in SAMPLED_LAYERS)
-        return larger + (larger - smaller) / (more - few) * (layers - more)
-
-    def _planned(self, config: PreTrainedConfig, layers: int, spec: TrialSpec, rows: Rows, settings: Settings) -> float:
-        sampled = copy.deepcopy(config)
-        sampled.num_hidden_layers = layers
         batch = MicroBatch(
             rows=rows.per_pass,
             tokens=rows.tokens_per_pass // rows.per_pass,
             targets=max(1, rows.tokens_per_pass // 2),
             accumulates=MICRO_BATCHES > 1,
         )
-        named = ModelSpec(path="random", attention=self.attention)
-        dry_run = dry_run_step(sampled, named, spec, batch, evaluated=MicroBatch(rows=1, tokens=8, targets=4))
-        plan = memory_plan(dry_run, spec, WorkerGroup(on_gpu=settings.on_gpu))
+        plan = sampled_plan(
+            config_of(self.shape, settings),
+            ModelSpec(path="random", attention=self.attention),
+            self.spec(rows, checkpointing=checkpointing),
+            batch,
+            evaluated=MicroBatch(rows=1, tokens=8, targets=4),
+            on_gpu=settings.on_gpu,
+        )
         return plan.total - plan.parts["clean copy"]
 
 

@@ -19,6 +19,7 @@ from components.data.token_store import TokenStore
 from components.experiment.spec import BatchSpec
 from experiments.benchmarks.gpu_kit.rows import random_dataset
 
+PACKED, WHOLE, CHATS, PADDED = "packed rows", "whole rows", "short chats, packed", "short chats, padded"
 MICRO_BATCHES = 2  # of a step, so that accumulation is a part of what is measured
 
 
@@ -64,12 +65,12 @@ def row_kinds(*, tiny: bool, per_pass: int) -> dict[str, Rows]:
     longest_chat, shortest_chat = most // 10, most // 64
     chats_per_row = max(1, 2 * most // (longest_chat + shortest_chat))
     kinds = (
-        Rows(name="packed rows", shortest=most // 40, longest=3 * most // 8, max_tokens=most, packing=True,
+        Rows(name=PACKED, shortest=most // 40, longest=3 * most // 8, max_tokens=most, packing=True,
              per_pass=per_pass),
-        Rows(name="whole rows", shortest=most, longest=most, max_tokens=most, packing=True, per_pass=per_pass),
-        Rows(name="short chats, packed", shortest=shortest_chat, longest=longest_chat, max_tokens=most, packing=True,
+        Rows(name=WHOLE, shortest=most, longest=most, max_tokens=most, packing=True, per_pass=per_pass),
+        Rows(name=CHATS, shortest=shortest_chat, longest=longest_chat, max_tokens=most, packing=True,
              per_pass=per_pass),
-        Rows(name="short chats, padded", shortest=shortest_chat, longest=longest_chat, max_tokens=most, packing=False,
+        Rows(name=PADDED, shortest=shortest_chat, longest=longest_chat, max_tokens=most, packing=False,
              per_pass=per_pass * chats_per_row),
     )  # fmt: skip
     return {rows.name: rows for rows in kinds}

@@ -18,13 +18,14 @@ from experiments.benchmarks.gpu_kit.part_process import line_of
 from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.speed_bench import WARM_UP, Bench, Subject, Trial
 from experiments.benchmarks.gpu_kit.speed_peak import room
-from experiments.benchmarks.gpu_kit.speed_rows import Rows, row_kinds
+from experiments.benchmarks.gpu_kit.speed_rows import PACKED, WHOLE, Rows, row_kinds
 
 SAME = 1e-3  # of the loss: other kernels round in another order, over thousands of targets
 SUBJECT = Subject(shape="llama-1b", method="LoRA")
 RESERVE_FOR_PROFILE = 12.0  # seconds: it comes after the first of these and is worth more
 COMPILES = 45.0  # seconds, at most, for one layer forward and backward, and for flex attention
 COMPILES_WHOLE = 90.0
+LOGITS_TINY = 2**13  # few enough that a tiny model's are computed in several chunks
 
 
 def attention_cases(settings: Settings) -> Iterator[Case]:
@@ -43,16 +44,16 @@ def head_cases(settings: Settings) -> Iterator[Case]:
     yield "more logits at once", lambda: _more_logits(settings), 1.0 if settings.tiny else 12.0
 
 
-def _rows(settings: Settings) -> Rows:
-    return row_kinds(tiny=settings.tiny, per_pass=1)["packed rows"]
+def _rows(settings: Settings, kind: str = PACKED) -> Rows:
+    return row_kinds(tiny=settings.tiny, per_pass=1)[kind]
 
 
 def _steps(settings: Settings) -> int:
     return WARM_UP + (1 if settings.tiny else 3)
 
 
-def _ran(bench: Bench, settings: Settings) -> Trial:
-    trial = bench.prepare(_rows(settings), _steps(settings))
+def _ran(bench: Bench, settings: Settings, kind: str = PACKED) -> Trial:
+    trial = bench.prepare(_rows(settings, kind), _steps(settings))
     trial.run_alone()
     return trial
 
@@ -97,10 +98,13 @@ def _flex(settings: Settings) -> Iterator[Check]:
 
 
 def _compiled(settings: Settings, *, whole: bool) -> Iterator[Check]:
-    """The product compiles nothing; here each layer of the decoder is, or the decoder as one."""
+    """The product compiles nothing; here each layer of the decoder is, or the decoder as one.
+
+    Rows are of one length: packed ones have several, and each would be compiled anew.
+    """
     what = "the decoder compiled" if whole else "each layer of the decoder compiled"
     bench = Bench(SUBJECT, settings)
-    plain = _ran(bench, settings)
+    plain = _ran(bench, settings, WHOLE)
     decoder = bench.base.get_decoder()
     modules: list[nn.Module] = [decoder] if whole else list(decoder.layers)
     began = time.perf_counter()
@@ -108,9 +112,9 @@ def _compiled(settings: Settings, *, whole: bool) -> Iterator[Check]:
         # Without a C++ compiler's help on a CPU: what is traced is the same.
         for module in modules:
             module.compile(dynamic=False, backend="inductor" if settings.on_gpu else "aot_eager")
-        compiled = _ran(bench, settings)
+        compiled = _ran(bench, settings, WHOLE)
     except Exception as error:  # noqa: BLE001 - no part of the product
-        yield skipped(_asked(what), f"cannot be compiled here: {line_of(error)}")
+        yield skipped(_asked(what, kind=WHOLE), f"cannot be compiled here: {line_of(error)}")
         return
     finally:
         for module in modules:
@@ -122,8 +126,9 @@ def _compiled(settings: Settings, *, whole: bool) -> Iterator[Check]:
 def _more_logits(settings: Settings) -> Iterator[Check]:
     """Full fine-tuning makes the head's gradient for each chunk of logits: fewer chunks are less work, and more memory."""
     bench = Bench(Subject(shape=SUBJECT.shape, method="full"), settings)
-    plain = _ran(bench, settings)
-    usual = loss_module.MAX_LOGITS_AT_ONCE
+    usual = LOGITS_TINY if settings.tiny else loss_module.MAX_LOGITS_AT_ONCE
+    with _replaced(loss_module, "MAX_LOGITS_AT_ONCE", usual):
+        plain = _ran(bench, settings)
     release_memory()
     with _replaced(loss_module, "MAX_LOGITS_AT_ONCE", 4 * usual):
         more = _ran(bench, settings)
@@ -135,7 +140,7 @@ def _compared(trial: Trial, plain: Trial, what: str, note: str = "", subject: Su
     apart = max(abs(one.loss / other.loss - 1) for one, other in zip(trial.ours.steps, plain.ours.steps, strict=False))
     return passed_if(
         apart <= SAME,
-        f"{_asked(what, subject)}: the same loss within {SAME:.1%}",
+        f"{_asked(what, subject, trial.rows.name)}: the same loss within {SAME:.1%}",
         f"{trial.ours.tokens_per_second:,.0f} tokens/s, {ratio:.2f} x as fast{note}; loss {apart:.1g} of it apart",
         tokens_per_second=trial.ours.tokens_per_second,
         ratio=ratio,
@@ -143,8 +148,8 @@ def _compared(trial: Trial, plain: Trial, what: str, note: str = "", subject: Su
     )
 
 
-def _asked(what: str, subject: Subject = SUBJECT) -> str:
-    return f"{subject}, packed rows: {what}"
+def _asked(what: str, subject: Subject = SUBJECT, kind: str = PACKED) -> str:
+    return f"{subject}, {kind}: {what}"
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ SHARE_OF_NOISE = 1e-3
 CLEAR = 100.0
 
 
-METHODS = {"LoRA": LoraMethod(rank=8, alpha=16.0), "full": FullMethod()}
+METHODS: dict[str, LoraMethod | FullMethod] = {"LoRA": LoraMethod(rank=8, alpha=16.0), "full": FullMethod()}
 # Gradients of these models are longer than this, so they are clipped, too; their length before that is compared as well.
 MAX_GRAD_NORM = 0.2
 LEARNING_RATE = 1e-3  # far above the rounding of a weight of 1, so that a wrong update is seen
