@@ -26,12 +26,14 @@ from components.models.target_modules import lora_config
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
     """Adds trainable float32 adapters to a frozen base; at first they change nothing. Seed torch before, for their A.
 
+    It computes under training's own autocast (components/training/precision.py), or with a float32 base.
+
     Raises InputError if a name of target_modules is not a module of this model, or if peft cannot adapt it.
     """
     base.requires_grad_(False)
     config = lora_config(base, method)
     try:
-        return cast(PeftModel, get_peft_model(base, config, autocast_adapter_dtype=True))
+        adapted = cast(PeftModel, get_peft_model(base, config, autocast_adapter_dtype=True))
     except ValueError as error:
         if "ParamWrapper does not work with" in str(error):
             setting = "dora: true" if method.dora else f"dropout: {method.dropout:g}"
@@ -41,6 +43,20 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
             ) from None
         written = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
         raise InputError(f"method.target_modules={written}: {error}") from None
+    if not (method.dropout or method.dora):
+        _leave_inputs_as_they_are(adapted)
+    return adapted
+
+
+def _leave_inputs_as_they_are(model: PeftModel) -> None:
+    """Stops peft from copying the input of every adapter to the adapter's float32.
+
+    In training autocast makes 16 bits of that copy at once, so the losses are the same bits, and each layer would keep a
+    copy of its own where q, k and v share one input. Adapters with dropout or DoRA compute with the copy itself.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def detach_lora(model: PeftModel) -> PreTrainedModel:

@@ -33,6 +33,7 @@ from components.models.base.reference import BASE_FILE, BaseReference
 from components.models.digest import model_digest
 from components.models.dtypes import torch_dtype
 from components.models.load_causal_lm import check_same_weights, load_causal_lm
+from components.models.quantization_backend import check_loadable
 from components.models.sharded_safetensors import StoredTensors, write_model
 from components.models.token_id_check import check_token_ids, required_tokens, rows_of
 
@@ -86,7 +87,8 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
 def load_trained(directory: Path, *, device: torch.device | None = None, flash: bool = True) -> LoadedModel:
     """Loads a checkpoint or package.
 
-    Raises InputError if its base model cannot be found or has another digest, or if its weights are incomplete.
+    Raises InputError if its base model cannot be found or has another digest, if its weights are incomplete, or if it needs
+    bitsandbytes and this Python cannot use it.
 
     Args:
         flash: without it, sdpa takes flash attention's place, which computes on every device and in float32, too.
@@ -95,6 +97,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
     reference = BaseReference.read(directory)
     attention = usable_attention(reference.model.attention) if flash else without_flash(reference.model).attention
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    check_loadable(spec.method, directory)
     base = None if needs_no_base(directory) else _find_base(reference)
     own_tokenizer = directory / TOKENIZER
     tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)

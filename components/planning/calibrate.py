@@ -84,7 +84,7 @@ def calibrate_trial(request: CalibrationRequest, *, steps: int = 3, evaluates: b
 def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> Calibration:
     torch.set_num_threads(request.threads)
     device = torch.device("cuda" if request.on_gpu else "cpu")
-    _load_kernels(device, request.spec)
+    load_kernels(device, request.spec.precision)
     process_bytes = _reserved(device)
     with TemporaryDirectory() as scratch:
         data = TrainingData(
@@ -120,10 +120,10 @@ def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> 
         )
 
 
-def _load_kernels(device: torch.device, spec: TrialSpec) -> None:
+def load_kernels(device: torch.device, precision: str) -> None:
     """Libraries allocate memory on their first use: a tiny layer uses them before the measurement begins."""
     layer = torch.nn.Linear(8, 8, device=device)
-    with computing(spec.precision, device):
+    with computing(precision, device):
         hidden = layer(torch.ones(1, 1, 8, 8, device=device))
         loss = torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden).float().logsumexp(-1).sum()
     loss.backward()  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig
 
 from components.data.batch import Batch
 from components.errors import InputError
-from components.experiment.spec import ModelSpec, TrialSpec
+from components.experiment.spec import FullMethod, ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
 from components.planning.meta_model import PackedLinear, meta_attention, meta_model
 from components.training.data_parallel import set_gradient_checkpointing
@@ -36,6 +36,11 @@ from components.training.loss import ScoredModel
 
 aten = torch.ops.aten
 FLASH = 1  # torch's number for attention that never stores the scores
+# torch counts the operations of CUDA's attention, which has the arguments of the CPU's, but not of the CPU's.
+COUNTED_AS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
 Kind = Literal["weights", "gradients", "weight casts", "activations", "logits"]
 
 
@@ -66,8 +71,9 @@ class DryRun:
 
     trained_bytes: of the parameters that are trained. layer_parameters: of the largest block, which a sharded model
     gathers; root_parameters: of all that is in no block (embeddings, head). `training` and `evaluation` hold the weights
-    too, `training` the gradients, but neither has an optimizer or a clean copy. whole_logits: why logits are computed at all
-    positions; empty where they are at scored ones only.
+    too, `training` the gradients, but neither has an optimizer or a clean copy. `proof` is an evaluation of a model that is
+    not trained: autocast keeps no copies of its weights. whole_logits: why logits are computed at all positions; empty where
+    they are at scored ones only.
     """
 
     parameters: int
@@ -79,6 +85,7 @@ class DryRun:
     root_parameters: int
     training: Peak
     evaluation: Peak
+    proof: Peak
     training_flops: int
     evaluation_flops: int
     whole_logits: str = ""
@@ -133,10 +140,11 @@ def _run_step(
         scored = ScoredModel(trained, precision=spec.precision, attention=attention, device=torch.device("cpu"))
         scored.look_at_head()
         scored.eval()
-        tracker.begin()
-        with torch.no_grad():
-            scored.losses(_fake_batch(evaluated))
-        evaluation, evaluation_flops = tracker.peak, tracker.flops
+        evaluation, evaluation_flops = _evaluate(scored, evaluated, tracker)
+        proof = evaluation
+        if isinstance(spec.method, FullMethod):  # adapters are small, and the rest is not trained in any case
+            with _frozen(trained):
+                proof, _ = _evaluate(scored, evaluated, tracker)
         scored.train()
         tracker.batch, fake = batch, _fake_batch(batch)
         tracker.begin()
@@ -158,10 +166,19 @@ def _run_step(
         root_parameters=_parameters(trained) - sum(_parameters(layer) for layer in _blocks(trained)),
         training=tracker.peak,
         evaluation=evaluation,
+        proof=proof,
         training_flops=tracker.flops,
         evaluation_flops=evaluation_flops,
         whole_logits=scored.whole_logits or "",
     )
+
+
+def _evaluate(scored: ScoredModel, batch: MicroBatch, tracker: MemTracker) -> tuple[Peak, int]:
+    """Returns the peak and the operations."""
+    tracker.begin()
+    with torch.no_grad():
+        scored.losses(_fake_batch(batch))
+    return tracker.peak, tracker.flops
 
 
 class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -208,9 +225,7 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = self._without_values(func, args)
         if result is None:
             result = func(*args, **kwargs)
-        operations = flop_registry.get(func._overloadpacket)
-        if operations is not None:
-            self.flops += operations(*args, **kwargs, out_val=result)
+        self.flops += _operations(func, args, kwargs, result)
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in made:
             if tensor.untyped_storage()._cdata not in self._kinds:
@@ -251,6 +266,16 @@ class MemTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._most, self.peak = total, Peak(bytes=dict(self._held))
 
 
+def _operations(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Of a call, by torch's formulas."""
+    packet = func._overloadpacket
+    if packet in COUNTED_AS:
+        tensors = [argument for argument in args if isinstance(argument, Tensor)]
+        return int(flop_registry[COUNTED_AS[packet]](*tensors, out_val=result))
+    formula = flop_registry.get(packet)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
 @contextlib.contextmanager
 def _each_gradient(model: nn.Module, then: Callable[[Tensor], None]) -> Iterator[None]:
     """Inside, calls `then` with each parameter whose gradient is complete."""
@@ -259,6 +284,16 @@ def _each_gradient(model: nn.Module, then: Callable[[Tensor], None]) -> Iterator
     yield
     for handle in handles:
         handle.remove()
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    yield
+    for parameter in trained:
+        parameter.requires_grad_(True)
 
 
 def _into_bucket(parameter: Tensor) -> None:
@@ -274,13 +309,15 @@ def _weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
 
 
 def _fake_batch(batch: MicroBatch) -> Batch:
-    integers_BT = torch.zeros(batch.rows, batch.tokens, dtype=torch.int64)
+    def integers() -> Tensor:
+        return torch.zeros(batch.rows, batch.tokens, dtype=torch.int64)
+
     return Batch(
-        token_ids_BT=integers_BT,
-        labels_BT=integers_BT,
+        token_ids_BT=integers(),
+        labels_BT=integers(),
         weights_BT=torch.zeros(batch.rows, batch.tokens),
-        position_ids_BT=integers_BT,
-        segment_ids_BT=integers_BT,
+        position_ids_BT=integers(),
+        segment_ids_BT=integers(),
     )
 
 

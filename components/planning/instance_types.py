@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 
@@ -19,13 +20,17 @@ TABLE_IS = "a table of machines is a mapping of keys, e.g. `nodes: ...`"
 class InstanceType(Spec):
     """One type of machine. Speeds are peaks of dense matrix products; no training reaches them."""
 
-    gpu: str = Field(description="Its common name; a calibration finds its own GPU by this word, e.g. L40S.")
+    gpu: str = Field(description="Of its name in torch, the word that tells it apart, e.g. L40S.")
     gpus: PositiveInt
     gpu_memory_gb: PositiveFloat = Field(description="Of one GPU, in 1e9 bytes, as torch sees it.")
     bf16_tflops: PositiveFloat
     fp32_tflops: PositiveFloat
     dollars_per_hour: PositiveFloat = Field(description="Of the whole machine, on demand.")
     spot_dollars_per_hour: PositiveFloat | None = None
+
+    def is_of(self, device: str) -> bool:
+        """Whether torch's name of a device is that of this GPU: `NVIDIA L40S` is an L40S, and no L4."""
+        return re.search(rf"(?<!\w){re.escape(self.gpu)}(?!\w)", device) is not None
 
     @property
     def dollars_per_gpu_hour(self) -> float:

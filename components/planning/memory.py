@@ -111,7 +111,7 @@ def verification_plan(dry_run: DryRun, group: WorkerGroup, *, base_bytes: int) -
     Args:
         base_bytes: of the base model that the winner is compared with: whole, and not quantized.
     """
-    held = dry_run.evaluation.bytes
+    held = dry_run.proof.bytes
     parts = {
         "weights": max(dry_run.weight_bytes, base_bytes),
         "weight casts": held.get("weight casts", 0),

@@ -17,8 +17,10 @@ from components.models.dtypes import DTYPES
 from components.models.meta_tensors import empty_model
 from components.models.modality_towers import train_what_text_reaches
 
-# Of one weight. nf4 with doubly quantized scales: 4 bits, 8 bits for each 64 weights, 32 for each 64 x 256.
-BYTES_PACKED = {"nf4": 1 / 2 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+# nf4 with doubly quantized scales: 4 bits a weight, 8 for each 64 of them, 32 for each 64 x 256. Each layer has its own
+# float32 tables: 16 and 256 values, and the offset of the scales.
+NF4_BYTES, NF4_TABLES = 1 / 2 + 1 / 64 + 4 / (64 * 256), 4 * (16 + 256 + 1)
+INT8_ROW = 4  # the float32 scale of a row of int8
 
 
 def meta_model(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dtype: str, attention: str) -> nn.Module:
@@ -54,7 +56,8 @@ class PackedLinear(nn.Linear):
         self.weight = nn.Parameter(torch.empty_like(linear.weight, dtype=torch.uint8), requires_grad=False)
         self.bias = linear.bias
         self.compute_dtype, self.keeps_input = dtype, quantize == "int8"
-        self.stored_bytes = round(self.weight.numel() * BYTES_PACKED[quantize])
+        weights, rows = self.weight.numel(), linear.out_features
+        self.stored_bytes = round(weights * NF4_BYTES) + NF4_TABLES if quantize == "nf4" else weights + INT8_ROW * rows
 
     def forward(self, input: Tensor) -> Tensor:
         unpacked = input if self.keeps_input else input.to(self.compute_dtype)

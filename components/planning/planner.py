@@ -177,7 +177,7 @@ def _flops_per_second(
     if node is None:
         return reached
     precision = estimate.case.spec.precision
-    known = [each for each in table.nodes.values() if measured is not None and each.gpu in measured.device]
+    known = [each for each in table.nodes.values() if measured is not None and each.is_of(measured.device)]
     if reached is not None and known:
         return reached * node.peak_flops(precision) / known[0].peak_flops(precision)
     return table.utilization * node.peak_flops(precision)

@@ -90,6 +90,9 @@ class TrialProgressed(EventModel):
     progress: Progress
     slot: str = Field(description="Where it ran; a slot serves one trial after another.")
     node: str | None = Field(None, description="The first worker's: IP address and Ray's id.")
+    device: str | None = Field(
+        None, description="The first worker's: cpu, or its GPU's name and what CUDA_VISIBLE_DEVICES is there."
+    )
     time: float
 
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 import mlflow.pyfunc
 
+from components.experiment.spec import LoraMethod, TrialSpec
+from components.models.base.reference import BaseReference
+from components.models.base.wheel_model import BUNDLED_MODELS
+from components.models.load_trained import SPEC_FILE
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import INSTALLED, rename_package
 from components.registry.skip_load_on_save import without_weights
+from components.tracking.library_versions import installed_version
 
-SERVED_BY = (  # what a version needs where it is served, at the versions installed here
+SERVED_BY = (  # what every version needs where it is served
     "mlflow",
     "torch",
     "transformers",
     "peft",
     "accelerate",
-    "bitsandbytes",
     "safetensors",
-    "sentencepiece",
-    "gguf",
     "pydantic",
     "numpy",
     "jinja2",
@@ -43,9 +44,25 @@ def save_packaged(package_folder: Path, target: Path) -> None:
                 "max_tokens": 16,
                 "temperature": 0.0,
             },
-            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in SERVED_BY],
+            pip_requirements=requirements_of(package_folder),
         )
     rename_package(target)
+
+
+def requirements_of(package_folder: Path) -> list[str]:
+    """What a version needs where it is served, at the versions installed here; what is not installed has none.
+
+    An adapter needs its base beside it, which may have to be quantized, or converted from another format.
+    """
+    spec = TrialSpec.model_validate_json((package_folder / SPEC_FILE).read_text(encoding="utf-8"))
+    needed = list(SERVED_BY)
+    if isinstance(spec.method, LoraMethod):
+        is_bundled = BaseReference.read(package_folder).model.path in BUNDLED_MODELS
+        has_sentencepiece = installed_version("sentencepiece") is not None  # else its base is no ChatGLM3
+        needed += ["bitsandbytes"] * (spec.method.quantize is not None)
+        needed += ["gguf"] * is_bundled + ["sentencepiece"] * has_sentencepiece
+    versions = {name: installed_version(name) for name in needed}
+    return [name if version is None else f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
 
 
 def package_in(version: Path) -> Path:

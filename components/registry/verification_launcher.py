@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
+from components.registry.library_path import library_path
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_messages import (
     ABOUT_INCUMBENT,
@@ -116,15 +117,15 @@ def _download(version_uri: str, uri: str, target: Path, part: str = "") -> Path:
 def run_phase(request: VerificationRequest, timeout_seconds: float) -> PhaseResult:
     """Runs one phase in a new process, on the code of the candidate's version."""
     code, package = request.model / CODE, package_name(request.model)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    search_path = [str(code.absolute()), *library_path()]
     with tempfile.TemporaryDirectory(prefix="turnwise-phase-") as name:
         request_file, result_file = Path(name) / "request.json", Path(name) / "result.json"
         request_file.write_text(request.model_dump_json(), encoding="utf-8")
         try:
             done = subprocess.run(
                 [sys.executable, "-m", f"{package}.registry.verification_worker", str(request_file), str(result_file)],
-                cwd=code,  # `-m` looks there first
-                env=environment,
+                cwd=code,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},
                 capture_output=True,
                 text=True,
                 timeout=timeout_seconds,

@@ -42,9 +42,9 @@ def verify(request: VerificationRequest) -> PhaseResult:
 def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     """Asks the candidate a question as MLflow's users do, and scores it."""
     served = mlflow.pyfunc.load_model(str(request.model))
+    candidate = _frozen(served.get_raw_model().loaded)
     question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
-    candidate: LoadedModel = served.get_raw_model().loaded
     losses = _score(candidate, request)
     return PhaseResult(
         code=INSTALLED,
@@ -71,8 +71,17 @@ def _score_without_adapter(candidate: LoadedModel, request: VerificationRequest)
 
 def _verify_base(request: VerificationRequest) -> PhaseResult:
     """Scores the base model, loaded whole, at the precision that the candidate was trained in."""
-    base = load_base_of(package_in(request.model))
+    base = _frozen(load_base_of(package_in(request.model)))
     return PhaseResult(code=INSTALLED, **_about_base(base, request))
+
+
+def _frozen(loaded: LoadedModel) -> LoadedModel:
+    """The same model, of which nobody asks a gradient.
+
+    While it computes, autocast keeps a 16-bit copy of each float32 weight that has one: half a model beside the model.
+    """
+    loaded.model.requires_grad_(False)
+    return loaded
 
 
 def _about_base(base: LoadedModel, request: VerificationRequest) -> dict[str, Any]:
@@ -84,7 +93,7 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
     assert request.incumbent is not None
     package = package_in(request.incumbent)
     try:
-        incumbent, trained_on = load_trained(package), read_trained_on(package)
+        incumbent, trained_on = _frozen(load_trained(package)), read_trained_on(package)
     except (ValueError, OSError) as error:
         return _incomparable(f"cannot be loaded here: {error}")
     store = TokenStore(request.eval_store)

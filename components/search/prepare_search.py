@@ -18,8 +18,9 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
 from components.experiment.experiment_warnings import experiment_warnings
+from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
-from components.models.attention_backend import missing_package
+from components.models import attention_backend, quantization_backend
 from components.models.base.load_base import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
@@ -116,7 +117,7 @@ def prepare_search(
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
-    _check_attention(written.model, on_message)
+    _check_packages(written, on_message)
     for remark in (*experiment_warnings(written), *dtype_warnings(written)):
         on_message(remark)
     on_message(f"base model {written.model.path}")
@@ -161,13 +162,18 @@ def prepare_search(
     )
 
 
-def _check_attention(model: ModelSpec, on_message: OnMessage) -> None:
-    """Checks the package only: a head without a GPU has it too, if it has the workers' environment."""
-    missing = missing_package(model.attention)
-    if missing and workers_are_here():
-        raise InputError(missing)
-    if missing:
-        on_message(f"Warning: {missing}. If the workers lack it too, the first trial ends the search")
+def _check_packages(experiment: ExperimentSpec, on_message: OnMessage) -> None:
+    """Checks the packages only: a head without a GPU has them too, if it has the workers' environment."""
+    trials = (trial for branch in branches_of(experiment).values() for trial in corner_trials(experiment, branch))
+    ends = {
+        attention_backend.missing_package(experiment.model.attention): "the first trial ends the search",
+        quantization_backend.missing_package(trials): "each trial that needs it fails",
+    }
+    for problem, end in ends.items():
+        if problem and workers_are_here():
+            raise InputError(problem)
+        if problem:
+            on_message(f"Warning: {problem}. If the workers lack it too, {end}")
 
 
 def _check_storage(written: ExperimentSpec) -> None:

@@ -12,7 +12,7 @@ from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.ray_session import connected, this_job
 from components.cluster.run_search import can_resume, run_search
 from components.cluster.scheduling.search_warnings import remarks
-from components.errors import TakenOverError, TrackingError, VerificationError
+from components.errors import InputError, TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
 from components.records.driver_presence import DriverInbox
 from components.records.events import TrialHistory, TrialState
@@ -97,6 +97,11 @@ class SearchRun:
             raise  # it is an OSError, as the errors of MLflow's network are
         except MLFLOW_ERRORS as error:
             raise TrackingError(without_secrets(str(error))) from None
+        except ImportError as error:  # MLflow imports what an artifact store needs, e.g. boto3 for S3, when it is used
+            uri = without_secrets(prepared.uri)
+            raise InputError(
+                f"tracking.uri={uri}: MLflow keeps its artifacts where a package is needed: {error}; install it"
+            ) from None
         self._show_links({"Ray dashboard": self._facts.get("ray.dashboard", dashboard), "MLflow": self._runs.link})
 
     @property

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +32,18 @@ from components.records.events import (
     TrialProgressed,
     TrialStarted,
 )
+from components.tracking.library_versions import library_versions
 from components.tracking.mlflow_access import experiment_id, without_secrets
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 SEARCH_OF_TRIAL_TAG = "turnwise.search"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
+DEVICE_TAG = "turnwise.device"
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
 BEST_LOSS = "eval/best_loss"
 MAX_CHARACTERS = 500
-LIBRARIES = ("torch", "transformers", "peft", "ray", "mlflow", "bitsandbytes", "optuna")
 STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
     "failed": "FAILED",
     "no trial succeeded": "FAILED",
@@ -184,6 +183,8 @@ class SearchRuns:
         tags = [RunTag(SLOT_TAG, record.slot)]
         if record.node is not None:
             tags.append(RunTag(NODE_TAG, record.node))
+        if record.device is not None:
+            tags.append(RunTag(DEVICE_TAG, record.device))
         if progress.checkpoint is not None and progress.eval_loss < trial.best_loss:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
             trial.best_loss = progress.eval_loss
@@ -299,7 +300,7 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 def _environment() -> dict[str, str]:
     """Returns tags: library versions and, inside a git checkout, its commit."""
-    tags = {f"version.{name}": version(name) for name in LIBRARIES} | {"version.python": platform.python_version()}
+    tags = {f"version.{name}": version for name, version in library_versions().items()}
     commit = git_commit()
     return tags | {"mlflow.source.git.commit": commit} if commit else tags
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Protocol
+from typing import Protocol, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
@@ -22,10 +22,11 @@ CLIP_EPSILON = 1e-6  # clip_grad_norm_'s own
 class ParallelModel(Protocol):
     """A model that all workers of a trial train; each of them makes the same calls in the same order."""
 
-    def backward(self, batch: Batch, scale: float, *, is_last: bool) -> float:
+    def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
         """Adds the gradient of (scale x loss, summed over all workers). Returns this worker's loss sum, unscaled.
 
-        `is_last` says that no other micro-batch of this step follows.
+        It stays on the device: reading it waits for all that the device has to do. `is_last` says that no other
+        micro-batch of this step follows.
         """
         ...
 
@@ -49,12 +50,12 @@ class ReplicatedModel:
             else None
         )
 
-    def backward(self, batch: Batch, scale: float, *, is_last: bool) -> float:
+    def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
         with contextlib.nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
             loss = (self.ddp or self.scored)(batch)
             # DDP averages gradients over workers; x count turns that mean back into a sum.
             (loss * self.workers.count * scale).backward()
-        return float(loss.detach())
+        return cast(Tensor, loss.detach())
 
     def clip_gradients(self, max_norm: float) -> float:
         return float(clip_grad_norm_(self.scored.parameters(), max_norm))
@@ -69,11 +70,11 @@ class ShardedModel:
     def __init__(self, scored: ScoredModel, workers: Workers) -> None:
         self.scored, self.workers = scored, workers
 
-    def backward(self, batch: Batch, scale: float, *, is_last: bool) -> float:
+    def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
         loss = self.scored(batch)
         # FSDP averages gradients over workers, as DDP does.
         (loss * self.workers.count * scale).backward()
-        return float(loss.detach())
+        return cast(Tensor, loss.detach())
 
     def clip_gradients(self, max_norm: float) -> float:
         # Summed by Workers: there may be no process group for gradients that are offloaded to the CPU.
@@ -93,4 +94,6 @@ def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:
     model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     if isinstance(spec.method, LoraMethod):
         # The frozen embeddings give no gradient, and a checkpointed block without an input gradient trains nothing.
+        # transformers has done so already for some adapters: a second call would lose the handles by which that ends.
+        model.disable_input_require_grads()  # type: ignore[operator]
         model.enable_input_require_grads()  # type: ignore[operator]

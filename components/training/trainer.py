@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from components.data.batch import Batch
 from components.data.collate import collate
@@ -136,8 +137,10 @@ class Trainer:
         torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + self.workers.worker_rank)
         batches = self._next_batches()
         num_targets, num_tokens = self._sizes(batches)
-        (loss_sum,) = self.workers.sum([self._backward(batches, num_targets)])
+        losses = self._backward([batch.to(self.workers.device) for batch in batches], num_targets)
         grad_norm = self.parallel_model.clip_gradients(self.spec.optimizer.max_grad_norm)
+        # Only now, when all of the step but its update has been queued on the device, is a loss waited for.
+        (loss_sum,) = self.workers.sum([sum(torch.stack(losses).tolist())])
         loss = loss_sum / num_targets
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}; lower optimizer.learning_rate")
@@ -163,14 +166,14 @@ class Trainer:
         self.interval.add(metrics, loss_sum=loss_sum, num_targets=num_targets, num_tokens=num_tokens, seconds=elapsed)
 
     def _sizes(self, batches: list[Batch]) -> tuple[int, int]:
-        """Returns (targets, tokens without padding) of a step over all workers."""
+        """Returns (targets, tokens without padding) of a step over all workers. The batches are in CPU memory."""
         num_targets = sum(batch.num_targets for batch in batches)
         num_tokens = sum(int((batch.segment_ids_BT > 0).sum()) for batch in batches)
         all_targets, all_tokens = self.workers.sum([float(num_targets), float(num_tokens)])
         return int(all_targets), int(all_tokens)
 
     def _next_batches(self) -> list[Batch]:
-        """Returns this worker's micro-batches of the next step. Their number is the same on every worker."""
+        """Returns this worker's micro-batches of the next step, in CPU memory. Their number is the same on every worker."""
         rows, self.position = self.sampler.next_step(self.position)
         shares = micro_batches(
             rows,
@@ -178,14 +181,17 @@ class Trainer:
             worker_count=self.workers.count,
             rows_per_micro_batch=self.spec.batch.rows_per_micro_batch,
         )
-        return [collate(self.train_store, share, self.data.pad_token_id).to(self.workers.device) for share in shares]
+        return [collate(self.train_store, share, self.data.pad_token_id) for share in shares]
 
-    def _backward(self, batches: list[Batch], num_targets: int) -> float:
-        """Accumulates the gradient of (loss summed over all workers / num_targets). Returns this worker's loss sum."""
-        return sum(
+    def _backward(self, batches: list[Batch], num_targets: int) -> list[Tensor]:
+        """Accumulates the gradient of (loss summed over all workers / num_targets).
+
+        Returns the loss sum of each of this worker's micro-batches, on the device.
+        """
+        return [
             self.parallel_model.backward(batch, 1 / num_targets, is_last=number == len(batches))
             for number, batch in enumerate(batches, start=1)
-        )
+        ]
 
     def _evaluate(self) -> tuple[float, int]:
         eval_loss, num_targets = evaluate(

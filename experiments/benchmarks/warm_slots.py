@@ -50,8 +50,9 @@ from components.experiment.spec import ExperimentSpec
 from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
-from components.records.events import TrialEvent, TrialHistory, TrialProgressed, replay
+from components.records.events import TrialEvent, replay
 from components.records.histories import TrialHistories
+from experiments.benchmarks.slot_times import first_step_began, last_reports_by_slot
 
 DATA = Path(__file__).parent.parent / "data" / "quickstart.jsonl"
 MAX_DIFFERENCE = 1e-6  # between the final eval losses of one trial, in nats per target
@@ -102,21 +103,6 @@ def search_of(records: Sequence[TrialEvent], *, makespan: float) -> Search:
             free_since = last_report
     losses = {history.started.number: history.reports[-1].eval_loss for history in histories.values()}
     return Search(makespan=makespan, losses=losses, work=tuple(work), cold=tuple(cold), warm=tuple(warm))
-
-
-def last_reports_by_slot(records: Sequence[TrialEvent]) -> dict[str, dict[str, float]]:
-    """By slot and trial id, in the order they ran: when the driver heard the trial's last report, just before it ended it."""
-    slots: dict[str, dict[str, float]] = {}
-    for record in records:
-        if isinstance(record, TrialProgressed):
-            slots.setdefault(record.slot, {})[record.trial_id] = record.time
-    return slots
-
-
-def first_step_began(history: TrialHistory) -> float:
-    """Unix seconds, by the clock of the trial's first worker."""
-    step = history.reports[0].steps[0]
-    return step.time - step.seconds
 
 
 # ---------------------------------------------------------------------------- one TorchTrainer per trial, as documented

@@ -114,6 +114,7 @@ def test_a_running_search_takes_instructions_and_a_resumed_one_knows_them(tmp_pa
     assert runs[trials[2]["trial_id"]]["turnwise.stopped_by"] == by
     assert "/#/jobs/" in runs[clone.trial_id]["ray.dashboard"]
     assert runs[clone.trial_id]["ray.node"]
+    assert runs[clone.trial_id]["turnwise.device"] == "cpu"
     view = ran(folder, "tune", "toy.yaml", "--watch")
     assert view.returncode == 0
     assert "lora (warm clone of 1)" in view.stdout

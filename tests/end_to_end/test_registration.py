@@ -168,7 +168,7 @@ def test_a_version_has_a_signature_an_example_and_pinned_requirements(registry, 
     example = json.loads((folder / "input_example.json").read_text())
     assert example["messages"] == [{"role": "user", "content": "Who are you?"}]
     pinned = dict(line.split("==") for line in (folder / "requirements.txt").read_text().split())
-    assert {"mlflow", "torch", "transformers", "peft", "bitsandbytes"} <= pinned.keys()
+    assert {"mlflow", "torch", "transformers", "peft"} <= pinned.keys()
     assert not list(folder.rglob("*.pkl")) + list(folder.rglob("*.bin")) + list(folder.rglob("*.pyc"))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import CODE, package_name
-from components.registry.verification_launcher import run_phase, verify_candidate, verify_incumbent
+from components.registry.verification_launcher import _PhaseError, run_phase, verify_candidate, verify_incumbent
 from components.registry.verification_messages import VerificationReport
 
 KILLED = "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
@@ -54,3 +54,19 @@ def test_a_process_of_a_phase_runs_the_versions_own_code_and_leaves_nothing(aske
     assert found.code == versions / "full" / CODE / package_name(versions / "full")
     assert found.base_sums
     assert not list((versions / "full" / CODE).glob("*.json"))
+
+
+def test_a_process_of_a_phase_finds_the_libraries_of_this_one_and_no_other_code(asked, versions, tmp_path, monkeypatch):
+    """Libraries of a folder on sys.path; beside them lies another package of the common name, installed like them."""
+    for name in ("only_there", "components"):
+        (tmp_path / "libraries" / name).mkdir(parents=True)
+        (tmp_path / "libraries" / name / "__init__.py").write_text(f"NAME = {name!r}")
+    (tmp_path / "libraries" / "only_there-1.0.dist-info").mkdir()
+    check = "\nimport sys, only_there\nassert only_there.NAME == 'only_there' and 'components' not in sys.modules\n"
+    model = tampered(versions, tmp_path / "model", "base", check)
+    with pytest.raises(_PhaseError, match="No module named 'only_there'"):
+        run_phase(asked("lora", "base", model=model), 120.0)
+    monkeypatch.syspath_prepend(tmp_path / "libraries")
+    found = run_phase(asked("lora", "base", model=model), 120.0)
+    assert found.code == model / CODE / package_name(model)
+    assert found.base_sums

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from components.data.prepare import PreparedDataset
 from components.experiment.base_precisions import BaseVariant, base_variants, dtype_warnings
@@ -22,12 +24,14 @@ from components.experiment.spec import (
     TrialSpec,
     WorkersSpec,
 )
+from components.models.adapters import attach_lora
 from components.models.load_trained import load_base_of, load_trained
 from components.planning.remedies import smaller_cases
 from components.planning.trial_estimate import PlanCase
 from components.storage.open_folder import folder_at
 from components.training import trial_runner as session_module
 from components.training.evaluate import score
+from components.training.precision import computing
 from components.training.trial_runner import load_base_model
 from components.training.workers import TorchWorkers
 from tests.support.sessions import FULL, MAX_TOKENS, curve, reports, session
@@ -268,3 +272,38 @@ def test_a_plan_that_finds_no_room_for_lora_names_the_way_to_smaller_weights():
         "precision: bf16 and dtype: bf16",
         *quantized,
     ]
+
+
+def test_adapters_without_peft_s_float32_copies_of_their_inputs_give_the_same_bits():
+    found = []
+    for copies in (False, True):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        )
+        adapted = attach_lora(LlamaForCausalLM(config).bfloat16(), LoraMethod(rank=4)).train()
+        for module in adapted.modules():
+            if isinstance(module, BaseTunerLayer):
+                assert not module.cast_input_dtype_enabled
+                module.cast_input_dtype_enabled = copies
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        tokens = torch.arange(3, 35)[None]
+        with computing("bf16", torch.device("cpu")):
+            loss = adapted(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in adapted.parameters() if p.grad is not None)])
+    assert len(found[0]) == 1 + 2 * 7 * 2
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("method", [LoraMethod(dropout=0.1), LoraMethod(dora=True)], ids=["dropout", "dora"])
+def test_adapters_that_compute_with_their_input_keep_its_float32_copy(method):
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+    )
+    adapted = attach_lora(LlamaForCausalLM(config), method)
+    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    assert layers
+    assert all(layer.cast_input_dtype_enabled for layer in layers)

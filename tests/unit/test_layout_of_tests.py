@@ -11,6 +11,7 @@ TEST_MODULES = sorted(path.relative_to(TESTS) for path in TESTS.glob("*/test_*.p
 STARTERS = {
     "ray.init",
     "components.cluster.ray_session.connected",
+    "tests.support.bare_python.bare_python",
     "tests.support.clusters.cluster",
     "tests.support.programs.command",
     "tests.support.programs.ran",

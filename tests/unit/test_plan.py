@@ -86,7 +86,8 @@ def test_tied_embeddings_are_held_once():
 def test_quantized_layers_are_held_in_4_bits_and_their_scales():
     packed = dry_run_of(method=LoraMethod(rank=8, quantize="nf4"))
     plain = dry_run_of(method=LoraMethod(rank=8))
-    assert plain.weight_bytes - packed.weight_bytes == pytest.approx(LINEAR * (2 - 0.5 - 1 / 64), rel=1e-3)
+    tables = 14 * 4 * (16 + 256 + 1)  # of each layer its own
+    assert plain.weight_bytes - packed.weight_bytes == pytest.approx(LINEAR * (2 - 0.5 - 1 / 64) - tables, rel=1e-3)
 
 
 def test_a_step_is_six_operations_a_weight_and_token_and_four_if_frozen():
@@ -104,11 +105,29 @@ def test_a_step_is_six_operations_a_weight_and_token_and_four_if_frozen():
     assert lora.training_flops / 64 == pytest.approx(4 * weights + head - first, rel=0.01)
 
 
+def test_the_operations_of_attention_are_counted_whatever_computes_it():
+    batch = MicroBatch(rows=1, tokens=512, targets=256)
+    models = (MODEL.model_copy(update={"attention": name}) for name in ("sdpa", "eager"))
+    fused, plain = (dry_run_of(batch=batch, model=model, method=FullMethod()) for model in models)
+    assert fused.evaluation_flops == plain.evaluation_flops
+    scores = 2 * 512 * 512 * SMALL["hidden_size"] * SMALL["num_hidden_layers"]
+    assert fused.evaluation_flops > 2 * scores
+    # It computes the scores again in the backward pass, instead of keeping them.
+    assert fused.training_flops == plain.training_flops + scores
+
+
 def test_a_full_trial_holds_its_gradients_and_its_weights_cast_to_bf16_once():
     batch = MicroBatch(rows=1, tokens=8, targets=8, accumulates=True)
     peak = dry_run_of(method=FullMethod(), batch=batch).training.bytes
     assert peak["gradients"] == 4 * (LINEAR + 2 * EMBEDDINGS + NORMS)
     assert peak["weight casts"] == 2 * LINEAR  # not of embeddings and norms, and the head's come and go
+
+
+def test_a_proof_casts_one_weight_at_a_time_where_an_evaluation_keeps_all_casts():
+    found = dry_run_of(method=FullMethod(), batch=MicroBatch(rows=1, tokens=8, targets=8))
+    assert found.evaluation.bytes["weight casts"] >= 2 * LINEAR
+    assert found.proof.bytes["weight casts"] <= 2 * EMBEDDINGS  # the head is the largest
+    assert found.training.bytes["gradients"] > 0  # what was frozen for it is trained again
 
 
 def test_gradients_that_go_into_buckets_are_not_held_twice():
@@ -147,7 +166,8 @@ DRY_RUN = DryRun(
     layer_parameters=100_000,
     root_parameters=200_000,
     training=Peak(bytes={"weights": 4_000_000, "gradients": 500, "weight casts": 2_000_000, "activations": 300_000}),
-    evaluation=Peak(bytes={"weights": 4_000_000, "activations": 1_000}),
+    evaluation=Peak(bytes={"weights": 4_000_000, "weight casts": 2_000_000, "activations": 1_000}),
+    proof=Peak(bytes={"weights": 4_000_000, "activations": 1_000}),
     training_flops=1,
     evaluation_flops=1,
 )
@@ -476,6 +496,21 @@ def test_the_table_of_nodes_is_whole_and_a_bad_one_is_refused(tmp_path):
     bad.write_text("as_of: 2026-11-01\nnodes: {a: {gpu: X, gpus: 0}}")
     with pytest.raises(ExperimentError, match=r"bad\.yaml: 5 problems\n  nodes\.a\.gpus: .* greater than 0, not 0"):
         load_node_table(bad)
+
+
+@pytest.mark.parametrize(
+    ("device", "types"),
+    [
+        ("NVIDIA L4", {"g6.2xlarge"}),
+        ("NVIDIA L40S", {"g6e.2xlarge"}),
+        ("NVIDIA H100 80GB HBM3", {"p5.48xlarge"}),
+        ("NVIDIA H200", {"p5en.48xlarge"}),
+        ("NVIDIA A100-SXM4-80GB", {"p4de.24xlarge"}),
+        ("cpu", set()),
+    ],
+)
+def test_a_card_is_found_in_the_table_by_its_whole_name(device, types):
+    assert {name for name, node in load_node_table().nodes.items() if node.is_of(device)} == types
 
 
 def test_errors_of_the_table_speak_of_a_table_of_machines(tmp_path):

@@ -37,15 +37,11 @@ def test_a_trial_without_a_report_has_numbers_for_schedulers():
 
 
 def test_a_result_is_read_as_it_was_whether_or_not_tune_has_flattened_it():
-    result = SlotResult(slot="s", node="10.0.0.1 abc", progress=PROGRESS)
+    result = SlotResult(slot="s", node="10.0.0.1 abc", device="cpu", progress=PROGRESS)
     for tune in (result.to_tune(), flatten_dict(result.to_tune())):
         read = SlotResult.of(tune)
-        assert (read.slot, read.node, read.report.eval_loss, read.report.train_loss) == (
-            "s",
-            result.node,
-            1 / 3,
-            0.1 + 0.2,
-        )
+        assert (read.slot, read.node, read.device) == ("s", "10.0.0.1 abc", "cpu")
+        assert (read.report.eval_loss, read.report.train_loss) == (1 / 3, 0.1 + 0.2)
         assert math.isnan(read.report.steps[0].loss)
         assert read.report.steps[0].grad_norm == math.inf
 

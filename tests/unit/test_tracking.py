@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.metrics import gpu_monitor
 
 from components.experiment.spec import (
     LoraMethod,
@@ -477,14 +478,21 @@ def test_a_stop_request_shortens_the_wait_for_an_mlflow_that_is_away(tmp_path):
         assert pool.submit(sync.close, 3600.0, stop).result(timeout=60) == 4
 
 
+def test_mlflow_has_the_library_with_which_it_reads_gpus():
+    """Without it MLflow logs no metrics of GPUs, and does not say so."""
+    assert "pynvml" in vars(gpu_monitor)
+
+
 def test_all_runs_say_where_else_the_search_can_be_looked_at(sqlite):
     facts = {"ray.job_id": "01000000", "ray.dashboard": "http://head:8265/#/jobs/raysubmit_1"}
     search = SearchRuns(open_store(sqlite), sqlite, experiment("linked"), "search-1", facts)
-    moved = progressed(last=2, eval_loss=1.5, at=110.0).model_copy(update={"node": "10.0.0.7 ab12"})
+    where = {"node": "10.0.0.7 ab12", "device": "NVIDIA L40S (CUDA_VISIBLE_DEVICES=3)"}
+    moved = progressed(last=2, eval_loss=1.5, at=110.0).model_copy(update=where)
     tell(search, [started(), moved])
     for run_id in (search.parent_id, search.trial_run("t1")):
         assert facts.items() <= search.client.get_run(run_id).data.tags.items()
-    assert search.client.get_run(search.trial_run("t1")).data.tags["ray.node"] == "10.0.0.7 ab12"
+    tags = search.client.get_run(search.trial_run("t1")).data.tags
+    assert (tags["ray.node"], tags["turnwise.device"]) == (where["node"], where["device"])
     assert search.link == sqlite
     search.uri = "https://ann:secret@mlflow.internal/"
     assert search.link == (f"https://mlflow.internal/#/experiments/{search.experiment_id}/runs/{search.parent_id}")

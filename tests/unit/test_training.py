@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OPTConfig, OPTForCausalLM
 
 from components.experiment.spec import (
@@ -64,6 +65,29 @@ def test_the_loss_curve_does_not_depend_on_micro_batches(toy, tmp_path, spec):
         batch = BatchSpec(rows_per_step=4, rows_per_micro_batch=rows)
         split = curve(reports(session(toy, tmp_path), spec.model_copy(update={"batch": batch})))
         assert split == pytest.approx(whole, abs=2e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a program reads a number from a tensor, for which it would wait if that were on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_but_the_mask_is_waited_for_while_the_passes_of_a_step_are_queued(toy, tmp_path):
+    counts = []
+    for rows in (4, 1):
+        of = session(toy, tmp_path)
+        of.start("trial", FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=rows)}))
+        of.running.step()  # the first one also looks at the head
+        batches = of.running._next_batches()
+        with Reads() as reads:
+            of.running._backward(batches, num_targets=1)
+        counts.append(reads.count)
+    assert counts == [1, 4]  # transformers asks whether rows are packed, once a pass
 
 
 def train_as_worker(rank, toy, folder):
@@ -360,6 +384,15 @@ def test_gradient_checkpointing_changes_no_loss(toy, tmp_path):
         assert curve(reports(recomputed, spec.model_copy(update={"gradient_checkpointing": True}))) == pytest.approx(
             plain, abs=2e-5
         )
+
+
+def test_a_trial_without_checkpointing_asks_for_no_gradient_of_the_embeddings_after_one_with_it(toy, tmp_path):
+    of = session(toy, tmp_path)
+    hooks = []
+    for checkpointing in (False, True, False):
+        of.start("trial", LORA.model_copy(update={"gradient_checkpointing": checkpointing}))
+        hooks.append(len(of.running.model.get_input_embeddings()._forward_hooks))
+    assert hooks == [0, 1, 0]
 
 
 def test_the_eight_bit_optimizer_says_that_it_needs_cuda():

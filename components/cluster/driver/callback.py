@@ -59,6 +59,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 progress=progress,
                 slot=outcome.slot,
                 node=outcome.node,
+                device=outcome.device,
                 time=time.time(),
             )
         )

@@ -18,10 +18,12 @@ import ray
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
 from components.cluster.driver.gauges import TrialGauges
+from components.cluster.ray_session import workers_are_here
 from components.cluster.slots.search_context import SearchContext
 from components.experiment.experiment_errors import ExperimentError
 from components.experiment.space import change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
+from components.models.quantization_backend import missing_package
 from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, RequestInbox, StopTrial
 from components.records.events import (
     Clone,
@@ -178,6 +180,8 @@ class TrialController:
     def _clone(self, history: TrialHistory, command: CloneTrial) -> Clone:
         experiment, parent = self.context.experiment, history.started
         spec = change_trial(experiment, parent.spec, command.changes)
+        if workers_are_here() and (missing := missing_package([spec])):
+            raise Refused(missing)
         if spec.method.kind != parent.spec.method.kind:
             check_capacity(_alone(experiment, parent.branch, spec), capacity_of_cluster())
         return Clone(

@@ -57,10 +57,11 @@ class Done(_Numbered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reported(_Numbered):
-    """The trial has trained to its next report. `node` is the first worker's."""
+    """The trial has trained to its next report. `node` and `device` are the first worker's."""
 
     progress: Progress
     node: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ class SlotResult(BaseModel):
 
     slot: str
     node: str | None = Field(None, description="The first worker's: IP address and Ray's id.")
+    device: str | None = Field(None, description="The first worker's, in words.")
     progress: Progress | None = Field(None, description="The trial's last report, whether or not it is new.")
     failure: str | None = Field(None, description="Why the trial cannot go on; the slot can serve other trials.")
     ends_search: bool = Field(False, description="Every other trial would fail for the same reason.")

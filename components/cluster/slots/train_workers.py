@@ -33,6 +33,13 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
 
 
+def device_in_words(device: torch.device) -> str:
+    """E.g. `NVIDIA L40S (CUDA_VISIBLE_DEVICES=3)`: the card that worker-seconds are paid for, and that Ray gave it."""
+    if device.type != "cuda":
+        return device.type
+    return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})"
+
+
 def interface_with(address: str) -> str | None:
     """Returns the name of this machine's network interface that has the IP address; None if none has it, as behind NAT."""
     for name, addresses in psutil.net_if_addrs().items():

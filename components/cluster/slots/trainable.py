@@ -69,6 +69,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self.resume_from: str | None = None
         self.last: Progress | None = None
         self.node: str | None = None
+        self.device: str | None = None
 
     def step(self) -> dict[str, Any]:
         if self.trial_id in self.context.finished_trials:
@@ -83,7 +84,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             case Left():
                 return self._result(exit_reason=answer.reason)
             case Reported():
-                self.last, self.node = answer.progress, answer.node
+                self.last, self.node, self.device = answer.progress, answer.node, answer.device
         return self._result(done=self.last is not None and self.last.done)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -107,7 +108,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             pass
 
     def _result(self, **values: Any) -> dict[str, Any]:
-        return SlotResult(**{"slot": self.slot, "node": self.node, "progress": self.last, **values}).to_tune()
+        where = {"slot": self.slot, "node": self.node, "device": self.device}
+        return SlotResult(**{**where, "progress": self.last, **values}).to_tune()
 
     def _start_trial(self) -> SlotAnswer:
         start = Start(trial_id=self.trial_id, spec=self.trial.spec, warm_from=self.trial.warm_from)

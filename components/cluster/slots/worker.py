@@ -29,7 +29,7 @@ from components.cluster.slots.protocol import (
 from components.cluster.slots.resume import latest_complete
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.slot_signals import SlotSignals
-from components.cluster.slots.train_workers import workers_of_this_run
+from components.cluster.slots.train_workers import device_in_words, workers_of_this_run
 from components.data.prepare import PreparedDataset
 from components.experiment.base_precisions import base_variants
 from components.experiment.spec import WorkersSpec
@@ -147,7 +147,9 @@ def _run_command(command: SlotCommand, runner: TrialRunner, workers: Workers, si
             reached = runner.advance(_TrialSignals(signals, runner.trial_id, command.extensions))
             if isinstance(reached, InterimCheckpoint):
                 return Left(number=command.number, reason=signals.exit_reason, checkpoint=reached.checkpoint)
-            return Reported(number=command.number, progress=reached, node=this_node())
+            return Reported(
+                number=command.number, progress=reached, node=this_node(), device=device_in_words(workers.device)
+            )
     return Done(number=command.number)
 
 

@@ -199,8 +199,10 @@ def _parquet_rows(file: str, content: bytes) -> list[Any]:
 
 
 def _hub_rows(file: str) -> list[Any]:
-    import datasets
-
+    try:
+        import datasets  # no other source needs this package
+    except ImportError as error:
+        raise _refusal(file, f"is loaded by the package datasets, which cannot be imported here ({error})") from None
     named = HUB.fullmatch(file)
     if named is None:
         raise _refusal(file, A_DATASET)

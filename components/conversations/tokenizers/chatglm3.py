@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from components.conversations.chat_formats.chatglm3 import CHAT_TEMPLATE, COMMANDS
 from components.errors import InputError
+
+if TYPE_CHECKING:
+    from sentencepiece import sentencepiece_model_pb2
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "▁"
@@ -81,6 +84,12 @@ def _merges(model: sentencepiece_model_pb2.ModelProto) -> list[tuple[str, str]]:
 
 
 def _read(file: Path) -> sentencepiece_model_pb2.ModelProto:
+    try:
+        from sentencepiece import sentencepiece_model_pb2  # no other model needs this package
+    except ImportError as error:
+        raise InputError(
+            f"{file}: is read by the package sentencepiece, which cannot be imported here ({error})"
+        ) from None
     model = sentencepiece_model_pb2.ModelProto()
     with contextlib.suppress(DecodeError):
         model.ParseFromString(file.read_bytes())

@@ -23,6 +23,7 @@ from components.models.chatglm.read_weights import glm_weights
 from components.models.chatglm.weight_files import shards_of
 from components.models.dtypes import torch_dtype
 from components.models.load_causal_lm import check_finite, check_release, check_weights, load_causal_lm
+from components.models.quantization_backend import INSTALL_ADVICE, why_unusable
 from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
 
@@ -173,6 +174,8 @@ def _check_supported(model: ModelSpec, directory: Path) -> Path:
 def _quantization_config(model: ModelSpec, quantize: Quantize) -> BitsAndBytesConfig | None:
     if quantize is None:
         return None
+    if reason := why_unusable():
+        raise InputError(f"method.quantize={quantize}: {reason}; {INSTALL_ADVICE}")
     if quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

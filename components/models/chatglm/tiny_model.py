@@ -2,7 +2,9 @@
 
 It is for smoke runs and tests without the 12 GB of the real model. It is not trained. Run by hand:
 
-    python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl]
+    python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl [HIDDENxLAYERS]]
+
+64x2 unless a size is given; 512x8, 19 million weights, give a GPU something to do.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ MAX_PIECES = 1200
 SPARE_ROWS = 6  # the real model also has more rows of embeddings than tokens
 
 
-def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_size: int = 64, seed: int = 0) -> None:
+def make_tiny(
+    directory: Path, conversations: str = CONVERSATIONS, *, hidden_size: int = 64, layers: int = 2, seed: int = 0
+) -> None:
     """Writes config.json, tokenizer.model and two or three float16 shards."""
     directory.mkdir(parents=True, exist_ok=True)
     texts = [message.content for chat in read_conversations(conversations).conversations for message in chat.messages]
@@ -35,7 +39,7 @@ def make_tiny(directory: Path, conversations: str = CONVERSATIONS, *, hidden_siz
         vocab_size=pieces + len(COMMANDS) + SPARE_ROWS,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=hidden_size // 4,
@@ -75,8 +79,22 @@ def train_sentencepiece(texts: list[str], file: Path, max_pieces: int = MAX_PIEC
     return int(sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue()).vocab_size())
 
 
+def sizes(text: str) -> tuple[int, int]:
+    """Reads HIDDENxLAYERS. Raises ValueError for anything else."""
+    hidden, times, layers = text.partition("x")
+    if not (times and hidden.isdecimal() and layers.isdecimal() and int(layers)) or int(hidden) % 8 or not int(hidden):
+        raise ValueError(f"{text}: a size is HIDDENxLAYERS, e.g. 512x8; the four heads want a multiple of 8 as HIDDEN")
+    return int(hidden), int(layers)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit("usage: python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl]")
-    make_tiny(Path(sys.argv[1]), *sys.argv[2:])
+    if len(sys.argv) not in (2, 3, 4):
+        sys.exit(
+            "usage: python -m components.models.chatglm.tiny_model DIRECTORY [CONVERSATIONS.jsonl [HIDDENxLAYERS]]"
+        )
+    try:
+        hidden_size, layers = sizes(sys.argv[3] if len(sys.argv) == 4 else "64x2")
+    except ValueError as error:
+        sys.exit(str(error))
+    make_tiny(Path(sys.argv[1]), *sys.argv[2:3], hidden_size=hidden_size, layers=layers)
     print(f"{sys.argv[1]}: a tiny ChatGLM3 in the original layout, with random weights")

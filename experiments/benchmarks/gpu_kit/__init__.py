@@ -1,0 +1,1 @@
+"""The parts of experiments/benchmarks/gpu.py, and what runs them."""
