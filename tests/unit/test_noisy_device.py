@@ -18,7 +18,8 @@ from components.registry.gate import check_report
 from components.registry.verification_messages import VerificationReport
 from components.storage.open_folder import folder_at
 from components.training.evaluate import score
-from components.training.workers import OneWorker
+from components.training.loss import ScoredModel
+from components.training.workers import TorchWorkers
 from tests.support.families import (
     FAMILIES,
     GROUPED,
@@ -32,6 +33,7 @@ from tests.support.families import (
     scored_model,
 )
 from tests.support.noisy_device import last_bit_noise
+from tests.support.processes import run_together
 from tests.support.sessions import FULL, LORA, MAX_TOKENS, curve, reports, session
 from tests.support.toy import toy_conversations, write_messages_jsonl
 
@@ -143,17 +145,20 @@ def test_a_mask_that_takes_no_notice_of_restarts_is_found(monkeypatch, precision
             assert not scored.isolates_packed_rows()
 
 
-class OneOfTwo(OneWorker):
-    """The other worker says 1 to whatever is added up."""
-
-    def sum(self, values):
-        return [value + 1.0 for value in values]
+def find_a_neighbor_on_one(rank, toy, folder):
+    """What a trial says whose second worker alone finds that rows are seen."""
+    of = session(toy, folder, TorchWorkers(torch.device("cpu")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScoredModel, "isolates_packed_rows", lambda _: rank == 0)
+        with pytest.raises(InputError) as caught:
+            of.start("trial", FULL)
+    return str(caught.value)
 
 
 def test_a_neighbor_that_one_worker_has_found_ends_the_trial_on_all(toy, tmp_path):
-    of = session(toy, tmp_path, OneOfTwo())
-    with pytest.raises(InputError, match="lets packed conversations see each other"):
-        of.start("trial", FULL)
+    first, second = run_together(find_a_neighbor_on_one, toy, tmp_path / "runs", folder=tmp_path)
+    assert first == second
+    assert "lets packed conversations see each other" in first
 
 
 # Training, and what follows it
