@@ -44,6 +44,7 @@ from components.models.load_trained import (
     is_trained,
     load_trained,
     needs_no_base,
+    without_flash,
 )
 
 Layout = Literal["glm", "chatglm", "merged", "adapter"]
@@ -103,7 +104,7 @@ def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Expo
 def load_as_trained(source: Exportable) -> PreTrainedModel:
     """Loads a model as it was trained: the adapter beside its base, which is quantized as in training."""
     if isinstance(source.origin, Path):
-        return load_trained(source.origin).model
+        return load_trained(source.origin, flash=False).model
     base = load_base_model(source.origin)
     return base if source.adapter is None else _with_adapter(base, source.adapter.directory)
 
@@ -115,7 +116,7 @@ def load_on_published_base(source: Exportable) -> PeftModel:
     """
     if source.adapter is None:
         raise InputError("it was not trained with LoRA, so there is no adapter to load")
-    base = load_base_model(source.adapter.base.model_copy(update={"dtype": "fp32"}))
+    base = load_base_model(without_flash(source.adapter.base).model_copy(update={"dtype": "fp32"}))
     return _with_adapter(base, source.adapter.directory)
 
 

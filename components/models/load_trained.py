@@ -25,7 +25,7 @@ from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
-from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
+from components.experiment.spec import FLASH_ATTENTION, LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
 from components.models.attention_backend import usable_attention
 from components.models.base.load_base import load_base_model, resolve_model, save_config
@@ -84,28 +84,38 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
     )
 
 
-def load_trained(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
+def load_trained(directory: Path, *, device: torch.device | None = None, flash: bool = True) -> LoadedModel:
     """Loads a checkpoint or package.
 
     Raises InputError if its base model cannot be found or has another digest, if its weights are incomplete, or if it needs
     bitsandbytes and this Python cannot use it.
+
+    Args:
+        flash: without it, sdpa takes flash attention's place, which computes on every device and in float32, too.
     """
     device = device or default_device()
     reference = BaseReference.read(directory)
+    attention = usable_attention(reference.model.attention) if flash else without_flash(reference.model).attention
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
     check_loadable(spec.method, directory)
     base = None if needs_no_base(directory) else _find_base(reference)
     own_tokenizer = directory / TOKENIZER
     tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
     return LoadedModel(
-        model=_load_model(directory, base, reference.model, spec, device).eval(),
+        model=_load_model(
+            directory, base, reference.model.model_copy(update={"attention": attention}), spec, device
+        ).eval(),
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         device=device,
-        attention=usable_attention(reference.model.attention),
+        attention=attention,
         precision=spec.precision,
         reference=reference,
     )
+
+
+def without_flash(model: ModelSpec) -> ModelSpec:
+    return model.model_copy(update={"attention": "sdpa"}) if model.attention == FLASH_ATTENTION else model
 
 
 def base_of(reference: BaseReference) -> ModelSpec:

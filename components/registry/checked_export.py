@@ -149,7 +149,7 @@ def _export_merged(
     export = replace(export, files=_names(export.directory), divergence=found)
     if before is None:
         return export
-    after, num_targets = before.scorer.score(reload_whole(export.directory), precision=source.precision)
+    after, num_targets = before.scorer.score(reload_whole(export.directory), precision=_precision_of_scores(source))
     check = MergeCheck(adapter_loss=before.loss, merged_loss=after, num_targets=num_targets)
     check.check(quantized=source.quantize is not None)
     if is_registered(request.source):
@@ -181,8 +181,14 @@ def _score_before(request: ExportRequest, source: Exportable, scratch: Path) -> 
         return None
     conversations = read_conversations(request.data, unknown_keys=request.unknown_keys).conversations
     scorer = Scorer(conversations, source.chat_format, scratch, request.max_tokens)
-    loss, _ = scorer.score(load_as_trained(source), precision=source.precision)
+    model = load_on_published_base(source) if source.quantize is None else load_as_trained(source)
+    loss, _ = scorer.score(model, precision=_precision_of_scores(source))
     return _ScoreBefore(scorer=scorer, loss=loss)
+
+
+def _precision_of_scores(source: Exportable) -> str:
+    """In bf16, rounding moves the mean loss of a few hundred targets by more than merging may; quantized weights may more."""
+    return "fp32" if source.quantize is None else source.precision
 
 
 def _names(directory: Path) -> tuple[str, ...]:

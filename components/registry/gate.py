@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ from components.errors import VerificationError
 from components.inference.paired_bootstrap import Comparison, paired_bootstrap
 from components.registry.verification_messages import VerificationReport
 
-MAX_DEVIATION = 0.01  # of the loss after loading from the loss in training
+# Of the loss after loading from the loss in training: a share of it, and what rounding does where passes differ in the last
+# bit. In bf16 that moves the loss of one target by up to 0.3 nats, at random, so the mean over N targets by 1/sqrt(N) of it.
+MAX_DEVIATION, ROUNDING = 0.01, 0.5
 NOTHING_SAYS = (
     "nothing says what the incumbent was trained on, so it was compared on all held-out conversations, some of which it may"
     " know"
@@ -27,7 +30,8 @@ class GateDecision:
 def check_report(report: VerificationReport, trained_loss: float, version_uri: str) -> None:
     """Raises VerificationError if the version does not answer, or does not score what its trial scored in training."""
     loss = report.candidate_loss
-    if not abs(loss - trained_loss) <= MAX_DEVIATION * trained_loss:
+    rounding = ROUNDING / math.sqrt(sum(report.num_targets))
+    if not abs(loss - trained_loss) <= MAX_DEVIATION * trained_loss + rounding:
         raise VerificationError(
             f"{version_uri} scores {loss:.4f} nats per target after loading, and scored {trained_loss:.4f} in training"
         )

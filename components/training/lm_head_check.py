@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 # Operations that keep values. A conversion only rounds, and losses are computed from float32 logits in any case.
 HARMLESS = {aten._unsafe_view.default, aten.clone.default, aten._to_copy.default, aten.detach.default}
-SAME = 0.05  # as a share of the decoder's output: changed inputs have a larger effect, rounding a far smaller one
+# Changed inputs change the decoder's output by a larger share than SAME. Rounding can, too, on a device whose passes differ
+# in the last bit (in bf16 that alone is 0.1 of SmolLM2's output), so it is measured, and may be so many times what it was.
+SAME, ROUNDING = 0.05, 3.0
 
 
 @torch.no_grad()
@@ -120,7 +122,8 @@ def _is_given_all(given: dict[str, Any], inputs: dict[str, Tensor | None]) -> bo
 
 def _decodes_alike(decoder: nn.Module, inputs: dict[str, Tensor | None], hidden: Tensor) -> bool:
     """Whether the decoder called directly returns what it did within the model (fake tensors have no values to compare)."""
-    directly = decoder(**inputs, use_cache=False).last_hidden_state
+    directly, again = (decoder(**inputs, use_cache=False).last_hidden_state for _ in range(2))
     if isinstance(hidden, FakeTensor):
         return bool(directly.shape == hidden.shape)
-    return bool((directly - hidden).float().norm() <= SAME * hidden.float().norm())
+    rounding = ROUNDING * (directly - again).float().norm()
+    return bool((directly - hidden).float().norm() <= SAME * hidden.float().norm() + rounding)

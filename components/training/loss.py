@@ -17,6 +17,7 @@ from components.conversations.chat_formats.rendered import IGNORE_INDEX
 from components.data.batch import Batch
 from components.data.model_inputs import model_inputs
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
+from components.training.packed_isolation import isolates_packed_rows, unscored_batch
 from components.training.precision import computing
 
 log = logging.getLogger(__name__)
@@ -103,48 +104,10 @@ class ScoredModel(nn.Module):
     def look_at_head(self) -> None:
         """Determines whether logits can be computed at scored positions only. A sharded model must be within a pass."""
         token_ids_BT = torch.arange(4, device=self.device)[None]
-        inputs = model_inputs(_probe(token_ids_BT, token_ids_BT), self.attention)
+        inputs = model_inputs(unscored_batch(token_ids_BT, token_ids_BT), self.attention)
         with computing(self.precision, self.device):
             self.whole_logits = why_whole_logits(self.model, inputs)
         if self.whole_logits:
             log.warning("logits are computed at all positions, which takes memory: %s", self.whole_logits)
         else:
             log.info("logits are computed at scored positions only")
-
-
-LEAK = 0.25  # as a share of the effect of a sequence's own past; rounding is far below it, a missing mask far above
-
-
-@torch.no_grad()
-def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device) -> bool:
-    """Whether a sequence that shares a row gets the same logits as if it were alone, measured on a few tokens.
-
-    A model that makes its own mask, or mixes tokens by other means than attention, may fail this. The effect of the neighbor
-    (or of its absence) is compared with the effect of a token of the sequence itself, so no tolerance depends on the model.
-    """
-    neighbor, other_neighbor = [1, 2, 3, 4], [5, 6, 7, 8]
-    sequence, other_start = [9, 10, 11, 12], [13, 10, 11, 12]
-    rows = [neighbor + sequence, other_neighbor + sequence, neighbor + other_start, sequence + [0] * 4]
-    position_ids_BT = torch.arange(4, device=device).repeat(4, 2)
-    position_ids_BT[3, 4:] = 0  # padding, as collate lays it out
-    was_training = model.training
-    model.eval()
-    inputs = model_inputs(_probe(torch.tensor(rows, device=device), position_ids_BT), attention)
-    logits_BTV = model(**inputs, use_cache=False).logits.float().view(4, 8, -1)
-    model.train(was_training)
-    # The sequence's tokens after its first, in each row.
-    packed, beside_another, started_otherwise = logits_BTV[0, 5:], logits_BTV[1, 5:], logits_BTV[2, 5:]
-    alone = logits_BTV[3, 1:4]
-    neighbors = max((packed - beside_another).abs().max(), (packed - alone).abs().max())
-    return bool(neighbors <= LEAK * (packed - started_otherwise).abs().max())
-
-
-def _probe(token_ids_BT: Tensor, position_ids_BT: Tensor) -> Batch:
-    nothing_BT = torch.zeros_like(token_ids_BT)
-    return Batch(
-        token_ids_BT=token_ids_BT,
-        labels_BT=nothing_BT,
-        weights_BT=nothing_BT.float(),
-        position_ids_BT=position_ids_BT,
-        segment_ids_BT=nothing_BT,
-    )

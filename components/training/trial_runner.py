@@ -110,10 +110,15 @@ class TrialRunner:
     def replay_to(self, step: int, extensions: Sequence[Extension] = ()) -> None:
         """Trains again up to the report at `step`, whose checkpoint was lost during its upload.
 
-        Training is deterministic, so these steps are not reported again; only their checkpoint is uploaded again.
+        Training is deterministic (on a GPU nearly, as its sums may be in another order), so these steps are not reported
+        again; only their checkpoint is uploaded again. Raises ValueError if they diverge this time.
         """
         while self.running.counters.reported_step < step:
-            self.advance(NoSignals(extensions))
+            progress = self.advance(NoSignals(extensions))
+            if isinstance(progress, Progress) and progress.diverged is not None:
+                raise ValueError(
+                    f"the steps to the report at {step}, repeated for a lost checkpoint: {progress.diverged}"
+                )
 
     def wait_for_uploads(self) -> None:
         """Waits until no upload is running. A failed upload is logged, and its checkpoint is lost.
@@ -167,7 +172,9 @@ class TrialRunner:
         """Checks, once for each loaded base, that conversations which share a row do not see each other."""
         kind = base_variant(self.model, spec)
         if kind not in self._isolates:
-            self._isolates[kind] = scored.isolates_packed_rows()
+            # Each worker has measured it on its own device, and all must come to the same decision.
+            (leaks,) = self.workers.sum([float(not scored.isolates_packed_rows())])
+            self._isolates[kind] = not leaks
         if not self._isolates[kind]:
             raise InputError(
                 f"model.path={self.model.path}: with model.attention={self.model.attention} it lets packed conversations see"

@@ -276,12 +276,12 @@ def proof_answer(**fields):
     return VerificationReport(**fields)
 
 
-@pytest.mark.parametrize("trained", [1.0, 1.009, 0.992])
+@pytest.mark.parametrize("trained", [1.0, 1.03, 0.97])  # 300 targets: 0.01 and 0.029
 def test_a_loss_after_loading_that_is_the_trained_one_but_for_rounding_is_proof(trained):
     check_report(proof_answer(), trained, "models:/toy/1")
 
 
-@pytest.mark.parametrize("trained", [1.02, 0.98])
+@pytest.mark.parametrize("trained", [1.05, 0.95])
 def test_another_loss_after_loading_is_no_proof(trained):
     with pytest.raises(
         VerificationError, match=rf"models:/toy/1 scores 1.0000 nats .* and scored {trained}00 in training"
