@@ -111,9 +111,13 @@ class _Proof:
             constant_bytes=constant.of_model,
             anonymous_bytes=peaks.anonymous,
         )
+        # On a CPU the import of libraries may have had the process's peak, which hides a part of the model's.
+        least = 1 - OF_PLAN
+        most = 1 + OF_PLAN if self.settings.on_gpu else float("inf")
         yield passed_if(
-            abs(planned / of_model - 1) <= OF_PLAN,
-            f"the plan of a proof is within {OF_PLAN:.0%} of what the phase {phase} takes beside its process",
+            least <= planned / of_model <= most,
+            f"the phase {phase} takes no more than the plan says of a proof beside its process, within {OF_PLAN:.0%}"
+            + (", and no less" if self.settings.on_gpu else ""),
             f"planned {_gb(planned)}, taken {_gb(of_model)}: {planned / of_model - 1:+.1%}",
             planned_bytes=planned,
             taken_bytes=of_model,
