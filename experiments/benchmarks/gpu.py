@@ -1,6 +1,6 @@
 """Proves the GPU paths on the card at hand, part by part: what was asked, what was seen, passed or not.
 
-    python experiments/benchmarks/gpu.py --out runs/gpu                                 every part, in eight minutes
+    python experiments/benchmarks/gpu.py --out runs/gpu                                 every part, in nine minutes
     python experiments/benchmarks/gpu.py --out runs/gpu --only equality,memory --minutes 4
     python experiments/benchmarks/gpu.py --out runs/gpu --device cpu --shapes tiny      the same code without a GPU
 

@@ -12,7 +12,7 @@ from tests.support.toy_search import toy_search_folder
 from workflows import tune
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 240
+SECONDS = 480  # a program; on a quiet machine none takes a third of it
 PROBES = '{"messages": [{"role": "user", "content": "say ab"}], "expect": "ab"}\n'
 
 

@@ -42,7 +42,7 @@ def parse(words: Sequence[str], description: str) -> argparse.Namespace:
         "--out", type=Path, required=True, metavar="FOLDER", help="gpu.md, gpu.json, a log of each part"
     )
     parser.add_argument("--only", type=names, default=tuple(PARTS), metavar="PART,...", help=", ".join(PARTS))
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of them together; 8")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all of them together; 9")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="by default cuda, where torch sees a GPU")
     parser.add_argument("--shapes", choices=("real", "tiny"), default="real")
     parser.add_argument("--commit", help="of this code; by default git says it, where there is one")

@@ -25,7 +25,7 @@ PARTS = {
     for part in (
         Part(name="equality", question="Does a step on this device do what it does on the CPU?", share=2.0),
         Part(name="memory", question="Does the plan say how much memory a trial takes?", share=2.0),
-        Part(name="search", question="Does a whole search run on this machine, to its champion?", share=3.0),
+        Part(name="search", question="Does a whole search run on this machine, to its champion?", share=4.0),
         Part(name="slot", question="Does one trial after another leave the slot as it was?", share=1.0),
         Part(name="speed", question="How fast is a step, and beside what others make of the same rows?", share=3.0),
         Part(name="chatglm3", question="Does ChatGLM3 convert, train, save, load and talk?", share=1.5),

@@ -24,6 +24,7 @@ MODELS = 1.1  # one, and what it computes with
 OF_PLAN = 0.10  # beside what the plan says of a proof, without the process
 APART = 1e-3  # two phases' scores of equal weights, as a share: a GPU may choose other kernels the second time
 NEW_TOKENS = 4
+PHASES: tuple[Phase, ...] = ("candidate", "base")
 SECONDS = 25.0  # that a GPU takes for the winner and two phases at most
 
 
@@ -46,7 +47,7 @@ def config_of_winner(settings: Settings) -> LlamaConfig:
 
 
 def config_of_nothing() -> LlamaConfig:
-    """A model of almost no memory: what its phase takes, any phase takes."""
+    """A model of almost no memory: what a phase of it takes, is the process's own."""
     return _llama(vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
 
 
@@ -64,13 +65,12 @@ class _Proof:
             used_on_card()  # this process's own context, which no phase may be charged for
         # Side by side on a CPU, where each process is looked at alone; all that is known of a card is its sum.
         with processes_on(self.settings.device_name), ThreadPoolExecutor(1 if self.settings.on_gpu else 2) as pool:
-            alone = pool.submit(self.phase, nothing, "candidate")
-            candidate, peaks = pool.submit(self.phase, winner, "candidate").result()
-            _, constant = alone.result()
-            yield from self.compare("candidate", winner, peaks, constant)
-            base, peaks = pool.submit(self.phase, winner, "base").result()
-            yield from self.compare("base", winner, peaks, constant)
-        yield check_scores(candidate.candidate_sums, base.base_sums or ())
+            results = {}
+            for phase in PHASES:
+                alone = pool.submit(self.phase, nothing, phase)
+                results[phase], peaks = pool.submit(self.phase, winner, phase).result()
+                yield from self.compare(phase, winner, peaks, alone.result()[1])
+        yield check_scores(results["candidate"].candidate_sums, results["base"].base_sums or ())
 
     def phase(self, winner: Winner, phase: Phase) -> tuple[PhaseResult, PhasePeaks]:
         """Runs a phase as the product does."""
@@ -111,9 +111,13 @@ class _Proof:
             constant_bytes=constant.of_model,
             anonymous_bytes=peaks.anonymous,
         )
+        # On a CPU the import of libraries may have had the process's peak, which hides a part of the model's.
+        least = 1 - OF_PLAN
+        most = 1 + OF_PLAN if self.settings.on_gpu else float("inf")
         yield passed_if(
-            abs(planned / of_model - 1) <= OF_PLAN,
-            f"the plan of a proof is within {OF_PLAN:.0%} of what the phase {phase} takes beside its process",
+            least <= planned / of_model <= most,
+            f"the phase {phase} takes no more than the plan says of a proof beside its process, within {OF_PLAN:.0%}"
+            + (", and no less" if self.settings.on_gpu else ""),
             f"planned {_gb(planned)}, taken {_gb(of_model)}: {planned / of_model - 1:+.1%}",
             planned_bytes=planned,
             taken_bytes=of_model,

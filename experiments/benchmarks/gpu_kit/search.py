@@ -51,6 +51,7 @@ def run(settings: Settings) -> Iterator[Check]:
     from experiments.benchmarks.gpu_kit import search_plans  # it imports the programs
 
     search = SmokeSearch(settings)
+    search.make_model()
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(search.record)
         yield from run_cases(search_plans.every_file(settings), settings)
@@ -117,9 +118,12 @@ class SmokeSearch:
         files = [f"model.path={self.model}", f"storage.path={self.storage}", f"tracking.uri={self.tracking_uri}"]
         return [*files, *(ON_GPU if self.settings.on_gpu else ON_CPU)]
 
-    def record(self) -> Recording:
+    def make_model(self) -> None:
         large = self.settings.on_gpu and not self.settings.tiny
         make_tiny(self.model, hidden_size=512 if large else 64, layers=8 if large else 2)
+
+    def record(self) -> Recording:
+        """Runs it; for a thread of its own."""
         changes = [word for change in self.changes for word in ("--set", change)]
         # Ray's sockets have paths of 107 characters at most, so its folder is not in the part's.
         with tempfile.TemporaryDirectory(prefix="tw-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:

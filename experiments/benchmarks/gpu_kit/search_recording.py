@@ -121,6 +121,7 @@ def record(
             time.sleep(JOURNAL_SECONDS)
         status = program.poll()
     finally:
+        watch.look()
         left = end(program, watch.started)
     watch.read_journal()
     watch.look()
