@@ -56,7 +56,7 @@ def _wait_for_the_first(rank, workers):
     return value, (time.process_time() - used) / (time.perf_counter() - began)
 
 
-def test_a_worker_that_waits_for_a_command_sleeps_and_outlasts_the_default_groups_timeout(tmp_path):
+def test_a_waiting_worker_sleeps_and_outlasts_the_default_groups_timeout(tmp_path):
     kinds = (TorchWorkers, Polling, OnTheDefaultGroup)
     _, found = run_together(wait_for_the_first, kinds, folder=tmp_path, group_timeout=DEFAULT_TIMEOUT)
     value, share_of_a_core = found["TorchWorkers"]

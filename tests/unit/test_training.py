@@ -386,7 +386,7 @@ def test_gradient_checkpointing_changes_no_loss(toy, tmp_path):
         )
 
 
-def test_a_trial_without_checkpointing_asks_for_no_gradient_of_the_embeddings_after_one_with_it(toy, tmp_path):
+def test_embeddings_need_no_gradient_after_a_trial_with_checkpointing(toy, tmp_path):
     of = session(toy, tmp_path)
     hooks = []
     for checkpointing in (False, True, False):
