@@ -12,12 +12,12 @@ import torch
 
 from components.experiment.spec import LoraMethod
 from components.planning.calibrate import load_kernels
-from components.planning.memory import CUDA_CONTEXT, CUDA_WASTE, GB, MemoryPlan
+from components.planning.memory import CUDA_CONTEXT, CUDA_WASTE, MemoryPlan
 from experiments.benchmarks.gpu_kit.cases import Case, release_memory, run_cases
 from experiments.benchmarks.gpu_kit.checks import Check, measured, passed_if, skipped
 from experiments.benchmarks.gpu_kit.memory_refusal import refused_and_forced
 from experiments.benchmarks.gpu_kit.memory_trials import METHODS, MemoryCase, Runners, planned, run_trial
-from experiments.benchmarks.gpu_kit.meters import CudaMeter, meter_of
+from experiments.benchmarks.gpu_kit.meters import CudaMeter, in_gb, meter_of, used_on_card
 from experiments.benchmarks.gpu_kit.settings import Settings
 
 # A plan that is 10 % too high costs a larger machine now and then, one that is too low costs the trial.
@@ -111,7 +111,7 @@ class _Memory:
         if self.settings.tiny:
             return "tiny trials are smaller than what the allocator takes from a card at once"
         room = torch.cuda.get_device_properties().total_memory
-        return "" if plan.total <= room else f"the plan: {_gb(plan.total)} of the card's {_gb(room)}"
+        return "" if plan.total <= room else f"the plan: {in_gb(plan.total)} of the card's {in_gb(room)}"
 
     def beside(self) -> Iterator[Check]:
         """The plan's constants, which no dry run sees."""
@@ -122,12 +122,11 @@ class _Memory:
                 f"at most {worst:.1%}, on average {sum(self.waste) / len(self.waste):.1%}",
                 waste=worst,
             )
-        free, total = torch.cuda.mem_get_info()
-        process = total - free - self.of_others - torch.cuda.memory_reserved() + self.reserved_by_libraries
+        process = used_on_card() - self.of_others - torch.cuda.memory_reserved() + self.reserved_by_libraries
         yield passed_if(
             process <= CUDA_CONTEXT,
-            f"CUDA's context and the libraries' workspaces take at most the plan's {_gb(CUDA_CONTEXT)}",
-            f"{_gb(process)}, of it workspaces {_gb(self.libraries)}",
+            f"CUDA's context and the libraries' workspaces take at most the plan's {in_gb(CUDA_CONTEXT)}",
+            f"{in_gb(process)}, of it workspaces {in_gb(self.libraries)}",
             process_bytes=process,
             workspace_bytes=self.libraries,
         )
@@ -154,8 +153,8 @@ def check_card(asked: str, plan: MemoryPlan, allocated: int, reserved: int) -> C
     return passed_if(
         0 <= of_whole <= ABOVE and -BELOW_ALLOCATED <= of_tensors <= ABOVE,
         asked,
-        f"planned {_gb(whole)}, reserved {_gb(reserved)}: {of_whole:+.1%}; tensors planned {_gb(plan.tensors)}, allocated"
-        f" {_gb(allocated)}: {of_tensors:+.1%}; fullest in {plan.fullest_in}",
+        f"planned {in_gb(whole)}, reserved {in_gb(reserved)}: {of_whole:+.1%}; tensors planned"
+        f" {in_gb(plan.tensors)}, allocated {in_gb(allocated)}: {of_tensors:+.1%}; fullest in {plan.fullest_in}",
         planned_bytes=whole,
         reserved_bytes=reserved,
         planned_tensor_bytes=plan.tensors,
@@ -178,7 +177,3 @@ def _missing(case: MemoryCase) -> str:
     method = METHODS[case.method]
     needs = isinstance(method, LoraMethod) and method.quantize is not None
     return "no package bitsandbytes" if needs and importlib.util.find_spec("bitsandbytes") is None else ""
-
-
-def _gb(size: float) -> str:
-    return f"{size / GB:.2f} GB"

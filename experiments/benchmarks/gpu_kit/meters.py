@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from components.planning.memory import GB
 from experiments.benchmarks.gpu_kit.settings import Settings
 
 
@@ -41,6 +42,17 @@ class Meter(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: Any) -> None: ...
+
+
+def in_gb(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / GB:.2f} GB"
+
+
+def used_on_card() -> int:
+    """Bytes of the card that all processes use; this one's CUDA context is in it."""
+    free, total = torch.cuda.mem_get_info()
+    return total - free
 
 
 def meter_of(settings: Settings) -> Meter:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from transformers import LlamaConfig
 
 from components.planning.dry_run import MicroBatch, dry_run_step
-from components.planning.memory import GB, WorkerGroup, verification_plan
+from components.planning.memory import WorkerGroup, verification_plan
 from experiments.benchmarks.gpu_kit.cases import release_memory, run_cases
 from experiments.benchmarks.gpu_kit.checks import Check, passed_if, skipped
-from experiments.benchmarks.gpu_kit.proof_memory import PhasePeaks, Watch, processes_on, used_on_card
+from experiments.benchmarks.gpu_kit.meters import in_gb, used_on_card
+from experiments.benchmarks.gpu_kit.proof_memory import PhasePeaks, Watch, processes_on
 from experiments.benchmarks.gpu_kit.settings import Settings
 
 if TYPE_CHECKING:  # MLflow may not be here
@@ -103,9 +104,9 @@ class _Proof:
         where = "of the card" if self.settings.on_gpu else "resident"
         yield passed_if(
             models <= MODELS,
-            f"the phase {phase} takes at most {MODELS} models of {_gb(winner.weight_bytes)}",
-            f"{models:.2f}: {_gb(peaks.of_model)} {where} at its peak, and {_gb(constant.of_model)} for a model of almost"
-            f" nothing; allocated in CPU memory {_gb(peaks.anonymous)} and {_gb(constant.anonymous)}",
+            f"the phase {phase} takes at most {MODELS} models of {in_gb(winner.weight_bytes)}",
+            f"{models:.2f}: {in_gb(peaks.of_model)} {where} at its peak, and {in_gb(constant.of_model)} for a model of almost"
+            f" nothing; allocated in CPU memory {in_gb(peaks.anonymous)} and {in_gb(constant.anonymous)}",
             models=models,
             peak_bytes=peaks.of_model,
             constant_bytes=constant.of_model,
@@ -118,7 +119,7 @@ class _Proof:
             least <= planned / of_model <= most,
             f"the phase {phase} takes no more than the plan says of a proof beside its process, within {OF_PLAN:.0%}"
             + (", and no less" if self.settings.on_gpu else ""),
-            f"planned {_gb(planned)}, taken {_gb(of_model)}: {planned / of_model - 1:+.1%}",
+            f"planned {in_gb(planned)}, taken {in_gb(of_model)}: {planned / of_model - 1:+.1%}",
             planned_bytes=planned,
             taken_bytes=of_model,
         )
@@ -146,7 +147,3 @@ def check_scores(candidate: tuple[float, ...], base: tuple[float, ...]) -> Check
 
 def _llama(**sizes: int) -> LlamaConfig:
     return LlamaConfig(max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=3, **sizes)
-
-
-def _gb(size: float) -> str:
-    return f"{size / GB:.2f} GB"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import torch
+from experiments.benchmarks.gpu_kit.meters import used_on_card
 
 EVERY = 0.02  # seconds between two looks
 WORKER = b"verification_worker"  # in its command line; before that the new process is a copy of this one
@@ -74,11 +74,6 @@ class Watch:
         sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
         self.peaks.resident = max(self.peaks.resident, sizes.get("VmHWM:", 0))
         self.peaks.anonymous = max(self.peaks.anonymous, sizes.get("RssAnon:", 0))
-
-
-def used_on_card() -> int:
-    free, total = torch.cuda.mem_get_info()
-    return total - free
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from components.models.chatglm.tiny_model import make_tiny
 from experiments.benchmarks.gpu_kit import search_checks
 from experiments.benchmarks.gpu_kit.cases import Case, run_cases
 from experiments.benchmarks.gpu_kit.checks import Check, failed, skipped
+from experiments.benchmarks.gpu_kit.meters import used_on_card
+from experiments.benchmarks.gpu_kit.part_process import line_of
 from experiments.benchmarks.gpu_kit.search_checks import Tracked
 from experiments.benchmarks.gpu_kit.search_recording import GRACE_SECONDS, ROOT, Recording, record
 from experiments.benchmarks.gpu_kit.settings import Settings
@@ -58,7 +60,7 @@ def run(settings: Settings) -> Iterator[Check]:
         try:
             recording = running.result()
         except Exception as error:  # noqa: BLE001 - the plans' checks stand all the same
-            yield failed(asked, f"{type(error).__name__}: {error}")
+            yield failed(asked, line_of(error))
             return
     yield from run_cases(cases_of(search, recording), settings)
     if settings.on_gpu:
@@ -133,7 +135,7 @@ class SmokeSearch:
                 environment=self._environment(ray_folder),
                 logs=self.settings.scratch,
                 seconds=self.settings.seconds_left() - 3 * GRACE_SECONDS,
-                used_bytes=used_bytes if self.settings.on_gpu else None,
+                used_bytes=used_on_card if self.settings.on_gpu else None,
             )
 
     def _environment(self, ray_folder: str) -> dict[str, str]:
@@ -182,9 +184,3 @@ class SmokeSearch:
             for name in client.get_run(run_id).data.metrics
         }
         return Tracked(champion=None if champion is None else str(champion), system_metrics=metrics)
-
-
-def used_bytes() -> int:
-    """Of the card, by all processes; this one's CUDA context is in it."""
-    free, total = torch.cuda.mem_get_info()
-    return total - free

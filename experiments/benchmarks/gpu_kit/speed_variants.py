@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -127,10 +128,10 @@ def _more_logits(settings: Settings) -> Iterator[Check]:
     """Full fine-tuning makes the head's gradient for each chunk of logits: fewer chunks are less work, and more memory."""
     bench = Bench(Subject(shape=SUBJECT.shape, method="full"), settings)
     usual = LOGITS_TINY if settings.tiny else loss_module.MAX_LOGITS_AT_ONCE
-    with _replaced(loss_module, "MAX_LOGITS_AT_ONCE", usual):
+    with mock.patch.object(loss_module, "MAX_LOGITS_AT_ONCE", usual):
         plain = _ran(bench, settings)
     release_memory()
-    with _replaced(loss_module, "MAX_LOGITS_AT_ONCE", 4 * usual):
+    with mock.patch.object(loss_module, "MAX_LOGITS_AT_ONCE", 4 * usual):
         more = _ran(bench, settings)
     yield _compared(more, plain, f"{4 * usual:,} logits at once instead of {usual:,}", subject=bench.subject)
 
@@ -167,13 +168,3 @@ def _cudnn_first() -> contextlib.AbstractContextManager[Any]:
 
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(order, set_priority=True)
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    usual = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, usual)
