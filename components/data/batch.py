@@ -36,5 +36,8 @@ class Batch:
         return int((self.weights_BT > 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: None if tensor is None else tensor.to(device) for name, tensor in given.items()})
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            moved[field.name] = None if tensor is None else tensor.to(device)
+        return Batch(**moved)
