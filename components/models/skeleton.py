@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from components.models.meta_tensors import empty_model
 
-ROWS, WINDOW, LEAST_LAYERS, FEW = 512, 4, 2, 64
-QUICK, LARGEST = 50_000_000, 1_500_000_000  # parameters: made in a second; 6 GB
+ROWS, WINDOW, LEAST_LAYERS, FEW, FEW_UNITS = 512, 4, 2, 64, 256
+QUICK, LARGEST = 50_000_000, 1_000_000_000  # parameters: made in a second; 8 GB with gradients
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input")
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -27,6 +27,7 @@ INNER = (
     "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size_mlp", "moe_intermediate_size",
     "shared_expert_intermediate_size", "shared_intermediate_size",
 )  # fmt: skip
+STEPS = ("mamba_chunk_size", "chunk_size")  # of a scan, which fills up what is shorter
 DEPTHS = ("num_hidden_layers", "depth")  # of a tower for images or sound
 
 
@@ -76,6 +77,7 @@ def _shortened(config: PreTrainedConfig, attention: str, longest: int) -> PreTra
     for name in WINDOWS:
         if isinstance(getattr(text, name, None), int) and getattr(text, name) < longest:
             _limit(text, [name], WINDOW)
+    _limit(text, STEPS, 4 * WINDOW)
     taken = max((getattr(text, name, None) or 1 for name in EXPERTS_TAKEN), default=1)
     _limit(text, EXPERTS, 2 * taken)
     if hasattr(text, "initializer_range"):  # a tiny model's layers would change less than is measured
@@ -100,6 +102,8 @@ def _keep_layers(text: Any, count: int) -> None:
         if isinstance(value, list | tuple) and len(value) == before:
             setattr(text, name, value[:count])
     text.num_hidden_layers = count
+    if shared := getattr(text, "num_kv_shared_layers", None):  # the last ones
+        text.num_kv_shared_layers = max(0, count - (before - shared))
 
 
 def _layers_needed(config: PreTrainedConfig, attention: str) -> int:
@@ -129,15 +133,17 @@ def _narrower(config: PreTrainedConfig, *, heads: bool) -> PreTrainedConfig:
     narrow = copy.deepcopy(config)
     text = narrow.get_text_config()
     _limit(text, INNER, FEW)
-    all_heads = getattr(text, "num_attention_heads", None)
-    if heads and isinstance(all_heads, int):
+    if heads and (all_heads := getattr(text, "num_attention_heads", None)):
         of_keys = getattr(text, "num_key_value_heads", None) or all_heads
         few_of_keys = min(of_keys, 2)
-        few = few_of_keys * max(1, all_heads // of_keys)
+        few = min(all_heads, few_of_keys * (2 if of_keys < all_heads else 1))
         text.hidden_size = text.hidden_size // all_heads * few
         text.num_attention_heads = few
-        if getattr(text, "num_key_value_heads", None):
-            text.num_key_value_heads = few_of_keys
+        _limit(text, ["num_key_value_heads"], few_of_keys)
+    elif heads and (share := text.hidden_size // FEW_UNITS) > 1:  # a state space
+        text.hidden_size //= share
+        if getattr(text, "num_heads", None):
+            text.num_heads = max(1, text.num_heads // share)
     return narrow
 
 
