@@ -142,7 +142,7 @@ class Scorer:
         """Returns (nats per target, number of targets)."""
         return evaluate(
             ScoredModel(
-                model.eval(), precision=precision, attention=model.config._attn_implementation, device=model.device
+                model.eval(), precision=precision, attention=attention_of(model), device=model.device
             ),
             self.store,
             OneWorker(model.device),

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from components.models.meta_tensors import empty_model
 
 ROWS, WINDOW, LEAST_LAYERS, FEW, FEW_UNITS = 512, 4, 2, 64, 256
-QUICK, LARGEST = 50_000_000, 1_000_000_000  # parameters: made in a second; 8 GB with gradients
+QUICK, MADE_QUICKLY, LARGEST = 50_000_000, 200_000_000, 1_000_000_000  # parameters; 8 GB with gradients
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 VOCABULARIES = ("vocab_size", "vocab_size_per_layer_input")
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -165,6 +165,6 @@ def _size(config: PreTrainedConfig, attention: str) -> int:
 def _fits(config: PreTrainedConfig, attention: str) -> bool:
     """Whether there is a model of so changed a configuration, and a small one."""
     try:
-        return _size(config, attention) <= QUICK
+        return _size(config, attention) <= MADE_QUICKLY
     except Exception:  # noqa: BLE001 - whatever a class says of sizes that do not go together
         return False

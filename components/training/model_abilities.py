@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.data.batch import Batch
@@ -28,15 +26,28 @@ NO_MASKS = f"{FLASH_ATTENTION} takes no masks"
 class ModelAbilities:
     """`packs`: conversations in one row do not see each other. `takes_trees`: a tree's paths are as rows of their own.
 
-    `reasons` says why, of what it cannot. `checkpoints`: its activations can be recomputed. `shards`: it names its layers.
+    `checkpoints`: its activations can be recomputed. `shards`: it names its layers. `has_flash`: its class knows flash
+    attention. `why_not_packed` and `why_no_trees` are empty where it does.
     """
 
     attention: str
-    packs: bool
-    takes_trees: bool
-    checkpoints: bool
-    shards: bool
-    reasons: tuple[str, ...] = ()
+    checkpoints: bool = True
+    shards: bool = True
+    has_flash: bool = False
+    why_not_packed: str = ""
+    why_no_trees: str = ""
+
+    @property
+    def packs(self) -> bool:
+        return not self.why_not_packed
+
+    @property
+    def takes_trees(self) -> bool:
+        return not self.why_no_trees
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(filter(None, (self.why_not_packed, self.why_no_trees))))
 
 
 _known: dict[tuple[str, str, int], ModelAbilities] = {}  # a search, its plan and its preview ask for the same
@@ -69,23 +80,17 @@ def _tried(config: PreTrainedConfig, attention: str, longest: int) -> ModelAbili
         return _abilities(model, attention, kernel)
     if problem is not None:
         raise ValueError(f"a {config.model_type} cannot be trained on text here: {_in_short(problem)}")
-    return ModelAbilities(
-        attention=attention, packs=False, takes_trees=False, checkpoints=True, shards=True, reasons=(UNTRIED,)
-    )
+    return ModelAbilities(attention=attention, why_not_packed=UNTRIED, why_no_trees=UNTRIED)
 
 
 def _abilities(model: PreTrainedModel, attention: str, kernel: str) -> ModelAbilities:
-    threads = torch.get_num_threads()
-    why_not_packed = _why_not(lambda: _why_leaking(model, kernel))
-    why_no_trees = NO_MASKS if attention == FLASH_ATTENTION else _why_not(lambda: _why_other_paths(model, kernel))
-    torch.set_num_threads(threads)
     return ModelAbilities(
         attention=attention,
-        packs=not why_not_packed,
-        takes_trees=not why_no_trees,
         checkpoints=bool(model.supports_gradient_checkpointing),
         shards=bool(model._no_split_modules),
-        reasons=tuple(filter(None, [why_not_packed, why_no_trees])),
+        has_flash=bool(model._supports_flash_attn),
+        why_not_packed=_why_leaking(model, kernel),
+        why_no_trees=NO_MASKS if attention == FLASH_ATTENTION else _why_other_paths(model, kernel),
     )
 
 
@@ -108,20 +113,15 @@ def _scored_batch(rows: int) -> Batch:
     )
 
 
-def _why_not(reason: Callable[[], str]) -> str:
-    """Returns the reason, or what was raised while it was looked for."""
-    try:
-        return reason()
-    except Exception as error:  # noqa: BLE001 - what a class does with a mask that it does not know
-        return f"it takes no masks of trees ({_in_short(error)})"
-
-
 def _why_leaking(model: PreTrainedModel, attention: str) -> str:
     return "" if isolates_packed_rows(model, attention, CPU, LEAK) else "packed conversations would see each other"
 
 
 def _why_other_paths(model: PreTrainedModel, attention: str) -> str:
-    distance = tree_distance(model, attention)
+    try:
+        distance = tree_distance(model, attention)
+    except Exception as error:  # noqa: BLE001 - what a class does with a mask that it does not know
+        return f"it takes no masks of trees ({_in_short(error)})"
     return "" if distance <= SAME else f"the paths of a tree would see each other (by {distance:.0e} of the logits)"
 
 

@@ -105,7 +105,7 @@ def load_base_model(
         directory,
         device=None if quantize else device,
         dtype="auto" if as_stored else torch_dtype(model.dtype),
-        attn_implementation=usable_attention(model.attention),
+        attn_implementation=usable_attention(model.attention, config_of(directory)),
         quantization_config=_quantization_config(model, quantize),
         device_map={"": device} if quantize else None,
     )
@@ -124,7 +124,10 @@ def _load_streaming(
             " room for them; set TURNWISE_CACHE to a folder on another"
         )
     loaded = load_original(
-        directory, dtype=torch_dtype(model.dtype), attention=usable_attention(model.attention), device=device
+        directory,
+        dtype=torch_dtype(model.dtype),
+        attention=usable_attention(model.attention, config_of(directory)),
+        device=device,
     )
     check_finite(loaded, directory)
     return loaded
