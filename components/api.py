@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.experiment.load_experiment import load_experiment as _load_experiment
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import ChatFormatSpec, ExperimentSpec
 from components.records.histories import Subscriber
 from components.records.on_message import OnMessage, ignore_message
 from components.records.stop_flag import StopRequest
@@ -183,7 +183,7 @@ def results(searches: ExperimentSpec | str | Path | Sequence[ExperimentSpec | st
     return results(searches)
 
 
-def load_model(name: str, *, chat_format: str = "auto", tracking: str | None = None) -> Model:
+def load_model(name: str, *, chat_format: ChatFormatSpec | str = "auto", tracking: str | None = None) -> Model:
     """Loads a model that replies, streams and is scored.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class Batch:
     position_ids_BT: int64, restarting at 0 with every conversation of a row; 0 for padding.
     segment_ids_BT: int64, 1, 2, ... per conversation of the row, 0 for padding: a token attends only to earlier tokens
         of its own segment.
+    subtree_ends_BT: int64, None if every conversation is a path. Token i sees token j of its row, and itself, if and only if
+        j <= i < subtree_ends_BT[b, j]: in a prefix tree a token is seen by what continues it. Positions are depths there.
     """
 
     token_ids_BT: Tensor
@@ -26,10 +28,12 @@ class Batch:
     weights_BT: Tensor
     position_ids_BT: Tensor
     segment_ids_BT: Tensor
+    subtree_ends_BT: Tensor | None = None
 
     @property
     def num_targets(self) -> int:
         return int((self.weights_BT > 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in given.items() if tensor is not None})

@@ -9,12 +9,13 @@ import torch
 
 from components.conversations.chat_formats.rendered import IGNORE_INDEX
 from components.data.batch import Batch
-from components.data.token_store import TokenStore
+from components.data.rows import RowStore
+from components.data.tree_layout import depths_of, subtree_ends_of
 
 MULTIPLE = 8  # rows are padded to a multiple of this, which matrix kernels compute faster
 
 
-def collate(store: TokenStore, rows: Sequence[tuple[int, ...]], pad_token_id: int) -> Batch:
+def collate(store: RowStore, rows: Sequence[tuple[int, ...]], pad_token_id: int) -> Batch:
     """Concatenates the conversations of each row, each with its own positions and its own segment.
 
     Without rows the batch is one row of padding, without a target.
@@ -27,15 +28,21 @@ def collate(store: TokenStore, rows: Sequence[tuple[int, ...]], pad_token_id: in
     weights_BT = np.zeros(shape, dtype=np.float32)
     position_ids_BT = np.zeros(shape, dtype=np.int64)
     segment_ids_BT = np.zeros(shape, dtype=np.int64)
+    subtree_ends_BT = np.broadcast_to(np.arange(1, shape[1] + 1), shape).copy()  # padding is seen by itself only
+    has_forks = False
     for number, row in enumerate(rows):
         start = 0
         for segment, index in enumerate(row, start=1):
             token_ids, target_weights = store[index]
+            forks = store.forks(index)
             end = start + len(token_ids)
             token_ids_BT[number, start:end] = token_ids
-            position_ids_BT[number, start:end] = np.arange(len(token_ids))
+            position_ids_BT[number, start:end] = depths_of(len(token_ids), forks)
             segment_ids_BT[number, start:end] = segment
-            # Position t predicts token t + 1, so a conversation's last position predicts nothing.
+            subtree_ends_BT[number, start:end] = start + subtree_ends_of(len(token_ids), forks)
+            has_forks |= bool(forks)
+            # Position t predicts token t + 1, in a tree too: a fork never begins with a target. A conversation's last
+            # position predicts nothing.
             weights_BT[number, start : end - 1] = target_weights[1:]
             labels_BT[number, start : end - 1] = np.where(target_weights[1:] > 0, token_ids[1:], IGNORE_INDEX)
             start = end
@@ -45,4 +52,5 @@ def collate(store: TokenStore, rows: Sequence[tuple[int, ...]], pad_token_id: in
         weights_BT=torch.from_numpy(weights_BT),
         position_ids_BT=torch.from_numpy(position_ids_BT),
         segment_ids_BT=torch.from_numpy(segment_ids_BT),
+        subtree_ends_BT=torch.from_numpy(subtree_ends_BT) if has_forks else None,
     )

@@ -10,11 +10,11 @@ from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
+from components.conversations.load_format import load_format_of
 from components.conversations.messages import Conversation
-from components.conversations.tokenizers.load_tokenizer import load_tokenizer
+from components.experiment.spec import ChatFormatSpec
 
 FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
 CHUNK = 64
@@ -26,10 +26,10 @@ class Renderer:
     """Renders with `processes` processes, by default one per core."""
 
     def __init__(
-        self, chat_format: ChatFormat, *, model_path: Path, chat_format_name: str, processes: int | None = None
+        self, chat_format: ChatFormat, *, model_path: Path, spec: ChatFormatSpec, processes: int | None = None
     ) -> None:
         self.chat_format = chat_format
-        self.setup = (model_path, chat_format_name)
+        self.setup = (model_path, spec.model_dump_json())
         self.processes = processes or os.cpu_count() or 1
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
@@ -50,10 +50,10 @@ def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> Re
 
 
 @cache  # once per process
-def _load_format(model_path: Path, name: str) -> ChatFormat:
-    return load_chat_format(load_tokenizer(model_path), name)
+def _load_format(model_path: Path, spec_json: str) -> ChatFormat:
+    return load_format_of(model_path, ChatFormatSpec.model_validate_json(spec_json))
 
 
-def _render_chunk(model_path: Path, format_name: str, conversations: Sequence[Conversation]) -> list[RenderResult]:
-    chat_format = _load_format(model_path, format_name)
+def _render_chunk(model_path: Path, spec_json: str, conversations: Sequence[Conversation]) -> list[RenderResult]:
+    chat_format = _load_format(model_path, spec_json)
     return [_render_or_reason(chat_format, conversation) for conversation in conversations]

@@ -13,6 +13,7 @@ from typing import Self
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.truncation import fit_length
+from components.conversations.load_format import format_spec_in
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import MAX_SHOWN
 from components.conversations.readers.mending import mended_sentence
@@ -24,7 +25,7 @@ from components.data.split import Split, read_and_split
 from components.data.split_membership import keys_of
 from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
 from components.errors import InputError
-from components.experiment.spec import PREPARED, DataSpec, ExperimentSpec
+from components.experiment.spec import PREPARED, ChatFormatSpec, DataSpec, ExperimentSpec
 from components.storage.folder import Folder
 
 STORE_VERSION = 4  # of the files below; part of the digest
@@ -122,13 +123,18 @@ def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> Prepared
     return prepare(
         experiment.data,
         model_path=model_path,
-        chat_format_name=experiment.chat_format,
+        chat_format=experiment.format_spec,
         storage=experiment.folder.parent,
     )
 
 
 def prepare(
-    data: DataSpec, *, model_path: Path, chat_format_name: str, storage: Folder, processes: int | None = None
+    data: DataSpec,
+    *,
+    model_path: Path,
+    chat_format: ChatFormatSpec | str,
+    storage: Folder,
+    processes: int | None = None,
 ) -> PreparedDataset:
     """Reads, splits, renders and stores conversations; returns the existing data if the same content was prepared before.
 
@@ -139,10 +145,11 @@ def prepare(
     Raises:
         InputError: with all problems of the conversations, or if a split would be empty.
     """
-    chat_format = load_chat_format(load_tokenizer(model_path), chat_format_name)
+    format_spec = format_spec_in(model_path, chat_format)
+    loaded = load_chat_format(load_tokenizer(model_path), format_spec)
     for _ in range(MAX_READS):
         contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
-        digest = _digest(data, chat_format, contents)
+        digest = _digest(data, loaded, contents)
         directory = storage / PREPARED / digest
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
@@ -154,7 +161,7 @@ def prepare(
             f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
             " they are written, or name copies of them"
         )
-    renderer = Renderer(chat_format, model_path=model_path, chat_format_name=chat_format_name, processes=processes)
+    renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
     directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data))
     return PreparedDataset.open(directory, reused=False).verify()
 

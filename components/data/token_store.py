@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from components.conversations.chat_formats.rendered import RenderedConversation
+from components.conversations.chat_formats.rendered import Fork, RenderedConversation
 from components.conversations.messages import Conversation
 from components.errors import InputError
 
@@ -23,6 +23,8 @@ SCHEMA = pa.schema(
     {
         "token_ids": pa.list_(pa.int32()),
         "target_weights": pa.list_(pa.float32()),
+        "fork_starts": pa.list_(pa.int32()),
+        "fork_depths": pa.list_(pa.int32()),
         "num_targets": pa.int32(),
         "truncated": pa.bool_(),
         "source": pa.string(),
@@ -30,6 +32,7 @@ SCHEMA = pa.schema(
         "conversation": pa.string(),
     }
 )
+FORKS = ("fork_starts", "fork_depths")
 ROWS_PER_CHUNK = 1024
 
 
@@ -56,6 +59,8 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
                 {
                     "token_ids": entry.rendered.token_ids,
                     "target_weights": entry.rendered.target_weights,
+                    "fork_starts": [fork.start for fork in entry.rendered.forks],
+                    "fork_depths": [fork.depth for fork in entry.rendered.forks],
                     "num_targets": entry.rendered.num_targets,
                     "truncated": entry.truncated,
                     "source": entry.source,
@@ -105,6 +110,8 @@ class TokenStore:
         self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         self._token_ids = self._table.column("token_ids").chunks
         self._target_weights = self._table.column("target_weights").chunks
+        # Stores of earlier versions have paths only.
+        self._forks = [self._table.column(name).chunks for name in FORKS if name in self._table.column_names]
         self._starts = np.cumsum([0, *map(len, self._token_ids)]).tolist()
 
     def __len__(self) -> int:
@@ -135,11 +142,30 @@ class TokenStore:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (token_ids int32, target_weights float32) of a conversation, not copied."""
+        chunk, inside = self._locate(index)
+        return _slice(self._token_ids[chunk], inside), _slice(self._target_weights[chunk], inside)
+
+    def forks(self, index: int) -> tuple[Fork, ...]:
+        """Returns where the tokens of a conversation fork off; nothing if they are one path."""
+        chunk, inside = self._locate(index)
+        columns = [_slice(column[chunk], inside).tolist() for column in self._forks]
+        return tuple(map(Fork, *columns)) if columns else ()
+
+    @cached_property
+    def has_forks(self) -> bool:
+        """Whether any conversation is a tree, not a path."""
+        return any(len(chunk.flatten()) > 0 for column in self._forks for chunk in column)
+
+    def conversation_of(self, row: int) -> int:
+        """Returns the conversation that a row belongs to. Here each is one row; see SeparateRows."""
+        return row
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the chunk of a conversation, and its number in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         chunk = bisect.bisect_right(self._starts, index) - 1
-        inside = index - self._starts[chunk]
-        return _slice(self._token_ids[chunk], inside), _slice(self._target_weights[chunk], inside)
+        return chunk, index - self._starts[chunk]
 
     def source(self, index: int) -> str:
         return str(self._table.column("source")[index].as_py())

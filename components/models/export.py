@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.chatglm3 import is_chatglm3
+from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
 from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
@@ -211,7 +212,7 @@ def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
         origin=base,
         base=base,
         config=config_of(directory),
-        chat_format=load_chat_format(tokenizer),
+        chat_format=load_chat_format(tokenizer, format_spec_in(directory, "auto")),
         tokenizer=tokenizer,
         adapter=None if adapter is None else ExportableAdapter(directory=adapter, base=base),
     )

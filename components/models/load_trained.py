@@ -23,9 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
-from components.experiment.spec import FLASH_ATTENTION, LoraMethod, ModelSpec, TrialSpec
+from components.experiment.spec import FLASH_ATTENTION, ChatFormatSpec, LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
 from components.models.attention_backend import usable_attention
 from components.models.base.load_base import load_base_model, resolve_model, save_config
@@ -69,7 +70,9 @@ def is_trained(directory: Path) -> bool:
     return (directory / BASE_FILE).exists()
 
 
-def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.device | None = None) -> LoadedModel:
+def load_base(
+    model: ModelSpec, chat_format: ChatFormatSpec | str = "auto", *, device: torch.device | None = None
+) -> LoadedModel:
     """Loads a base model without training. Raises InputError if there is none, or no chat format fits it."""
     device = device or default_device()
     directory = resolve_model(model)
@@ -78,7 +81,7 @@ def load_base(model: ModelSpec, chat_format: str = "auto", *, device: torch.devi
     return LoadedModel(
         model=loaded.eval(),
         tokenizer=tokenizer,
-        chat_format=load_chat_format(tokenizer, chat_format),
+        chat_format=load_chat_format(tokenizer, format_spec_in(directory, chat_format)),
         device=device,
         attention=usable_attention(model.attention),
     )

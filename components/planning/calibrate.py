@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.data.prepare import PreparedDataset
 from components.data.sampler import Position
 from components.errors import InputError
-from components.experiment.spec import ModelSpec, TrialSpec
+from components.experiment.spec import ChatFormatSpec, ModelSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
@@ -92,7 +92,7 @@ def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> 
             max_tokens=request.max_tokens,
             pad_token_id=request.pad_token_id,
         )
-        base = BaseReference(model=request.model, digest="not asked for", chat_format="auto")
+        base = BaseReference(model=request.model, digest="not asked for", chat_format=ChatFormatSpec())
         runner = TrialRunner(request.model, data, OneWorker(device), base, folder_at(scratch))
         runner.start("calibration", request.spec)
         run, seconds = runner.running, 0.0

@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
 from components.conversations.chat_formats import load_chat_format
+from components.conversations.load_format import format_spec_in
 from components.conversations.preview.mask_preview import (
     Decode,
     PreviewRecord,
@@ -23,7 +24,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
-from components.experiment.spec import ExperimentSpec, ModelSpec
+from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
 from components.models.base.load_base import resolve_model
 from components.notebook import html_of, text_of
 
@@ -88,7 +89,7 @@ def preview_data(
     data: str,
     *,
     records: int | None = 3,
-    chat_format: str = "auto",
+    chat_format: ChatFormatSpec | str = "auto",
     format: str = "auto",
     unknown_keys: OnUnknownKeys = "fail",
     max_tokens: int | None = None,
@@ -110,7 +111,8 @@ def preview_data(
     read = read_conversations(data, format=format, unknown_keys=unknown_keys)
     directory = resolve_model(ModelSpec(path=model), weights=False)
     tokenizer = load_tokenizer(directory)
-    renderer = Renderer(load_chat_format(tokenizer, chat_format), model_path=directory, chat_format_name=chat_format)
+    spec = format_spec_in(directory, chat_format)
+    renderer = Renderer(load_chat_format(tokenizer, spec), model_path=directory, spec=spec)
     rendered = rendered_records(read.conversations, renderer, max_tokens)
     unused = unused_keys_sentences(read.unused_keys, read.ignored_keys)
     dropped = [f"{record.source}: {record.note}" for record in rendered if not record.token_ids]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from components.conversations.chat_formats import load_chat_format
+from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
@@ -90,7 +91,7 @@ class Estimator:
         self.config = config_of(directory)
         self.dataset: PreparedDataset = prepare_experiment(experiment, directory)
         tokenizer = load_tokenizer(directory)
-        chat_format = load_chat_format(tokenizer, experiment.chat_format)
+        chat_format = load_chat_format(tokenizer, format_spec_in(directory, experiment.format_spec))
         check_vocabulary(self.config, tokenizer, chat_format, self.dataset, name=experiment.model.path)
         self.pad_token_id = chat_format.pad_token_id
 

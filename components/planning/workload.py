@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from components.data.collate import MULTIPLE
+from components.data.rows import RowStore
 from components.data.sampler import PackedRow, StepSampler, micro_batches
-from components.data.token_store import TokenStore
 from components.experiment.spec import AshaSpec, BudgetSpec, Scheduler, TrialSpec
 from components.planning.dry_run import MicroBatch
 from components.training.evaluate import batches_by_length
@@ -33,7 +33,7 @@ class Workload:
     evaluated_tokens: int
 
 
-def workload(train: TokenStore, held_out: TokenStore, spec: TrialSpec, *, max_tokens: int, workers: int) -> Workload:
+def workload(train: RowStore, held_out: RowStore, spec: TrialSpec, *, max_tokens: int, workers: int) -> Workload:
     """Computed from the first epoch: every epoch has the same conversations, in another order."""
     sampler = StepSampler(train.lengths, spec.batch, max_tokens=max_tokens, seed=spec.seed)
     budget = spec.budget.in_target_tokens(train.total_targets)
@@ -85,7 +85,7 @@ def _shares(rows: list[PackedRow], spec: TrialSpec, workers: int) -> Iterator[li
         )
 
 
-def _size(store: TokenStore, rows: Sequence[PackedRow]) -> MicroBatch:
+def _size(store: RowStore, rows: Sequence[PackedRow]) -> MicroBatch:
     """The micro-batch that collate makes of these rows."""
     longest = max((sum(int(store.lengths[index]) for index in row) for row in rows), default=1)
     return MicroBatch(
@@ -95,7 +95,7 @@ def _size(store: TokenStore, rows: Sequence[PackedRow]) -> MicroBatch:
     )
 
 
-def _evaluations(store: TokenStore, most_tokens: int) -> Iterator[MicroBatch]:
+def _evaluations(store: RowStore, most_tokens: int) -> Iterator[MicroBatch]:
     longest_first = [int(index) for index in np.argsort(-store.lengths, kind="stable")]
     for rows in batches_by_length(store.lengths, longest_first, most_tokens):
         yield _size(store, rows)

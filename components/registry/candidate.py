@@ -66,7 +66,7 @@ class RegistryCandidate:
             "turnwise.eval_loss": f"{self.report.eval_loss:.6f}",
             "turnwise.base_model": base.model.path,
             "turnwise.base_digest": base.digest,
-            "turnwise.chat_format": base.chat_format,
+            "turnwise.chat_format": base.chat_format.name,
             **({"turnwise.trained_on": keys_digest(keys)} if keys is not None else {}),
             **({"mlflow.source.git.commit": commit} if commit else {}),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.errors import InputError
-from components.experiment.spec import ModelSpec
+from components.experiment.spec import ChatFormatSpec, ModelSpec
 from components.models.base.load_base import resolve_model
 from components.models.base.reference import BASE_FILE
 from components.models.load_trained import LoadedModel, load_base, load_trained
@@ -15,7 +15,7 @@ from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_tracking, tracking_uri
 
 
-def load_by_name(name: str, *, chat_format: str = "auto", tracking: str | None = None) -> LoadedModel:
+def load_by_name(name: str, *, chat_format: ChatFormatSpec | str = "auto", tracking: str | None = None) -> LoadedModel:
     """Loads a model, ready to reply or to be scored.
 
     Args:

@@ -12,6 +12,7 @@ from components.cluster.ray_session import check_not_connected, workers_are_here
 from components.cluster.scheduling.search_warnings import check_rungs
 from components.cluster.slots.search_context import SearchContext
 from components.conversations.chat_formats import load_chat_format
+from components.conversations.load_format import format_spec_in
 from components.conversations.preview.mask_preview import Decode, verbatim
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare_experiment
@@ -129,7 +130,8 @@ def prepare_search(
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
     tokenizer = load_tokenizer(directory)
-    chat_format = load_chat_format(tokenizer, experiment.chat_format)
+    format_spec = format_spec_in(directory, experiment.format_spec)
+    chat_format = load_chat_format(tokenizer, format_spec)
     dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
     on_message(dataset.summary())
     if problem := too_few_held_out(dataset, experiment.data):
@@ -142,7 +144,7 @@ def prepare_search(
     if register:
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
-    base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format)
+    base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
     manifest = manifest or _new_manifest(written, dataset, budget)
     return PreparedSearch(
         manifest=manifest,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from components.data.collate import collate
+from components.data.rows import RowStore
 from components.data.token_store import TokenStore
 from components.models.load_trained import LoadedModel
 from components.models.token_id_check import rows_of
@@ -27,9 +28,11 @@ class ConversationLoss:
 
 
 def conversation_losses(
-    scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+    scored: ScoredModel, store: RowStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> list[ConversationLoss]:
-    """Returns this worker's share of the split. Over all workers every conversation occurs exactly once.
+    """Returns this worker's share of the split. Over all workers every row of the store occurs exactly once.
+
+    The losses of separate rows of a conversation are added up, as far as they are this worker's.
 
     Rows are not packed, so the losses are exact for every causal model. A batch holds as many conversations of similar
     length as fit into rows_per_batch x max_tokens tokens, padding included.
@@ -45,16 +48,19 @@ def conversation_losses(
     mine += [[]] * (max(map(len, shares)) - len(mine))
     was_training = scored.training
     scored.eval()
-    losses = []
+    sums: dict[int, tuple[float, int]] = {}
     with torch.no_grad():
         for rows in mine:
-            losses.extend(_batch_losses(scored, store, rows, workers, pad_token_id))
+            _add_batch_losses(sums, scored, store, rows, workers, pad_token_id)
     scored.train(was_training)
-    return losses
+    return [
+        ConversationLoss(index=index, loss_sum=loss_sum, num_targets=num_targets)
+        for index, (loss_sum, num_targets) in sums.items()
+    ]
 
 
 def evaluate(
-    scored: ScoredModel, store: TokenStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+    scored: ScoredModel, store: RowStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> tuple[float, int]:
     """Returns (nats per target, number of targets) over the whole split and all workers."""
     mine = conversation_losses(
@@ -95,21 +101,22 @@ def batches_by_length(
         start += rows
 
 
-def _batch_losses(
-    scored: ScoredModel, store: TokenStore, rows: list[tuple[int, ...]], workers: Workers, pad_token_id: int
-) -> list[ConversationLoss]:
+def _add_batch_losses(
+    sums: dict[int, tuple[float, int]],
+    scored: ScoredModel,
+    store: RowStore,
+    rows: list[tuple[int, ...]],
+    workers: Workers,
+    pad_token_id: int,
+) -> None:
+    """Adds the loss of each row to (loss sum, number of targets) of its conversation."""
     batch = collate(store, rows, pad_token_id).to(workers.device)
     losses_N, (rows_N, columns_N) = scored.losses(batch)
     if not rows:
-        return []
+        return
     weighted_N = (losses_N * batch.weights_BT[rows_N, columns_N]).double().tolist()
     segments_N = batch.segment_ids_BT[rows_N, columns_N].tolist()
-    sums: dict[int, tuple[float, int]] = {index: (0.0, 0) for row in rows for index in row}
     for row, segment, loss in zip(rows_N.tolist(), segments_N, weighted_N, strict=True):
-        index = rows[row][segment - 1]
-        loss_sum, num_targets = sums[index]
+        index = store.conversation_of(rows[row][segment - 1])
+        loss_sum, num_targets = sums.get(index, (0.0, 0))
         sums[index] = loss_sum + loss, num_targets + 1
-    return [
-        ConversationLoss(index=index, loss_sum=loss_sum, num_targets=num_targets)
-        for index, (loss_sum, num_targets) in sums.items()
-    ]

@@ -77,13 +77,13 @@ class Replay:
 def train(experiment: ExperimentSpec, folder: Path, known: Sequence[Curve]) -> Iterator[Curve]:
     """Every trial that is not known yet, in the order of the search. No checkpoint is written."""
     directory = resolve_model(experiment.model)
-    pad_token_id = load_chat_format(load_tokenizer(directory), experiment.chat_format).pad_token_id
+    pad_token_id = load_chat_format(load_tokenizer(directory), experiment.format_spec).pad_token_id
     data = TrainingData(
         dataset=prepare_experiment(experiment, directory),
         max_tokens=experiment.data.max_tokens,
         pad_token_id=pad_token_id,
     )
-    base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format)
+    base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.format_spec)
     session = TrialRunner(experiment.model, data, OneWorker(), base, folder_at(folder / "checkpoints"))
     for number, trial in enumerate(sample_trials(experiment), start=1):
         if number not in {curve.number for curve in known}:

@@ -236,7 +236,7 @@ def tiny_model(directory: Path) -> Path:
 def context_of(experiment: ExperimentSpec, name: str) -> SearchContext:
     directory = resolve_model(experiment.model)
     dataset = prepare(
-        experiment.data, model_path=directory, chat_format_name=experiment.chat_format, storage=experiment.folder
+        experiment.data, model_path=directory, chat_format=experiment.format_spec, storage=experiment.folder
     )
     return SearchContext(
         experiment=experiment,
@@ -244,8 +244,8 @@ def context_of(experiment: ExperimentSpec, name: str) -> SearchContext:
         folder=experiment.folder / name,
         prepared=dataset.directory,
         budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
-        pad_token_id=load_chat_format(load_tokenizer(directory), experiment.chat_format).pad_token_id,
-        base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.chat_format),
+        pad_token_id=load_chat_format(load_tokenizer(directory), experiment.format_spec).pad_token_id,
+        base=BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=experiment.format_spec),
     )
 
 

@@ -68,7 +68,7 @@ def cluster():
 
 def context_of(files, name, *overrides):
     experiment = load_experiment(files / "toy.yaml", overrides)
-    dataset = prepare(experiment.data, model_path=files / "model", chat_format_name="auto", storage=experiment.folder)
+    dataset = prepare(experiment.data, model_path=files / "model", chat_format="auto", storage=experiment.folder)
     return SearchContext(
         experiment=experiment,
         search_id=name,

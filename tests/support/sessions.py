@@ -45,7 +45,7 @@ def prepared_toy(folder: Path):
     tiny_model_directory(model)
     write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(25, seed=0))
     data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.15, max_tokens=MAX_TOKENS)
-    dataset = prepare(data, model_path=model, chat_format_name="auto", storage=folder_at(folder))
+    dataset = prepare(data, model_path=model, chat_format="auto", storage=folder_at(folder))
     chat_format = load_chat_format(load_tokenizer(model), "auto")
     return model, dataset.directory, chat_format.pad_token_id
 

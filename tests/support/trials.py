@@ -51,7 +51,7 @@ class Trials:
         tiny_model_directory(self.model, least_rows=least_rows)
         write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(60, seed=0))
         data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.6, max_tokens=MAX_TOKENS)
-        self.dataset = prepare(data, model_path=self.model, chat_format_name="auto", storage=folder_at(folder))
+        self.dataset = prepare(data, model_path=self.model, chat_format="auto", storage=folder_at(folder))
         self.chat_format = load_chat_format(load_tokenizer(self.model), "auto")
         reference = BaseReference(
             model=ModelSpec(path=str(self.model)), digest=model_digest(self.model), chat_format="auto"

@@ -76,7 +76,7 @@ def packages(tiny, tmp_path_factory):
     """A package of each method, by its name, and the reports of their training."""
     folder = tmp_path_factory.mktemp("trained")
     data = DataSpec(train=QUICKSTART, eval_fraction=0.2, max_tokens=MAX_TOKENS)
-    prepared = prepare(data, model_path=tiny, chat_format_name="auto", storage=folder_at(folder), processes=1)
+    prepared = prepare(data, model_path=tiny, chat_format="auto", storage=folder_at(folder), processes=1)
     pad = load_chat_format(load_tokenizer(tiny)).pad_token_id
     training = TrainingData(dataset=PreparedDataset.open(prepared.directory), max_tokens=MAX_TOKENS, pad_token_id=pad)
     model = ModelSpec(path=str(tiny))

@@ -85,7 +85,7 @@ def test_a_store_may_be_empty(tmp_path):
 
 
 def test_a_conversation_is_never_scored_on_its_first_token():
-    with pytest.raises(ValueError, match="the first token cannot be a target"):
+    with pytest.raises(ValueError, match="the first token, and that of a fork, cannot be a target"):
         rendered([11, 12], [1.0, 1.0])
 
 
@@ -228,7 +228,7 @@ def prepared(folder, tokenizer, *, chat_format="auto", processes=1, **data):
     return prepare(
         DataSpec(**{"train": str(folder / "train.jsonl"), "max_tokens": 128, **data}),
         model_path=tokenizer,
-        chat_format_name=chat_format,
+        chat_format=chat_format,
         storage=folder_at(folder / "storage"),
         processes=processes,
     )

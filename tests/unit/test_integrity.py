@@ -25,7 +25,7 @@ def prepared(folder, tokenizer):
     return prepare(
         DataSpec(train=str(folder / "train.jsonl"), max_tokens=128),
         model_path=tokenizer,
-        chat_format_name="auto",
+        chat_format="auto",
         storage=folder_at(folder / "storage"),
         processes=1,
     )

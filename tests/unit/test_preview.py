@@ -264,7 +264,7 @@ def test_an_experiment_is_shown_as_its_search_will_train_on_it(capsys, model, da
         f"{data}, line 2: 42 tokens, 13 of them scored (31%) in 1 turn; truncated, its last turns did not fit",
     ]
     loaded = load_experiment(experiment)
-    dataset = prepare(loaded.data, model_path=model, chat_format_name="auto", storage=loaded.folder.parent)
+    dataset = prepare(loaded.data, model_path=model, chat_format="auto", storage=loaded.folder.parent)
     assert dataset.reused
     assert out.splitlines()[-3:] == [
         f"data {dataset.digest[:12]} prepared: 2 conversations to train on (16 target tokens), 1 held out (2),"

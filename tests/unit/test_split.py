@@ -230,7 +230,7 @@ def dataset(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("data")
     write_messages_jsonl(folder / "data.jsonl", toy_conversations(30))
     data = DataSpec(train=str(folder / "data.jsonl"), eval_fraction=0.3, max_tokens=100)
-    return prepare(data, model_path=tokenizer, chat_format_name="auto", storage=folder_at(folder), processes=1)
+    return prepare(data, model_path=tokenizer, chat_format="auto", storage=folder_at(folder), processes=1)
 
 
 def test_prepared_data_knows_its_conversations_again(dataset):
@@ -364,7 +364,7 @@ def test_a_search_is_told_before_it_starts_that_too_few_are_held_out(tmp_path, t
     data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=fraction, max_tokens=100)
 
     def prepared(data):
-        return prepare(data, model_path=tokenizer, chat_format_name="auto", storage=folder_at(tmp_path), processes=1)
+        return prepare(data, model_path=tokenizer, chat_format="auto", storage=folder_at(tmp_path), processes=1)
 
     held_out = len(prepared(data).eval)
     assert too_few_held_out(prepared(data), data) == (

@@ -158,8 +158,8 @@ def test_the_summary_and_the_manifest_of_prepared_data_say_which_keys_were_not_u
     records = [{"messages": [{**USER, "content": word, "date": 1}, ASSISTANT], "id": word} for word in words]
     data = DataSpec(train=jsonl(tmp_path / "a.jsonl", *records), eval_fraction=0.25, unknown_keys="ignore")
     folder = folder_at(tmp_path / "runs")
-    first = prepare(data, model_path=tmp_path / "model", chat_format_name="chatml", storage=folder)
-    again = prepare(data, model_path=tmp_path / "model", chat_format_name="chatml", storage=folder)
+    first = prepare(data, model_path=tmp_path / "model", chat_format="chatml", storage=folder)
+    again = prepare(data, model_path=tmp_path / "model", chat_format="chatml", storage=folder)
     for dataset in (first, again):
         assert (dataset.unused_keys, dataset.ignored_keys) == ({"id": 4}, {"message.date": 4})
         assert dataset.counts["ignored_keys"] == 4

@@ -10,34 +10,37 @@ from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.chatglm3 import ChatGLM3Format, is_chatglm3
 from components.conversations.chat_formats.chatml import chatml_of
 from components.conversations.chat_formats.jinja_template import TemplateFormat
+from components.conversations.chat_formats.named_templates import template_of
 from components.errors import InputError
+from components.experiment.spec import ChatFormatSpec
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    if not tokenizer.chat_template:
-        raise InputError("chat_format template: the tokenizer has no chat template; chat_format: chatml needs none")
-    return TemplateFormat(tokenizer, name="template", template=tokenizer.get_chat_template())
+def _template(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec) -> ChatFormat:
+    return TemplateFormat(tokenizer, spec, name="template", template=template_of(tokenizer, spec.template))
 
 
-def _chatml(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    return TemplateFormat(tokenizer, name="chatml", template=chatml_of(tokenizer))
+def _chatml(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec) -> ChatFormat:
+    _check_no_template_keys(spec, "chatml")
+    return TemplateFormat(tokenizer, spec, name="chatml", template=chatml_of(tokenizer))
 
 
-def _chatglm3(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+def _chatglm3(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec) -> ChatFormat:
+    _check_no_template_keys(spec, "chatglm3")
     return ChatGLM3Format(tokenizer, name="chatglm3", ends_turns=False)
 
 
-def _chatglm3_base_tuning(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+def _chatglm3_base_tuning(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec) -> ChatFormat:
+    _check_no_template_keys(spec, "chatglm3_base_tuning")
     return ChatGLM3Format(tokenizer, name="chatglm3_base_tuning", ends_turns=True)
 
 
-def _auto(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+def _auto(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec) -> ChatFormat:
     if is_chatglm3(tokenizer):
-        return _chatglm3(tokenizer)
-    return _template(tokenizer) if tokenizer.chat_template else _chatml(tokenizer)
+        return _chatglm3(tokenizer, spec)
+    return _template(tokenizer, spec) if tokenizer.chat_template or spec.template else _chatml(tokenizer, spec)
 
 
-FORMATS: dict[str, Callable[[PreTrainedTokenizerBase], ChatFormat]] = {
+FORMATS: dict[str, Callable[[PreTrainedTokenizerBase, ChatFormatSpec], ChatFormat]] = {
     "auto": _auto,
     "template": _template,
     "chatml": _chatml,
@@ -46,8 +49,16 @@ FORMATS: dict[str, Callable[[PreTrainedTokenizerBase], ChatFormat]] = {
 }
 
 
-def load_chat_format(tokenizer: PreTrainedTokenizerBase, name: str = "auto") -> ChatFormat:
-    """Returns a format by name. Raises InputError for an unknown name, or if the format cannot be trained on correctly."""
-    if name not in FORMATS:
-        raise InputError(f"chat_format={name}: unknown; valid are {', '.join(FORMATS)}")
-    return FORMATS[name](tokenizer)
+def load_chat_format(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec | str = "auto") -> ChatFormat:
+    """Returns the format of a spec or name. Raises InputError if there is none, or it cannot be trained on correctly."""
+    spec = ChatFormatSpec.of(spec)
+    if spec.name not in FORMATS:
+        raise InputError(f"chat_format={spec.name}: unknown; valid are {', '.join(FORMATS)}")
+    return FORMATS[spec.name](tokenizer, spec)
+
+
+def _check_no_template_keys(spec: ChatFormatSpec, name: str) -> None:
+    """Raises InputError for settings of a chat template: this format has none."""
+    for key, given in {"chat_template": spec.template, "chat_template_arguments": spec.arguments}.items():
+        if given:
+            raise InputError(f"{key}={given}: chat_format {name} reads no chat template of the tokenizer; leave it out")

@@ -29,6 +29,7 @@ from components.conversations.chat_formats.template_renderer import (
 from components.conversations.chat_formats.tool_call_parser import learn_tool_calls
 from components.conversations.messages import Conversation, Message
 from components.errors import InputError
+from components.experiment.spec import ChatFormatSpec
 
 VERSION = 3  # raise it when a change here renders anything differently: it is part of the digest of prepared data
 
@@ -45,7 +46,7 @@ class _TemplateOutput:
 class TemplateFormat:
     """Renders a Jinja chat template in transformers' sandbox. `template` has a fixed date if it writes the date."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec, *, name: str, template: str) -> None:
         """Raises InputError if the template cannot be trained on correctly; see _check_format."""
         self.tokenizer, self.name, self.template = tokenizer, name, pin_date(template, name)
         added = AddedTokens(tokenizer)

@@ -10,10 +10,4 @@ def fit_length(rendered: RenderedConversation, max_tokens: int, *, truncate: boo
     if len(rendered.token_ids) <= max_tokens:
         return rendered
     ends = [end for end in rendered.turn_ends if end <= max_tokens]
-    if not truncate or not ends:
-        return None
-    return RenderedConversation(
-        token_ids=rendered.token_ids[: ends[-1]],
-        target_weights=rendered.target_weights[: ends[-1]],
-        turn_ends=tuple(ends),
-    )
+    return rendered.cut(ends[-1]) if truncate and ends else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -19,3 +20,10 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"model.path={path}: no tokenizer can be loaded from there: {reason}") from None
+
+
+def end_token_ids(directory: Path) -> tuple[int, ...]:
+    """Returns the tokens that end a generation by generation_config.json; nothing if there is none, or it names none."""
+    file = directory / "generation_config.json"
+    ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),)

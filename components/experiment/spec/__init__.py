@@ -3,6 +3,7 @@
 Every field has its unit in its name or in its description.
 """
 
+from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
@@ -22,6 +23,7 @@ __all__ = [
     "AshaSpec",
     "BatchSpec",
     "BudgetSpec",
+    "ChatFormatSpec",
     "DataSpec",
     "Dtype",
     "ExperimentSpec",

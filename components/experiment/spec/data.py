@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from components.experiment.spec.chat_format import SystemPlace
 from components.experiment.spec.section import Share, Spec, check_uris
 
 
@@ -33,6 +34,14 @@ class DataSpec(Spec):
         "fail",
         description="A key that nothing reads and that might change what is trained makes its record a bad one, or is"
         " counted and left out. Keys of a whole record that change no token (`id`, `source`) are only counted.",
+    )
+    system: SystemPlace = Field(
+        "native",
+        description="`prepend` writes a system text at the head of the first question, for chat templates without a system"
+        " role.",
+    )
+    train_on_reasoning: bool = Field(
+        True, description="Whether an assistant's reasoning is scored like its answer, or only read."
     )
     max_tokens: PositiveInt = Field(1024, ge=8, description="Longest row, in tokens; packed rows are filled up to it.")
     too_long: Literal["truncate", "drop", "fail"] = Field(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, JsonValue
 
+from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.model import ModelSpec
 from components.experiment.spec.registry import RegistrySpec, TrackingSpec
@@ -33,12 +34,29 @@ class ExperimentSpec(Spec):
     chat_format: str = Field(
         "auto", description="`auto` is ChatGLM3's own for its tokenizer, else the chat template, else ChatML."
     )
+    chat_template: str | None = Field(
+        None, description="The template of that name, where the tokenizer has several: `default`, `tool_use`, `rag`."
+    )
+    chat_template_arguments: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Arguments of the chat template, in training and in use: `{enable_thinking: false}`.",
+    )
     trial: TrialSpec = TrialSpec()
     search: SearchSpec
     resources: ResourcesSpec = ResourcesSpec()
     storage: StorageSpec = Field(default_factory=StorageSpec)
     tracking: TrackingSpec = TrackingSpec()
     registry: RegistrySpec = RegistrySpec()
+
+    @property
+    def format_spec(self) -> ChatFormatSpec:
+        return ChatFormatSpec(
+            name=self.chat_format,
+            template=self.chat_template,
+            arguments=self.chat_template_arguments,
+            system=self.data.system,
+            train_on_reasoning=self.data.train_on_reasoning,
+        )
 
     @property
     def registered_model(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from components.experiment.spec import ModelSpec
+from components.experiment.spec import ChatFormatSpec, ModelSpec
 from components.models.base.wheel_model import BUNDLED_MODELS
 
 BASE_FILE = "base.json"
@@ -19,7 +19,7 @@ class BaseReference(BaseModel):
 
     model: ModelSpec
     digest: str
-    chat_format: str
+    chat_format: ChatFormatSpec
 
     @field_validator("model")
     @classmethod

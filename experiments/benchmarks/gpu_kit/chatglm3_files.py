@@ -150,5 +150,5 @@ def write_data(model: Path, settings: Settings, tokens: int) -> PreparedDataset:
         train=str(settings.scratch / "train.jsonl"), eval=str(settings.scratch / "eval.jsonl"), max_tokens=tokens
     )
     return prepare(
-        data, model_path=model, chat_format_name="auto", storage=folder_at(settings.scratch / "data"), processes=1
+        data, model_path=model, chat_format="auto", storage=folder_at(settings.scratch / "data"), processes=1
     )
