@@ -47,7 +47,9 @@ def usable_attention(attention: str, config: PreTrainedConfig) -> str:
         return attention
     instead = "sdpa" if has_sdpa(config) else "eager"
     if attention != "auto":
-        log.warning("model.attention=%s cannot be had here (no package, or no GPU); %s computes the same", attention, instead)
+        log.warning(
+            "model.attention=%s cannot be had here (no package, or no GPU); %s computes the same", attention, instead
+        )
     return instead
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from components.models.meta_tensors import empty_model
 
+BEYOND = 64  # more tokens than are tried
 ROWS, WINDOW, LEAST_LAYERS, FEW, FEW_UNITS = 512, 4, 2, 64, 256
 QUICK, MADE_QUICKLY, LARGEST = 50_000_000, 200_000_000, 1_000_000_000  # parameters; 8 GB with gradients
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
@@ -37,7 +38,7 @@ def skeletons(config: PreTrainedConfig, attention: str, *, longest: int) -> Iter
     Yields none if each would be too large. Raises ValueError if the class has no such attention.
 
     Args:
-        longest: tokens of a row. A window that is not shorter hides nothing, and is left as it is.
+        longest: tokens of a row. A window that is not shorter hides nothing, neither there nor here.
     """
     short = _shortened(config, attention, longest)
     size = _size(short, attention)
@@ -75,8 +76,8 @@ def _shortened(config: PreTrainedConfig, attention: str, longest: int) -> PreTra
         if getattr(text, name, None) is not None:
             setattr(text, name, 0)
     for name in WINDOWS:
-        if isinstance(getattr(text, name, None), int) and getattr(text, name) < longest:
-            _limit(text, [name], WINDOW)
+        if isinstance(window := getattr(text, name, None), int):
+            setattr(text, name, min(window, WINDOW) if window < longest else max(window, BEYOND))
     _limit(text, STEPS, 4 * WINDOW)
     taken = max((getattr(text, name, None) or 1 for name in EXPERTS_TAKEN), default=1)
     _limit(text, EXPERTS, 2 * taken)
@@ -111,7 +112,7 @@ def _layers_needed(config: PreTrainedConfig, attention: str) -> int:
     layers = decoder_layers(empty_model(config, dtype=torch.float32, attention=attention))
     kinds = [_kind(layer) for layer in layers]
     needed = 1 + max((kinds.index(kind) for kind in kinds), default=0)
-    return min(max(needed, LEAST_LAYERS), config.get_text_config().num_hidden_layers)
+    return min(max(needed, LEAST_LAYERS), int(config.get_text_config().num_hidden_layers))
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
@@ -123,9 +124,7 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
 
 def _settings(module: nn.Module) -> dict[str, str]:
     own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    return {
-        name: str(value) if isinstance(value, bool | str) else type(value).__name__ for name, value in own.items()
-    }
+    return {name: str(value) if isinstance(value, bool | str) else type(value).__name__ for name, value in own.items()}
 
 
 def _narrower(config: PreTrainedConfig, *, heads: bool) -> PreTrainedConfig:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.data.batch import Batch
+from components.data.rows import RowStore, rows_of
+from components.data.token_store import TokenStore
 from components.experiment.spec import FLASH_ATTENTION
+from components.models.attention_backend import usable_attention
 from components.models.skeleton import skeletons
-from components.models.token_id_check import rows_of
+from components.models.token_id_check import rows_of as embedding_rows
 from components.training.loss import ScoredModel
 from components.training.packed_isolation import isolates_packed_rows
 from components.training.tree_equality import tree_distance
 
+Layout = Literal["trees", "separate"]  # of conversations whose sequences only begin alike: one pass, or a row for each
 CPU = torch.device("cpu")
 LEAK = 1e-3  # in float32 on a CPU nothing but rounding is smaller
 SAME = 1e-4  # of the logits; of 70 families tried those that see a tree's paths only stayed below 1e-6
@@ -46,6 +52,10 @@ class ModelAbilities:
         return not self.why_no_trees
 
     @property
+    def layout(self) -> Layout:
+        return "trees" if self.takes_trees else "separate"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(filter(None, (self.why_not_packed, self.why_no_trees))))
 
@@ -67,9 +77,17 @@ def probe_model(config: PreTrainedConfig, attention: str, *, longest: int) -> Mo
     return _known[key]
 
 
+def laid_out(store: TokenStore, model: nn.Module, attention: str, *, longest: int) -> RowStore:
+    """Returns the rows on which a loaded model is scored: those of the store, or of each sequence where it must be so."""
+    if not store.has_forks:
+        return store
+    abilities = probe_model(cast(PreTrainedConfig, model.config), attention, longest=longest)
+    return rows_of(store, separate=abilities.layout == "separate")
+
+
 def _tried(config: PreTrainedConfig, attention: str, longest: int) -> ModelAbilities:
     # Which rows and paths are seen does not depend on the kernel, and this machine may have no GPU.
-    kernel = "sdpa" if attention == FLASH_ATTENTION else attention
+    kernel = usable_attention("auto", config) if attention == FLASH_ATTENTION else attention
     problem: Exception | None = None
     for model in skeletons(config, kernel, longest=longest):
         try:
@@ -84,11 +102,12 @@ def _tried(config: PreTrainedConfig, attention: str, longest: int) -> ModelAbili
 
 
 def _abilities(model: PreTrainedModel, attention: str, kernel: str) -> ModelAbilities:
+    others = model._compatible_flash_implementations  # of a class that cannot use every kernel
     return ModelAbilities(
         attention=attention,
         checkpoints=bool(model.supports_gradient_checkpointing),
         shards=bool(model._no_split_modules),
-        has_flash=bool(model._supports_flash_attn),
+        has_flash=bool(model._supports_flash_attn) and FLASH_ATTENTION in (others or [FLASH_ATTENTION]),
         why_not_packed=_why_leaking(model, kernel),
         why_no_trees=NO_MASKS if attention == FLASH_ATTENTION else _why_other_paths(model, kernel),
     )
@@ -97,7 +116,9 @@ def _abilities(model: PreTrainedModel, attention: str, kernel: str) -> ModelAbil
 def _train(model: PreTrainedModel, attention: str) -> None:
     """Computes a loss and its gradients as a trial does. Raises whatever the model does."""
     model.train()
-    ScoredModel(model, precision="fp32", attention=attention, device=CPU)(_scored_batch(rows_of(model))).backward()
+    ScoredModel(model, precision="fp32", attention=attention, device=CPU)(
+        _scored_batch(embedding_rows(model))
+    ).backward()
     model.zero_grad()
     model.eval()
 

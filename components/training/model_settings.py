@@ -12,13 +12,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from components.data.rows import Layout
 from components.errors import InputError
 from components.experiment.experiment_errors import ExperimentError, Problem
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, TrialSpec
-from components.models.attention_backend import has_flash_package, has_sdpa
-from components.training.model_abilities import ModelAbilities, probe_model
+from components.models.attention_backend import has_flash_package, has_sdpa, usable_attention
+from components.training.model_abilities import Layout, ModelAbilities, probe_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +35,9 @@ def abilities_for(experiment: ExperimentSpec, config: PreTrainedConfig) -> Model
     Raises InputError if the model cannot be trained, and ExperimentError for all settings that it does not support.
     """
     model = experiment.model
-    attention = model.attention
+    attention: str = model.attention
     if attention == "auto":
-        attention = "sdpa" if has_sdpa(config) else "eager"
+        attention = usable_attention("auto", config)
     elif attention == "sdpa" and not has_sdpa(config):
         text = f"a {config.model_type} has no sdpa; set model.attention: auto"
         raise ExperimentError([Problem(location="model.attention", text=text)])
@@ -69,7 +68,7 @@ def settle(
     )
     return ModelSettings(
         experiment=settled,
-        layout="trees" if abilities.takes_trees else "separate",
+        layout=abilities.layout,
         sentence=_sentence(settled, abilities, has_trees),
     )
 
@@ -130,7 +129,13 @@ def _space_with_packing(space: Mapping[str, Mapping[str, Any]], packs: bool) -> 
 
 def _sentence(settled: ExperimentSpec, abilities: ModelAbilities, has_trees: bool) -> str:
     packing = {trial.batch.packing for _, trial in _trials(settled)}
-    rows = "rows packed" if packing == {True} else "rows not packed" if packing == {False} else "rows packed in some trials"
+    rows = (
+        "rows packed"
+        if packing == {True}
+        else "rows not packed"
+        if packing == {False}
+        else "rows packed in some trials"
+    )
     why = f" ({abilities.why_not_packed})" if True not in packing and abilities.why_not_packed else ""
     parts = [f"attention {abilities.attention}", f"{rows}{why}"]
     if has_trees and abilities.takes_trees:

@@ -27,7 +27,9 @@ def tree_distance(model: nn.Module, attention: str) -> float:
     answered = whole(**inputs, use_cache=False).logits[0]
     squares, total = 0.0, 0.0
     for path in _paths():
-        alone = whole(input_ids=batch.token_ids_BT[:, path], position_ids=torch.arange(len(path))[None], use_cache=False)
+        alone = whole(
+            input_ids=batch.token_ids_BT[:, path], position_ids=torch.arange(len(path))[None], use_cache=False
+        )
         squares += float((answered[path] - alone.logits[0]).double().square().sum())
         total += float(alone.logits.double().square().sum())
     return float((squares / total) ** 0.5)

@@ -3,6 +3,8 @@
 Windows and chunks are shorter than the rows of the tests, so that they matter.
 """
 
+from typing import Any
+
 from transformers import AutoConfig
 
 SIZES = {
@@ -17,7 +19,15 @@ SIZES = {
     "pad_token_id": 0,
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
-GPT = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2}
+GPT = {
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GPT = {**GPT, "pad_token_id": 0}
 WINDOW = 8
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
@@ -52,7 +62,7 @@ VISION = {
 }  # fmt: skip
 HYBRID_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 
-WRITTEN = {
+WRITTEN: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": WINDOW},
     "ministral": {**GROUPED, **ALTERNATING},
@@ -68,7 +78,7 @@ WRITTEN = {
     "gemma3": {"text_config": {**GROUPED, **ALTERNATING}, "vision_config": VISION, "mm_tokens_per_image": 4},
     "gemma3n_text": {
         **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96, "laurel_rank": 4,
-        "num_kv_shared_layers": 0, "activation_sparsity_pattern": 0.0, "altup_num_inputs": 2,
+        "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], "altup_num_inputs": 2,
     },
     "gemma4_text": {
         **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96, "global_head_dim": 8,
@@ -129,7 +139,10 @@ WRITTEN = {
         "expert_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False,
     },
     "bamba": {**GROUPED, **MAMBA2, "attn_layer_indices": [1]},
-    "recurrent_gemma": {**GROUPED, "lru_width": 32, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
+    "recurrent_gemma": {
+        **GROUPED, "lru_width": 32, "attention_window_size": WINDOW,
+        "block_types": ["recurrent", "attention"],
+    },
     "rwkv": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     "smollm3": {**GROUPED, "no_rope_layers": [1, 0]},
@@ -140,7 +153,10 @@ WRITTEN = {
     },
     "exaone4": {**GROUPED, **ALTERNATING},
     "nemotron": GROUPED,
-    "minimax": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 8, "layer_types": ["linear_attention", "full_attention"]},
+    "minimax": {
+        **GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "block_size": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
     "persimmon": SIZES,
     "hunyuan_v1_dense": GROUPED,
     "seed_oss": GROUPED,

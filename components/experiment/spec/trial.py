@@ -37,7 +37,8 @@ class BatchSpec(Spec):
     )
     packing: Literal["auto"] | bool = Field(
         "auto",
-        description="Fill a row with several conversations that cannot see each other. `auto`: if the model keeps them apart.",
+        description="Fill a row with several conversations that cannot see each other. `auto`: where the model keeps them"
+        " apart.",
     )
 
     def check_workers(self, num_workers: int) -> None:

@@ -79,8 +79,7 @@ def check_base(model: ModelSpec) -> None:
     """
     directory = resolve_model(model)
     if not is_original(directory):
-        # Whether a kernel's package is installed is checked in the workers, not here.
-        check_weights(directory, model.attention if model.attention in ("sdpa", "eager") else "eager")
+        check_weights(directory)
         return
     for _ in glm_weights(shards_of(directory), glm_config(directory)):
         pass
