@@ -7,6 +7,7 @@ tokens; of one that rewrites earlier turns, the turns become the sequences of a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from components.conversations.chat_formats.template_renderer import TemplateRend
 from components.conversations.chat_formats.template_tokens import SOURCE, learn_tokens
 from components.conversations.chat_formats.thoughts import learn_thoughts
 from components.conversations.chat_formats.tool_call_parser import learn_tool_calls
+from components.conversations.chat_formats.turn_borders import MAX_TURNS_RENDERED, find_turns, sample
 from components.conversations.chat_formats.turn_stops import TurnStops, learn_stops
 from components.conversations.messages import Conversation, Message, prepend_system
 from components.errors import InputError
@@ -36,7 +38,6 @@ from components.experiment.spec import ChatFormatSpec
 
 VERSION = 4  # raise it when a change here renders anything differently: it is part of the digest of prepared data
 OWN_TEXT_KEYS = ("content", *REASONING_KEYS)  # the keys of an assistant's own text
-MAX_TURNS_PROVEN = 32  # of a conversation whose turns are all proven
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +187,13 @@ class TemplateFormat:
         Args:
             in_use: no turn is scored.
         """
+        positions = [number for number, message in enumerate(prepared.raw) if message["role"] == "assistant"]
+        if len(positions) > MAX_TURNS_RENDERED:
+            with contextlib.suppress(NeverSaidError):
+                if found := find_turns(self.turns, prepared.raw, prepared.tools, positions, source):
+                    return found
         turns = []
-        for position, message in enumerate(prepared.raw):
-            if message["role"] != "assistant":
-                continue
+        for position in positions:
             try:
                 turns.append(self.turns.turn(prepared.raw, prepared.tools, position, source))
             except NeverSaidError:
@@ -233,7 +237,7 @@ class TemplateFormat:
         source: str,
     ) -> None:
         """Raises InputError unless each scored turn follows the tokens of its own prompt, and is scored up to one stop."""
-        for number in _sample(len(scored)):
+        for number in sample(len(scored)):
             turn, end = scored[number], rendered.turn_ends[number]
             path = rendered.path_to(end)
             prompt = self._prompt_ids(turn.prompt, turns[: turns.index(turn)], prepared, source)
@@ -322,10 +326,3 @@ class TemplateFormat:
 def _earlier(text: str, turns: list[AssistantTurn], position: int) -> list[AssistantTurn]:
     """Returns the turns before a position with which a text begins, as they were in use."""
     return [turn for turn in turns if turn.position < position and text.startswith(turn.text)]
-
-
-def _sample(count: int) -> Sequence[int]:
-    """Returns the turns that are proven: all, or of many the first, the last and some between."""
-    if count <= MAX_TURNS_PROVEN:
-        return range(count)
-    return sorted({round(step * (count - 1) / (MAX_TURNS_PROVEN - 1)) for step in range(MAX_TURNS_PROVEN)})
