@@ -35,7 +35,8 @@ def canonical_call(call: dict[str, Any]) -> dict[str, Any]:
     """Returns {"id"?, "type", "function": {"name", "arguments"}} for a call with or without that envelope."""
     function = call.get("function", call)
     identity = {"id": call["id"]} if call.get("id") is not None else {}
-    arguments = _arguments(function.get("arguments"))
+    given = function.get("arguments")
+    arguments = _arguments(function.get("parameters") if given is None else given)
     return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 

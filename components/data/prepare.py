@@ -16,6 +16,7 @@ from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.load_format import format_spec_in
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import MAX_SHOWN
+from components.conversations.readers.mending import mended_sentence
 from components.conversations.readers.read import content_digest
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
@@ -29,7 +30,7 @@ from components.storage.folder import Folder
 
 STORE_VERSION = 4  # of the files below; part of the digest
 PREPARED_MANIFEST = "manifest.json"
-MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, in the manifest
+MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, and mended ones, in the manifest
 MAX_READS = 3
 
 
@@ -38,7 +39,8 @@ class PreparedDataset:
     """Two token stores in one folder. `reused` says that they had been prepared before.
 
     `counts` has the conversations, tokens and targets of each split, and the numbers of conversations that were dropped,
-    truncated, equal to another, or held out and therefore not trained on. `left_out` names the dropped ones with reasons.
+    truncated, mended, equal to another, or held out and therefore not trained on. `left_out` names the dropped ones with
+    reasons, `mended` the mended ones with what was done to them, of which `mended_kinds` counts the kinds.
     `unused_keys` counts keys of records that change no token, `ignored_keys` unknown keys that were ignored on request.
     """
 
@@ -49,6 +51,8 @@ class PreparedDataset:
     reused: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
+    mended_kinds: dict[str, int] = field(default_factory=dict)
     unused_keys: dict[str, int] = field(default_factory=dict)
     ignored_keys: dict[str, int] = field(default_factory=dict)
 
@@ -60,8 +64,8 @@ class PreparedDataset:
             raise InputError(
                 f"{directory}: {PREPARED_MANIFEST} of this prepared data cannot be read; {_way_out(directory)}"
             ) from None
-        left_out = tuple(manifest.pop("left_out", ()))
-        return cls(directory=directory, reused=reused, left_out=left_out, **manifest)
+        left_out, mended = (tuple(manifest.pop(key, ())) for key in ("left_out", "mended"))
+        return cls(directory=directory, reused=reused, left_out=left_out, mended=mended, **manifest)
 
     @cached_property
     def train(self) -> TokenStore:
@@ -94,6 +98,8 @@ class PreparedDataset:
         for key, words in _LEFT_OUT_WORDS.items():
             if counts.get(key):
                 parts.append(f"{counts[key]} {words}")
+        if counts.get("mended"):
+            parts.append(mended_sentence(self.mended_kinds, counts["mended"]))
         parts += unused_keys_sentences(self.unused_keys, self.ignored_keys)
         how = "reused from before" if self.reused else "prepared"
         return f"data {self.digest[:12]} {how}: " + ", ".join(parts)
@@ -173,6 +179,8 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
         **digests,
         "counts": tally.counts,
         "left_out": tally.left_out[:MAX_LEFT_OUT_LISTED],
+        "mended": split.mended[:MAX_LEFT_OUT_LISTED],
+        "mended_kinds": split.mended_kinds,
         "unused_keys": split.unused_keys,
         "ignored_keys": split.ignored_keys,
     }
@@ -196,6 +204,7 @@ class _Tally:
         self.left_out = list(split.left_out)
         self.counts = {
             "dropped_bad": len(split.left_out),
+            "mended": len(split.mended),
             "duplicates": split.duplicates,
             "leaked": split.leaked,
             "dropped_too_long": 0,

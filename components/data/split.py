@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from components.conversations.messages import Conversation
@@ -21,13 +21,16 @@ class Split:
 
     `contents` are the digests of data.train and data.eval as they were read; `None` if data.eval is not given.
     `unused_keys` and `ignored_keys` are unread keys with their numbers of conversations (see ReadResult).
-    `left_out` has the location and the problems of each unusable record; equal conversations are only counted.
+    `left_out` has the location and the problems of each unusable record; equal conversations are only counted. `mended`
+    has the location of each record that is used in part, and what was done to it; `mended_kinds` counts them by kind.
     `leaked` counts conversations to train on that were removed because their text or their group is held out.
     """
 
     train: tuple[Conversation, ...]
     eval: tuple[Conversation, ...]
     left_out: tuple[str, ...]
+    mended: tuple[str, ...]
+    mended_kinds: dict[str, int]
     duplicates: int
     leaked: int
     contents: tuple[str | None, str | None]
@@ -41,17 +44,9 @@ def read_and_split(data: DataSpec) -> Split:
     Raises InputError with all problems of the conversations, or if one side would be empty.
     """
     read = _read(data.train, data)
-    dropped, unused, ignored = list(read.dropped), Counter(read.unused_keys), Counter(read.ignored_keys)
-    contents: tuple[str | None, str | None] = read.digest, None
-    if data.eval is None:
-        held_out, rest = _sides(read.conversations, data)
-    else:
-        held = _read(data.eval, data)
-        held_out, rest = held.conversations, read.conversations
-        contents = read.digest, held.digest
-        dropped += held.dropped
-        unused.update(held.unused_keys)
-        ignored.update(held.ignored_keys)
+    held = None if data.eval is None else _read(data.eval, data)
+    reads = [read] if held is None else [read, held]
+    held_out, rest = _sides(read.conversations, data) if held is None else (held.conversations, read.conversations)
     held_out, held_out_duplicates = _deduplicate(held_out)
     rest, rest_duplicates = _deduplicate(rest)
     known = {key for conversation in held_out for key in keys_of(conversation)}
@@ -61,13 +56,19 @@ def read_and_split(data: DataSpec) -> Split:
     return Split(
         train=tuple(train),
         eval=tuple(held_out),
-        left_out=_by_record(dropped),
+        left_out=_by_record([problem for each in reads for problem in each.dropped]),
+        mended=_by_record([done for each in reads for done in each.mended]),
+        mended_kinds=_sum(each.mended_kinds for each in reads),
         duplicates=held_out_duplicates + rest_duplicates,
         leaked=len(rest) - len(train),
-        contents=contents,
-        unused_keys=dict(unused),
-        ignored_keys=dict(ignored),
+        contents=(read.digest, None if held is None else held.digest),
+        unused_keys=_sum(each.unused_keys for each in reads),
+        ignored_keys=_sum(each.ignored_keys for each in reads),
     )
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, counts), Counter()))
 
 
 def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from rich.table import Table
 
 from components.conversations.messages import Message
-from components.conversations.openai_messages import message_of
+from components.conversations.openai_messages import messages_of
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
 from components.inference.generate import Reply, ReplyOptions, reply_to, stream_reply
 from components.inference.paired_bootstrap import Comparison
@@ -115,5 +115,4 @@ def _messages(question: Question, system: str | None) -> list[Message]:
     before = [Message(role="system", content=system)] if system else []
     if isinstance(question, str):
         return [*before, Message(role="user", content=question)]
-    given = enumerate(question, start=1)
-    return [*before, *(each if isinstance(each, Message) else message_of(number, each) for number, each in given)]
+    return [*before, *messages_of(question)]

@@ -79,7 +79,7 @@ def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> M
         title=f"{experiment.name}: what is trained on",
         records=stored_records(dataset.train, records),
         totals=totals_of(dataset),
-        remarks=[dataset.summary(), *_first(dataset.left_out)],
+        remarks=[dataset.summary(), *_first(dataset.left_out), *_first(dataset.mended)],
         decode=verbatim(load_tokenizer(directory)),
     )
 

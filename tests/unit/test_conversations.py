@@ -123,6 +123,21 @@ def test_alpaca_is_read_with_its_input_and_history(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("keys", "question"),
+    [
+        ({"instruction": "", "input": "good"}, "good"),
+        ({"instruction": " \n", "input": "good"}, "good"),
+        ({"instruction": "translate", "input": ""}, "translate"),
+        ({"instruction": "translate", "input": "good"}, "translate\ngood"),
+    ],
+)
+def test_a_question_in_alpaca_has_no_line_for_an_empty_half(tmp_path, keys, question):
+    assert messages_of(tmp_path, {**keys, "output": "gut"}) == [user(question), assistant("gut")]
+    second = messages_of(tmp_path, {**keys, "output": "gut", "history": [["hi", "hallo"]]})
+    assert second == [user("hi"), assistant("hallo"), user(question), assistant("gut")]
+
+
 def test_nested_lists_are_read_with_roles_in_capitals_and_a_system(tmp_path):
     record = [
         {"role": "SYSTEM", "content": "be brief"},
@@ -311,9 +326,20 @@ OF_WEIGHTS = "it must be 0, or a number from 1e-06 to 1e+06"
     ("messages", "text"),
     [
         ([], "there are no messages"),
-        ([USER, SYSTEM, ASSISTANT], 'message 2 is from "system"; a system message can only be the first'),
-        ([USER, USER, ASSISTANT], 'message 2 is from "user" after "user"; roles must alternate'),
-        ([USER, ASSISTANT, ASSISTANT], 'message 3 is from "assistant" after "assistant"; roles must alternate'),
+        (
+            [USER, USER, ASSISTANT],
+            'message 2 is from "user" after "user"; roles must alternate; with data.on_bad_row=drop message 1 and message 2'
+            " become one",
+        ),
+        (
+            [USER, ASSISTANT, ASSISTANT],
+            'message 3 is from "assistant" after "assistant"; roles must alternate; with data.on_bad_row=drop message 2 and'
+            " message 3 become one",
+        ),
+        (
+            [USER, {**ASSISTANT, "loss": 0}, ASSISTANT],
+            'message 3 is from "assistant" after "assistant"; roles must alternate',
+        ),
         ([ASSISTANT], 'message 1 is from "assistant"; a conversation must begin with the user'),
         ([SYSTEM, ASSISTANT], 'message 2 is from "assistant"; a conversation must begin with the user'),
         ([USER, RESULT, ASSISTANT], 'message 2 is from "tool", but no tool was called before it'),
@@ -323,15 +349,17 @@ OF_WEIGHTS = "it must be 0, or a number from 1e-06 to 1e+06"
         ),
         (
             [USER, ASSISTANT, USER],
-            'message 3, the last, is from "user"; the last word must be the assistant\'s',
+            'message 3, the last, is from "user"; the last word must be the assistant\'s; with data.on_bad_row=drop message 3'
+            " is cut, for no answer follows",
         ),
         (
             [USER, CALLING, RESULT],
-            'message 3, the last, is from "tool"; the last word must be the assistant\'s',
+            'message 3, the last, is from "tool"; the last word must be the assistant\'s; with data.on_bad_row=drop message 3'
+            " is cut, for no answer follows",
         ),
         (
-            [USER, {"role": "bot", "content": "yo"}, ASSISTANT],
-            "message 2 has the role 'bot'; roles are system, user, assistant, tool",
+            [USER, {"role": "robot", "content": "yo"}, ASSISTANT],
+            "message 2 has the role 'robot'; roles are system, user, assistant, tool",
         ),
         ([USER, {"role": "assistant"}], "message 2 must have a text as content, not NoneType"),
         ([{"role": "user", "content": 3}, ASSISTANT], "message 1 must have a text as content, not int"),
@@ -360,11 +388,23 @@ OF_WEIGHTS = "it must be 0, or a number from 1e-06 to 1e+06"
             [USER, {**ASSISTANT, "loss": 0}],
             "no assistant message has a loss above 0, so there is nothing to train on",
         ),
-        ([SYSTEM], "no assistant message has a loss above 0, so there is nothing to train on"),
+        ([SYSTEM], 'message 1, the last, is from "system"; the last word must be the assistant\'s'),
+        ([USER], 'message 1, the last, is from "user"; the last word must be the assistant\'s'),
     ],
 )  # fmt: skip
 def test_a_broken_rule_is_told_with_its_message(tmp_path, messages, text):
     assert told(tmp_path, *messages) == [text]
+
+
+def test_a_system_message_may_stand_anywhere_but_at_the_end(tmp_path):
+    be = Message(role="system", content="be")
+    record = {"messages": [SYSTEM, SYSTEM, USER, SYSTEM, ASSISTANT, SYSTEM, USER, ASSISTANT]}
+    expected = [be, be, user("hi"), be, assistant("yo"), be, user("hi"), assistant("yo")]
+    assert messages_of(tmp_path, record) == expected
+    assert told(tmp_path, USER, ASSISTANT, SYSTEM) == [
+        'message 3, the last, is from "system"; the last word must be the assistant\'s; with data.on_bad_row=drop message 3'
+        " is cut, for no answer follows"
+    ]
 
 
 def test_tools_must_be_objects(tmp_path):
@@ -387,7 +427,7 @@ def test_all_problems_of_all_files_come_together(tmp_path):
         json.dumps({"messages": GOOD}),
         '{"messages": [',
         "",
-        json.dumps({"messages": [USER, {"role": "bot", "content": ""}]}),
+        json.dumps({"messages": [USER, {"role": "robot", "content": ""}]}),
         json.dumps({"conversations": []}),
     ]
     mixed.write_text("\n".join(lines))
@@ -401,8 +441,8 @@ def test_all_problems_of_all_files_come_together(tmp_path):
 {broken}: not JSON: Expecting value at line 1, column 2; one record per line is a .jsonl file
 {mixed}: 3 of 4 conversations cannot be used (data.on_bad_row=drop leaves them out)
   line 2: not JSON: Expecting value at column 15
-  line 4: message 2 has the role 'bot'; roles are system, user, assistant, tool
-  line 4: message 2 from "bot" is empty
+  line 4: message 2 has the role 'robot'; roles are system, user, assistant, tool
+  line 4: message 2 from "robot" is empty
   line 5: has no "messages" (keys: conversations)
 {short}: 1 of 1 conversations cannot be used (data.on_bad_row=drop leaves them out)
   line 1: message 1, the last, is from "user"; the last word must be the assistant's"""

@@ -247,7 +247,7 @@ def test_a_streamed_completion_is_the_same_text(packaged):
     [
         ([], {}, "messages: empty"),
         ([ChatMessage(role="robot", content="x")], {}, "message 1 is from 'robot'; roles are system, user"),
-        ([ChatMessage(role="user", content=[{"type": "image_url"}])], {}, "message 1: content must be text"),
+        ([ChatMessage(role="user", content=[{"type": "image_url"}])], {}, "message 1 has 'image_url' as part 1"),
         ([ChatMessage(role="user", content="x")], {"n": 2, "stop": ["."]}, "stop, n: not supported"),
     ],
 )

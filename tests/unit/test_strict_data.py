@@ -4,7 +4,7 @@ import datetime
 import json
 import random
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -12,6 +12,7 @@ import pytest
 
 from components.conversations.messages import Message
 from components.conversations.readers.data_problems import ConversationError
+from components.conversations.readers.mending import mend
 from components.conversations.readers.raw_message import RecordFormatError
 from components.conversations.readers.read import content_digest, read_conversations
 from components.conversations.readers.record_formats import RECORD_FORMATS
@@ -228,9 +229,12 @@ def test_the_digest_is_of_what_was_read(tmp_path):
 KEYS = [
     "role", "content", "from", "value", "tool_calls", "function_call", "metadata", "name", "parameters", "observation",
     "loss", "weight", "train", "tools", "functions", "reasoning", "tool_call_id", "id", "mask", "system", "history", "group",
-    "type", "text", "function", "arguments", "image_url",
+    "type", "text", "function", "arguments", "image_url", "thinking",
 ]  # fmt: skip
-ROLES = ["user", "assistant", "tool", "observation", "system", "function", "human", "gpt", "function_call", None, 3, []]
+ROLES = [
+    "user", "assistant", "tool", "observation", "system", "function", "human", "gpt", "function_call", "tool_call", None, 3,
+    [],
+]  # fmt: skip
 LEAVES = [None, "", "hi", "interpreter", '{"a": 1}', "[", "user", 0, 1, -1, 0.5, float("nan"), 10**400, True, False]
 
 
@@ -264,7 +268,8 @@ def test_whatever_a_record_holds_it_is_read_as_plain_values_or_refused_in_words(
             chance.choice(KEYS): anything(chance) for _ in range(chance.randint(0, 2))
         }
         try:
-            checked = validate(RECORD_FORMATS[layout](record), "a.jsonl, line 1")
+            raw = RECORD_FORMATS[layout](record)
+            checked = validate(raw, "a.jsonl, line 1")
         except RecordFormatError:
             outcomes["refused"] += 1
             continue
@@ -274,5 +279,8 @@ def test_whatever_a_record_holds_it_is_read_as_plain_values_or_refused_in_words(
             assert all(isinstance(message.content, str) for message in checked.conversation.messages)
         else:
             assert checked.problems
+            mended, _ = mend(raw.messages)
+            outcomes["mended"] += validate(replace(raw, messages=mended), "a.jsonl, line 1").conversation is not None
     assert outcomes["read"] > 400
     assert outcomes["refused"] > 400
+    assert outcomes["mended"] > 50

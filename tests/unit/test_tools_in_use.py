@@ -277,9 +277,9 @@ def test_openais_other_roles_are_ours_and_names_and_ids_stay():
     [
         (
             {"role": "robot", "content": "x"},
-            "message 1 is from 'robot'; roles are system, user, assistant, tool, developer",
+            "message 1 is from 'robot'; roles are system, user, assistant, tool",
         ),
-        ({"role": "user", "content": [{"type": "image_url"}]}, "message 1: content must be text"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "message 1 has 'image_url' as part 1 of its content"),
         (
             {"role": "user", "content": "", "tool_calls": [CALL]},
             'message 1 from "user" has tool_calls; only an assistant',

@@ -11,27 +11,26 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from components.conversations.readers.loss_weights import LOSS_KEYS, weight_of, weight_problems
+from components.conversations.readers.loss_weights import LOSS_KEYS
+from components.conversations.readers.message_forms import one_turn
 from components.conversations.readers.raw_message import RawMessage, RecordFormatError
 
-ROLE_ALIASES = {"observation": "tool", "function": "tool"}  # the second is OpenAI's older name
+OBSERVATION = "observation"  # the role of a result in its histories
 OWN_KEYS = {"parameters", "observation"}
-MESSAGE_CALL_KEYS = ("tool_calls", "function_call")
 
 
 def to_openai_messages(messages: Sequence[RawMessage], tools: Collection[str]) -> list[RawMessage]:
     """Converts messages; `tools` are the names of the record's tools. Raises RecordFormatError if a call names no tool."""
     read: list[RawMessage] = []
     for position, message in enumerate(messages):
-        after = messages[position + 1].role if position + 1 < len(messages) else None
+        after = _role_as_written(messages[position + 1]) if position + 1 < len(messages) else None
         if _is_own_tool_message(message):
             call, result = _call_and_result(message)
             read = [*_append_call(read, call), result]
         elif _is_call(message, tools, after):
             read = _append_call(read, _call(message))
         else:
-            role = ROLE_ALIASES.get(str(message.role))
-            read.append(message.with_keys(role=role) if role else message)
+            read.append(message)
     return read
 
 
@@ -53,7 +52,11 @@ def describe_tools(messages: Sequence[RawMessage], tools: Any) -> list[RawMessag
 
 
 def _is_own_tool_message(message: RawMessage) -> bool:
-    return message.role == "tool" and not OWN_KEYS.isdisjoint(message.keys)
+    return message.role == "tool" and _role_as_written(message) != OBSERVATION and not OWN_KEYS.isdisjoint(message.keys)
+
+
+def _role_as_written(message: RawMessage) -> str:
+    return str(message.keys.get("role")).lower()
 
 
 def _call_and_result(message: RawMessage) -> tuple[RawMessage, RawMessage]:
@@ -81,7 +84,7 @@ def _is_call(message: RawMessage, tools: Collection[str], after: Any) -> bool:
     # Imported late: chat formats import transformers, which takes seconds and is not needed for most data.
     from components.conversations.chat_formats.chatglm3_tool_calls import INTERPRETER
 
-    return name in tools or name == INTERPRETER or (not tools and after == "observation")
+    return name in tools or name == INTERPRETER or (not tools and after == OBSERVATION)
 
 
 def _call(message: RawMessage) -> RawMessage:
@@ -95,13 +98,6 @@ def _call(message: RawMessage) -> RawMessage:
 def _append_call(read: list[RawMessage], call: RawMessage) -> list[RawMessage]:
     """Appends a call; it becomes part of the thought before it, if there is one."""
     thought = read[-1] if read else None
-    if thought is None or thought.role != "assistant" or thought.calls or any(map(thought.keys.get, MESSAGE_CALL_KEYS)):
+    if thought is None or thought.role != "assistant" or thought.has_calls:
         return [*read, call]
-    if not (weight_problems(thought.keys) or weight_problems(call.keys)) and weight_of(thought.keys) != weight_of(
-        call.keys
-    ):
-        raise RecordFormatError(
-            f"{thought.location} and the call in {call.location} are one turn of the assistant, but are scored otherwise;"
-            " give both the same loss"
-        )
-    return [*read[:-1], RawMessage(location=thought.location, keys={**call.keys, **thought.keys}, calls=call.calls)]
+    return [*read[:-1], one_turn(thought, call)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Literal
 
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import ConversationError, DataProblem
+from components.conversations.readers.mending import mend
 from components.conversations.readers.raw_message import RecordFormatError
-from components.conversations.readers.record_formats import RECORD_FORMATS, detect_record_format
+from components.conversations.readers.record_formats import RECORD_FORMATS, RawConversation, detect_record_format
 from components.conversations.readers.sources import (
     SourceRecord,
     content_digest,
@@ -22,30 +24,46 @@ from components.conversations.readers.validation import Validation, validate
 
 __all__ = ["ReadResult", "content_digest", "read_conversations"]
 
+OnBadRow = Literal["fail", "drop"]
 OnUnknownKeys = Literal["fail", "ignore"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadResult:
-    """`dropped` is empty unless bad rows are dropped.
+    """`dropped` and `mended` are empty unless bad rows are dropped.
 
-    `unused_keys` and `ignored_keys` count conversations by key. Unused keys change no token (`id`). Ignored keys might
-    change some (`message.timestamp`); there are none unless unknown keys are ignored. `digest` is that of the bytes that
-    were read: it equals content_digest(source) unless the source has changed since.
+    `mended` says what was left out of conversations, or merged in them; `mended_kinds` counts them by the kinds of
+    mending.py. `unused_keys` and `ignored_keys` count conversations by key. Unused keys change no token (`id`). Ignored
+    keys might change some (`message.timestamp`); there are none unless unknown keys are ignored. `digest` is that of the
+    bytes that were read: it equals content_digest(source) unless the source has changed since.
     """
 
     conversations: tuple[Conversation, ...]
     dropped: tuple[DataProblem, ...]
+    mended: tuple[DataProblem, ...] = ()
+    mended_kinds: dict[str, int] = field(default_factory=dict)
     unused_keys: dict[str, int] = field(default_factory=dict)
     ignored_keys: dict[str, int] = field(default_factory=dict)
     digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reading:
+    """What one record gave: a conversation, or problems."""
+
+    conversation: Conversation | None = None
+    problems: Sequence[str] = ()
+    mended: DataProblem | None = None
+    mended_kinds: tuple[str, ...] = ()
+    unused_keys: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
 
 
 def read_conversations(
     source: str | Sequence[str],
     *,
     format: str = "auto",
-    on_bad_row: Literal["fail", "drop"] = "fail",
+    on_bad_row: OnBadRow = "fail",
     unknown_keys: OnUnknownKeys = "fail",
 ) -> ReadResult:
     """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT][@REVISION].
@@ -53,20 +71,19 @@ def read_conversations(
     Args:
         format: auto (by the keys of each file's first record that has any of them), messages, sharegpt, alpaca, pairs or
             nested.
-        on_bad_row: fail raises with every bad record; drop skips them and returns their problems.
+        on_bad_row: fail raises with every bad record; drop mends those in which only the order of messages is wrong (see
+            mending.py), skips the others, and returns what was done and their problems.
         unknown_keys: fail makes a record bad if an unknown key might change what is trained; unknown keys of a whole
             record that change no token are only counted.
 
     Raises:
         ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
     """
-    conversations: list[Conversation] = []
+    readings: list[_Reading] = []
     problems: list[DataProblem] = []
     unreadable: list[DataProblem] = []
     counts: dict[str, int] = {}
     digests: list[str] = []
-    unused: Counter[str] = Counter()
-    ignored: Counter[str] = Counter()
     for file in files_of(source):
         try:
             content = read_records(file)
@@ -78,26 +95,28 @@ def read_conversations(
         digests.append(content.digest)
         problems.extend(content.problems)
         for record in content.records:
-            validation, notes = _read(record, record_format, unknown_keys)
-            problems.extend(
-                DataProblem(file=record.file, location=record.location, text=text) for text in validation.problems
-            )
-            if validation.conversation is not None:
-                conversations.append(validation.conversation)
-                unused.update(notes)
-                ignored.update({key.where for key in validation.unknown})
+            reading = _read(record, record_format, on_bad_row, unknown_keys)
+            problems.extend(map(record.problem, reading.problems))
+            readings.append(reading)
     if unreadable or (problems and on_bad_row == "fail"):
         raise ConversationError([*unreadable, *problems], counts)
-    if not conversations:
+    read = [reading for reading in readings if reading.conversation is not None]
+    if not read:
         empty = [DataProblem(file=file, location="", text="holds no conversations") for file in counts]
         raise ConversationError(problems or empty, counts if problems else {})
     return ReadResult(
-        conversations=tuple(conversations),
+        conversations=tuple(reading.conversation for reading in read if reading.conversation is not None),
         dropped=tuple(problems),
-        unused_keys=dict(sorted(unused.items())),
-        ignored_keys=dict(sorted(ignored.items())),
+        mended=tuple(reading.mended for reading in read if reading.mended is not None),
+        mended_kinds=_counts(reading.mended_kinds for reading in read),
+        unused_keys=_counts(reading.unused_keys for reading in read),
+        ignored_keys=_counts(reading.ignored_keys for reading in read),
         digest=digest_of_files(digests),
     )
+
+
+def _counts(names: Iterable[Iterable[str]]) -> dict[str, int]:
+    return dict(sorted(Counter(chain.from_iterable(names)).items()))
 
 
 def _record_format_of(file: str, records: Sequence[SourceRecord], format: str) -> str:
@@ -114,14 +133,36 @@ def _record_format_of(file: str, records: Sequence[SourceRecord], format: str) -
     raise ConversationError([DataProblem(file=file, location=records[0].location, text=text)], {})
 
 
-def _read(record: SourceRecord, record_format: str, on_unknown: OnUnknownKeys) -> tuple[Validation, list[str]]:
-    """Returns the validation of a record, and the record's keys that change no token."""
+def _read(record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys) -> _Reading:
     try:
         raw = RECORD_FORMATS[record_format](record.value)
     except RecordFormatError as error:
-        return Validation(conversation=None, problems=[str(error)], unknown=[]), []
-    validation = validate(raw, f"{record.file}, {record.location}")
+        return _Reading(problems=[str(error)])
+    source = f"{record.file}, {record.location}"
+    validation = _validated(raw, source, on_unknown)
+    if validation.conversation is not None:
+        return _reading(validation, raw)
+    messages, mends = mend(raw.messages)
+    mended = _validated(replace(raw, messages=messages), source, on_unknown) if mends else validation
+    if mended.conversation is None:
+        return _Reading(problems=validation.problems)
+    done = "; ".join(each.text for each in mends)
+    if on_bad_row == "fail":
+        *others, last = validation.problems
+        return _Reading(problems=[*others, f"{last}; with data.on_bad_row=drop {done}"])
+    return replace(
+        _reading(mended, raw), mended=record.problem(done), mended_kinds=tuple({each.kind for each in mends})
+    )
+
+
+def _reading(validation: Validation, raw: RawConversation) -> _Reading:
+    ignored = tuple({key.where for key in validation.unknown})
+    return _Reading(conversation=validation.conversation, unused_keys=tuple(raw.notes), ignored_keys=ignored)
+
+
+def _validated(raw: RawConversation, source: str, on_unknown: OnUnknownKeys) -> Validation:
+    validation = validate(raw, source)
     if on_unknown == "fail" and validation.unknown:
         problems = [*validation.problems, *(key.text for key in validation.unknown)]
-        validation = Validation(conversation=None, problems=problems, unknown=[])
-    return validation, raw.notes
+        return Validation(conversation=None, problems=problems, unknown=[])
+    return validation

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.conversations.readers.chatglm3_records import are_free_form, describe_tools, to_openai_messages
+from components.conversations.readers.message_forms import in_one_form
 from components.conversations.readers.raw_message import Raw, RawMessage, RecordFormatError
 from components.conversations.readers.tool_calls import CallError, tool_names, tools_of
 from components.conversations.readers.unknown_keys import UnknownKey, is_absent, keys_of_record
@@ -31,24 +32,6 @@ class RawConversation:
     notes: list[str] = field(default_factory=list)
 
 
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "bing": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "observation",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "function_call": "function_call",
-    "tool_call": "function_call",
-}
 # The keys of question and answer in Alpaca-like records; content and summary are those of AdvertiseGen, the data of
 # ChatGLM's own demos.
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("query", "response"), ("content", "summary"))
@@ -78,11 +61,6 @@ def _sharegpt_turn(turn: RawMessage) -> RawMessage:
             value = keys.pop(theirs)
             if keys.setdefault(ours, value) != value:
                 raise RecordFormatError(f'{turn.location} has both "{theirs}" and "{ours}", and they differ')
-    keys["role"] = SHAREGPT_ROLES.get(str(keys.get("role")).lower(), keys.get("role"))
-    if keys["role"] == "function_call":
-        if is_absent(keys.get("content")):
-            raise RecordFormatError(f"{turn.location} is a function call, but an empty one")
-        keys |= {"role": "assistant", "content": "", "function_call": keys["content"]}
     return RawMessage(location=turn.location, keys=keys)
 
 
@@ -90,7 +68,7 @@ def _alpaca(record: Any) -> RawConversation:
     """{"instruction", "input", "output", "history": [[question, answer], ...], "system"}"""
     instruction, output = _field(record, "instruction", str), _field(record, "output", str)
     extra = _optional_text(record, "input")
-    question = f"{instruction}\n{extra}" if extra else instruction
+    question = "\n".join(text for text in (instruction, extra) if text.strip())
     return _conversation(
         record, _question_and_answer(record, question, output), ("instruction", "input", "output", "history")
     )
@@ -111,9 +89,7 @@ def _nested(record: Any) -> RawConversation:
     """[{"role": "USER", "content"}, {"role": "ASSISTANT", "content"}, ...]"""
     if not isinstance(record, list):
         raise RecordFormatError(f"must be a list of messages, not {type(record).__name__}")
-    messages = _number_messages(record)
-    lowered = [message.with_keys(role=str(message.keys.get("role")).lower()) for message in messages]
-    return _conversation({}, lowered, ())
+    return _conversation({}, _number_messages(record), ())
 
 
 RECORD_FORMATS: dict[str, Callable[[Any], RawConversation]] = {
@@ -144,9 +120,9 @@ def detect_record_format(record: Any) -> str | None:
 
 
 def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str]) -> RawConversation:
-    """Adds what all formats share: a record's system message and tools. Converts ChatGLM3's messages."""
+    """Adds what all formats share: a record's system message and tools. Converts messages in the words of other tools."""
     unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_LIST_KEYS, GROUP_KEY))
-    messages, listed = _split_tools(messages)
+    messages, listed = _split_tools(in_one_form(messages))
     messages = [*_system(record, messages), *messages]
     if are_free_form(described := record.get("tools"), messages):
         record, messages = {**record, "tools": None}, describe_tools(messages, described)

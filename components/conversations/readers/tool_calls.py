@@ -12,6 +12,7 @@ from components.conversations.readers.unknown_keys import UnknownKey, unknown_ke
 from components.errors import InputError
 
 CALL_KEYS = ("id", "type", "function")
+ARGUMENT_KEYS = {"arguments", "parameters"}
 CALL_FUNCTION_KEYS = ("name", "arguments", "parameters")
 
 
@@ -32,12 +33,24 @@ def calls_of(raw: Any) -> tuple[list[dict[str, Any]], list[UnknownKey]]:
 
 
 def legacy_calls_of(function: Any) -> list[dict[str, Any]]:
-    """Returns the calls in OpenAI's older `function_call` or a ShareGPT turn: a call, a list of them, or JSON text."""
-    calls = _parse_json(function, "has a function call that is") if isinstance(function, str) else function
-    calls = calls if isinstance(calls, list) else [calls]
+    """Returns the calls in OpenAI's older `function_call` or in a message that is a call. Raises CallError.
+
+    Args:
+        function: a call, or a list of calls, or the JSON text of either; or a list of such texts.
+    """
+    calls = [call for given in _as_list(function) for call in _as_list(_parsed_call(given))]
     if not (calls and all(_is_call(call) for call in calls)):
         raise CallError('has a function call that is no object with "name" and "arguments"')
     return calls
+
+
+def are_calls(content: Any) -> bool:
+    """Whether a message's content is a list of calls: objects with a name and arguments."""
+    return (
+        isinstance(content, list)
+        and bool(content)
+        and all(_is_call(call) and not ARGUMENT_KEYS.isdisjoint(call.get("function", call)) for call in content)
+    )
 
 
 def tools_of(raw: Any) -> tuple[dict[str, Any], ...]:
@@ -60,6 +73,14 @@ def tool_names(tools: Any) -> set[str]:
 def _is_call(call: Any) -> bool:
     function = call.get("function", call) if isinstance(call, dict) else None
     return isinstance(function, dict) and isinstance(function.get("name"), str) and bool(function["name"])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _parsed_call(given: Any) -> Any:
+    return _parse_json(given, "has a function call that is") if isinstance(given, str) else given
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ IGNORE_ADVICE = "data.unknown_keys=ignore reads on without it"
 _TWO_MEANINGS = "some tools mean scored by it, others not scored; say train: true or train: false"
 _PARTS_OF_A_MESSAGE = "a message is scored as a whole here (loss, weight or train)"
 _ONLY_TEXT = "only text can be trained on"
+TEMPLATE_ARGUMENTS = ("chat_template_kwargs", "chat_template_arguments")
 # Keys that have a meaning in other tools, and what to do instead.
 HINTS = {
     "mask": _TWO_MEANINGS,
@@ -34,12 +35,12 @@ HINTS = {
     "videos": _ONLY_TEXT,
     "audio": _ONLY_TEXT,
     "audios": _ONLY_TEXT,
-    "chat_template_kwargs": "the chat template is rendered without options",
+    **dict.fromkeys(TEMPLATE_ARGUMENTS, "the experiment gives them, for all conversations: chat_template_arguments"),
     "documents": "no chat format here shows documents; write them into a message",
 }
 # On a whole record these would change what is trained, so they are problems.
 MEANT_FOR_MESSAGES = ("loss", "weight", "train", "training")
-OF_A_RECORD = ("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs", "documents", "mask")
+OF_A_RECORD = ("image", "images", "video", "videos", "audio", "audios", *TEMPLATE_ARGUMENTS, "documents", "mask")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

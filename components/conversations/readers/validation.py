@@ -8,14 +8,15 @@ from typing import Any, cast
 
 from components.conversations.messages import ROLES, Conversation, Message, Role
 from components.conversations.readers.loss_weights import LOSS_KEYS, asks_to_be_scored, weight_of, weight_problems
+from components.conversations.readers.message_forms import REASONING_KEYS, reasoning_in, reasoning_problem
 from components.conversations.readers.message_text import message_text
 from components.conversations.readers.raw_message import Raw, RawMessage
 from components.conversations.readers.record_formats import RawConversation
 from components.conversations.readers.tool_calls import CallError, calls_of, legacy_calls_of
 from components.conversations.readers.unknown_keys import UnknownKey, is_absent, unknown_keys
+from components.conversations.roles import ROLES_ARE
 
 UNKNOWN = "unknown"
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 COMMON_KEYS = ("role", "content", "name", *LOSS_KEYS)
 KEYS = {
     "system": COMMON_KEYS,
@@ -72,15 +73,15 @@ def _conversation_problems(messages: Sequence[RawMessage], read: Sequence[_Messa
             continue
         if text := _turn_problem(role, before, called):
             yield f"{message.location} {text}"
-        if role != "system" or before is None:  # a misplaced one does not count for the order
+        if role != "system":  # it may stand anywhere: a chat format shows it there, or refuses it
             before, called = role, one.calls or (role == "tool" and called)
-    if before in ("user", "tool"):
-        yield f'{messages[-1].location}, the last, is from "{before}"; the last word must be the assistant\'s'
+    if (last := messages[-1].role) in ("system", "user", "tool"):
+        yield f'{messages[-1].location}, the last, is from "{last}"; the last word must be the assistant\'s'
 
 
 def _turn_problem(role: str, before: str | None, called: bool) -> str | None:
     if role == "system":
-        return None if before is None else 'is from "system"; a system message can only be the first'
+        return None
     if role == "user":
         if before == "user":
             return 'is from "user" after "user"; roles must alternate'
@@ -90,7 +91,7 @@ def _turn_problem(role: str, before: str | None, called: bool) -> str | None:
             else None
         )
     if role == "assistant":
-        if before in (None, "system"):
+        if before is None:
             return 'is from "assistant"; a conversation must begin with the user'
         return 'is from "assistant" after "assistant"; roles must alternate' if before == "assistant" else None
     return None if called else 'is from "tool", but no tool was called before it'
@@ -105,7 +106,7 @@ def _check_message(message: RawMessage) -> _MessageCheck:
         calls, unknown, broken_calls = [{}], [], [str(error)]  # there is a call, though unreadable
     content, broken_content, of_parts = message_text(keys, role, calls=bool(calls))
     problems = [
-        *([] if role in ROLES else [f"has the role {role!r}; roles are {', '.join(ROLES)}"]),
+        *([] if role in ROLES else [f"has the role {role!r}; {ROLES_ARE}"]),
         *broken_content,
         *_key_problems(keys, role),
         *broken_calls,
@@ -142,18 +143,11 @@ def _key_problems(keys: Raw, role: Any) -> Iterator[str]:
         if not isinstance(keys.get(key), str | None):
             yield f"has the {key} {keys[key]!r}; it must be a text"
     if role == "assistant":
-        yield from _reasoning_problems([keys[key] for key in REASONING_KEYS if not is_absent(keys.get(key))])
-
-
-def _reasoning_problems(given: Sequence[Any]) -> Iterator[str]:
-    if not all(isinstance(text, str) for text in given):
-        yield f"has reasoning that is no text ({', '.join(REASONING_KEYS)})"
-    elif len(set(given)) > 1:
-        yield f"has different texts as {', '.join(REASONING_KEYS)}; give one of them"
+        yield from filter(None, [reasoning_problem(reasoning_in(keys))])
 
 
 def _message(keys: Raw, role: str, content: str, calls: Sequence[Raw]) -> Message:
-    reasoning = [keys[key] for key in REASONING_KEYS if keys.get(key)]
+    reasoning = reasoning_in(keys) if role == "assistant" else []
     return Message(
         role=cast(Role, role),
         content=content,

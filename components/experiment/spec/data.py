@@ -25,7 +25,11 @@ class DataSpec(Spec):
     )
     split_seed: NonNegativeInt = Field(0, description="Part of that hash: another seed is another split.")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "pairs", "nested"] = "auto"
-    on_bad_row: Literal["fail", "drop"] = "fail"
+    on_bad_row: Literal["fail", "drop"] = Field(
+        "fail",
+        description="`drop` leaves bad records out, but mends those in which only the order of messages is wrong: what"
+        " follows the last answer, or stands before the first question, is cut; messages of one side in a row become one.",
+    )
     unknown_keys: Literal["fail", "ignore"] = Field(
         "fail",
         description="A key that nothing reads and that might change what is trained makes its record a bad one, or is"
