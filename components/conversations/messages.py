@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -36,6 +37,18 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = ()
     source: str = ""
     group: str | None = None
+
+
+def prepend_system(messages: Sequence[Message]) -> list[Message]:
+    """Writes the text of a leading system message at the head of the first question, for templates without that role."""
+    if not messages or messages[0].role != "system":
+        return list(messages)
+    system, *rest = messages
+    first = next((number for number, message in enumerate(rest) if message.role == "user"), None)
+    if first is None or not system.content.strip():
+        return rest
+    question = replace(rest[first], content=f"{system.content.rstrip()}\n\n{rest[first].content}")
+    return [*rest[:first], question, *rest[first + 1 :]]
 
 
 def hidden_reasoning_problem(chat_format: str) -> str:

@@ -8,6 +8,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from components.conversations.chat_formats import load_chat_format
+from components.conversations.chat_formats.rendered import Fork
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation, Message
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
@@ -309,16 +310,20 @@ def refusal(template, name="auto"):
     return str(caught.value)
 
 
-def test_a_template_that_renders_a_turn_otherwise_later_on_is_refused():
+def test_a_template_that_renders_a_turn_otherwise_later_on_makes_a_tree():
     # As reasoning models do: the last turn shows what earlier ones no longer show.
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}:{{ '~' if loop.last and m.role == 'assistant' }}{{ m.content }}"
         "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
     )
-    assert refusal(template) == (
-        "chat_format template: message 2 is rendered otherwise once the conversation goes on, so one pass over it is not what"
-        " the model sees in use; chat_format template cannot train this, chat_format: chatml can"
-    )
+    chat_format = letters(template)
+    rendered = render(chat_format, *TWO_TURNS)
+    first = [2, *ids("user:hi"), 3, 2, *ids("assistant:")]
+    second = [*ids("yo"), 3, 2, *ids("user:ok"), 3, 2, *ids("assistant:")]
+    assert list(rendered.token_ids) == [*first, *ids("~yo"), 3, *second, *ids("~bye"), 3]
+    assert rendered.forks == (Fork(start=len(first) + 4, depth=len(first)),)
+    assert scored_spans(chat_format, rendered) == [(1.0, "~yo<|im_end|>"), (1.0, "~bye<|im_end|>")]
+    assert chat_format.prompt(TWO_TURNS[:3]) == [*first, *second]
 
 
 def test_a_template_whose_prompt_the_answer_does_not_continue_is_refused():
@@ -326,7 +331,12 @@ def test_a_template_whose_prompt_the_answer_does_not_continue_is_refused():
         "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant:~{% endif %}"
     )
-    assert "message 2 is rendered otherwise" in refusal(template)
+    with pytest.raises(ValueError, match="chat_format") as caught:
+        render(letters(template), *TWO_TURNS)
+    assert str(caught.value) == (
+        "a.jsonl, line 7: message 2: chat_format template does not write it behind its own prompt, which ends in"
+        " 'm_start|>assistant:~'"
+    )
 
 
 def test_a_template_without_a_stop_token_is_refused():
@@ -344,10 +354,12 @@ def test_a_template_that_refuses_a_conversation_is_quoted():
         "<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}"
     )
-    with pytest.raises(
-        ValueError, match=r"^a\.jsonl, line 7: the chat template of template refuses it: no system role$"
-    ):
+    with pytest.raises(ValueError, match="no system role") as caught:
         render(letters(template), Message(role="system", content="be"), *TWO_TURNS)
+    assert str(caught.value) == (
+        "a.jsonl, line 7: message 1 is from the system, and the chat template of template has no such role (no system role);"
+        " data.system: prepend writes it at the head of the first question"
+    )
 
 
 def test_a_format_that_there_is_not_is_refused():

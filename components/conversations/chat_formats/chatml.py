@@ -24,6 +24,11 @@ CHATML = (
 )
 
 
+def knows_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether ChatML's own tokens are tokens of this tokenizer, not letters."""
+    return {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.get_added_vocab())
+
+
 def chatml_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the ChatML template in the tokenizer's own tokens.
 

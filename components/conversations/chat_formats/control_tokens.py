@@ -48,6 +48,10 @@ class AddedTokens:
     def find(self, text: str) -> set[str]:
         return set(self.pattern.findall(text))
 
+    def last_in(self, text: str) -> str:
+        """Returns the last control text in a text that has one."""
+        return str(self.pattern.findall(text)[-1])
+
 
 class ControlTokenEncoder:
     """Encodes the output of one chat template.
@@ -106,6 +110,11 @@ class ControlTokenEncoder:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decodes an assistant's text, without the special tokens that it must not contain."""
         return self.decode_all([id for id in token_ids if id not in self._hidden_ids])
+
+    def without_hidden(self, text: str) -> str:
+        """Returns a decoded text without the special tokens that an assistant's text must not contain."""
+        hidden = {name for name, id in self.id_of.items() if id in self._hidden_ids}
+        return self.added.pattern.sub(lambda match: "" if match[0] in hidden else match[0], text)
 
     def decode_all(self, token_ids: Sequence[int]) -> str:
         return str(

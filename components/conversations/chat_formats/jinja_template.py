@@ -1,7 +1,8 @@
 """The chat format of any tokenizer with a chat template.
 
-Targets are found by segments: the template is rendered up to the start and up to the end of each assistant turn. The span
-between, including its stop token, is scored. Texts are never searched for in tokens.
+Targets are found by segments: the template is rendered up to the start and up to the end of each assistant turn, as the
+model sees it in use. What lies between, including its stop, is scored. A template that only appends makes one path of
+tokens; of one that rewrites earlier turns, the turns become the sequences of a prefix tree.
 """
 
 from __future__ import annotations
@@ -15,62 +16,79 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.canonical_tools import canonicalize
+from components.conversations.chat_formats.assistant_turns import AssistantTurn, NeverSaidError, TurnReader
 from components.conversations.chat_formats.control_tokens import AddedTokens, ControlTokenEncoder
-from components.conversations.chat_formats.rendered import RenderedConversation
+from components.conversations.chat_formats.named_templates import templates_of
+from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
+from components.conversations.chat_formats.segment_encoder import SegmentEncoder, TemplateText
+from components.conversations.chat_formats.template_arguments import with_arguments
 from components.conversations.chat_formats.template_date import pin_date
-from components.conversations.chat_formats.template_renderer import (
-    OWN_TEXT_KEYS,
-    PROBE,
-    AssistantSpan,
-    TemplateRenderer,
-    TemplateTokens,
-    raw_message,
-)
+from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw, learn_dialect
+from components.conversations.chat_formats.template_probes import PROBE
+from components.conversations.chat_formats.template_renderer import TemplateRenderer
+from components.conversations.chat_formats.template_tokens import SOURCE, learn_tokens
+from components.conversations.chat_formats.thoughts import learn_thoughts
 from components.conversations.chat_formats.tool_call_parser import learn_tool_calls
-from components.conversations.messages import Conversation, Message
+from components.conversations.chat_formats.turn_stops import TurnStops, learn_stops
+from components.conversations.messages import Conversation, Message, prepend_system
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
-VERSION = 3  # raise it when a change here renders anything differently: it is part of the digest of prepared data
+VERSION = 4  # raise it when a change here renders anything differently: it is part of the digest of prepared data
+OWN_TEXT_KEYS = ("content", *REASONING_KEYS)  # the keys of an assistant's own text
+MAX_TURNS_PROVEN = 32  # of a conversation whose turns are all proven
 
 
 @dataclass(frozen=True, slots=True)
-class _TemplateOutput:
-    """The template's output. `mark` is inside every control text that messages contain; "" if there is none."""
+class _Prepared:
+    """Messages for the template. `mark` is inside every control text that they contain; "" if there is none."""
 
-    text: str
+    raw: list[Raw]
+    tools: list[Any]
+    weights: list[float]
     mark: str
-    spans: list[AssistantSpan]
 
 
 class TemplateFormat:
-    """Renders a Jinja chat template in transformers' sandbox. `template` has a fixed date if it writes the date."""
+    """Renders a Jinja chat template in transformers' sandbox.
+
+    `template` has a fixed date if it writes the date, and the experiment's arguments as its defaults.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec, *, name: str, template: str) -> None:
-        """Raises InputError if the template cannot be trained on correctly; see _check_format."""
-        self.tokenizer, self.name, self.template = tokenizer, name, pin_date(template, name)
+        """Raises InputError if no control token ends an assistant's turn, or the template cannot be read."""
+        self.tokenizer, self.spec, self.name = tokenizer, spec, name
+        self.template = with_arguments(pin_date(template, name), spec.arguments, name)
         added = AddedTokens(tokenizer)
-        self.renderer = TemplateRenderer(tokenizer, name=name, template=self.template, added=added)
-        template_tokens = self.renderer.template_tokens()
+        self.renderer = TemplateRenderer(
+            tokenizer, name=name, template=self.template, added=added, templates=tuple(templates_of(tokenizer))
+        )
+        self.dialect = learn_dialect(self._write_trial, self.template)
+        self.stops = self._learn_stops(added)
+        self.thoughts = learn_thoughts(self._write_trial, self.dialect, self.template)
+        self.turns = TurnReader(
+            renderer=self.renderer,
+            stops=self.stops,
+            thoughts=self.thoughts,
+            reasoning_key=self.dialect.reasoning_key,
+        )
+        tokens = learn_tokens(self.renderer, self.dialect, self.stops)
         self.control = ControlTokenEncoder(
-            tokenizer,
-            added,
-            template_tokens.anywhere,
-            _forbidden_to_assistants(self.renderer, added, template_tokens),
+            tokenizer, added, tokens.anywhere, tokens.forbidden_to_assistants(self.stops, added, self.template)
         )
-        stop_token_id = int(tokenizer.convert_tokens_to_ids(self.renderer.stop_text))
-        self.stop_token_ids: tuple[int, ...] = (stop_token_id,)
-        self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_token_id)
+        self.encoder = SegmentEncoder(self.control, last_token_of=added.last_in, stops=self.stops.texts())
+        self.stop_token_ids = self._stop_token_ids(added, tokens.inside)
+        self.pad_token_id = int(
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_ids[0]
+        )
         self._before, self._after = self._around_answer()
-        self.calls = learn_tool_calls(
-            lambda call: self._turn_text(Message(role="assistant", content="", tool_calls=(call,)))
-        )
-        self._check_format()
+        self.calls = learn_tool_calls(self._write_call)
 
     def digest(self) -> str:
         # Templates refer to special tokens by their purpose: {{ bos_token }}.
         special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
         hashed = hashlib.sha256(f"template {VERSION}\n{self.template}\n{self.pad_token_id}\n{special}\n".encode())
+        hashed.update(f"{self.spec.system} {self.spec.train_on_reasoning} {self.stops}\n".encode())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         vocabulary = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
         hashed.update(vocabulary.encode())
@@ -78,20 +96,25 @@ class TemplateFormat:
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         source = conversation.source or "conversation"
-        written = self._write(conversation.messages, conversation.tools, source)
-        token_ids, ranges = self._encode(written, source)
-        weights = [0.0] * len(token_ids)
-        ends = []
-        for span, (start, end) in zip(written.spans, ranges, strict=True):
-            if span.weight > 0:
-                weights[start:end] = [span.weight] * (end - start)
-                ends.append(end)
-        if not ends:
+        prepared = self._prepare(conversation.messages, conversation.tools, source)
+        whole = self._whole(prepared, source)
+        turns = self._turns(prepared, source)
+        scored = [turn for turn in turns if prepared.weights[turn.position] > 0]
+        if not scored:
             raise InputError(f"{source}: no token is scored, so there is nothing to train on")
-        return RenderedConversation(token_ids=tuple(token_ids), target_weights=tuple(weights), turn_ends=tuple(ends))
+        if all(whole.startswith(turn.text) for turn in scored):
+            rendered = self._path(whole, turns, prepared, source)
+        else:
+            rendered = merge_sequences([self._sequence(turn, turns, prepared, source) for turn in scored])
+        self._prove(rendered, scored, turns, prepared, source)
+        return rendered
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        return self._encode(self._write(messages, tools, "prompt", ask=True), "prompt")[0]
+        prepared = self._prepare(messages, tools, "prompt")
+        text = self.renderer.write(prepared.raw, prepared.tools, "prompt", ask=True)
+        if tools and text == self.renderer.write(prepared.raw, [], "prompt", ask=True):
+            raise InputError(f"prompt: {self.renderer.hides_tools()}")
+        return self._prompt_ids(text, self._turns(prepared, "prompt", in_use=True), prepared, "prompt")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text = self.control.decode(token_ids)
@@ -100,98 +123,144 @@ class TemplateFormat:
         return text.removeprefix(self._before).removesuffix(self._after)
 
     def words(self, token_ids: Sequence[int]) -> str:
-        text = self.decode(token_ids)
+        text = self._answer_text(token_ids)
         return self.calls.words(text) if self.calls else text
 
     def message(self, token_ids: Sequence[int]) -> Message:
         """Parses calls only if the template would render them as the same text."""
-        words = Message(role="assistant", content=self.decode(token_ids))
+        thought, content = self._split(token_ids)
+        words = Message(role="assistant", content=content, reasoning_content=thought)
         text = self.control.decode_all(token_ids)
         read = self.calls.read(text) if self.calls else None
         if read is None:
             return words
         before, calls = read
+        if self.thoughts is not None:
+            before = self.thoughts.split(before)[1]
         before = before.removeprefix(self._before)
-        for content in dict.fromkeys((before, before.removesuffix("\n"), before.rstrip())):
-            message = Message(role="assistant", content=content, tool_calls=tuple(calls))
+        for said in dict.fromkeys((before, before.removesuffix("\n"), before.rstrip())):
+            message = Message(role="assistant", content=said, tool_calls=tuple(calls), reasoning_content=thought)
             if self._round_trip(message) == text:
                 return message
         return words
 
-    def _write(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: str, *, ask: bool = False
-    ) -> _TemplateOutput:
-        """Renders the template and finds the assistant's spans. `ask` ends the text at the start of the next answer."""
+    def _prepare(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], source: str) -> _Prepared:
         messages, tools = canonicalize(messages, tools)
-        raw, marked_tools, mark = self._mark(messages, tools, source)
-        text = self.renderer.write(raw, marked_tools, source, ask=ask)
-        if tools and text == self.renderer.write(raw, [], source, ask=ask):
-            raise InputError(f"{source}: {self.renderer.limitation('does not show its tools', 'does')}")
-        spans = [
-            self.renderer.assistant_span(text, raw, marked_tools, position, message.loss_weight, source)
-            for position, message in enumerate(messages)
-            if message.role == "assistant"
-        ]
-        return _TemplateOutput(text, mark, spans)
-
-    def _mark(
-        self, messages: list[Message], tools: list[dict[str, Any]], source: str
-    ) -> tuple[list[dict[str, Any]], list[Any], str]:
-        """Returns messages and tools for the template, with the mark in their control texts, and the mark."""
-        raw = [raw_message(message) for message in messages]
+        if self.spec.system == "prepend":
+            messages = prepend_system(messages)
+        if self.thoughts is not None:
+            messages = [
+                self.thoughts.separate(message, f"{source}: message {number}")
+                for number, message in enumerate(messages, start=1)
+            ]
+        raw = [self.dialect.raw(message) for message in messages]
         own = [
             {key: message[key] for key in OWN_TEXT_KEYS if key in message} if message["role"] == "assistant" else {}
             for message in raw
         ]
         own, (raw, tools), mark = self.control.mark(own, (raw, tools), source)
-        return [{**message, **texts} for message, texts in zip(raw, own, strict=True)], tools, mark
+        return _Prepared(
+            raw=[{**message, **texts} for message, texts in zip(raw, own, strict=True)],
+            tools=list(tools),
+            weights=[message.loss_weight for message in messages],
+            mark=mark,
+        )
 
-    def _encode(self, written: _TemplateOutput, source: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Returns token ids, and for each span the numbers of tokens before its start and before its end.
+    def _whole(self, prepared: _Prepared, source: str) -> str:
+        """Returns the whole conversation's text, with the stop of its last answer. Raises InputError if it lacks anything."""
+        raw, tools = prepared.raw, prepared.tools
+        text = self.renderer.write(raw, tools, source)
+        if tools and text == self.renderer.write(raw, [], source):
+            raise InputError(f"{source}: {self.renderer.hides_tools()}")
+        for number, message in enumerate(raw, start=1):
+            if message["role"] == "system" and message["content"].strip() not in text:
+                raise InputError(f"{source}: message {number}: {self.renderer.hides_system()}")
+            if message["role"] == "user" and message["content"].strip() not in text:
+                raise InputError(f"{source}: message {number}: {self.renderer.limitation('does not show it')}")
+        ends = raw[-1]["role"] == "assistant"
+        return text + (self.stops.added_behind(raw, len(raw) - 1) if ends else "")
 
-        At the start of a span the text before it is tokenized without the text after it, as in a prompt, and these tokens
-        do not change later. Therefore a prompt's tokens are a prefix of the whole conversation's, even if the tokenizer
-        would merge across the start. All other text is tokenized as by the model's own tooling. It need not be tokenized
-        from the beginning, because no token crosses a stop token.
+    def _turns(self, prepared: _Prepared, source: str, *, in_use: bool = False) -> list[AssistantTurn]:
+        """Returns the assistant's turns. Those that are not scored may be what no model would say: they are left out then.
+
+        Args:
+            in_use: no turn is scored.
         """
-        ids: list[int] = []
-        ranges = []
-        begin = kept = 0  # the text from `begin` on is still to be tokenized; ids[:kept] are the tokens before it
-        for span in written.spans:
-            prompt_ids = self._ids(written, begin, span.start, source)
-            turn_ids = self._ids(written, begin, span.end, source)
-            if turn_ids[: len(prompt_ids)] != prompt_ids:
-                turn_ids = prompt_ids + self._encode_continuation(written, prompt_ids, turn_ids, span, source)
-            ranges.append((kept + len(prompt_ids), kept + len(turn_ids)))
-            ids = ids[:kept] + turn_ids
-            begin, kept = span.stop, len(ids) - 1
-        return ids[:kept] + self._ids(written, begin, len(written.text), source), ranges
+        turns = []
+        for position, message in enumerate(prepared.raw):
+            if message["role"] != "assistant":
+                continue
+            try:
+                turns.append(self.turns.turn(prepared.raw, prepared.tools, position, source))
+            except NeverSaidError:
+                if prepared.weights[position] > 0 and not in_use:
+                    raise
+        return turns
 
-    def _encode_continuation(
-        self, written: _TemplateOutput, prompt_ids: list[int], turn_ids: list[int], span: AssistantSpan, source: str
-    ) -> list[int]:
-        """Returns the tokens of a span after those of its prompt.
+    def _path(self, whole: str, turns: list[AssistantTurn], prepared: _Prepared, source: str) -> RenderedConversation:
+        spans = [turn for turn in turns if whole.startswith(turn.text)]
+        token_ids, ranges = self.encoder.encode(TemplateText(whole, prepared.mark), spans, source)
+        weights = [0.0] * len(token_ids)
+        ends = []
+        for turn, span in zip(spans, ranges, strict=True):
+            weight = prepared.weights[turn.position]
+            if weight > 0:
+                start = span.start if self.spec.train_on_reasoning else span.answer
+                weights[start : span.end] = [weight] * (span.end - start)
+                ends.append(span.end)
+        return RenderedConversation(token_ids=tuple(token_ids), target_weights=tuple(weights), turn_ends=tuple(ends))
 
-        Many tokenizers add a blank before a text that is encoded alone, or that follows a special token. So the span is
-        encoded after each of two texts with which nothing merges; the tokens that decode to the same text are returned.
-        """
-        wanted = self.control.decode_all(turn_ids)
-        alone = self._ids(written, span.start, span.end, source)
-        for before in (self.renderer.stop_text, "\n"):
-            text = _TemplateOutput(before + written.text[span.start : span.end], written.mark, [])
-            lead_ids, ids = self.control.encode(before, ""), self._ids(text, 0, len(text.text), source)
-            if (
-                ids[: len(lead_ids)] == lead_ids
-                and self.control.decode_all(prompt_ids + ids[len(lead_ids) :]) == wanted
-            ):
-                return ids[len(lead_ids) :]
-        return alone
+    def _sequence(
+        self, turn: AssistantTurn, turns: list[AssistantTurn], prepared: _Prepared, source: str
+    ) -> tuple[list[int], list[float]]:
+        """Returns the token ids of a turn as the model sees it in use, and their weights."""
+        spans = [*_earlier(turn.prompt, turns, turn.position), turn]
+        token_ids, ranges = self.encoder.encode(TemplateText(turn.text, prepared.mark), spans, source)
+        start = ranges[-1].start if self.spec.train_on_reasoning else ranges[-1].answer
+        return token_ids, [0.0] * start + [prepared.weights[turn.position]] * (len(token_ids) - start)
 
-    def _ids(self, written: _TemplateOutput, start: int, end: int, source: str) -> list[int]:
-        try:
-            return self.control.encode(written.text[start:end], written.mark)
-        except ValueError as error:
-            raise InputError(f"{source}: {error}") from None
+    def _prompt_ids(self, text: str, turns: list[AssistantTurn], prepared: _Prepared, source: str) -> list[int]:
+        """Returns the tokens of a prompt, as in use."""
+        spans = _earlier(text, turns, len(prepared.raw))
+        return self.encoder.encode(TemplateText(text, prepared.mark), spans, source)[0]
+
+    def _prove(
+        self,
+        rendered: RenderedConversation,
+        scored: list[AssistantTurn],
+        turns: list[AssistantTurn],
+        prepared: _Prepared,
+        source: str,
+    ) -> None:
+        """Raises InputError unless each scored turn follows the tokens of its own prompt, and is scored up to one stop."""
+        for number in _sample(len(scored)):
+            turn, end = scored[number], rendered.turn_ends[number]
+            path = rendered.path_to(end)
+            prompt = self._prompt_ids(turn.prompt, turns[: turns.index(turn)], prepared, source)
+            token_ids = [rendered.token_ids[node] for node in path]
+            said = path[len(prompt) :]
+            stops = [node for node in said if rendered.token_ids[node] in self.stop_token_ids]
+            if token_ids[: len(prompt)] != prompt or stops != [end - 1] or not rendered.target_weights[end - 1] > 0:
+                raise InputError(
+                    f"{source}: message {turn.position + 1}: its tokens are not those of its prompt in use, followed by the"
+                    " answer and one stop"
+                )
+
+    def _split(self, token_ids: Sequence[int]) -> tuple[str, str]:
+        """Returns (thought, content) of an answer."""
+        if self.thoughts is None:
+            return "", self.decode(token_ids)
+        thought, content = self.thoughts.split(self.control.decode_all(token_ids))
+        if thought is None:
+            return "", self.decode(token_ids)
+        return thought, self.control.without_hidden(content)
+
+    def _answer_text(self, token_ids: Sequence[int]) -> str:
+        if self.thoughts is None:
+            return self.decode(token_ids)
+        text = self.control.decode_all(token_ids)
+        answer = self.thoughts.answer_of(text)
+        return self.decode(token_ids) if answer == text else self.control.without_hidden(answer)
 
     def _round_trip(self, message: Message) -> str | None:
         """Returns the text of a message's tokens; None if the template refuses the message."""
@@ -202,38 +271,61 @@ class TemplateFormat:
 
     def _answer_ids(self, message: Message) -> list[int]:
         """Returns the tokens of an answer, without its stop."""
-        ids, ((start, end),) = self._encode(self._write([PROBE[0], message], (), "answer"), "answer")
-        return ids[start : end - 1]
+        prepared = self._prepare([PROBE[0], message], (), "answer")
+        turn = self.turns.turn(prepared.raw, [], 1, "answer")
+        ids, (span,) = self.encoder.encode(TemplateText(turn.text, prepared.mark), [turn], "answer")
+        return ids[span.start : span.stop]
 
     def _around_answer(self) -> tuple[str, str]:
         """Returns what the template writes between a prompt and an answer, and between the answer and its stop, decoded."""
-        before, found, after = self.control.decode(self._answer_ids(PROBE[1])).partition(PROBE[1].content)
+        try:
+            answer = self.control.decode(self._answer_ids(PROBE[1]))
+        except InputError:  # it must think first
+            return "", ""
+        before, found, after = answer.partition(PROBE[1].content)
         return (before, after) if found else ("", "")
 
-    def _turn_text(self, message: Message) -> str:
-        written = self._write([PROBE[0], message], (), "a trial conversation")
-        (span,) = written.spans
-        return written.text[span.start : span.stop]
+    def _write_call(self, call: dict[str, Any]) -> str:
+        """Returns an assistant's turn with one call, without its stop."""
+        raw = [self.dialect.raw(PROBE[0]), self.dialect.raw(Message(role="assistant", content="", tool_calls=(call,)))]
+        turn = self.turns.turn(raw, [], 1, SOURCE)
+        return turn.text[turn.start : turn.stop]
 
-    def _check_format(self) -> None:
-        """Renders a trial conversation. Raises InputError unless prompts are prefixes of it and every stop is scored."""
-        rendered = self.render(Conversation(messages=PROBE, source=f"chat_format {self.name}"))
-        for position in (1, 3):
-            prompt = self.prompt(PROBE[:position])
-            if list(rendered.token_ids[: len(prompt)]) != prompt:
-                raise InputError(
-                    f"chat_format {self.name}: the prompt before message {position + 1} is no prefix of the whole"
-                    " conversation; chat_format: chatml has one that is"
-                )
-        for end in rendered.turn_ends:
-            if rendered.token_ids[end - 1] not in self.stop_token_ids or not rendered.target_weights[end - 1] > 0:
-                raise InputError(f"chat_format {self.name}: the stop token {self.renderer.stop_text} is not scored")
+    def _write_trial(self, raw: Sequence[Raw], *, ask: bool = False) -> str:
+        return self.renderer.write(raw, [], SOURCE, ask=ask)
+
+    def _learn_stops(self, added: AddedTokens) -> TurnStops:
+        tokenizer = self.tokenizer
+        ends = [tokenizer.eos_token, *map(tokenizer.convert_ids_to_tokens, self.spec.end_token_ids or ())]
+        stops = learn_stops(self._write_trial, self.dialect, added, [str(text) for text in ends if text])
+        if stops is None:
+            raise InputError(self._no_stop())
+        return stops
+
+    def _no_stop(self) -> str:
+        text = self._write_trial([self.dialect.raw(message) for message in PROBE])
+        after = text[text.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
+        way_out = "; chat_format: chatml adds one" if self.renderer.offers_chatml() else ""
+        return (
+            f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
+            f" learn to end its turn{way_out}"
+        )
+
+    def _stop_token_ids(self, added: AddedTokens, inside: set[str]) -> tuple[int, ...]:
+        """Returns the last token of each stop, and the model's own end tokens but those inside of turns."""
+        convert = self.tokenizer.convert_tokens_to_ids
+        own = [int(convert(added.last_in(text))) for text in self.stops.texts()]
+        within = {int(convert(text)) for text in inside}
+        return tuple(dict.fromkeys([*own, *(end for end in self.spec.end_token_ids or () if end not in within)]))
 
 
-def _forbidden_to_assistants(renderer: TemplateRenderer, added: AddedTokens, tokens: TemplateTokens) -> set[str]:
-    """Returns the control texts that an assistant's text must not contain as tokens.
+def _earlier(text: str, turns: list[AssistantTurn], position: int) -> list[AssistantTurn]:
+    """Returns the turns before a position with which a text begins, as they were in use."""
+    return [turn for turn in turns if turn.position < position and text.startswith(turn.text)]
 
-    Allowed are those inside the assistant's own turns, and special tokens without a purpose that the template never uses.
-    """
-    known = {text for text in added.special if text in tokens.anywhere or text in renderer.template}
-    return {renderer.stop_text} | tokens.begins | added.with_purpose | (known - tokens.inside)
+
+def _sample(count: int) -> Sequence[int]:
+    """Returns the turns that are proven: all, or of many the first, the last and some between."""
+    if count <= MAX_TURNS_PROVEN:
+        return range(count)
+    return sorted({round(step * (count - 1) / (MAX_TURNS_PROVEN - 1)) for step in range(MAX_TURNS_PROVEN)})

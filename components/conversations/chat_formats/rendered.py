@@ -52,6 +52,12 @@ class RenderedConversation:
     def labels(self) -> list[int]:
         return labels_of(self.token_ids, self.target_weights)
 
+    def path_to(self, end: int) -> list[int]:
+        """Returns the numbers of the tokens that the token before `end` sees, itself the last."""
+        sequences = sequences_of(len(self.token_ids), self.forks)
+        spans = next(sequence.spans for sequence in sequences if sequence.spans[-1][0] < end <= sequence.spans[-1][1])
+        return [number for start, stop in spans for number in range(start, min(stop, end))]
+
     def cut(self, length: int) -> RenderedConversation:
         """Returns the first `length` tokens; `length` must be one of turn_ends."""
         return RenderedConversation(

@@ -25,7 +25,7 @@ def pin_date(template: str, name: str) -> str:
     """
     if CLOCK not in template and not any(word in template for word in RANDOM):
         return template
-    parsed = _parse(template, name)
+    parsed = parse_template(template, name)
     if lots := _random_names(parsed):
         raise InputError(
             f"chat_format {name}: the chat template draws lots ({lots}), so it renders a conversation otherwise each time;"
@@ -70,7 +70,7 @@ def _random_names(parsed: nodes.Template) -> str:
     return ", ".join(word for word in RANDOM if word in used)
 
 
-def _parse(template: str, name: str) -> nodes.Template:
+def parse_template(template: str, name: str) -> nodes.Template:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True)  # it renders nothing
     try:
         return environment.parse(GENERATION.sub("", template))

@@ -1,169 +1,108 @@
-"""Renders a Jinja chat template as text, and finds the spans of the assistant in it.
-
-Spans are found by segments: the template is rendered up to the start and up to the end of each assistant turn.
-"""
+"""Renders a Jinja chat template as text, and says why it refuses a conversation."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens
-from components.conversations.messages import Message, hidden_reasoning_problem
+from components.conversations.chat_formats.template_arguments import arguments_of
+from components.conversations.chat_formats.template_dialect import Raw
 from components.errors import InputError
 
-OWN_TEXT_KEYS = ("content", "reasoning_content")  # the keys of an assistant's own text
-PROBE = (
-    Message(role="user", content="one"),
-    Message(role="assistant", content="two"),
-    Message(role="user", content=" three\n"),
-    Message(role="assistant", content="four"),
-)
-PROBE_TOOL: dict[str, Any] = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object"}}}
-PROBE_CALL: dict[str, Any] = {
-    "id": "call00001",
-    "type": "function",
-    "function": {"name": "probe", "arguments": {"key": "value"}},
-}
-_SYSTEM = Message(role="system", content="zero")
-_CALLING = (
-    PROBE[0],
-    Message(role="assistant", content="", tool_calls=(PROBE_CALL,)),
-    Message(role="tool", content="five", tool_call_id="call00001", name="probe"),
-    PROBE[3],
-)
-# A template may refuse or ignore some of them.
-PROBES: tuple[tuple[tuple[Message, ...], list[dict[str, Any]]], ...] = (
-    (PROBE, []),
-    ((_SYSTEM, *PROBE), []),
-    (_CALLING, []),
-    (_CALLING, [PROBE_TOOL]),
-    ((PROBE[0], Message(role="assistant", content="two", reasoning_content="six")), []),
-    ((_SYSTEM, *_CALLING), [PROBE_TOOL]),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class AssistantSpan:
-    """Characters [start, end) of a text: an assistant's turn with its stop text, which begins at `stop`."""
-
-    start: int
-    stop: int
-    end: int
-    weight: float
-
-
-@dataclass(slots=True)
-class TemplateTokens:
-    """The added tokens that a template writes itself: at the start of a role, inside assistant turns, and anywhere."""
-
-    begins: set[str] = field(default_factory=set)
-    inside: set[str] = field(default_factory=set)
-    anywhere: set[str] = field(default_factory=set)
+# Errors of a template that got a form it does not expect, beside those that it raises itself.
+REFUSALS = (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError, IndexError)
+SWITCHES = ("enable_thinking", "thinking")  # arguments that switch reasoning off
 
 
 class TemplateRenderer:
-    """`stop_text` is the control text with which the template ends an assistant turn. Raises InputError if there is none."""
+    """`templates` are the names of the tokenizer's templates, of which this is one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str, added: AddedTokens) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        template: str,
+        added: AddedTokens,
+        templates: Sequence[str] = (),
+    ) -> None:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
-        self.stop_text = self._find_stop()
+        self.templates = templates
 
-    def write(self, raw: Sequence[dict[str, Any]], tools: list[Any], source: str, *, ask: bool = False) -> str:
+    def write(self, raw: Sequence[Raw], tools: list[Any], source: str, *, ask: bool = False) -> str:
         """Renders messages and tools. `ask` ends the text at the start of the assistant's next turn."""
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(raw),
-                    tools=tools or None,
-                    chat_template=self.template,
-                    add_generation_prompt=ask,
-                    tokenize=False,
-                )
-            )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
-            raise InputError(f"{source}: the chat template of {self.name} refuses it: {error}") from None
+            return self._render(raw, tools, ask)
+        except REFUSALS as error:
+            raise InputError(self._refusal(raw, tools, ask, source, error)) from None
 
-    def assistant_span(
-        self, text: str, raw: Sequence[dict[str, Any]], tools: list[Any], position: int, weight: float, source: str
-    ) -> AssistantSpan:
-        """Returns the span of message `position`, an assistant's, in the text."""
-        number = position + 1
-        prompt = self.write(raw[:position], tools, source, ask=True)
-        whole = self.write(raw[:number], tools, source)
-        if not (text.startswith(whole) and whole.startswith(prompt)):
-            raise InputError(
-                f"{source}: message {number} is rendered otherwise once the conversation goes on, so one pass over it is"
-                f" not what the model sees in use; {self.limitation('cannot train this', 'can')}"
-            )
-        stop = whole.rfind(self.stop_text, len(prompt))
-        if stop < 0:
-            raise InputError(f"{source}: no stop token {self.stop_text} ends message {number}")
-        for words in _required_texts(raw[position]):
-            if words not in whole[len(prompt) : stop]:
-                raise InputError(f"{source}: message {number}: {self.limitation(f'does not show {words!r}', 'does')}")
-        if raw[position].get("reasoning_content", "").strip() not in whole[len(prompt) : stop]:
-            raise InputError(f"{source}: message {number}: {hidden_reasoning_problem(self.name)}")
-        return AssistantSpan(len(prompt), stop, stop + len(self.stop_text), weight)
-
-    def template_tokens(self) -> TemplateTokens:
-        """Renders trial conversations, whose messages contain no added token, and collects the added tokens in the text."""
-        found = TemplateTokens()
-        for messages, tools in PROBES:
-            try:
-                self._add_tokens(found, [raw_message(message) for message in messages], tools)
-            except ValueError:
-                continue
-        return found
-
-    def limitation(self, what: str, chatml: str) -> str:
-        way_out = "" if self.name == "chatml" else f", chat_format: chatml {chatml}"
+    def limitation(self, what: str, chatml: str = "") -> str:
+        """Returns what the format cannot do; `chatml` is how ChatML can, if this tokenizer has its tokens."""
+        way_out = f", chat_format: chatml {chatml}" if chatml and self.offers_chatml() else ""
         return f"chat_format {self.name} {what}{way_out}"
 
-    def _add_tokens(self, found: TemplateTokens, raw: list[dict[str, Any]], tools: list[Any]) -> None:
-        source = "a trial conversation"
-        text = self.write(raw, tools, source)
-        found.anywhere |= self.added.find(text)
-        found.begins |= {token for token in self.added.texts if text.lstrip().startswith(token)}
-        ended = 0  # the end of the assistant's last span
-        for position, message in enumerate(raw):
-            if message["role"] == "assistant":
-                span = self.assistant_span(text, raw, tools, position, 1.0, source)
-                before = self.write(raw[:position], tools, source)
-                found.begins |= self.added.find(text[len(before) : span.start])
-                found.inside |= self.added.find(text[span.start : span.stop])
-                ended = span.end
-            elif ended:
-                found.begins |= self.added.find(text[ended : text.find(message["content"].strip(), ended)])
+    def hides_tools(self) -> str:
+        """Returns the problem of tools that the template does not show."""
+        others = [name for name in self.templates if "tool" in name]
+        if others:
+            return f"chat_format {self.name} does not show its tools, chat_template: {others[0]} does"
+        return self.limitation("does not show its tools", "does")
 
-    def _find_stop(self) -> str:
-        text = self.write([raw_message(message) for message in PROBE], [], "a trial conversation")
-        after = text[text.rfind(PROBE[-1].content) + len(PROBE[-1].content) :]
-        for stop in self.added.texts:
-            if after.lstrip().startswith(stop):
-                return stop
-        raise InputError(
-            f"chat_format {self.name}: no stop token ends an assistant turn (after it comes {after!r}), so a model could not"
-            " learn to end its turn; chat_format: chatml adds one"
+    def hides_system(self) -> str:
+        return (
+            f"chat_format {self.name} does not show its system message; data.system: prepend writes it at the head of the"
+            " first question"
         )
 
+    def way_without_thoughts(self) -> str:
+        """Returns the argument that switches reasoning off, as advice; "" if the template has none."""
+        read = arguments_of(self.template, self.name)
+        switch = next((name for name in SWITCHES if name in read), None)
+        return f", or set chat_template_arguments: {{{switch}: false}}" if switch else ""
 
-def raw_message(message: Message) -> dict[str, Any]:
-    """Returns a message as a dict for chat templates."""
-    optional = {
-        "tool_calls": list(message.tool_calls),
-        "tool_call_id": message.tool_call_id,
-        "name": message.name,
-        "reasoning_content": message.reasoning_content,
-    }
-    required = {"role": message.role, "content": message.content}
-    return required | {key: value for key, value in optional.items() if value}
+    def _render(self, raw: Sequence[Raw], tools: list[Any], ask: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(raw),
+                tools=tools or None,
+                chat_template=self.template,
+                add_generation_prompt=ask,
+                tokenize=False,
+            )
+        )
+
+    def _refusal(self, raw: Sequence[Raw], tools: list[Any], ask: bool, source: str, error: Exception) -> str:
+        said = f"{source}: the chat template of {self.name} refuses it: {error}"
+        systems = [number for number, message in enumerate(raw, start=1) if message["role"] == "system"]
+        if self._takes([message for message in raw if message["role"] != "system"], raw, tools, ask):
+            return (
+                f"{source}: message {systems[0]} is from the system, and the chat template of {self.name} has no such role"
+                f" ({error}); data.system: prepend writes it at the head of the first question"
+            )
+        if pair := _same_role_twice(raw):
+            return f"{said}; messages {pair} and {pair + 1} are both from the {raw[pair]['role']}: make them one"
+        return said
+
+    def _takes(self, raw: Sequence[Raw], refused: Sequence[Raw], tools: list[Any], ask: bool) -> bool:
+        if len(raw) == len(refused) or not raw:
+            return False
+        try:
+            self._render(raw, tools, ask)
+        except REFUSALS:
+            return False
+        return True
+
+    def offers_chatml(self) -> bool:
+        return self.name != "chatml" and knows_chatml(self.tokenizer)
 
 
-def _required_texts(raw: dict[str, Any]) -> list[str]:
-    """Returns what an assistant's span must contain: its text, and the names of the functions it calls."""
-    return [raw["content"].strip(), *(call["function"]["name"] for call in raw.get("tool_calls", []))]
+def _same_role_twice(raw: Sequence[Raw]) -> int:
+    """Returns the number of the first of two messages in a row from one role, tools left out; 0 if there are none."""
+    pairs = enumerate(itertools.pairwise(raw), start=1)
+    return next((n for n, (one, other) in pairs if one["role"] == other["role"] != "tool"), 0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from components.conversations.chat_formats.template_renderer import PROBE_CALL
+from components.conversations.chat_formats.template_probes import PROBE_CALL
 
 BARE = ("{", "[")  # a call that begins like this cannot be distinguished from other JSON
 

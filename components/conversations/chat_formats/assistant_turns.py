@@ -1,0 +1,122 @@
+"""An assistant's turn as text, as the model sees it in use: the prompt, then the newest message up to its stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from components.conversations.chat_formats.template_dialect import INLINE, REASONING_KEYS, Raw
+from components.conversations.chat_formats.template_renderer import TemplateRenderer
+from components.conversations.chat_formats.thoughts import ThoughtStyle
+from components.conversations.chat_formats.turn_stops import TurnStops
+from components.conversations.messages import hidden_reasoning_problem
+from components.errors import InputError
+
+THOUGHT = REASONING_KEYS[0]  # where a message has its reasoning if the template reads none
+
+
+class NeverSaidError(InputError):
+    """A turn that no model would say behind its prompt: it cannot be scored, but it can be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssistantTurn:
+    """Characters of `text`: the prompt ends at `start`, the thought at `answer`, and what is said at `end_of_words`.
+
+    There its stop begins, and the last token of that at `stop`. Without a thought `answer` is `start`.
+    """
+
+    position: int
+    text: str
+    start: int
+    answer: int
+    end_of_words: int
+    stop: int
+
+    @property
+    def prompt(self) -> str:
+        return self.text[: self.start]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnReader:
+    """Finds the turns of one template by rendering it up to the start and up to the end of each."""
+
+    renderer: TemplateRenderer
+    stops: TurnStops
+    thoughts: ThoughtStyle | None
+    reasoning_key: str | None
+
+    def turn(self, raw: Sequence[Raw], tools: list[Any], position: int, source: str) -> AssistantTurn:
+        """Raises InputError if the template does not show all that the assistant said, in a way that a model can say it."""
+        where = f"{source}: message {position + 1}"
+        prompt = self.renderer.write(raw[:position], tools, source, ask=True)
+        newest = self.renderer.write(raw[: position + 1], tools, source)
+        newest = self._with_hidden_thought(prompt, newest, raw[position], where)
+        if not newest.startswith(prompt):
+            raise NeverSaidError(
+                f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
+                f" {prompt[-20:]!r}"
+            )
+        written, stop = self._find_stop(newest, len(prompt), raw, position, where)
+        self._check_words(written[len(prompt) : stop], raw[position], where)
+        last_token = written.rfind(self.renderer.added.last_in(written[stop:]), stop)
+        return AssistantTurn(
+            position=position,
+            text=written,
+            start=len(prompt),
+            answer=self._end_of_thought(written, len(prompt), raw[position]),
+            end_of_words=stop,
+            stop=last_token,
+        )
+
+    def _find_stop(self, newest: str, start: int, raw: Sequence[Raw], position: int, where: str) -> tuple[str, int]:
+        """Returns the text up to the end of its stop, and where the stop begins."""
+        if behind := self.stops.added_behind(raw, position):
+            return newest + behind, len(newest)
+        wanted = self.stops.call if raw[position].get("tool_calls") else self.stops.answer
+        stop = newest.rfind(wanted, start)
+        if stop < 0:
+            raise InputError(f"{where}: no stop token {wanted} ends it")
+        return newest[: stop + len(wanted)], stop
+
+    def _with_hidden_thought(self, prompt: str, newest: str, message: Raw, where: str) -> str:
+        """Returns the newest message with its thought, where the template writes none."""
+        style = self.thoughts
+        if style is None or not style.is_hidden:
+            return newest
+        shared = prompt.removesuffix(style.opened)
+        if not (prompt.endswith(style.opened) and newest.startswith(shared)):
+            return newest
+        thought = message.get(THOUGHT, "").strip()
+        if thought:
+            return f"{prompt}{style.opener}{thought}{style.closer}{newest[len(shared) :]}"
+        if style.opened:
+            raise NeverSaidError(
+                f"{where} has no reasoning, and the prompt opens one ({style.opened.strip()}); give its reasoning_content"
+                f"{self.renderer.way_without_thoughts()}"
+            )
+        return newest
+
+    def _check_words(self, said: str, message: Raw, where: str) -> None:
+        calls = (call["function"]["name"] for call in message.get("tool_calls", ()))
+        for words in (message["content"].strip(), *calls):
+            if words not in said:
+                raise InputError(f"{where}: {self.renderer.limitation(f'does not show {words!r}', 'does')}")
+        if self._thought_of(message) not in said:
+            raise InputError(f"{where}: {hidden_reasoning_problem(self.renderer.name)}")
+
+    def _thought_of(self, message: Raw) -> str:
+        return "" if self.reasoning_key == INLINE else str(message.get(self.reasoning_key or THOUGHT, "")).strip()
+
+    def _end_of_thought(self, text: str, start: int, message: Raw) -> int:
+        """Returns where a thought ends, with what closes it; `start` if there is none."""
+        if self.thoughts is None:
+            return start
+        thought, closer = self._thought_of(message), self.thoughts.closer.strip()
+        if not (thought or (self.reasoning_key == INLINE and closer in message["content"])):
+            return start
+        end = text.find(thought, start) + len(thought)
+        closed = text.find(closer, end)
+        return closed + len(closer) if closed >= 0 else end

@@ -1,0 +1,104 @@
+"""Tokens of a template's text, by segments: those before an answer are the same whether the answer follows or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from components.conversations.chat_formats.assistant_turns import AssistantTurn
+from components.conversations.chat_formats.control_tokens import ControlTokenEncoder
+from components.errors import InputError
+
+MAX_REMEMBERED = 256  # segments: a conversation's prompts share most of them
+
+
+class TemplateText(NamedTuple):
+    """A template's output. `mark` is inside every control text that messages contain; "" if there is none."""
+
+    text: str
+    mark: str
+
+
+class TokenSpan(NamedTuple):
+    """Numbers of tokens before a turn, before what follows its thought, before its stop, and before its end."""
+
+    start: int
+    answer: int
+    stop: int
+    end: int
+
+
+class SegmentEncoder:
+    """`stops` are the texts with which the template ends turns; no token crosses one."""
+
+    def __init__(
+        self, control: ControlTokenEncoder, *, last_token_of: Callable[[str], str], stops: Sequence[str]
+    ) -> None:
+        self._encode = lru_cache(maxsize=MAX_REMEMBERED)(lambda text, mark: tuple(control.encode(text, mark)))
+        self.control = control
+        self._leads = (*dict.fromkeys(last_token_of(stop) for stop in stops), "\n")
+
+    def encode(
+        self, written: TemplateText, turns: Sequence[AssistantTurn], source: str
+    ) -> tuple[list[int], list[TokenSpan]]:
+        """Returns token ids, and the span of each turn. The text must begin with the text of every turn.
+
+        At the start of a turn the text before it is tokenized without the text after it, as in a prompt, and these tokens
+        do not change later. Therefore a prompt's tokens are a prefix of the whole conversation's, even if the tokenizer
+        would merge across the start. All other text is tokenized as by the model's own tooling. It need not be tokenized
+        from the beginning, because no token crosses a stop token.
+        """
+        ids: list[int] = []
+        spans = []
+        begin = kept = 0  # the text from `begin` on is still to be tokenized; ids[:kept] are the tokens before it
+        for turn in turns:
+            end = len(turn.text)
+            prompt_ids = self._ids(written, begin, turn.start, source)
+            turn_ids = self._ids(written, begin, end, source)
+            if turn_ids[: len(prompt_ids)] != prompt_ids:
+                turn_ids = prompt_ids + self._continuation(written, prompt_ids, turn_ids, turn, source)
+            answer = (
+                _common(turn_ids, self._ids(written, begin, turn.answer, source)) if turn.answer > turn.start else 0
+            )
+            stop = len(turn_ids) - len(self._ids(written, turn.end_of_words, end, source))
+            spans.append(
+                TokenSpan(
+                    *(kept + count for count in (len(prompt_ids), max(answer, len(prompt_ids)), stop, len(turn_ids)))
+                )
+            )
+            ids = ids[:kept] + turn_ids
+            begin, kept = turn.stop, len(ids) - 1
+        return ids[:kept] + self._ids(written, begin, len(written.text), source), spans
+
+    def _continuation(
+        self, written: TemplateText, prompt_ids: list[int], turn_ids: list[int], turn: AssistantTurn, source: str
+    ) -> list[int]:
+        """Returns the tokens of a turn after those of its prompt.
+
+        Many tokenizers add a blank before a text that is encoded alone, or that follows a special token. So the turn is
+        encoded after each of some texts with which nothing merges; the tokens that decode to the same text are returned.
+        """
+        wanted = self.control.decode_all(turn_ids)
+        said = written.text[turn.start : len(turn.text)]
+        for before in self._leads:
+            text = TemplateText(before + said, written.mark)
+            lead_ids, ids = self.control.encode(before, ""), self._ids(text, 0, len(text.text), source)
+            if (
+                ids[: len(lead_ids)] == lead_ids
+                and self.control.decode_all(prompt_ids + ids[len(lead_ids) :]) == wanted
+            ):
+                return ids[len(lead_ids) :]
+        return self._ids(written, turn.start, len(turn.text), source)
+
+    def _ids(self, written: TemplateText, start: int, end: int, source: str) -> list[int]:
+        try:
+            return list(self._encode(written.text[start:end], written.mark))
+        except ValueError as error:
+            raise InputError(f"{source}: {error}") from None
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Returns how many tokens two lists begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
