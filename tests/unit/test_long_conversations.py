@@ -62,9 +62,7 @@ def test_ten_times_the_turns_are_rendered_no_more_often(kind, monkeypatch):
 
 
 def test_a_turn_that_lacks_words_is_named_however_many_there_are():
-    shy = ONLY_NEWEST.replace(
-        "{{ '~' if loop.last and m.role == 'assistant' }}{{ m.content }}",
-        "{{ m.content if loop.index != 63 else 'x' }}",
-    )
+    words = "{{ '~' if loop.last and m.role == 'assistant' }}{{ m.content }}"
+    shy = ONLY_NEWEST.replace(words, "{{ m.content if loop.index != 63 else 'x' }}")
     with pytest.raises(ValueError, match=r"^a\.jsonl, line 7: message \d+: chat_format template does not show 'a\d+"):
         load_chat_format(letter_tokenizer(shy)).render(talk(40))
