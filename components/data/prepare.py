@@ -21,6 +21,7 @@ from components.conversations.readers.read import content_digest
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
+from components.data.rows import rows_of
 from components.data.split import Split, read_and_split
 from components.data.split_membership import keys_of
 from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
@@ -223,6 +224,8 @@ class _Tally:
         self.counts[f"{name}_conversations"] = len(store)
         self.counts[f"{name}_tokens"] = int(store.lengths.sum())
         self.counts[f"{name}_targets"] = store.total_targets
+        self.counts[f"{name}_trees"] = sum(bool(store.forks(index)) for index in range(len(store)))
+        self.counts[f"{name}_separate_tokens"] = int(rows_of(store, separate=True).lengths.sum())
 
 
 def _entries(
