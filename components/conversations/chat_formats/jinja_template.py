@@ -140,7 +140,8 @@ class TemplateFormat:
         if self.thoughts is not None:
             thought, before = self.thoughts.read(before)
         before = before.removeprefix(self._before)
-        for said in dict.fromkeys((before, before.removesuffix("\n"), before.rstrip())):
+        nothing = [] if before.strip() else [""]
+        for said in dict.fromkeys((*nothing, before, before.removesuffix("\n"), before.rstrip())):
             message = Message(role="assistant", content=said, tool_calls=tuple(calls), reasoning_content=thought)
             if self._round_trip(message) == text:
                 return message

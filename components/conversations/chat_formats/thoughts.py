@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from components.conversations.chat_formats.template_dialect import TemplateDialect
@@ -45,55 +45,59 @@ class ThoughtStyle:
         return replace(message, content=content, reasoning_content=thought)
 
     def split(self, text: str) -> tuple[str | None, str]:
-        """Returns (thought, answer) of an answer's text; None as thought if there is none in it."""
-        closers = dict.fromkeys([self.closer, "</think>", self.call_closer])
-        for closer in filter(str.strip, closers):
-            head, found, answer = text.partition(closer.strip())
-            if found:
-                return self._thought_in(head, closer), _behind(answer, closer)
-        return None, text
+        """Returns (thought, answer) of an answer in data, without blanks around; None as thought if there is none in it."""
+        head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
+        if not closer:
+            return None, text
+        thought = head.strip()
+        # Data may open a thought that the prompt opens already.
+        for tag in filter(None, (self.opener.strip(), self.opened.strip(), "<think>")):
+            thought = thought.removeprefix(tag).strip()
+        return thought, _behind(answer, closer, keeps_blanks=False)
 
     def read(self, text: str) -> tuple[str, str]:
-        """Returns (thought, answer) of what a model said; a thought that it did not end has no answer."""
-        thought, answer = self.split(text)
-        if thought is not None:
-            return thought, answer
-        if not self._thinks(text) or not text.strip().startswith(self.opener.strip()):
-            return "", text
-        return self._thought_in(text, ""), ""
+        """Returns (thought, answer) of what a model said, letter for letter; a thought that it did not end has no answer."""
+        head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
+        if closer:
+            return self._said_in(head, closer), _behind(answer, closer)
+        if self._thinks(text) and text.lstrip().startswith(self.opener.strip()):
+            return self._said_in(text, ""), ""
+        return "", text
 
     def answer_of(self, text: str) -> str:
         """Returns the answer in an unfinished text: "" while the thought goes on."""
-        for closer in filter(str.strip, (self.closer, "</think>")):
-            _, found, answer = text.partition(closer.strip())
-            if found:
-                return _behind(answer, closer)
+        _, closer, answer = self._cut(text, (self.closer, "</think>"))
+        if closer:
+            return _behind(answer, closer)
         return "" if self._thinks(text) else text
+
+    def _cut(self, text: str, closers: Sequence[str]) -> tuple[str, str, str]:
+        """Returns the text before a closer, that closer, and the text behind it; "" as closer if there is none."""
+        for closer in filter(str.strip, closers):
+            head, found, behind = text.partition(closer.strip())
+            if found:
+                return head, closer, behind
+        return text, "", ""
 
     def _thinks(self, text: str) -> bool:
         """Whether a text without the end of a thought is one, or may become one."""
         begun, opener = text.lstrip(), self.opener.strip()
         return bool(self.closer.strip()) and (begun.startswith(opener) or opener.startswith(begun))
 
-    def _thought_in(self, head: str, closer: str) -> str:
-        """Returns the thought in the text before its end, with blanks of its own, without those of the template."""
+    def _said_in(self, head: str, closer: str) -> str:
+        """Returns the thought before a closer, with the blanks that are its own."""
+        opener = self.opener if head.startswith(self.opener) else self.opener.strip()
         blanks = closer[: len(closer) - len(closer.lstrip())]
-        if head.startswith(self.opener) and head.endswith(blanks):
-            thought = head.removeprefix(self.opener)
-            thought = thought.removesuffix(blanks)
-        else:
-            thought = head.strip()
-        # In data, a thought is also opened where the prompt opens it.
-        for tag in (self.opener.strip(), self.opened.strip(), "<think>"):
-            if tag and thought.lstrip().startswith(tag):
-                thought = thought.lstrip().removeprefix(tag).strip()
+        thought = head.removeprefix(opener).removesuffix(blanks)
         return thought if thought.strip() else ""
 
 
-def _behind(answer: str, closer: str) -> str:
-    """Returns what follows the end of a thought, without the blanks that the template writes there."""
+def _behind(answer: str, closer: str, *, keeps_blanks: bool = True) -> str:
+    """Returns what follows the end of a thought, without the blanks that the template writes there, or without any."""
     blanks = closer[len(closer.rstrip()) :]
-    return answer.removeprefix(blanks) if blanks and answer.startswith(blanks) else answer.lstrip()
+    if answer.startswith(blanks) and (blanks or keeps_blanks):
+        return answer.removeprefix(blanks)
+    return answer.lstrip()
 
 
 def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> ThoughtStyle | None:
