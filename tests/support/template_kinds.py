@@ -26,6 +26,7 @@ WORDS = frozenset(
     kind hm so now two five""".split()  # noqa: SIM905 - a page of quotes is harder to read
 )
 WORD = r"[A-Za-z]+|[\s\S]"
+ACTION = ("<|action|>", "<|/action|>")
 THOUGHT = ("<think>", "</think>")
 CALL = ("<call>", "</call>")
 
@@ -79,6 +80,14 @@ KINDS = {
         TemplateKind("reasoning_effort", ("<|over|>", "<|turn|>")),
         TemplateKind("channels", ("<|return|>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")),
         TemplateKind("generation_tags", ("<|over|>", "<|turn|>")),
+        TemplateKind(
+            "always_asks",
+            ("<|over|>", "<|turn|>", "<|user|>", "<|system|>", "<|bot|>", "<|answer|>", "<|/answer|>", *ACTION),
+        ),
+        TemplateKind("thought_asked_for", ("<|over|>", "<|turn|>"), THOUGHT),
+        TemplateKind("thought_opened_or_empty", ("<|over|>", "<|turn|>"), THOUGHT),
+        TemplateKind("thought_in_content", ("<|done|>", "<|asks|>", "<|answers|>"), THOUGHT),
+        TemplateKind("parts", ("<|over|>", "<|turn|>")),
         TemplateKind("rewritten_start", ("<|over|>", "<|turn|>")),
     )
 }
