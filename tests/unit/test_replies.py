@@ -285,7 +285,9 @@ def test_a_served_stream_has_the_answer_in_pieces_and_the_thought_at_its_end(kin
 def test_thoughts_that_are_given_for_other_messages_are_refused(asks):
     messages = as_request(TALKS[THOUGHTS][:3])
     for given in (["hm", "hm"], "hm"):
-        with pytest.raises(ValueError, match="must be a list with one text or null for each of the 1 messages from the"):
+        with pytest.raises(
+            ValueError, match="must be a list with one text or null for each of the 1 messages from the"
+        ):
             asks(format_of("channels"), [], messages=messages, custom_inputs={"reasoning_content": given})
 
 

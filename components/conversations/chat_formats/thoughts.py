@@ -47,11 +47,13 @@ class ThoughtStyle:
     def split(self, text: str) -> tuple[str | None, str]:
         """Returns (thought, answer) of an answer in data, without blanks around; None as thought if there is none in it."""
         head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
-        if not closer:
-            return None, text
         thought = head.strip()
+        tags = [tag for tag in (self.opener.strip(), self.opened.strip(), "<think>") if tag]
+        # Words about the end of a thought are no thought, unless the prompt opens one before every answer.
+        if not closer or (self.opener.strip() and not thought.startswith(tuple(tags))):
+            return None, text
         # Data may open a thought that the prompt opens already.
-        for tag in filter(None, (self.opener.strip(), self.opened.strip(), "<think>")):
+        for tag in tags:
             thought = thought.removeprefix(tag).strip()
         return thought, _behind(answer, closer, keeps_blanks=False)
 

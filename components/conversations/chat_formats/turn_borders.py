@@ -46,7 +46,7 @@ def _says_words_only(reader: TurnReader, raw: Sequence[Raw]) -> bool:
     style, key = reader.thoughts, reader.reasoning_key
     if style is None:
         return True
-    return not style.is_hidden and key != INLINE and not any(message.get(key) for message in raw)
+    return not style.is_hidden and key not in (None, INLINE) and not any(message.get(str(key)) for message in raw)
 
 
 def _turns_in(
