@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = make_console(stderr=arguments.json)
     if arguments.json:
         for record in preview.records:
-            print(json.dumps({"token_ids": list(record.token_ids), "labels": record.labels()}))
+            forks = {"forks": record.forks} if record.forks else {}
+            print(json.dumps({"token_ids": list(record.token_ids), "labels": record.labels(), **forks}))
         for line in preview.lines():
             console.print(line, soft_wrap=True)
     else:
@@ -85,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--json",
         action="store_true",
         help='all of them as JSON lines on stdout: {"token_ids": [...], "labels": [...]}, not shifted, -100 where not'
-        " scored",
+        ' scored; of a tree also "forks": [[start, depth], ...], where tokens continue the path before them cut to a depth',
     )
     return parser
 

@@ -26,6 +26,7 @@ def stored_records(store: TokenStore, count: int | None = None) -> list[PreviewR
             source=store.source(index),
             token_ids=token_ids.tolist(),
             target_weights=target_weights.tolist(),
+            forks=store.forks(index),
             note=TRUNCATED if store.is_truncated(index) else "",
         )
         records.append(record)
@@ -41,6 +42,8 @@ def totals_of(dataset: PreparedDataset) -> PreviewTotals:
         targets=counts["train_targets"] + counts["eval_targets"],
         dropped=counts["dropped_bad"] + counts["dropped_too_long"],
         truncated=counts["truncated"],
+        trees=counts.get("train_trees", 0) + counts.get("eval_trees", 0),
+        separate_tokens=counts.get("train_separate_tokens", 0) + counts.get("eval_separate_tokens", 0),
     )
 
 
@@ -73,6 +76,8 @@ def totals_of_records(records: Sequence[PreviewRecord], dropped: int = 0) -> Pre
         targets=sum(record.num_targets for record in kept),
         dropped=dropped + len(records) - len(kept),
         truncated=sum(record.note == TRUNCATED for record in kept),
+        trees=sum(bool(record.forks) for record in kept),
+        separate_tokens=sum(record.num_separate_tokens for record in kept),
     )
 
 
@@ -83,4 +88,10 @@ def _record(source: str, rendered: RenderedConversation, max_tokens: int | None)
         dropped = f"dropped, of its {length} tokens not even the first scored turn fits into {max_tokens}"
         return PreviewRecord(source=source, token_ids=(), target_weights=(), note=dropped)
     note = TRUNCATED if len(fitted.token_ids) < length else ""
-    return PreviewRecord(source=source, token_ids=fitted.token_ids, target_weights=fitted.target_weights, note=note)
+    return PreviewRecord(
+        source=source,
+        token_ids=fitted.token_ids,
+        target_weights=fitted.target_weights,
+        forks=fitted.forks,
+        note=note,
+    )

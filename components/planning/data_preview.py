@@ -10,6 +10,7 @@ from rich.text import Text
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.load_format import format_spec_in
+from components.conversations.preview.data_summary import describe_conversations
 from components.conversations.preview.mask_preview import (
     Decode,
     PreviewRecord,
@@ -24,6 +25,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
+from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
 from components.models.base.load_base import resolve_model
 from components.notebook import html_of, text_of
@@ -74,7 +76,10 @@ def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> M
         ValueError: the model or the data cannot be used.
     """
     directory = resolve_model(experiment.model, weights=False)
-    dataset = prepare_experiment(experiment, directory)
+    try:
+        dataset = prepare_experiment(experiment, directory)
+    except InputError as error:
+        raise InputError(f"{error}{_what_the_data_has(experiment)}") from None
     return MaskPreview(
         title=f"{experiment.name}: what is trained on",
         records=stored_records(dataset.train, records),
@@ -112,8 +117,11 @@ def preview_data(
     directory = resolve_model(ModelSpec(path=model), weights=False)
     tokenizer = load_tokenizer(directory)
     spec = format_spec_in(directory, chat_format)
-    renderer = Renderer(load_chat_format(tokenizer, spec), model_path=directory, spec=spec)
-    rendered = rendered_records(read.conversations, renderer, max_tokens)
+    try:
+        renderer = Renderer(load_chat_format(tokenizer, spec), model_path=directory, spec=spec)
+        rendered = rendered_records(read.conversations, renderer, max_tokens)
+    except InputError as error:
+        raise InputError(f"{error}\n{describe_conversations(read.conversations)}") from None
     unused = unused_keys_sentences(read.unused_keys, read.ignored_keys)
     dropped = [f"{record.source}: {record.note}" for record in rendered if not record.token_ids]
     return MaskPreview(
@@ -123,6 +131,16 @@ def preview_data(
         remarks=[*unused, *_first(dropped)],
         decode=verbatim(tokenizer),
     )
+
+
+def _what_the_data_has(experiment: ExperimentSpec) -> str:
+    """Returns a line about conversations that could be read, but not rendered; "" if they could not be read."""
+    data = experiment.data
+    try:
+        read = read_conversations(data.train, format=data.format, on_bad_row="drop", unknown_keys=data.unknown_keys)
+    except InputError:
+        return ""
+    return f"\n{describe_conversations(read.conversations)}"
 
 
 def _first(sentences: Sequence[str]) -> list[str]:

@@ -256,8 +256,8 @@ def test_prepared_data_and_its_manifest_say_what_was_mended(tmp_path):
     held_out = jsonl(tmp_path / "b.jsonl", [*three, USER], [USER])
     data = DataSpec(train=train, eval=held_out, on_bad_row="drop")
     folder = folder_at(tmp_path / "runs")
-    first = prepare(data, model_path=tmp_path / "model", chat_format_name="chatml", storage=folder)
-    again = prepare(data, model_path=tmp_path / "model", chat_format_name="chatml", storage=folder)
+    first = prepare(data, model_path=tmp_path / "model", chat_format="chatml", storage=folder)
+    again = prepare(data, model_path=tmp_path / "model", chat_format="chatml", storage=folder)
     for dataset in (first, again):
         assert (dataset.counts["mended"], dataset.counts["dropped_bad"]) == (3, 1)
         assert dataset.mended_kinds == {"questions": 1, "unanswered": 2}

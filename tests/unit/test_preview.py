@@ -12,16 +12,21 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from components.conversations.messages import Conversation
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.chat_formats.rendered import Fork
+from components.conversations.messages import Conversation, Message
 from components.conversations.preview.mask_preview import (
     PreviewRecord,
     PreviewTotals,
     pieces,
     preview_html,
+    preview_texts,
     print_preview,
     verbatim,
 )
 from components.data.prepare import prepare
+from components.data.preview_records import stored_records, totals_of_records
+from components.data.token_store import Entry, TokenStore, write_store
 from components.experiment.load_experiment import load_experiment
 from tests.support.toy import LETTERS, assistant, letter_tokenizer, save_letter_tokenizer, user, write_messages_jsonl
 from workflows import preview
@@ -300,6 +305,8 @@ def test_what_is_wrong_is_said_without_a_traceback(capsys, model, data, experime
     )
     assert refused(capsys, "--model", model, "--data", data, "--chat-format", "alpaca") == (
         "chat_format=alpaca: unknown; valid are auto, template, chatml, chatglm3, chatglm3_base_tuning\n"
+        "what the data has: 3 conversations of 2 to 4 (median 2) messages (4 user, 4 assistant), with 4 to 51 (median 24)"
+        " letters each\n"
     )
     data.write_text('{"messages": [{"role": "user", "content": "hi"}]}')
     assert refused(capsys, "--model", model, "--data", data, "--json") == (
@@ -321,3 +328,59 @@ def test_in_a_process_of_its_own_it_prints_json_and_only_the_error_if_there_is_o
         "none.jsonl: no such file; a path is relative to where you run this, and a dataset of the hub is"
         " hf:NAME[:SPLIT][@REVISION]"
     ]
+
+
+# Trees
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role[0] }}:"
+    "{% if m.role == 'assistant' and loop.last and m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>a:{% endif %}"
+)
+
+
+def thinking_records(tmp_path, *turns):
+    """Records of one conversation in which the assistant thinks before each answer."""
+    chat_format = load_chat_format(letter_tokenizer(THINKING))
+    messages = []
+    for question, thought, answer in turns:
+        messages += [user(question), Message(role="assistant", content=answer, reasoning_content=thought)]
+    write_store(
+        tmp_path / "t.arrow", [Entry(source="one", rendered=chat_format.render(Conversation(messages=tuple(messages))))]
+    )
+    return stored_records(TokenStore(tmp_path / "t.arrow"))
+
+
+def test_a_tree_is_shown_as_one_conversation_with_what_later_turns_do_not_see(tmp_path):
+    records = thinking_records(tmp_path, ("hi", "hm", "yo"), ("ok", "so", "bye"), ("x", "y", "z"))
+    decode = verbatim(letter_tokenizer())
+    heading, text = preview_texts(records, decode, colors=False)
+    assert text.plain == (
+        "<|im_start|>u:hi<|im_end|><|im_start|>a:⌊⟦(hm)⟧⌋⟦yo<|im_end|>⟧<|im_start|>u:ok<|im_end|><|im_start|>a:"
+        "⌊⟦(so)⟧⌋⟦bye<|im_end|>⟧<|im_start|>u:x<|im_end|><|im_start|>a:⟦(y)z<|im_end|>⟧\n"
+    )
+    (record,) = records
+    assert (len(record.token_ids), record.num_separate_tokens) == (53, 83)
+    assert heading.plain == (
+        "one: 53 tokens, 20 of them scored (38%) in 3 turns; in separate rows they would be 83 tokens (⌊ ⌋ only its own turn"
+        " sees it, ⌈ ⌉ only later turns do)"
+    )
+    page = preview_html(records, decode, "t")
+    assert '<span class="scored once" title=' in page
+    assert "Struck through" in page
+
+
+def test_what_only_later_prompts_have_is_marked():
+    weights = [0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1]
+    record = PreviewRecord(source="one", token_ids=letters("aqXbcqYbdef"), target_weights=weights, forks=(Fork(5, 1),))
+    (_, text) = preview_texts([record], verbatim(letter_tokenizer()), colors=False)
+    assert text.plain == "aq⌊X⌋⌈Y⌉⟦b⟧⌊⟦c⟧⌋de⟦f⟧\n"
+
+
+def test_totals_say_what_one_pass_saves(tmp_path):
+    records = thinking_records(tmp_path, ("hi", "hm", "yo"), ("ok", "so", "bye"))
+    assert (
+        totals_of_records(records)
+        .sentence()
+        .endswith("; the chat template rewrites earlier turns in 1 of them: 36 tokens in one pass, 45 in separate rows")
+    )

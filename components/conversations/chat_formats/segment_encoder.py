@@ -10,7 +10,7 @@ from components.conversations.chat_formats.assistant_turns import AssistantTurn
 from components.conversations.chat_formats.control_tokens import ControlTokenEncoder
 from components.errors import InputError
 
-MAX_REMEMBERED = 256  # segments: a conversation's prompts share most of them
+MAX_REMEMBERED = 4096  # segments: the prompts of a conversation share most of theirs
 
 
 class TemplateText(NamedTuple):

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from components.conversations.chat_formats.rendered import labels_of
+from components.conversations.chat_formats.rendered import Fork, labels_of, sequences_of
+from components.conversations.preview.tree_text import Seen, shown_tokens
 
 PAGE = Path(__file__).with_name("mask_preview.html.jinja")
 MAX_TOKENS_OF_A_CHARACTER = 4  # tokens may be single bytes, and UTF-8 has four at most
@@ -19,6 +20,8 @@ INCOMPLETE = "\ufffd"
 CONTEXT = ("none", "dim")  # two shades each, to distinguish neighboring tokens; every terminal has these
 SCORED = ("black on green", "black on bright_green")
 WEIGHTED = ("black on yellow", "black on bright_yellow")
+MARKS: dict[Seen, tuple[str, str]] = {"always": ("", ""), "once": ("⌊", "⌋"), "later": ("⌈", "⌉")}
+LEGEND = "⌊ ⌋ only its own turn sees it, ⌈ ⌉ only later turns do"
 
 Decode = Callable[[list[int]], str]
 
@@ -30,6 +33,7 @@ class PreviewRecord:
     source: str
     token_ids: Sequence[int]
     target_weights: Sequence[float]
+    forks: Sequence[Fork] = ()
     note: str = ""
 
     @property
@@ -42,21 +46,31 @@ class PreviewRecord:
         before = [0.0, *self.target_weights]
         return sum(weight > 0 and not past > 0 for past, weight in zip(before, self.target_weights, strict=False))
 
+    @property
+    def num_separate_tokens(self) -> int:
+        """The number of tokens if each sequence were a row of its own."""
+        return sum(sequence.length for sequence in sequences_of(len(self.token_ids), self.forks))
+
     def labels(self) -> list[int]:
         return labels_of(self.token_ids, self.target_weights)
 
     def sentence(self) -> str:
         turns = f"{self.num_turns} turn" + ("s" if self.num_turns != 1 else "")
         note = f"; {self.note}" if self.note else ""
-        return f"{_share(len(self.token_ids), self.num_targets)} in {turns}{note}"
+        return f"{_share(len(self.token_ids), self.num_targets)} in {turns}{_saved(self)}{note}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewTotals:
-    """Totals of all the data, not only of the records that are shown."""
+    """Totals of all the data, not only of the records that are shown.
+
+    `trees` are conversations whose turns are no one path; `separate_tokens` would be the tokens of all in separate rows.
+    """
 
     conversations: int
     tokens: int
+    trees: int = 0
+    separate_tokens: int = 0
     targets: int
     dropped: int
     truncated: int
@@ -64,7 +78,15 @@ class PreviewTotals:
     def sentence(self) -> str:
         return (
             f"{self.conversations:,} conversations, {_share(self.tokens, self.targets)};"
-            f" {self.dropped:,} dropped, {self.truncated:,} truncated"
+            f" {self.dropped:,} dropped, {self.truncated:,} truncated{self._trees_sentence()}"
+        )
+
+    def _trees_sentence(self) -> str:
+        if not self.trees:
+            return ""
+        return (
+            f"; the chat template rewrites earlier turns in {self.trees:,} of them:"
+            f" {self.tokens:,} tokens in one pass, {self.separate_tokens:,} in separate rows"
         )
 
 
@@ -75,6 +97,7 @@ class Piece:
     text: str
     token_ids: tuple[int, ...]
     weight: float
+    seen: Seen = "always"
 
 
 def verbatim(tokenizer: PreTrainedTokenizerBase) -> Decode:
@@ -86,11 +109,13 @@ def verbatim(tokenizer: PreTrainedTokenizerBase) -> Decode:
 
 def pieces(record: PreviewRecord, decode: Decode) -> Iterator[Piece]:
     """Yields the record's tokens in order, as they read within the whole text."""
-    token_ids = [int(token) for token in record.token_ids]
+    tokens = shown_tokens(record.token_ids, record.target_weights, record.forks)
+    token_ids = [token.token_id for token in tokens]
     start = 0
-    while start < len(token_ids):
+    while start < len(tokens):
         text, end = _readable(token_ids, start, decode)
-        yield Piece(text=text, token_ids=tuple(token_ids[start:end]), weight=float(record.target_weights[start]))
+        first = tokens[start]
+        yield Piece(text=text, token_ids=tuple(token_ids[start:end]), weight=first.weight, seen=first.seen)
         start = end
 
 
@@ -114,7 +139,15 @@ def preview_html(
     """Returns one page that loads nothing from elsewhere; hovering over a token shows its id and weight."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
     shown = [(record, list(pieces(record, decode))) for record in records]
-    return template.render(title=title, totals=totals, shown=shown)
+    trees = any(record.forks for record, _ in shown)
+    return template.render(title=title, totals=totals, shown=shown, trees=trees)
+
+
+def _saved(record: PreviewRecord) -> str:
+    """Returns what one pass over a tree saves, and how it is shown; "" for a path."""
+    if not record.forks:
+        return ""
+    return f"; in separate rows they would be {record.num_separate_tokens:,} tokens ({LEGEND})"
 
 
 def _share(tokens: int, targets: int) -> str:
@@ -138,20 +171,29 @@ def _readable(token_ids: list[int], start: int, decode: Decode) -> tuple[str, in
 
 def _color_tokens(record: PreviewRecord, decode: Decode) -> Text:
     text = Text()
+    seen: Seen = "always"
     for number, piece in enumerate(pieces(record, decode)):
+        text.append(_marks_between(seen, piece.seen), style="bold")
+        seen = piece.seen
         shades = CONTEXT if not piece.weight > 0 else SCORED if piece.weight == 1 else WEIGHTED
         text.append(piece.text.replace("\n", "↵\n"), style=shades[number % 2])
-    return text
+    return text.append(_marks_between(seen, "always"), style="bold")
 
 
 def _bracket_targets(record: PreviewRecord, decode: Decode) -> Text:
     text, weight = Text(), 0.0
+    seen: Seen = "always"
     for piece in [*pieces(record, decode), Piece(text="", token_ids=(), weight=0.0)]:
-        if piece.weight != weight:
-            text.append(_closing(weight) + ("⟦" if piece.weight > 0 else ""))
-            weight = piece.weight
+        if (piece.weight, piece.seen) != (weight, seen):
+            text.append(_closing(weight) + _marks_between(seen, piece.seen) + ("⟦" if piece.weight > 0 else ""))
+            weight, seen = piece.weight, piece.seen
         text.append(piece.text)
     return text
+
+
+def _marks_between(before: Seen, after: Seen) -> str:
+    """Returns the mark that closes one kind of tokens, and the one that opens another."""
+    return "" if before == after else MARKS[before][1] + MARKS[after][0]
 
 
 def _closing(weight: float) -> str:
