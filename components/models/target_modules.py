@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from components.errors import InputError
 from components.experiment.spec import LoraMethod
 from components.models.chatglm.adapter_conversion import glm_targets
+from components.models.linear_layers import all_linear, reader_of
 from components.models.modality_towers import unreached_modules
 
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
@@ -34,7 +35,29 @@ def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
             "method.dora: true cannot be computed on a base of method.quantize: int8 (peft cannot copy its layers); set"
             " quantize: nf4, or dora: false"
         )
-    config = LoraConfig(
+    config = _as_written(base, method)
+    if not isinstance(method.target_modules, str):
+        _check_names(base, method.target_modules, config)
+        return config
+    layers = all_linear(base, config, quantized=method.quantize is not None)
+    config.exclude_modules = [*(config.exclude_modules or ()), *layers.excluded] or None
+    config.target_parameters = list(layers.parameters) or None
+    return config
+
+
+def describe_left_out(base: PreTrainedModel, method: LoraMethod) -> str:
+    """Describes the linear layers that `all-linear` leaves out: `router (a Llama4Router is no linear layer)`."""
+    if not isinstance(method.target_modules, str):
+        return ""
+    layers = all_linear(base, _as_written(base, method), quantized=method.quantize is not None)
+    names: dict[str, list[str]] = {}
+    for name, reason in sorted(layers.left_out.items()):
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(of_reason)} ({reason})" for reason, of_reason in names.items())
+
+
+def _as_written(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
+    return LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
@@ -44,9 +67,6 @@ def lora_config(base: PreTrainedModel, method: LoraMethod) -> LoraConfig:
         use_dora=method.dora,
         task_type="CAUSAL_LM",
     )
-    if not isinstance(method.target_modules, str):
-        _check_names(base, method.target_modules, config)
-    return config
 
 
 def describe_adapters(model: PeftModel) -> str:
@@ -86,7 +106,7 @@ def _check_names(base: PreTrainedModel, names: tuple[str, ...], config: LoraConf
     for name in names:
         for own in _family_names(base, (name,)):
             if own in (with_parameters.target_modules or ()):
-                problems += _problem(own, name, modules, excluded)
+                problems += _problem(own, name, modules, excluded) or _bypassing(base, own, name, modules)
     if problems:
         here = _linear_layers(base, excluded)
         raise InputError(f"method.target_modules={list(names)}: {'; '.join(problems)}; linear layers here: {here}")
@@ -111,6 +131,11 @@ def _problem(own: str, written: str, modules: dict[str, nn.Module], excluded: se
     known = [name for name, module in modules.items() if isinstance(module, ADAPTABLE) and name not in excluded]
     nearest = _nearest(written, known)
     return [f"{written} is no module here{f' (did you mean {nearest}?)' if nearest else ''}"]
+
+
+def _bypassing(base: PreTrainedModel, own: str, written: str, modules: Iterable[str]) -> list[str]:
+    readers = dict.fromkeys(filter(None, (reader_of(base, name) for name in _matching_modules(own, modules))))
+    return [f"{written}: a {reader} reads its weight itself, so an adapter would learn nothing" for reader in readers]
 
 
 def _matching_modules(name: str, modules: Iterable[str]) -> list[str]:

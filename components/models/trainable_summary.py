@@ -13,7 +13,7 @@ from components.experiment.spec import ExperimentSpec, FullMethod, LoraMethod
 from components.models.adapters import attach_lora
 from components.models.meta_tensors import empty_model
 from components.models.modality_towers import unreached_towers
-from components.models.target_modules import describe_adapters
+from components.models.target_modules import describe_adapters, describe_left_out
 
 
 def describe_branch_training(experiment: ExperimentSpec, config: PreTrainedConfig) -> Mapping[str, str]:
@@ -56,5 +56,7 @@ def _sentence(config: PreTrainedConfig, method: LoraMethod | FullMethod) -> str:
     aside = f" (nothing of {', '.join(towers)}, which no text reaches)" if towers else ""
     if isinstance(method, FullMethod):
         return f"trains every weight{aside}"
+    left_out = describe_left_out(base, method)
+    without = f", without {left_out}" if left_out else ""
     with torch.device("meta"):
-        return f"adapts {describe_adapters(attach_lora(base, method))}{aside}"
+        return f"adapts {describe_adapters(attach_lora(base, method))}{without}{aside}"

@@ -50,6 +50,15 @@ FAMILIES = {
     },
     "mixtral": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 1},
     "qwen3_moe": {**SIZES, "num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 1},
+    "deepseek_v2": {
+        **SIZES, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+        "n_routed_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "num_key_value_heads": 4,
+    },
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 1},
+    "llama4_text": {**SIZES, "num_local_experts": 4, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": SIZES["vocab_size"]},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": SIZES["vocab_size"]},
 }  # fmt: skip
 TOWERS = ["model.vision_tower", "model.multi_modal_projector"]
@@ -126,6 +135,29 @@ def test_a_name_beside_a_right_one_that_peft_would_drop_is_refused(tiny_model, n
         ("gpt2", ["h.1.attn.c_attn", "lm_head"], "adapts 1 x c_attn, 1 x lm_head"),
         ("gpt2", ["transformer.h.0.mlp.c_fc"], "adapts 1 x c_fc"),
         ("mixtral", ["q_proj", "w1", "w2", "w3"], "adapts 2 x experts.down_proj, 2 x experts.gate_up_proj, 2 x q_proj"),
+        (
+            "gpt_oss",
+            "all-linear",
+            "adapts 2 x experts.down_proj, 2 x experts.gate_up_proj, 2 x k_proj, 2 x o_proj, 2 x q_proj, 2 x v_proj",
+        ),
+        (
+            "deepseek_v2",
+            "all-linear",
+            "adapts 2 x down_proj.weight, 1 x experts.down_proj, 1 x experts.gate_up_proj, 1 x gate.weight, 2 x"
+            " gate_proj.weight, 2 x kv_a_proj_with_mqa, 2 x kv_b_proj, 2 x o_proj, 2 x q_a_proj, 2 x q_b_proj, 2 x"
+            " up_proj.weight",
+        ),
+        (
+            "llama4_text",
+            "all-linear",
+            "adapts 2 x down_proj, 2 x experts.down_proj, 2 x experts.gate_up_proj, 2 x gate_proj, 2 x k_proj, 2 x o_proj,"
+            " 2 x q_proj, 2 x up_proj, 2 x v_proj, without router (a Llama4Router is no linear layer)",
+        ),
+        (
+            "mamba",
+            "all-linear",
+            "adapts 2 x in_proj, without dt_proj, out_proj, x_proj (a MambaMixer reads their weights itself)",
+        ),
     ],
 )
 def test_what_is_taken_is_counted(family, names, taken):
@@ -166,6 +198,23 @@ def test_experts_with_dropout_or_dora_are_refused_before_anything_starts(setting
     assert describe_branch_training(experiment(lora=attention), config("qwen3_moe")) == {
         "lora": "adapts 2 x q_proj, 2 x v_proj"
     }
+
+
+def test_a_layer_whose_weight_its_class_reads_itself_is_refused_by_name():
+    method = {"kind": "lora", "target_modules": ["in_proj", "dt_proj"]}
+    with pytest.raises(
+        ExperimentError, match="dt_proj: a MambaMixer reads its weight itself, so an adapter would learn"
+    ):
+        describe_branch_training(experiment(lora=method), config("mamba"))
+
+
+def test_dense_layers_beside_experts_stay_without_adapters_on_a_quantized_base():
+    found = describe_branch_training(experiment(lora={"kind": "lora", "quantize": "nf4"}), config("deepseek_v2"))
+    assert found["lora"] == (
+        "adapts 1 x experts.down_proj, 1 x experts.gate_up_proj, 1 x gate.weight, 2 x kv_a_proj_with_mqa, 2 x kv_b_proj,"
+        " 2 x o_proj, 2 x q_a_proj, 2 x q_b_proj, without down_proj, gate_proj, up_proj (beside experts they are adapted as"
+        " whole parameters, and these are quantized)"
+    )
 
 
 def test_half_of_a_fused_expert_is_refused():

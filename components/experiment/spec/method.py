@@ -17,7 +17,7 @@ class LoraMethod(Spec):
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        "all-linear", description="`all-linear` is every linear layer but the head."
+        "all-linear", description="`all-linear` is every linear layer but the head, and every expert of a mixture."
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
     dora: bool = Field(False, description="Learn each weight's magnitude beside its direction.")
