@@ -40,6 +40,8 @@ def find_render_differences(store: TokenStore, chat_format: ChatFormat, max_toke
 
 def _equal(store: TokenStore, index: int, rendered: RenderedConversation) -> bool:
     token_ids, weights = store[index]
-    return np.array_equal(token_ids, np.asarray(rendered.token_ids, dtype=np.int32)) and np.array_equal(
-        weights, np.asarray(rendered.target_weights, dtype=np.float32)
+    return (
+        store.forks(index) == rendered.forks
+        and np.array_equal(token_ids, np.asarray(rendered.token_ids, dtype=np.int32))
+        and np.array_equal(weights, np.asarray(rendered.target_weights, dtype=np.float32))
     )

@@ -15,9 +15,9 @@ from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.load_format import format_spec_in
 from components.conversations.messages import Conversation
-from components.conversations.readers.data_problems import MAX_SHOWN
+from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
 from components.conversations.readers.mending import mended_sentence
-from components.conversations.readers.read import content_digest
+from components.conversations.readers.read import content_digest, read_conversations
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
@@ -148,13 +148,14 @@ def prepare(
     """
     format_spec = format_spec_in(model_path, chat_format)
     loaded = load_chat_format(load_tokenizer(model_path), format_spec)
+    renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
     for _ in range(MAX_READS):
         contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
         digest = _digest(data, loaded, contents)
         directory = storage / PREPARED / digest
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
-        split = read_and_split(data)
+        split = _read_and_split(data, renderer)
         if list(split.contents) == contents:  # else the files changed between digest and reading
             break
     else:
@@ -162,7 +163,6 @@ def prepare(
             f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
             " they are written, or name copies of them"
         )
-    renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
     directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data))
     return PreparedDataset.open(directory, reused=False).verify()
 
@@ -226,6 +226,27 @@ class _Tally:
         self.counts[f"{name}_targets"] = store.total_targets
         self.counts[f"{name}_trees"] = sum(bool(store.forks(index)) for index in range(len(store)))
         self.counts[f"{name}_separate_tokens"] = int(rows_of(store, separate=True).lengths.sum())
+
+
+def _read_and_split(data: DataSpec, renderer: Renderer) -> Split:
+    """Raises InputError for conversations that cannot be read, together with those that can, but cannot be rendered."""
+    try:
+        return read_and_split(data)
+    except ConversationError as error:
+        sources = [source for source in (data.train, data.eval) if source is not None]
+        refused = [text for source in sources for text in _refusals(source, data, renderer)]
+        if not refused:
+            raise
+        listed = "".join(f"\n  {text}" for text in refused[:MAX_SHOWN])
+        raise InputError(f"{error}\nOf those that can be read, {len(refused)} cannot be rendered{listed}") from None
+
+
+def _refusals(source: str | Sequence[str], data: DataSpec, renderer: Renderer) -> list[str]:
+    try:
+        read = read_conversations(source, format=data.format, on_bad_row="drop", unknown_keys=data.unknown_keys)
+    except ConversationError:
+        return []
+    return [rendered for rendered in renderer.render(read.conversations) if isinstance(rendered, str)]
 
 
 def _entries(

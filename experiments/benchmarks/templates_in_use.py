@@ -106,7 +106,8 @@ def run(case: Case, folder: Path) -> Outcome:
             "in this process": sum(reply.stopped for reply in replies),
             "through MLflow": sum(finish == "stop" for finish in through_mlflow(tracking, questions)),
             "by chat.py": sum(
-                by_chat(tracking, question[-1]["content"], replies[n].text) for n, question in enumerate(questions)
+                by_chat(tracking, question[-1]["content"], reply.text)
+                for question, reply in zip(questions, replies, strict=True)
             ),
         },
         asked=len(questions),

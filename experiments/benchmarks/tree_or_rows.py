@@ -76,15 +76,11 @@ def talk(turns: int) -> Conversation:
         thought = (
             f"Day {number} has two ships. I count them, add those of the day before, and say when the next one comes."
         )
+        question = f"How many ships passed the lighthouse until day {number}, and when is the next?"
+        answer = f"{2 * number + 2} ships; the next one is due at dawn."
         messages += [
-            Message(
-                role="user", content=f"How many ships passed the lighthouse until day {number}, and when is the next?"
-            ),
-            Message(
-                role="assistant",
-                content=f"{2 * number + 2} ships; the next one is due at dawn.",
-                reasoning_content=thought,
-            ),
+            Message(role="user", content=question),
+            Message(role="assistant", content=answer, reasoning_content=thought),
         ]
     return Conversation(messages=tuple(messages))
 
@@ -117,8 +113,8 @@ def page(lines: list[str]) -> str:
         [
             "# A tree in one pass, or a row for each turn",
             "",
-            f"tree_or_rows.py, {date.today()}, two CPU cores: SmolLM2-135M-Instruct in float32, a template that shows only the"
-            " newest thought. Differences are relative.",
+            f"tree_or_rows.py, {date.today()}, two CPU cores: SmolLM2-135M-Instruct in float32, a template that shows only"
+            " the newest thought. Differences are relative.",
             "",
             "| turns | tokens in one pass | in separate rows | saved | times as fast | loss (summed) | difference | of the"
             " gradient |",

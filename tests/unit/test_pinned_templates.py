@@ -107,7 +107,7 @@ def test_a_date_in_a_form_that_is_not_known_beforehand_is_refused(asked):
 @pytest.mark.parametrize("lots", ["{{ ['a', 'b'] | random }}", "{{ lipsum(1) }}"])
 def test_a_template_that_draws_lots_is_refused(lots):
     with pytest.raises(
-        ValueError, match=r"chat template draws lots \((random|lipsum)\), .* chat_format: chatml does not"
+        ValueError, match=r"chat template draws lots \((random|lipsum)\), .* chat_format: chatml does neither"
     ):
         load_chat_format(letter_tokenizer(dated(lots)))
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from components.conversations.canonical_tools import canonicalize
 from components.conversations.chat_formats.assistant_turns import AssistantTurn, NeverSaidError, TurnReader
+from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens, ControlTokenEncoder
 from components.conversations.chat_formats.named_templates import templates_of
 from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
@@ -59,7 +60,7 @@ class TemplateFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec, *, name: str, template: str) -> None:
         """Raises InputError if no control token ends an assistant's turn, or the template cannot be read."""
         self.tokenizer, self.spec, self.name = tokenizer, spec, name
-        self.template = with_arguments(pin_date(template, name), spec.arguments, name)
+        self.template = with_arguments(_pinned(template, name, tokenizer), spec.arguments, name)
         added = AddedTokens(tokenizer)
         self.renderer = TemplateRenderer(
             tokenizer, name=name, template=self.template, added=added, templates=tuple(templates_of(tokenizer))
@@ -321,6 +322,14 @@ class TemplateFormat:
         own = [int(convert(added.last_in(text))) for text in self.stops.texts()]
         within = {int(convert(text)) for text in inside}
         return tuple(dict.fromkeys([*own, *(end for end in self.spec.end_token_ids or () if end not in within)]))
+
+
+def _pinned(template: str, name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns the template with a fixed date. Raises InputError if it has none to fix, with a way out that works here."""
+    try:
+        return pin_date(template, name)
+    except InputError as error:
+        raise InputError(f"{error}{'; chat_format: chatml does neither' if knows_chatml(tokenizer) else ''}") from None
 
 
 def _earlier(text: str, turns: list[AssistantTurn], position: int) -> list[AssistantTurn]:

@@ -28,8 +28,7 @@ def pin_date(template: str, name: str) -> str:
     parsed = parse_template(template, name)
     if lots := _random_names(parsed):
         raise InputError(
-            f"chat_format {name}: the chat template draws lots ({lots}), so it renders a conversation otherwise each time;"
-            " chat_format: chatml does not"
+            f"chat_format {name}: the chat template draws lots ({lots}), so it renders a conversation otherwise each time"
         )
     forms = [_date_form(call, name) for call in _clock_calls(parsed)]
     tests = [
@@ -61,7 +60,7 @@ def _date_form(call: nodes.Call, name: str) -> str:
 def _unknown_form_error(name: str) -> InputError:
     return InputError(
         f"chat_format {name}: the chat template asks for the date in a form that is only known while it is rendered, so it"
-        " cannot be given the same one for ever; chat_format: chatml has no date"
+        " cannot be given the same one for ever"
     )
 
 

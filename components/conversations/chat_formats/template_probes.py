@@ -18,6 +18,7 @@ PROBE_CALL: dict[str, Any] = {
     "type": "function",
     "function": {"name": "probe", "arguments": {"key": "value"}},
 }
+LAST_OF_CALL = "value"  # the last word of the call
 SYSTEM = Message(role="system", content="zero")
 CALLING = (
     PROBE[0],

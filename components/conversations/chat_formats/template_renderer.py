@@ -13,6 +13,7 @@ from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.chat_formats.template_arguments import arguments_of
 from components.conversations.chat_formats.template_dialect import Raw
+from components.conversations.chat_formats.template_probes import PROBE
 from components.errors import InputError
 
 # Errors of a template that got a form it does not expect, beside those that it raises itself.
@@ -34,6 +35,8 @@ class TemplateRenderer:
     ) -> None:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
         self.templates = templates
+        # Templates of models for images read content as a list of parts.
+        self.takes_parts = not self._shows_words(parts=False) and self._shows_words(parts=True)
 
     def write(self, raw: Sequence[Raw], tools: list[Any], source: str, *, ask: bool = False) -> str:
         """Renders messages and tools. `ask` ends the text at the start of the assistant's next turn."""
@@ -66,10 +69,18 @@ class TemplateRenderer:
         switch = next((name for name in SWITCHES if name in read), None)
         return f", or set chat_template_arguments: {{{switch}: false}}" if switch else ""
 
+    def _shows_words(self, *, parts: bool) -> bool:
+        """Whether a question's words are in its rendering, given as a text or as parts."""
+        self.takes_parts = parts
+        try:
+            return PROBE[0].content in self._render([{"role": "user", "content": PROBE[0].content}], [], ask=True)
+        except REFUSALS:
+            return False
+
     def _render(self, raw: Sequence[Raw], tools: list[Any], ask: bool) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                list(raw),
+                [_in_parts(message) for message in raw] if self.takes_parts else list(raw),
                 tools=tools or None,
                 chat_template=self.template,
                 add_generation_prompt=ask,
@@ -100,6 +111,10 @@ class TemplateRenderer:
 
     def offers_chatml(self) -> bool:
         return self.name != "chatml" and knows_chatml(self.tokenizer)
+
+
+def _in_parts(message: Raw) -> Raw:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _same_role_twice(raw: Sequence[Raw]) -> int:

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 
 from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.chat_formats.template_dialect import Raw, TemplateDialect
-from components.conversations.chat_formats.template_probes import PROBES
+from components.conversations.chat_formats.template_probes import LAST_OF_CALL, PROBES
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.turn_stops import TurnStops
 from components.errors import InputError
 
 SOURCE = "a trial conversation"
-LAST_OF_CALL = "value"  # the last word of the trial call
 
 
 @dataclass(slots=True)

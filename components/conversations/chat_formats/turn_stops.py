@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.chat_formats.template_dialect import Raw, TemplateDialect, Write
-from components.conversations.chat_formats.template_probes import CALLING, PROBE
+from components.conversations.chat_formats.template_probes import CALLING, LAST_OF_CALL, PROBE
 from components.errors import InputError
 
 
@@ -98,13 +98,18 @@ def _up_to_last_end(text: str, run: list[tuple[int, int]], ends: Collection[str]
 def _call_stop(write: Write, dialect: TemplateDialect, added: AddedTokens, ends: Collection[str], answer: str) -> str:
     """Returns the stop behind calls: that of answers, unless the template writes another one."""
     try:
-        text = write([dialect.raw(message) for message in CALLING[:2]]).rstrip()
+        newest, inner = (write([dialect.raw(message) for message in CALLING[:count]]) for count in (2, 3))
     except InputError:
         return answer
-    if answer in text[_end_of(text, "value") :]:
+    behind, between = (text[_end_of(text, LAST_OF_CALL) :] for text in (newest, inner))
+    found = re.search(rf"(?:\s*(?:{added.pattern.pattern}))+\s*$", behind)
+    if answer in behind or found is None or not found[0].strip():
         return answer
-    tokens = re.compile(f"(?:{added.pattern.pattern})$").search(text)
-    return tokens[0] if tokens and tokens[0] else answer
+    run = _leading_run(behind[found.start() :], added)
+    both = _common_prefix(run, _leading_run(between[found.start() :], added)) or run
+    tokens = [behind[found.start() :][start:end] for start, end in both]
+    last = max((number for number, token in enumerate(tokens) if token in ends), default=len(both) - 1)
+    return behind[found.start() :][both[0][0] : both[last][1]]
 
 
 def _role_behind(newest: str, inner: str, added: AddedTokens) -> str:
