@@ -124,10 +124,10 @@ TALKS: dict[str, Conversation] = {
     ),
     "reasoning": Conversation(messages=(QUESTIONS[0], THOUGHTFUL[0], QUESTIONS[1], THOUGHTFUL[1])),
 }
-# Reasons that lie in the template: it raises an error itself, has no place for something, contradicts its own prompt, or
-# is one of a model for images.
+# Reasons that lie in the template: it raises an error itself, has no place for something, opens a thought that the data has
+# not, or writes no control token behind answers.
 OWN_REASONS = re.compile(
-    r"the chat template of \w+ refuses it: |does not show (?:its|'\w+')|has no such role|the prompt opens one|list of parts"
+    r"the chat template of \w+ refuses it: |does not show (?:its|'\w+')|has no such role|the prompt opens one|no stop token ends an"
 )
 WAY_OUT = re.compile(r"chat_template_arguments: \{(\w+): (true|false)\}")
 
