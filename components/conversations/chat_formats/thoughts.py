@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.conversations.chat_formats.template_dialect import TemplateDialect
 from components.conversations.chat_formats.template_probes import CALLING, PROBE, THINKING
 from components.conversations.messages import Message
@@ -120,7 +120,7 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
         opener, _, rest = shown[len(prompt) :].partition(thought)
         closer = rest.partition(answer)[0]
         return ThoughtStyle(opener=opener, closer=closer, call_closer=_call_closer(write, dialect, rest, closer))
-    opened = "" if plain.startswith(prompt) else _opened(prompt, plain)
+    opened = prompt[shared_prefix(prompt, plain) :]  # what the prompt has beyond what the answer is rendered behind
     if not opened and "</think>" not in template:
         return None
     tag = TAG.search(opened or DEFAULT_OPENER)
@@ -139,10 +139,4 @@ def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str)
     except InputError:
         return closer
     _, _, behind = text.rpartition(calling.reasoning_content)
-    return os.path.commonprefix([rest, behind]) or closer
-
-
-def _opened(prompt: str, newest: str) -> str:
-    """Returns what a prompt has beyond what the newest message is rendered behind."""
-    shared = next((at for at in range(min(len(prompt), len(newest))) if prompt[at] != newest[at]), len(prompt))
-    return prompt[shared:]
+    return rest[: shared_prefix(rest, behind)] or closer
