@@ -35,6 +35,7 @@ from components.registry.skip_load_on_save import is_being_saved
 
 PACKAGE = "package"
 MODEL = "turnwise"
+REASONING = "reasoning_content"
 MAX_TOKENS = 256  # if a request does not say
 NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
 
@@ -42,9 +43,10 @@ NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
 class PackagedChatModel(ChatModel):  # type: ignore[misc]
     """Answers with the assistant's next message. Raises InputError for a request that it cannot honor.
 
-    temperature (0 is greedy; MLflow sends 1 if a request says nothing), top_p, max_tokens and tools are honored. Tools
-    whose schemas hold more than MLflow's types do ($defs, default, objects in objects) go into
-    custom_inputs: {"tools": [...]}.
+    temperature (0 is greedy; MLflow sends 1 if a request says nothing), top_p, max_tokens and tools are honored. What
+    MLflow's types do not hold goes into custom_inputs: {"tools": [...]}, whose schemas have $defs, default or objects in
+    objects, and {"reasoning_content": [...]}, the reasoning of each assistant's message in order ("" or null if it has
+    none). That of the reply is in custom_outputs: {"reasoning_content": ...}.
     """
 
     loaded: LoadedModel
@@ -57,16 +59,18 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
     def predict(self, context: Any, messages: list[ChatMessage], params: ChatParams) -> ChatCompletionResponse:
         if is_being_saved():
             return ChatCompletionResponse(choices=[], model=MODEL)
-        reply = reply_to(self.loaded, _messages(messages), **_settings(params))
+        reply = reply_to(self.loaded, _messages(messages, params), **_settings(params))
         message = ChatMessage(role="assistant", content=reply.message.content, tool_calls=_tool_calls(reply.message))
         choice = ChatChoice(message=message, finish_reason=reply.finish_reason)
-        return ChatCompletionResponse(choices=[choice], usage=_usage(reply), model=MODEL)
+        return ChatCompletionResponse(
+            choices=[choice], usage=_usage(reply), model=MODEL, custom_outputs=_custom_outputs(reply)
+        )
 
     def predict_stream(
         self, context: Any, messages: list[ChatMessage], params: ChatParams
     ) -> Iterator[ChatCompletionChunk]:
-        """Yields words as they are generated, and whole tool calls in the last chunk."""
-        pieces = stream_reply(self.loaded, _messages(messages), only_words=True, **_settings(params))
+        """Yields words of the answer as they are generated; the last chunk has the reasoning and tool calls, each whole."""
+        pieces = stream_reply(self.loaded, _messages(messages, params), only_words=True, **_settings(params))
         while True:
             try:
                 piece = next(pieces)
@@ -75,15 +79,18 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
                 break
             yield _chunk(ChatChoiceDelta(content=piece))
         delta = ChatChoiceDelta(content="", tool_calls=_tool_calls(reply.message))
-        yield _chunk(delta, finish_reason=reply.finish_reason, usage=_usage(reply))
+        yield _chunk(
+            delta, finish_reason=reply.finish_reason, usage=_usage(reply), custom_outputs=_custom_outputs(reply)
+        )
 
 
-def _chunk(
-    delta: ChatChoiceDelta, finish_reason: str | None = None, usage: TokenUsageStats | None = None
-) -> ChatCompletionChunk:
-    return ChatCompletionChunk(
-        choices=[ChatChunkChoice(delta=delta, finish_reason=finish_reason)], usage=usage, model=MODEL
-    )
+def _chunk(delta: ChatChoiceDelta, *, finish_reason: str | None = None, **of_the_last: Any) -> ChatCompletionChunk:
+    choice = ChatChunkChoice(delta=delta, finish_reason=finish_reason)
+    return ChatCompletionChunk(choices=[choice], model=MODEL, **of_the_last)
+
+
+def _custom_outputs(reply: Reply) -> dict[str, Any] | None:
+    return {REASONING: reply.message.reasoning_content} if reply.message.reasoning_content else None
 
 
 def _usage(reply: Reply) -> TokenUsageStats:
@@ -114,8 +121,8 @@ def _settings(params: ChatParams) -> dict[str, Any]:
 
 def _tools(params: ChatParams) -> list[dict[str, Any]]:
     custom = params.custom_inputs or {}
-    if odd := sorted(custom.keys() - {"tools"}):
-        raise InputError(f"custom_inputs: {', '.join(odd)}: not supported; it may hold tools")
+    if odd := sorted(custom.keys() - {"tools", REASONING}):
+        raise InputError(f"custom_inputs: {', '.join(odd)}: not supported; it may hold tools and {REASONING}")
     if "tools" not in custom:
         return [tool.to_dict() for tool in params.tools or ()]
     tools = custom["tools"]
@@ -124,10 +131,20 @@ def _tools(params: ChatParams) -> list[dict[str, Any]]:
     return tools
 
 
-def _messages(messages: Sequence[ChatMessage]) -> list[Message]:
+def _messages(messages: Sequence[ChatMessage], params: ChatParams) -> list[Message]:
     if not messages:
         raise InputError("messages: empty; the last one should be the user's question")
-    return messages_of([message.to_dict() for message in messages])
+    given = [message.to_dict() for message in messages]
+    answers = [message for message in given if message["role"] == "assistant"]
+    thoughts = (params.custom_inputs or {}).get(REASONING) or [None] * len(answers)
+    if not isinstance(thoughts, list) or len(thoughts) != len(answers):
+        raise InputError(
+            f"custom_inputs: {REASONING} must be a list with one text or null for each of the {len(answers)} messages from"
+            " the assistant"
+        )
+    for message, thought in zip(answers, thoughts, strict=True):
+        message[REASONING] = thought
+    return messages_of(given)
 
 
 def set_mlflow_model() -> None:

@@ -194,7 +194,7 @@ def test_schemas_that_mlflow_has_no_types_for_go_in_as_custom_inputs(asks, forma
 @pytest.mark.parametrize(
     ("custom", "reason"),
     [
-        ({"tool": []}, "custom_inputs: tool: not supported; it may hold tools"),
+        ({"tool": []}, "custom_inputs: tool: not supported; it may hold tools and reasoning_content"),
         ({"tools": {}}, "custom_inputs: tools must be a list of objects"),
     ],
 )

@@ -55,6 +55,8 @@ class TurnReader:
         newest = self.renderer.write(raw[: position + 1], tools, source)
         newest = self._with_hidden_thought(prompt, newest, raw[position], where)
         if not newest.startswith(prompt):
+            newest = self._behind_quiet_history(prompt, raw, tools, position, source) or newest
+        if not newest.startswith(prompt):
             raise NeverSaidError(
                 f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
                 f" {prompt[-20:]!r}"
@@ -70,6 +72,20 @@ class TurnReader:
             end_of_words=stop,
             stop=last_token,
         )
+
+    def _behind_quiet_history(
+        self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
+    ) -> str | None:
+        """Returns the prompt and what the template writes of the newest message behind messages without thoughts.
+
+        An answer may hide the thoughts of the calls before it, which its own prompt shows. None if that is not the reason.
+        """
+        quiet = [
+            {key: text for key, text in message.items() if key not in REASONING_KEYS} for message in raw[:position]
+        ]
+        asked = self.renderer.write(quiet, tools, source, ask=True)
+        answered = self.renderer.write([*quiet, raw[position]], tools, source)
+        return prompt + answered.removeprefix(asked) if answered.startswith(asked) else None
 
     def _find_stop(self, newest: str, start: int, raw: Sequence[Raw], position: int, where: str) -> tuple[str, int]:
         """Returns the text up to the end of its stop, and where the stop begins."""

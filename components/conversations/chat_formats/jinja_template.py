@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,13 +20,14 @@ from components.conversations.canonical_tools import canonicalize
 from components.conversations.chat_formats.assistant_turns import AssistantTurn, NeverSaidError, TurnReader
 from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens, ControlTokenEncoder
+from components.conversations.chat_formats.listed_arguments import learn_listed_arguments
 from components.conversations.chat_formats.named_templates import templates_of
 from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
 from components.conversations.chat_formats.segment_encoder import SegmentEncoder, TemplateText
 from components.conversations.chat_formats.template_arguments import with_arguments
 from components.conversations.chat_formats.template_date import pin_date
 from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw, learn_dialect
-from components.conversations.chat_formats.template_probes import PROBE
+from components.conversations.chat_formats.template_probes import PROBE, THINKING
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.template_tokens import SOURCE, learn_tokens
 from components.conversations.chat_formats.thoughts import learn_thoughts
@@ -84,7 +85,7 @@ class TemplateFormat:
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_ids[0]
         )
         self._before, self._after = self._around_answer()
-        self.calls = learn_tool_calls(self._write_call)
+        self.calls = learn_tool_calls(self._write_calls) or learn_listed_arguments(self._write_calls)
 
     def digest(self) -> str:
         # Templates refer to special tokens by their purpose: {{ bos_token }}.
@@ -132,15 +133,16 @@ class TemplateFormat:
         """Parses calls only if the template would render them as the same text."""
         thought, content = self._split(token_ids)
         words = Message(role="assistant", content=content, reasoning_content=thought)
-        text = self.control.decode_all(token_ids)
+        text = self._without_stop(self.control.decode_all(token_ids))
         read = self.calls.read(text) if self.calls else None
         if read is None:
             return words
         before, calls = read
         if self.thoughts is not None:
-            before = self.thoughts.split(before)[1]
+            thought, before = self.thoughts.read(before)
         before = before.removeprefix(self._before)
-        for said in dict.fromkeys((before, before.removesuffix("\n"), before.rstrip())):
+        nothing = [] if before.strip() else [""]
+        for said in dict.fromkeys((*nothing, before, before.removesuffix("\n"), before.rstrip())):
             message = Message(role="assistant", content=said, tool_calls=tuple(calls), reasoning_content=thought)
             if self._round_trip(message) == text:
                 return message
@@ -255,10 +257,11 @@ class TemplateFormat:
         """Returns (thought, content) of an answer."""
         if self.thoughts is None:
             return "", self.decode(token_ids)
-        thought, content = self.thoughts.split(self.control.decode_all(token_ids))
-        if thought is None:
+        text = self._without_stop(self.control.decode_all(token_ids))
+        thought, content = self.thoughts.read(text)
+        if not thought and content == text:
             return "", self.decode(token_ids)
-        return thought, self.control.without_hidden(content)
+        return self.control.without_hidden(thought), self.control.without_hidden(content)
 
     def _answer_text(self, token_ids: Sequence[int]) -> str:
         if self.thoughts is None:
@@ -266,6 +269,11 @@ class TemplateFormat:
         text = self.control.decode_all(token_ids)
         answer = self.thoughts.answer_of(text)
         return self.decode(token_ids) if answer == text else self.control.without_hidden(answer)
+
+    def _without_stop(self, text: str) -> str:
+        """Returns an answer's text without the first tokens of a stop of several, of which the last ended it."""
+        firsts = (stop[: stop.rfind(self.renderer.added.last_in(stop))] for stop in self.stops.texts())
+        return next((text.removesuffix(first) for first in firsts if first and text.endswith(first)), text)
 
     def _round_trip(self, message: Message) -> str | None:
         """Returns the text of a message's tokens; None if the template refuses the message."""
@@ -290,11 +298,13 @@ class TemplateFormat:
         before, found, after = answer.partition(PROBE[1].content)
         return (before, after) if found else ("", "")
 
-    def _write_call(self, call: dict[str, Any]) -> str:
-        """Returns an assistant's turn with one call, without its stop."""
-        raw = [self.dialect.raw(PROBE[0]), self.dialect.raw(Message(role="assistant", content="", tool_calls=(call,)))]
-        turn = self.turns.turn(raw, [], 1, SOURCE)
-        return turn.text[turn.start : turn.stop]
+    def _write_calls(self, calls: Sequence[dict[str, Any]]) -> str:
+        """Returns an assistant's turn with calls, without its stop; where it must think first, without its thought."""
+        calling = Message(role="assistant", content="", tool_calls=tuple(calls))
+        if self.thoughts is not None and self.thoughts.opened:
+            calling = replace(calling, reasoning_content=THINKING[1].reasoning_content)
+        turn = self.turns.turn([self.dialect.raw(message) for message in (PROBE[0], calling)], [], 1, SOURCE)
+        return turn.text[turn.answer : turn.end_of_words]
 
     def _write_trial(self, raw: Sequence[Raw], *, ask: bool = False) -> str:
         return self.renderer.write(raw, [], SOURCE, ask=ask)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.conversations.chat_formats.template_dialect import TemplateDialect
-from components.conversations.chat_formats.template_probes import PROBE, THINKING
+from components.conversations.chat_formats.template_probes import CALLING, PROBE, THINKING
 from components.conversations.messages import Message
 from components.errors import InputError
 
@@ -18,14 +19,16 @@ Write = Callable[..., str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThoughtStyle:
-    """`opener` comes before a thought, behind the prompt; `closer` between thought and answer.
+    """`opener` comes before a thought, behind the prompt; `closer` between thought and answer, `call_closer` before calls.
 
     `is_hidden`: the template does not write the newest message's thought, so it is written here, as the model writes it.
-    `opened` is then the end of a prompt that opens the thought itself; "" if none does.
+    `opened` is then the end of a prompt that opens the thought itself; "" if none does. Without an opener the prompt opens
+    every thought.
     """
 
     opener: str
     closer: str
+    call_closer: str
     is_hidden: bool = False
     opened: str = ""
 
@@ -37,28 +40,66 @@ class ThoughtStyle:
         thought, content = self.split(message.content)
         if message.role != "assistant" or thought is None:
             return message
-        if message.reasoning_content.strip() not in ("", thought):
+        if message.reasoning_content.strip() not in ("", thought.strip()):
             raise InputError(f"{where} has a reasoning_content and another reasoning in its content; give it once")
         return replace(message, content=content, reasoning_content=thought)
 
     def split(self, text: str) -> tuple[str | None, str]:
-        """Returns (thought, answer) of an answer's text; None as thought if there is none in it."""
-        for opener, closer in dict.fromkeys([(self.opener, self.closer), ("<think>", "</think>")]):
-            head, found, answer = text.partition(closer.strip())
-            if found and closer.strip():
-                # A prompt may have opened the thought already.
-                return head.strip().removeprefix(opener.strip()).strip(), answer.lstrip()
-        return None, text
+        """Returns (thought, answer) of an answer in data, without blanks around; None as thought if there is none in it."""
+        head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
+        thought = head.strip()
+        tags = [tag for tag in (self.opener.strip(), self.opened.strip(), "<think>") if tag]
+        # Words about the end of a thought are no thought, unless the prompt opens one before every answer.
+        if not closer or (self.opener.strip() and not thought.startswith(tuple(tags))):
+            return None, text
+        # Data may open a thought that the prompt opens already.
+        for tag in tags:
+            thought = thought.removeprefix(tag).strip()
+        return thought, _behind(answer, closer, keeps_blanks=False)
+
+    def read(self, text: str) -> tuple[str, str]:
+        """Returns (thought, answer) of what a model said, letter for letter; a thought that it did not end has no answer."""
+        head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
+        if closer:
+            return self._said_in(head, closer), _behind(answer, closer)
+        if self._thinks(text) and text.lstrip().startswith(self.opener.strip()):
+            return self._said_in(text, ""), ""
+        return "", text
 
     def answer_of(self, text: str) -> str:
         """Returns the answer in an unfinished text: "" while the thought goes on."""
-        thought, answer = self.split(text)
-        if thought is not None:
-            return answer
-        begun = text.lstrip()
-        opener = self.opener.strip()
-        thinks = bool(self.opened) or begun.startswith(opener) or opener.startswith(begun)
-        return "" if thinks and opener else text
+        _, closer, answer = self._cut(text, (self.closer, "</think>"))
+        if closer:
+            return _behind(answer, closer)
+        return "" if self._thinks(text) else text
+
+    def _cut(self, text: str, closers: Sequence[str]) -> tuple[str, str, str]:
+        """Returns the text before a closer, that closer, and the text behind it; "" as closer if there is none."""
+        for closer in filter(str.strip, closers):
+            head, found, behind = text.partition(closer.strip())
+            if found:
+                return head, closer, behind
+        return text, "", ""
+
+    def _thinks(self, text: str) -> bool:
+        """Whether a text without the end of a thought is one, or may become one."""
+        begun, opener = text.lstrip(), self.opener.strip()
+        return bool(self.closer.strip()) and (begun.startswith(opener) or opener.startswith(begun))
+
+    def _said_in(self, head: str, closer: str) -> str:
+        """Returns the thought before a closer, with the blanks that are its own."""
+        opener = self.opener if head.startswith(self.opener) else self.opener.strip()
+        blanks = closer[: len(closer) - len(closer.lstrip())]
+        thought = head.removeprefix(opener).removesuffix(blanks)
+        return thought if thought.strip() else ""
+
+
+def _behind(answer: str, closer: str, *, keeps_blanks: bool = True) -> str:
+    """Returns what follows the end of a thought, without the blanks that the template writes there, or without any."""
+    blanks = closer[len(closer.rstrip()) :]
+    if answer.startswith(blanks) and (blanks or keeps_blanks):
+        return answer.removeprefix(blanks)
+    return answer.lstrip()
 
 
 def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> ThoughtStyle | None:
@@ -77,18 +118,25 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
     if shown.startswith(prompt):
         thought, answer = THINKING[1].reasoning_content, THINKING[1].content
         opener, _, rest = shown[len(prompt) :].partition(thought)
-        return ThoughtStyle(opener=opener, closer=rest.partition(answer)[0])
-    opened = "" if plain.startswith(prompt) else _opened(prompt, plain)
+        closer = rest.partition(answer)[0]
+        return ThoughtStyle(opener=opener, closer=closer, call_closer=_call_closer(write, dialect, rest, closer))
+    opened = prompt[shared_prefix(prompt, plain) :]  # what the prompt has beyond what the answer is rendered behind
     if not opened and "</think>" not in template:
         return None
     tag = TAG.search(opened or DEFAULT_OPENER)
     if tag is None:
         return None
     opener = "" if opened else DEFAULT_OPENER
-    return ThoughtStyle(opener=opener, closer=f"\n</{tag[1]}>\n\n", is_hidden=True, opened=opened)
+    closer = f"\n</{tag[1]}>\n\n"
+    return ThoughtStyle(opener=opener, closer=closer, call_closer=closer, is_hidden=True, opened=opened)
 
 
-def _opened(prompt: str, newest: str) -> str:
-    """Returns what a prompt has beyond what the newest message is rendered behind."""
-    shared = next((at for at in range(min(len(prompt), len(newest))) if prompt[at] != newest[at]), len(prompt))
-    return prompt[shared:]
+def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str) -> str:
+    """Returns what ends a thought before calls: the text behind it, as far as it is that before answers, too."""
+    calling = replace(CALLING[1], reasoning_content=THINKING[1].reasoning_content)
+    try:
+        text = write([dialect.raw(CALLING[0]), dialect.raw(calling)])
+    except InputError:
+        return closer
+    _, _, behind = text.rpartition(calling.reasoning_content)
+    return rest[: shared_prefix(rest, behind)] or closer

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from components.conversations.chat_formats.template_probes import PROBE_CALL
 
+CONTROL = re.compile(r"<\|\w+\|>")
 BARE = ("{", "[")  # a call that begins like this cannot be distinguished from other JSON
 
 
@@ -30,11 +32,7 @@ class ToolCallParser:
 
     def words(self, text: str) -> str:
         """Returns the part of an unfinished text that can no longer become part of a call."""
-        start = text.find(self.before)
-        if start >= 0:
-            return text[:start].rstrip()
-        begun = next((size for size in range(len(self.before), 0, -1) if text.endswith(self.before[:size])), 0)
-        return text[: len(text) - begun].rstrip()
+        return words_before(text, self.before)
 
     def _calls(self, text: str) -> Iterator[dict[str, Any] | None]:
         """Yields calls; None, and nothing after it, where the text is not a call."""
@@ -56,19 +54,30 @@ class ToolCallParser:
             text = rest.removeprefix(self.after).lstrip()
 
 
-def learn_tool_calls(write: Callable[[dict[str, Any]], str]) -> ToolCallParser | None:
+def words_before(text: str, call: str) -> str:
+    """Returns the part of an unfinished text that can no longer become part of what begins with `call`."""
+    start = text.find(call)
+    if start >= 0:
+        return text[:start].rstrip()
+    begun = next((size for size in range(len(call), 0, -1) if text.endswith(call[:size])), 0)
+    return text[: len(text) - begun].rstrip()
+
+
+def learn_tool_calls(write: Callable[[Sequence[dict[str, Any]]], str]) -> ToolCallParser | None:
     """Learns from one call how a template writes calls. Returns None if it writes none, or they look like other answers.
 
     Args:
-        write: returns an assistant's turn with one call, without its stop. Raises ValueError if the template has no calls.
+        write: returns an assistant's turn with calls, without its stop. Raises ValueError if the template has none.
     """
     function = PROBE_CALL["function"]
     try:
-        text = write(PROBE_CALL)
+        text = write([PROBE_CALL])
     except ValueError:
         return None
     before, _, rest = text.partition(function["name"])
     between, found, after = rest.partition(json.dumps(function["arguments"]))
-    if not (found and between and before.strip() and after.strip()) or before.lstrip().startswith(BARE):
+    # A template that opens a call by a token may have nothing but the stop behind it.
+    closes = after.strip() or (CONTROL.search(between) and not after)
+    if not (found and between and before.strip() and closes) or before.lstrip().startswith(BARE):
         return None
     return ToolCallParser(before=before.lstrip(), between=between, after=after.strip())
