@@ -50,8 +50,9 @@ PLAIN, THOUGHTS, CALLS, BOTH = TALKS
 TALKS_OF = dict.fromkeys(KINDS, (PLAIN,)) | {
     "thought_in_newest": (PLAIN, THOUGHTS),
     "thought_since_question": (PLAIN, THOUGHTS, CALLS, BOTH),
-    "thought_opened": (THOUGHTS,),
-    "thought_opened_by_switch": (THOUGHTS,),
+    **dict.fromkeys(("thought_opened", "thought_opened_by_switch", "thought_opened_or_empty"), (THOUGHTS,)),
+    "thought_in_content": (THOUGHTS,),
+    "always_asks": (PLAIN, CALLS),
     "thinking_switch": (PLAIN, THOUGHTS),
     "channels": (PLAIN, THOUGHTS, CALLS, BOTH),
     **dict.fromkeys(
@@ -285,7 +286,9 @@ def test_a_served_stream_has_the_answer_in_pieces_and_the_thought_at_its_end(kin
 def test_thoughts_that_are_given_for_other_messages_are_refused(asks):
     messages = as_request(TALKS[THOUGHTS][:3])
     for given in (["hm", "hm"], "hm"):
-        with pytest.raises(ValueError, match="must be a list with one text or null for each of the 1 messages from the"):
+        with pytest.raises(
+            ValueError, match="must be a list with one text or null for each of the 1 messages from the"
+        ):
             asks(format_of("channels"), [], messages=messages, custom_inputs={"reasoning_content": given})
 
 

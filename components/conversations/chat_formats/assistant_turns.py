@@ -80,7 +80,9 @@ class TurnReader:
 
         An answer may hide the thoughts of the calls before it, which its own prompt shows. None if that is not the reason.
         """
-        quiet = [{key: text for key, text in message.items() if key not in REASONING_KEYS} for message in raw[:position]]
+        quiet = [
+            {key: text for key, text in message.items() if key not in REASONING_KEYS} for message in raw[:position]
+        ]
         asked = self.renderer.write(quiet, tools, source, ask=True)
         answered = self.renderer.write([*quiet, raw[position]], tools, source)
         return prompt + answered.removeprefix(asked) if answered.startswith(asked) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -137,10 +136,14 @@ def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str)
     except InputError:
         return closer
     _, _, behind = text.rpartition(calling.reasoning_content)
-    return os.path.commonprefix([rest, behind]) or closer
+    return _common_prefix(rest, behind) or closer
 
 
 def _opened(prompt: str, newest: str) -> str:
     """Returns what a prompt has beyond what the newest message is rendered behind."""
-    shared = next((at for at in range(min(len(prompt), len(newest))) if prompt[at] != newest[at]), len(prompt))
-    return prompt[shared:]
+    return prompt[len(_common_prefix(prompt, newest)) :]
+
+
+def _common_prefix(one: str, other: str) -> str:
+    longest = min(len(one), len(other))
+    return one[: next((at for at in range(longest) if one[at] != other[at]), longest)]
