@@ -50,8 +50,9 @@ PLAIN, THOUGHTS, CALLS, BOTH = TALKS
 TALKS_OF = dict.fromkeys(KINDS, (PLAIN,)) | {
     "thought_in_newest": (PLAIN, THOUGHTS),
     "thought_since_question": (PLAIN, THOUGHTS, CALLS, BOTH),
-    "thought_opened": (THOUGHTS,),
-    "thought_opened_by_switch": (THOUGHTS,),
+    **dict.fromkeys(("thought_opened", "thought_opened_by_switch", "thought_opened_or_empty"), (THOUGHTS,)),
+    "thought_in_content": (THOUGHTS,),
+    "always_asks": (PLAIN, CALLS),
     "thinking_switch": (PLAIN, THOUGHTS),
     "channels": (PLAIN, THOUGHTS, CALLS, BOTH),
     **dict.fromkeys(
