@@ -65,16 +65,7 @@ def test_an_answer_without_a_thought_learns_what_the_template_writes_in_its_plac
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "thought_in_newest",
-        pytest.param(
-            "thought_opened",
-            marks=pytest.mark.xfail(strict=True, reason="the prompt's <think> is written again, in letters"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["thought_in_newest", "thought_opened"])
 @pytest.mark.parametrize(
     "content", ["<think>\nhm\n</think>\n\nyo", "<think>hm</think>yo", "\n<think>\n\nhm\n</think>\nyo"]
 )
@@ -138,7 +129,6 @@ def test_an_answer_without_a_thought_forks_at_its_stop_where_history_has_another
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="the newest rendering that drops a thought before a call is refused")
 def test_a_calls_thought_stays_in_the_prompt_after_it_though_later_it_is_dropped():
     """The final answer's rendering drops the thought before the call, the prompt for that answer has it."""
     call = [*words(" to=add"), CHANNEL, "commentary", MESSAGE, *words('{"a": 1}'), "<|call|>"]
