@@ -434,3 +434,15 @@ def test_the_digest_changes_with_template_and_tokenizer_and_with_nothing_else(tm
 def test_a_directory_without_a_tokenizer_is_told_as_such(tmp_path):
     with pytest.raises(ValueError, match=f"model.path={tmp_path}: no tokenizer can be loaded from there"):
         load_tokenizer(tmp_path)
+
+
+def test_words_about_the_end_of_a_thought_are_no_thought():
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}"
+        "{% if loop.last and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    chat_format = load_chat_format(letter_tokenizer(template))
+    said = Conversation(messages=(user("how?"), assistant("write </think> then")))
+    assert chat_format.thoughts.split("<think>so</think>yes") == ("so", "yes")
+    assert "write </think> then<|im_end|>" in chat_format.tokenizer.decode(list(chat_format.render(said).token_ids))

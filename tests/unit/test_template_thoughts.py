@@ -168,6 +168,29 @@ def test_an_empty_thought_where_the_prompt_opens_one_names_the_switch():
     ]  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, reason="the thought follows the empty one of the prompt")
+def test_a_thought_behind_an_empty_one_is_refused_and_the_switch_named():
+    assert "chat_template_arguments: {enable_thinking: true}" in refusal("thought_always_empty", THOUGHTFUL)
+
+
+@pytest.mark.xfail(strict=True, reason="the thought is opened twice, and closed twice")
+def test_a_thought_takes_the_place_of_the_empty_one_that_is_written_for_it():
+    assert tokens_of("thought_always_empty", THOUGHTFUL, arguments={"enable_thinking": True}) == [
+        TURN, "user", "\n", "hi", OVER, TURN, "assistant", "\n", THINK, "\n",
+        ["hm", "\n", THOUGHT, "\n", "\n", "yo", OVER],
+        10, "\n", THOUGHT, "\n", "\n", "yo", OVER, TURN, "user", "\n", "ok", OVER, TURN, "assistant", "\n", THINK, "\n",
+        ["so", "\n", THOUGHT, "\n", "\n", "bye", OVER],
+    ]  # fmt: skip
+
+
+def test_answers_without_thoughts_behind_an_empty_one_are_a_path():
+    empty = [THINK, "\n", "\n", THOUGHT, "\n", "\n"]
+    assert tokens_of("thought_always_empty", PLAIN) == [
+        TURN, "user", "\n", "hi", OVER, TURN, "assistant", "\n", *empty, ["yo", OVER],
+        TURN, "user", "\n", "ok", OVER, TURN, "assistant", "\n", *empty, ["bye", OVER],
+    ]  # fmt: skip
+
+
 def test_content_that_is_written_as_it_is_has_its_thought_behind_the_prompt_only():
     assert tokens_of("thought_in_content", THOUGHTFUL) == [
         ASK, "hi", ANSWER, THINK, "\n", ["hm", "\n", THOUGHT, "\n", "\n", "yo", DONE],

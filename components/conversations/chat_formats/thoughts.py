@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.conversations.chat_formats.template_dialect import TemplateDialect
 from components.conversations.chat_formats.template_probes import CALLING, PROBE, THINKING
 from components.conversations.messages import Message
@@ -46,18 +47,20 @@ class ThoughtStyle:
     def split(self, text: str) -> tuple[str | None, str]:
         """Returns (thought, answer) of an answer in data, without blanks around; None as thought if there is none in it."""
         head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
-        if not closer:
-            return None, text
         thought = head.strip()
+        tags = [tag for tag in (self.opener.strip(), self.opened.strip(), "<think>") if tag]
+        # Words about the end of a thought are no thought, unless the prompt opens one before every answer.
+        if not closer or (self.opener.strip() and not thought.startswith(tuple(tags))):
+            return None, text
         # Data may open a thought that the prompt opens already.
-        for tag in filter(None, (self.opener.strip(), self.opened.strip(), "<think>")):
+        for tag in tags:
             thought = thought.removeprefix(tag).strip()
         return thought, _behind(answer, closer, keeps_blanks=False)
 
     def read(self, text: str) -> tuple[str, str]:
         """Returns (thought, answer) of what a model said, letter for letter; a thought that it did not end has no answer."""
         head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
-        if closer:
+        if closer and self._thinks(head):
             return self._said_in(head, closer), _behind(answer, closer)
         if self._thinks(text) and text.lstrip().startswith(self.opener.strip()):
             return self._said_in(text, ""), ""
@@ -65,8 +68,8 @@ class ThoughtStyle:
 
     def answer_of(self, text: str) -> str:
         """Returns the answer in an unfinished text: "" while the thought goes on."""
-        _, closer, answer = self._cut(text, (self.closer, "</think>"))
-        if closer:
+        head, closer, answer = self._cut(text, (self.closer, "</think>"))
+        if closer and self._thinks(head):
             return _behind(answer, closer)
         return "" if self._thinks(text) else text
 
@@ -117,7 +120,7 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
         opener, _, rest = shown[len(prompt) :].partition(thought)
         closer = rest.partition(answer)[0]
         return ThoughtStyle(opener=opener, closer=closer, call_closer=_call_closer(write, dialect, rest, closer))
-    opened = "" if plain.startswith(prompt) else _opened(prompt, plain)
+    opened = prompt[shared_prefix(prompt, plain) :]  # what the prompt has beyond what the answer is rendered behind
     if not opened and "</think>" not in template:
         return None
     tag = TAG.search(opened or DEFAULT_OPENER)
@@ -136,14 +139,4 @@ def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str)
     except InputError:
         return closer
     _, _, behind = text.rpartition(calling.reasoning_content)
-    return _common_prefix(rest, behind) or closer
-
-
-def _opened(prompt: str, newest: str) -> str:
-    """Returns what a prompt has beyond what the newest message is rendered behind."""
-    return prompt[len(_common_prefix(prompt, newest)) :]
-
-
-def _common_prefix(one: str, other: str) -> str:
-    longest = min(len(one), len(other))
-    return one[: next((at for at in range(longest) if one[at] != other[at]), longest)]
+    return rest[: shared_prefix(rest, behind)] or closer

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.conversations.chat_formats.assistant_turns import AssistantTurn, TurnReader
 from components.conversations.chat_formats.control_tokens import PRIVATE_USE
-from components.conversations.chat_formats.template_dialect import Raw
+from components.conversations.chat_formats.template_dialect import INLINE, Raw
 from components.errors import InputError
 
 MAX_TURNS_RENDERED = 32  # of a conversation; of a longer one this many are compared with the rendering up to them
@@ -24,6 +24,8 @@ def find_turns(
 
     Raises InputError if one of the turns that are compared cannot be rendered.
     """
+    if not _says_words_only(reader, raw):
+        return None
     exact = {at: reader.turn(raw, tools, at, source) for at in (positions[number] for number in sample(len(positions)))}
     whole = reader.renderer.write(raw, tools, source)
     found = _turns_in(whole, reader, raw, tools, positions, exact[positions[0]], source)
@@ -39,6 +41,14 @@ def sample(count: int) -> Sequence[int]:
     return sorted({round(step * (count - 1) / (MAX_TURNS_RENDERED - 1)) for step in range(MAX_TURNS_RENDERED)})
 
 
+def _says_words_only(reader: TurnReader, raw: Sequence[Raw]) -> bool:
+    """Whether no turn has a thought, which a template may write in one place or another."""
+    style, key = reader.thoughts, reader.reasoning_key
+    if style is None:
+        return True
+    return not style.is_hidden and key not in (None, INLINE) and not any(message.get(str(key)) for message in raw)
+
+
 def _turns_in(
     whole: str,
     reader: TurnReader,
@@ -49,8 +59,8 @@ def _turns_in(
     source: str,
 ) -> list[AssistantTurn] | None:
     before, after = _unused(whole)
-    if reader.thoughts is not None or not before:
-        return None  # what is said begins with a thought, which may be written elsewhere
+    if not before:
+        return None
     wrapped = [_wrap(message, before, after) if message["role"] == "assistant" else message for message in raw]
     try:
         marked = reader.renderer.write(wrapped, tools, source)
