@@ -11,7 +11,15 @@ import math
 from collections.abc import Sequence
 
 from components.conversations.readers.read import read_conversations
-from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, json_line, make_console, quiet_libraries
+from workflows.cli import (
+    Exit,
+    add_format_arguments,
+    exit_on_error,
+    format_spec_of,
+    json_line,
+    make_console,
+    quiet_libraries,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

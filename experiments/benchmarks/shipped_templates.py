@@ -127,7 +127,8 @@ TALKS: dict[str, Conversation] = {
 # Reasons that lie in the template: it raises an error itself, has no place for something, opens a thought that the data has
 # not, or writes no control token behind answers.
 OWN_REASONS = re.compile(
-    r"the chat template of \w+ refuses it: |does not show (?:its|'\w+')|has no such role|the prompt opens one|no stop token ends an"
+    r"the chat template of \w+ refuses it: |does not show (?:its|'\w+')|has no such role|the prompt opens one"
+    r"|no stop token ends an assistant turn"
 )
 WAY_OUT = re.compile(r"chat_template_arguments: \{(\w+): (true|false)\}")
 

@@ -52,15 +52,7 @@ class TurnReader:
         """Raises InputError if the template does not show all that the assistant said, in a way that a model can say it."""
         where = f"{source}: message {position + 1}"
         prompt = self.renderer.write(raw[:position], tools, source, ask=True)
-        newest = self.renderer.write(raw[: position + 1], tools, source)
-        newest = self._with_hidden_thought(prompt, newest, raw[position], where)
-        if not newest.startswith(prompt):
-            newest = self._behind_quiet_history(prompt, raw, tools, position, source) or newest
-        if not newest.startswith(prompt):
-            raise NeverSaidError(
-                f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
-                f" {prompt[-20:]!r}"
-            )
+        newest = self._in_use(prompt, raw, tools, position, source)
         written, stop = self._find_stop(newest, len(prompt), raw, position, where)
         self._check_words(written[len(prompt) : stop], raw[position], where)
         last_token = written.rfind(self.renderer.added.last_in(written[stop:]), stop)
@@ -73,6 +65,35 @@ class TurnReader:
             stop=last_token,
         )
 
+    def _in_use(self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str) -> str:
+        """Returns the prompt and what follows it in use. Raises NeverSaidError if nothing that the template writes does."""
+        newest = self.renderer.write(raw[: position + 1], tools, source)
+        thought = self._thought_of(raw[position])
+        if newest.startswith(prompt) and thought in newest[len(prompt) :]:
+            return newest
+        return (
+            self._behind_opened_thought(prompt, raw, tools, position, source)
+            or self._behind_quiet_history(prompt, raw, tools, position, source)
+            or self._refuse(prompt, newest, thought, f"{source}: message {position + 1}")
+        )
+
+    def _behind_opened_thought(
+        self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
+    ) -> str | None:
+        """Returns the prompt, the thought that the template does not write behind it, and the answer.
+
+        None if the prompt is no beginning of the answer for another reason, or the thought does not fit the prompt.
+        """
+        style, thought = self.thoughts, self._thought_of(raw[position])
+        if style is None or not prompt.endswith(style.opened) or bool(thought) == style.is_closed:
+            return None
+        shared = prompt.removesuffix(style.opened)
+        answered = self.renderer.write([*raw[:position], _without_thought(raw[position])], tools, source)
+        if not answered.startswith(shared):
+            return None
+        written = f"{style.opener if not style.opened else ''}{thought}{style.closer}" if thought else ""
+        return f"{prompt}{written}{answered[len(shared) :]}"
+
     def _behind_quiet_history(
         self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
     ) -> str | None:
@@ -80,12 +101,30 @@ class TurnReader:
 
         An answer may hide the thoughts of the calls before it, which its own prompt shows. None if that is not the reason.
         """
-        quiet = [
-            {key: text for key, text in message.items() if key not in REASONING_KEYS} for message in raw[:position]
-        ]
+        quiet = [_without_thought(message) for message in raw[:position]]
         asked = self.renderer.write(quiet, tools, source, ask=True)
         answered = self.renderer.write([*quiet, raw[position]], tools, source)
         return prompt + answered.removeprefix(asked) if answered.startswith(asked) else None
+
+    def _refuse(self, prompt: str, newest: str, thought: str, where: str) -> str:
+        """Raises NeverSaidError, unless the template only hides the thought: _check_words says so of scored turns."""
+        if newest.startswith(prompt):
+            return newest
+        style = self.thoughts
+        if style is not None and thought and style.is_closed:
+            raise NeverSaidError(
+                f"{where} has reasoning, and the prompt says that there is none ({style.opened.strip()!r}); take it out"
+                f"{self.renderer.way_with_thoughts()}"
+            )
+        if style is not None and not thought and not style.is_closed and (style.opened or not style.opener):
+            raise NeverSaidError(
+                f"{where} has no reasoning, and the prompt opens one ({style.tag}); give its reasoning_content"
+                f"{self.renderer.way_without_thoughts()}"
+            )
+        raise NeverSaidError(
+            f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
+            f" {prompt[-20:]!r}"
+        )
 
     def _find_stop(self, newest: str, start: int, raw: Sequence[Raw], position: int, where: str) -> tuple[str, int]:
         """Returns the text up to the end of its stop, and where the stop begins."""
@@ -96,24 +135,6 @@ class TurnReader:
         if stop < 0:
             raise InputError(f"{where}: no stop token {wanted} ends it")
         return newest[: stop + len(wanted)], stop
-
-    def _with_hidden_thought(self, prompt: str, newest: str, message: Raw, where: str) -> str:
-        """Returns the newest message with its thought, where the template writes none."""
-        style = self.thoughts
-        if style is None or not style.is_hidden:
-            return newest
-        shared = prompt.removesuffix(style.opened)
-        if not (prompt.endswith(style.opened) and newest.startswith(shared)):
-            return newest
-        thought = message.get(THOUGHT, "").strip()
-        if thought:
-            return f"{prompt}{style.opener}{thought}{style.closer}{newest[len(shared) :]}"
-        if style.opened:
-            raise NeverSaidError(
-                f"{where} has no reasoning, and the prompt opens one ({style.opened.strip()}); give its reasoning_content"
-                f"{self.renderer.way_without_thoughts()}"
-            )
-        return newest
 
     def _check_words(self, said: str, message: Raw, where: str) -> None:
         calls = (call["function"]["name"] for call in message.get("tool_calls", ()))
@@ -136,3 +157,7 @@ class TurnReader:
         end = text.find(thought, start) + len(thought)
         closed = text.find(closer, end)
         return closed + len(closer) if closed >= 0 else end
+
+
+def _without_thought(message: Raw) -> Raw:
+    return {key: value for key, value in message.items() if key not in REASONING_KEYS}

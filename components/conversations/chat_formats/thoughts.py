@@ -32,6 +32,16 @@ class ThoughtStyle:
     is_hidden: bool = False
     opened: str = ""
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the prompt ends a thought that it opens: there is none."""
+        return bool(self.opened) and self.opened.rstrip().endswith(self.closer.strip())
+
+    @property
+    def tag(self) -> str:
+        """What opens a thought, for people."""
+        return (self.opened or self.opener).strip() or f"before {self.closer.strip()}"
+
     def separate(self, message: Message, where: str) -> Message:
         """Returns an assistant's message with the reasoning at the head of its content as its reasoning_content.
 
@@ -116,19 +126,25 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
     except InputError:
         return None
     if shown.startswith(prompt):
-        thought, answer = THINKING[1].reasoning_content, THINKING[1].content
-        opener, _, rest = shown[len(prompt) :].partition(thought)
-        closer = rest.partition(answer)[0]
-        return ThoughtStyle(opener=opener, closer=closer, call_closer=_call_closer(write, dialect, rest, closer))
+        opener, closer, call_closer = _around_thought(write, dialect, shown[len(prompt) :])
+        return ThoughtStyle(opener=opener, closer=closer, call_closer=call_closer)
     opened = prompt[shared_prefix(prompt, plain) :]  # what the prompt has beyond what the answer is rendered behind
-    if not opened and "</think>" not in template:
-        return None
+    if THINKING[1].reasoning_content in shown[len(prompt) - len(opened) :]:
+        opener, closer, call_closer = _around_thought(write, dialect, shown[len(prompt) - len(opened) :])
+        return ThoughtStyle(opener=opener, closer=closer, call_closer=call_closer, is_hidden=True, opened=opened)
     tag = TAG.search(opened or DEFAULT_OPENER)
-    if tag is None:
+    if tag is None or not (opened or "</think>" in template):
         return None
     opener = "" if opened else DEFAULT_OPENER
     closer = f"\n</{tag[1]}>\n\n"
     return ThoughtStyle(opener=opener, closer=closer, call_closer=closer, is_hidden=True, opened=opened)
+
+
+def _around_thought(write: Write, dialect: TemplateDialect, text: str) -> tuple[str, str, str]:
+    """Returns what comes before the thought of a text, between it and the answer, and between it and calls."""
+    opener, _, rest = text.partition(THINKING[1].reasoning_content)
+    closer = rest.partition(THINKING[1].content)[0]
+    return opener, closer, _call_closer(write, dialect, rest, closer)
 
 
 def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str) -> str:
