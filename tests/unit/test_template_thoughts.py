@@ -100,9 +100,6 @@ def test_a_prompt_that_opens_a_thought_needs_one_in_the_data():
     assert "enable_thinking" not in problem  # this template has no such switch
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an empty thought in the prompt, which no answer shows, is taken for an opened one"
-)
 def test_the_templates_own_switch_is_the_way_out_of_a_thought_that_the_data_lacks():
     assert "chat_template_arguments: {enable_thinking: false}" in refusal("thought_opened_by_switch", PLAIN)
     assert tokens_of("thought_opened_by_switch", PLAIN, arguments={"enable_thinking": False}) == [
@@ -143,7 +140,6 @@ def test_a_calls_thought_stays_in_the_prompt_after_it_though_later_it_is_dropped
     assert {"<|call|>", "<|return|>"} <= stops_of("channels")
 
 
-@pytest.mark.xfail(strict=True, reason="no way out is named")
 def test_thinking_that_is_off_unless_asked_for_names_its_switch_to_thoughts():
     assert "chat_template_arguments: {enable_thinking: true}" in refusal("thought_asked_for", THOUGHTFUL)
     assert tokens_of("thought_asked_for", THOUGHTFUL, arguments={"enable_thinking": True}) == [
@@ -154,7 +150,6 @@ def test_thinking_that_is_off_unless_asked_for_names_its_switch_to_thoughts():
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="no way out is named")
 def test_an_empty_thought_where_the_prompt_opens_one_names_the_switch():
     assert "chat_template_arguments: {enable_thinking: false}" in refusal("thought_opened_or_empty", PLAIN)
     assert tokens_of("thought_opened_or_empty", PLAIN, arguments={"enable_thinking": False}) == [
@@ -168,12 +163,10 @@ def test_an_empty_thought_where_the_prompt_opens_one_names_the_switch():
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="the thought follows the empty one of the prompt")
 def test_a_thought_behind_an_empty_one_is_refused_and_the_switch_named():
     assert "chat_template_arguments: {enable_thinking: true}" in refusal("thought_always_empty", THOUGHTFUL)
 
 
-@pytest.mark.xfail(strict=True, reason="the thought is opened twice, and closed twice")
 def test_a_thought_takes_the_place_of_the_empty_one_that_is_written_for_it():
     assert tokens_of("thought_always_empty", THOUGHTFUL, arguments={"enable_thinking": True}) == [
         TURN, "user", "\n", "hi", OVER, TURN, "assistant", "\n", THINK, "\n",
@@ -199,7 +192,6 @@ def test_content_that_is_written_as_it_is_has_its_thought_behind_the_prompt_only
     assert "message 2 has no reasoning" in refusal("thought_in_content", PLAIN)
 
 
-@pytest.mark.xfail(strict=True, reason="<think> in content is taken for a forged control token where prompts end in it")
 def test_a_template_that_names_the_tag_has_thoughts_in_the_content_of_history_too():
     tokenizer = word_tokenizer(KINDS["thought_in_content"].special, (THINK, THOUGHT))
     tokenizer.chat_template = KINDS["thought_in_content"].template + "{# a thought ends in </think> #}"

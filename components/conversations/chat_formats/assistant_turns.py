@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.conversations.chat_formats.template_dialect import INLINE, REASONING_KEYS, Raw
+from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.thoughts import ThoughtStyle
 from components.conversations.chat_formats.turn_stops import TurnStops
@@ -71,11 +71,31 @@ class TurnReader:
         thought = self._thought_of(raw[position])
         if newest.startswith(prompt) and thought in newest[len(prompt) :]:
             return newest
-        return (
-            self._behind_opened_thought(prompt, raw, tools, position, source)
-            or self._behind_quiet_history(prompt, raw, tools, position, source)
-            or self._refuse(prompt, newest, thought, f"{source}: message {position + 1}")
+        where = f"{source}: message {position + 1}"
+        self._check_thought_fits(newest.startswith(prompt), thought, where)
+        written = self._behind_opened_thought(prompt, raw, tools, position, source) or self._behind_quiet_history(
+            prompt, raw, tools, position, source
         )
+        if written is None and not newest.startswith(prompt):
+            raise NeverSaidError(
+                f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
+                f" {prompt[-20:]!r}"
+            )
+        return written or newest
+
+    def _check_thought_fits(self, continues: bool, thought: str, where: str) -> None:
+        """Raises NeverSaidError for a thought behind a prompt that ends it, and for none behind one that opens it."""
+        style = self.thoughts
+        if style is not None and thought and style.is_closed:
+            raise NeverSaidError(
+                f"{where} has reasoning, and the prompt says that there is none; take it out"
+                f"{self.renderer.way_with_thoughts()}"
+            )
+        if style is not None and not (thought or continues or style.is_closed) and not style.opener:
+            raise NeverSaidError(
+                f"{where} has no reasoning, and the prompt opens one ({style.tag}); give its reasoning_content"
+                f"{self.renderer.way_without_thoughts()}"
+            )
 
     def _behind_opened_thought(
         self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
@@ -91,8 +111,10 @@ class TurnReader:
         answered = self.renderer.write([*raw[:position], _without_thought(raw[position])], tools, source)
         if not answered.startswith(shared):
             return None
-        written = f"{style.opener if not style.opened else ''}{thought}{style.closer}" if thought else ""
-        return f"{prompt}{written}{answered[len(shared) :]}"
+        answer = answered[len(shared) :]
+        if not thought or answer.lstrip().startswith(style.closer.strip()):  # of an empty thought, which this one fills
+            return prompt + thought + answer
+        return f"{prompt}{style.opener}{thought}{style.closer}{answer}"
 
     def _behind_quiet_history(
         self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
@@ -105,26 +127,6 @@ class TurnReader:
         asked = self.renderer.write(quiet, tools, source, ask=True)
         answered = self.renderer.write([*quiet, raw[position]], tools, source)
         return prompt + answered.removeprefix(asked) if answered.startswith(asked) else None
-
-    def _refuse(self, prompt: str, newest: str, thought: str, where: str) -> str:
-        """Raises NeverSaidError, unless the template only hides the thought: _check_words says so of scored turns."""
-        if newest.startswith(prompt):
-            return newest
-        style = self.thoughts
-        if style is not None and thought and style.is_closed:
-            raise NeverSaidError(
-                f"{where} has reasoning, and the prompt says that there is none ({style.opened.strip()!r}); take it out"
-                f"{self.renderer.way_with_thoughts()}"
-            )
-        if style is not None and not thought and not style.is_closed and (style.opened or not style.opener):
-            raise NeverSaidError(
-                f"{where} has no reasoning, and the prompt opens one ({style.tag}); give its reasoning_content"
-                f"{self.renderer.way_without_thoughts()}"
-            )
-        raise NeverSaidError(
-            f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
-            f" {prompt[-20:]!r}"
-        )
 
     def _find_stop(self, newest: str, start: int, raw: Sequence[Raw], position: int, where: str) -> tuple[str, int]:
         """Returns the text up to the end of its stop, and where the stop begins."""
@@ -145,14 +147,14 @@ class TurnReader:
             raise InputError(f"{where}: {hidden_reasoning_problem(self.renderer.name)}")
 
     def _thought_of(self, message: Raw) -> str:
-        return "" if self.reasoning_key == INLINE else str(message.get(self.reasoning_key or THOUGHT, "")).strip()
+        return str(message.get(self.reasoning_key or THOUGHT, "")).strip()
 
     def _end_of_thought(self, text: str, start: int, message: Raw) -> int:
         """Returns where a thought ends, with what closes it; `start` if there is none."""
         if self.thoughts is None:
             return start
         thought, closer = self._thought_of(message), self.thoughts.closer.strip()
-        if not (thought or (self.reasoning_key == INLINE and closer in message["content"])):
+        if not thought:
             return start
         end = text.find(thought, start) + len(thought)
         closed = text.find(closer, end)

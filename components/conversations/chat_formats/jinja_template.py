@@ -67,6 +67,7 @@ class TemplateFormat:
             tokenizer, name=name, template=self.template, added=added, templates=tuple(templates_of(tokenizer))
         )
         self.dialect = learn_dialect(self._write_trial, self.template)
+        self.renderer.inline_thoughts = self.dialect.inline
         self.stops = self._learn_stops(added)
         self.thoughts = learn_thoughts(self._write_trial, self.dialect, self.template)
         self.turns = TurnReader(

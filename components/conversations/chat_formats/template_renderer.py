@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.chat_formats.template_arguments import arguments_of
-from components.conversations.chat_formats.template_dialect import Raw
+from components.conversations.chat_formats.template_dialect import Raw, with_inline_thought
 from components.conversations.chat_formats.template_probes import PROBE, PROBE_CALL
 from components.errors import InputError
 
@@ -37,7 +37,7 @@ class TemplateRenderer:
     ) -> None:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
         self.templates = templates
-        self.calls_alone = False
+        self.calls_alone = self.inline_thoughts = False
         # Templates of models for images read content as a list of parts.
         self.takes_parts = not self._shows_words(parts=False) and self._shows_words(parts=True)
         # Some write calls only where a message has no content at all.
@@ -94,7 +94,10 @@ class TemplateRenderer:
         forms: tuple[Raw | str, ...] = ({}, "{}")
         for arguments in forms:
             call = {"type": "function", "function": {"name": CALL_NAME, "arguments": arguments}}
-            messages: list[Raw] = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+            messages: list[Raw] = [
+                {"role": "user", "content": "one"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ]
             with contextlib.suppress(*REFUSALS):
                 if CALL_NAME in self._render(messages, [], ask=False):
                     return True
@@ -102,6 +105,8 @@ class TemplateRenderer:
 
     def _shape(self, message: Raw) -> Raw:
         """Returns a message with its content in the form that the template reads."""
+        if self.inline_thoughts:
+            message = with_inline_thought(message)
         if self.calls_alone and message.get("tool_calls") and not message["content"].strip():
             return {**message, "content": None}
         return {**message, "content": [{"type": "text", "text": message["content"]}]} if self.takes_parts else message

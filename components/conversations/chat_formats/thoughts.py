@@ -12,7 +12,7 @@ from components.conversations.chat_formats.template_probes import CALLING, PROBE
 from components.conversations.messages import Message
 from components.errors import InputError
 
-TAG = re.compile(r"<(\w+)>")
+TAG_AT_END = re.compile(r"<(?P<ends>/?)(?P<name>\w+)>\s*$")
 DEFAULT_OPENER = "<think>\n"
 Write = Callable[..., str]
 
@@ -22,7 +22,8 @@ class ThoughtStyle:
     """`opener` comes before a thought, behind the prompt; `closer` between thought and answer, `call_closer` before calls.
 
     `is_hidden`: the template does not write the newest message's thought, so it is written here, as the model writes it.
-    `opened` is then the end of a prompt that opens the thought itself; "" if none does. Without an opener the prompt opens
+    `is_closed`: prompts end a thought themselves, so there is none. `opened` is what a prompt has beyond the beginning of an
+    answer without a thought. Without an opener the prompt opens
     every thought.
     """
 
@@ -30,17 +31,13 @@ class ThoughtStyle:
     closer: str
     call_closer: str
     is_hidden: bool = False
+    is_closed: bool = False
     opened: str = ""
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the prompt ends a thought that it opens: there is none."""
-        return bool(self.opened) and self.opened.rstrip().endswith(self.closer.strip())
 
     @property
     def tag(self) -> str:
         """What opens a thought, for people."""
-        return (self.opened or self.opener).strip() or f"before {self.closer.strip()}"
+        return self.opened.strip() or self.closer.strip().replace("</", "<")
 
     def separate(self, message: Message, where: str) -> Message:
         """Returns an assistant's message with the reasoning at the head of its content as its reasoning_content.
@@ -125,19 +122,38 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
         shown = write([*asked, dialect.raw(THINKING[1])]) if dialect.reasoning_key else ""
     except InputError:
         return None
+    thought = THINKING[1].reasoning_content
     if shown.startswith(prompt):
         opener, closer, call_closer = _around_thought(write, dialect, shown[len(prompt) :])
         return ThoughtStyle(opener=opener, closer=closer, call_closer=call_closer)
-    opened = prompt[shared_prefix(prompt, plain) :]  # what the prompt has beyond what the answer is rendered behind
-    if THINKING[1].reasoning_content in shown[len(prompt) - len(opened) :]:
+    opened = prompt[shared_prefix(prompt, plain) :]
+    if thought in shown:
         opener, closer, call_closer = _around_thought(write, dialect, shown[len(prompt) - len(opened) :])
-        return ThoughtStyle(opener=opener, closer=closer, call_closer=call_closer, is_hidden=True, opened=opened)
-    tag = TAG.search(opened or DEFAULT_OPENER)
-    if tag is None or not (opened or "</think>" in template):
-        return None
-    opener = "" if opened else DEFAULT_OPENER
-    closer = f"\n</{tag[1]}>\n\n"
-    return ThoughtStyle(opener=opener, closer=closer, call_closer=closer, is_hidden=True, opened=opened)
+        if thought not in shown[len(prompt) - len(opened) :]:  # answers without a thought have the prompt's empty one
+            before, _, behind = shown.rpartition(thought)
+            opener, closer, call_closer = _around_thought(write, dialect, before[_opening(before) :] + thought + behind)
+        is_closed = prompt.rstrip().endswith(closer.strip())
+    else:
+        tag = TAG_AT_END.search(prompt)
+        if tag is None and "</think>" not in template:
+            return None
+        is_closed = tag is not None and bool(tag["ends"])
+        opener = "" if tag and not is_closed else DEFAULT_OPENER
+        closer = call_closer = f"\n</{tag['name'] if tag else 'think'}>\n\n"
+    return ThoughtStyle(
+        opener=opener if is_closed or not opened else "",
+        closer=closer,
+        call_closer=call_closer,
+        is_hidden=True,
+        is_closed=is_closed,
+        opened=opened,
+    )
+
+
+def _opening(text: str) -> int:
+    """Returns where the tag begins with which a text ends."""
+    tag = TAG_AT_END.search(text)
+    return tag.start() if tag else len(text)
 
 
 def _around_thought(write: Write, dialect: TemplateDialect, text: str) -> tuple[str, str, str]:
