@@ -90,9 +90,7 @@ class Estimator:
         if not (directory / "config.json").exists():
             raise InputError(f"model.path={experiment.model.path}: the directory has no config.json to plan by")
         self.config = config_of(directory)
-        self.dataset: PreparedDataset = prepare_experiment(
-            experiment, directory, context=context_of(directory)
-        )
+        self.dataset: PreparedDataset = prepare_experiment(experiment, directory, context=context_of(directory))
         tokenizer = load_tokenizer(directory)
         chat_format = load_chat_format(tokenizer, format_spec_in(directory, experiment.format_spec))
         check_vocabulary(self.config, tokenizer, chat_format, self.dataset, name=experiment.model.path)

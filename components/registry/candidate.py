@@ -69,7 +69,9 @@ class RegistryCandidate:
             "turnwise.eval_loss": f"{self.report.eval_loss:.6f}",
             "turnwise.base_model": base.model.path,
             "turnwise.base_digest": base.digest,
-            **format_facts(base.chat_format, load_format_of(resolve_model(base.model, weights=False), base.chat_format)),
+            **format_facts(
+                base.chat_format, load_format_of(resolve_model(base.model, weights=False), base.chat_format)
+            ),
             **({"turnwise.trained_on": keys_digest(keys)} if keys is not None else {}),
             **({"mlflow.source.git.commit": commit} if commit else {}),
         }

@@ -165,9 +165,7 @@ def test_what_earlier_versions_wrote_as_the_format_is_still_read(tmp_path):
 def test_the_date_of_a_template_is_told_and_recorded():
     spec = ChatFormatSpec()
     dated = load_chat_format(KINDS["dated"].tokenizer(), spec)
-    assert date_remarks(dated) == [
-        "The chat template writes today's date: in training and in use it is 26 Jul 2024"
-    ]
+    assert date_remarks(dated) == ["The chat template writes today's date: in training and in use it is 26 Jul 2024"]
     assert format_facts(spec, dated) == {"turnwise.chat_format": "auto", "turnwise.template_date": "26 Jul 2024"}
     plain = load_chat_format(KINDS["appends"].tokenizer(), spec)
     assert (date_remarks(plain), format_facts(spec, plain)) == ([], {"turnwise.chat_format": "auto"})
@@ -318,5 +316,7 @@ def test_flags_about_the_format_of_a_trained_model_are_refused(tmp_path, capsys)
 
 def test_an_argument_that_the_template_does_not_read_is_refused(tmp_path):
     model = model_of(tmp_path / "model", "appends")
-    with pytest.raises(ValueError, match=r"chat_template_arguments.enable_thinking=false: the chat template does not read"):
+    with pytest.raises(
+        ValueError, match=r"chat_template_arguments.enable_thinking=false: the chat template does not read"
+    ):
         load_model(str(model), chat_format=ChatFormatSpec(arguments=OFF))
