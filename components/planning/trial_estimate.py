@@ -10,6 +10,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
+from components.models.base.context import context_of
 from components.models.base.load_base import config_of, resolve_model
 from components.models.dtypes import DTYPES
 from components.planning.dry_run import DryRun, dry_run_step
@@ -89,7 +90,7 @@ class Estimator:
         if not (directory / "config.json").exists():
             raise InputError(f"model.path={experiment.model.path}: the directory has no config.json to plan by")
         self.config = config_of(directory)
-        self.dataset: PreparedDataset = prepare_experiment(experiment, directory)
+        self.dataset: PreparedDataset = prepare_experiment(experiment, directory, context=context_of(directory))
         tokenizer = load_tokenizer(directory)
         chat_format = load_chat_format(tokenizer, format_spec_in(directory, experiment.format_spec))
         check_vocabulary(self.config, tokenizer, chat_format, self.dataset, name=experiment.model.path)

@@ -179,6 +179,14 @@ def test_a_thought_that_is_cut_off_is_no_answer(kind, model, monkeypatch):
     assert list(stream_reply(loaded, [user("hi")], only_words=True)) == []
 
 
+def test_words_about_the_end_of_a_thought_are_an_answer(model, monkeypatch):
+    loaded = replace(model, chat_format=format_of("thought_in_newest"))
+    said = loaded.chat_format.tokenizer.encode("so </think> ok", add_special_tokens=False)
+    speak(monkeypatch, loaded.model, [*said, loaded.chat_format.stop_token_ids[0]])
+    assert reply_to(loaded, [user("hi")]).message == assistant("so </think> ok")
+    assert "".join(stream_reply(loaded, [user("hi")], only_words=True)) == "so </think> ok"
+
+
 @pytest.mark.parametrize(
     "written",
     [

@@ -69,7 +69,7 @@ class ThoughtStyle:
     def read(self, text: str) -> tuple[str, str]:
         """Returns (thought, answer) of what a model said, letter for letter; a thought that it did not end has no answer."""
         head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
-        if closer:
+        if closer and self._thinks(head):
             return self._said_in(head, closer), _behind(answer, closer)
         if self._thinks(text) and text.lstrip().startswith(self.opener.strip()):
             return self._said_in(text, ""), ""
@@ -77,8 +77,8 @@ class ThoughtStyle:
 
     def answer_of(self, text: str) -> str:
         """Returns the answer in an unfinished text: "" while the thought goes on."""
-        _, closer, answer = self._cut(text, (self.closer, "</think>"))
-        if closer:
+        head, closer, answer = self._cut(text, (self.closer, "</think>"))
+        if closer and self._thinks(head):
             return _behind(answer, closer)
         return "" if self._thinks(text) else text
 
