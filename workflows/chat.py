@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import InputError
-from workflows.cli import Exit, exit_on_error, quiet_libraries
+from components.experiment.spec import ChatFormatSpec
+from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, quiet_libraries
 
 if TYPE_CHECKING:
     from components.inference.chat_session import ChatSession
+    from components.models.load_trained import LoadedModel
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with exit_on_error():
         tools = _read_tools(arguments.tools)
-        model = load_by_name(arguments.model, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
+        chat_format = format_spec_of(arguments)
+        model = load_by_name(arguments.model, chat_format=chat_format, tracking=arguments.tracking_uri)
+        _check_is_base(model, chat_format, arguments.model)
     session = ChatSession(
         model,
         system=arguments.system,
@@ -56,9 +60,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
-    parser.add_argument("--chat-format", default="auto", help="of a base model; trained ones know theirs")
+    add_format_arguments(parser, "of a base model; trained ones know theirs")
     parser.add_argument("--tracking-uri", help="of the registry; by default MLFLOW_TRACKING_URI, else mlflow.db here")
     return parser
+
+
+def _check_is_base(model: LoadedModel, chat_format: ChatFormatSpec, name: str) -> None:
+    """Raises InputError if a chat format is given for a model that was trained in another one."""
+    if model.reference is not None and chat_format != ChatFormatSpec():
+        raise InputError(f"{name}: it has the chat format that it was trained in; leave out the flags --chat-...")
 
 
 def _read_tools(file: Path | None) -> list[dict[str, Any]]:

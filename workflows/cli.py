@@ -17,10 +17,13 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
+from pydantic import JsonValue
 from rich.console import Console
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
-from components.errors import TakenOverError, TrackingError, TurnwiseError, VerificationError
+from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError
+from components.experiment.load_experiment import read_value
+from components.experiment.spec import ChatFormatSpec
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
@@ -127,6 +130,35 @@ def make_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = WIDTH_OF_LOGS
     return console
+
+
+def add_format_arguments(parser: argparse.ArgumentParser, of: str) -> None:
+    """--chat-format, --chat-template, --chat-template-argument; `of` says which model they are for."""
+    parser.add_argument("--chat-format", default="auto", metavar="NAME", help=f"{of}: auto, template, chatml, ...")
+    parser.add_argument("--chat-template", metavar="NAME", help=f"{of}: one of its tokenizer's templates (tool_use)")
+    parser.add_argument(
+        "--chat-template-argument",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"{of}: as chat_template_arguments, e.g. enable_thinking=false (repeatable)",
+    )
+
+
+def format_spec_of(arguments: argparse.Namespace) -> ChatFormatSpec:
+    """Returns what the flags of add_format_arguments say. Raises InputError for an argument that is no KEY=VALUE."""
+    return ChatFormatSpec(
+        name=arguments.chat_format,
+        template=arguments.chat_template,
+        arguments=dict(map(_template_argument, arguments.chat_template_argument)),
+    )
+
+
+def _template_argument(text: str) -> tuple[str, JsonValue]:
+    key, found, value = text.partition("=")
+    if not (key.isidentifier() and found):
+        raise InputError(f"--chat-template-argument {text}: write it as key=value, e.g. enable_thinking=false")
+    return key, read_value(value)
 
 
 def add_experiment_file(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,15 @@ import math
 from collections.abc import Sequence
 
 from components.conversations.readers.read import read_conversations
-from workflows.cli import Exit, exit_on_error, json_line, make_console, quiet_libraries
+from workflows.cli import (
+    Exit,
+    add_format_arguments,
+    exit_on_error,
+    format_spec_of,
+    json_line,
+    make_console,
+    quiet_libraries,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from components.registry.load_by_name import load_by_name
 
     def score_by_name(name: str) -> Score:
-        model = load_by_name(name, chat_format=arguments.chat_format, tracking=arguments.tracking_uri)
+        model = load_by_name(name, chat_format=format_spec_of(arguments), tracking=arguments.tracking_uri)
         return score(model, conversations, max_tokens=arguments.max_tokens)
 
     with exit_on_error():
@@ -59,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--against", metavar="MODEL", help="another model with the same tokenizer and chat format")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the comparison (default: 0.95)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="longer conversations lose their last turns")
-    parser.add_argument("--chat-format", default="auto", help="of a base model; trained ones know theirs")
+    add_format_arguments(parser, "of a base model; trained ones know theirs")
     parser.add_argument("--tracking-uri", help="of the registry; by default MLFLOW_TRACKING_URI, else mlflow.db here")
     parser.add_argument("--json", action="store_true", help="the result as one JSON line on stdout")
     return parser

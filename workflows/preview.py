@@ -13,7 +13,7 @@ from pathlib import Path
 
 from components.conversations.readers.record_formats import RECORD_FORMATS
 from components.experiment.load_experiment import load_experiment
-from workflows.cli import Exit, exit_on_error, make_console, quiet_libraries
+from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, make_console, quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.model,
                 arguments.data,
                 records=records,
-                chat_format=arguments.chat_format,
+                chat_format=format_spec_of(arguments),
                 format=arguments.format,
                 unknown_keys=arguments.unknown_keys,
                 max_tokens=arguments.max_tokens,
@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="FILE", help="with --model: conversations; a file, a glob or hf:DATASET[:SPLIT][@REVISION]"
     )
-    parser.add_argument("--chat-format", default="auto", metavar="NAME", help="with --model: auto, template or chatml")
+    add_format_arguments(parser, "with --model")
     parser.add_argument("--format", default="auto", choices=["auto", *RECORD_FORMATS], help="with --model: of the data")
     parser.add_argument(
         "--unknown-keys", default="fail", choices=["fail", "ignore"], help="with --model: as data.unknown_keys"

@@ -19,7 +19,9 @@ def unseen_conversations(store: TokenStore, trained_on: Set[str] | None) -> tupl
     return tuple(index for index, keys in enumerate(store.keys) if trained_on.isdisjoint(keys))
 
 
-def find_render_differences(store: TokenStore, chat_format: ChatFormat, max_tokens: int) -> list[str] | None:
+def find_render_differences(
+    store: TokenStore, chat_format: ChatFormat, max_tokens: int, context: int | None = None
+) -> list[str] | None:
     """Returns the sources of conversations that a chat format renders with other tokens or weights than the store's.
 
     None if the store has no conversations beside its tokens, as in earlier versions.
@@ -30,7 +32,7 @@ def find_render_differences(store: TokenStore, chat_format: ChatFormat, max_toke
         if conversation is None:
             return None
         try:
-            rendered = fit_length(chat_format.render(conversation), max_tokens, truncate=True)
+            rendered = fit_length(chat_format.render(conversation), max_tokens, truncate=True, max_depth=context)
         except ValueError:  # this format refuses what the store's format accepts
             rendered = None
         if rendered is None or not _equal(store, index, rendered):

@@ -12,6 +12,7 @@ from typing import Self
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.load_format import format_spec_in
 from components.conversations.messages import Conversation
@@ -39,6 +40,7 @@ MAX_READS = 3
 class PreparedDataset:
     """Two token stores in one folder. `reused` says that they had been prepared before.
 
+    `context` is the model's, if it is less than data.max_tokens: no path has more tokens.
     `counts` has the conversations, tokens and targets of each split, and the numbers of conversations that were dropped,
     truncated, mended, equal to another, or held out and therefore not trained on. `left_out` names the dropped ones with
     reasons, `mended` the mended ones with what was done to them, of which `mended_kinds` counts the kinds.
@@ -50,6 +52,7 @@ class PreparedDataset:
     train_digest: str
     eval_digest: str
     reused: bool = False
+    context: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     mended: tuple[str, ...] = ()
@@ -119,13 +122,14 @@ _LEFT_OUT_WORDS = {
 }
 
 
-def prepare_experiment(experiment: ExperimentSpec, model_path: Path) -> PreparedDataset:
-    """Prepares an experiment's data on the storage that all experiments share. Raises as `prepare` does."""
+def prepare_experiment(experiment: ExperimentSpec, model_path: Path, *, context: int | None) -> PreparedDataset:
+    """Prepares an experiment's data on the storage that all experiments share, as `prepare` does."""
     return prepare(
         experiment.data,
         model_path=model_path,
         chat_format=experiment.format_spec,
         storage=experiment.folder.parent,
+        context=context,
     )
 
 
@@ -135,23 +139,26 @@ def prepare(
     model_path: Path,
     chat_format: ChatFormatSpec | str,
     storage: Folder,
+    context: int | None = None,
     processes: int | None = None,
 ) -> PreparedDataset:
     """Reads, splits, renders and stores conversations; returns the existing data if the same content was prepared before.
 
     Args:
         storage: prepared data is kept in storage/prepared/<digest>/.
+        context: the most tokens that the model sees at once; None for any number.
         processes: for rendering; by default one per core.
 
     Raises:
         InputError: with all problems of the conversations, or if a split would be empty.
     """
+    context = context if context is not None and context < data.max_tokens else None  # no path is longer than its tree
     format_spec = format_spec_in(model_path, chat_format)
     loaded = load_chat_format(load_tokenizer(model_path), format_spec)
     renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
     for _ in range(MAX_READS):
         contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
-        digest = _digest(data, loaded, contents)
+        digest = _digest(data, loaded, contents, context)
         directory = storage / PREPARED / digest
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
@@ -163,21 +170,22 @@ def prepare(
             f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
             " they are written, or name copies of them"
         )
-    directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data))
+    directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data, context))
     return PreparedDataset.open(directory, reused=False).verify()
 
 
-def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec) -> None:
+def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec, context: int | None) -> None:
     tally, digests = _Tally(split), {}
     for name, conversations in {"train": split.train, "eval": split.eval}.items():
         file = scratch / f"{name}.arrow"
         # Held-out conversations are also kept as text: another version's chat format may have to render them.
-        write_store(file, _entries(conversations, renderer, data, tally, keep=name == "eval"))
+        write_store(file, _entries(conversations, renderer, data, tally, context=context, keep=name == "eval"))
         tally.count_store(name, TokenStore(file))
         digests[f"{name}_digest"] = digest_of(file)
     manifest = {
         "digest": digest,
         **digests,
+        "context": context,
         "counts": tally.counts,
         "left_out": tally.left_out[:MAX_LEFT_OUT_LISTED],
         "mended": split.mended[:MAX_LEFT_OUT_LISTED],
@@ -190,9 +198,11 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
     )
 
 
-def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None]) -> str:
+def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None], context: int | None) -> str:
     hashed = hashlib.sha256(f"layout {STORE_VERSION}\n{chat_format.digest()}\n".encode())
     hashed.update(data.model_dump_json(exclude={"train", "eval"}).encode())
+    if context is not None:
+        hashed.update(f"context {context}\n".encode())
     for content in contents:
         hashed.update(b"\0" if content is None else content.encode())
     return hashed.hexdigest()[:32]
@@ -250,7 +260,13 @@ def _refusals(source: str | Sequence[str], data: DataSpec, renderer: Renderer) -
 
 
 def _entries(
-    conversations: Sequence[Conversation], renderer: Renderer, data: DataSpec, tally: _Tally, *, keep: bool
+    conversations: Sequence[Conversation],
+    renderer: Renderer,
+    data: DataSpec,
+    tally: _Tally,
+    *,
+    context: int | None,
+    keep: bool,
 ) -> Iterator[Entry]:
     """Yields conversations that can be rendered and fit, in order. Others are counted, or fail together if `data` says so."""
     refused: list[str] = []
@@ -259,7 +275,8 @@ def _entries(
             kind, problem, fails = "dropped_bad", rendered, data.on_bad_row == "fail"
             way_out = " (data.on_bad_row=drop leaves it out)"
         else:
-            fitted = fit_length(rendered, data.max_tokens, truncate=data.too_long == "truncate")
+            truncate = data.too_long == "truncate"
+            fitted = fit_length(rendered, data.max_tokens, truncate=truncate, max_depth=context)
             if fitted is not None:
                 truncated = len(fitted.token_ids) < len(rendered.token_ids)
                 tally.counts["truncated"] += truncated
@@ -271,9 +288,9 @@ def _entries(
                     conversation=conversation if keep else None,
                 )
                 continue
-            length = f"{len(rendered.token_ids)} tokens, data.max_tokens is {data.max_tokens}"
+            length, advice = _too_long(rendered, data, context)
             kind, problem, fails = "dropped_too_long", f"{conversation.source}: {length}", data.too_long == "fail"
-            way_out = "; raise it, or set data.too_long to truncate or drop"
+            way_out = f"; {advice}data.too_long to truncate or drop"
         if not fails:
             tally.leave_out(kind, problem)
             continue
@@ -284,3 +301,11 @@ def _entries(
         count = f"at least {MAX_SHOWN}" if len(refused) == MAX_SHOWN else f"{len(refused)}"
         listed = "".join(f"\n  {problem}" for problem in refused)
         raise InputError(f"data: {count} of {len(conversations)} conversations cannot be used{listed}")
+
+
+def _too_long(rendered: RenderedConversation, data: DataSpec, context: int | None) -> tuple[str, str]:
+    """Returns what is too long, and the beginning of the way out."""
+    if len(rendered.token_ids) > data.max_tokens:
+        return f"{len(rendered.token_ids)} tokens, data.max_tokens is {data.max_tokens}", "raise it, or set "
+    longest = f"an answer and what is before it are {rendered.longest_path} tokens"
+    return f"{longest}, the model's context (max_position_embeddings) is {context}", "set "

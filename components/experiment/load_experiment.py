@@ -100,7 +100,8 @@ def read_value(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML without the surprises of YAML 1.1: a repeated key is an error, `no` and `on` are words, 010 is ten, 1:30 is text.
 
-    (PyYAML implements YAML 1.1: the last of two equal keys wins, and these values are false, true, 8 and 90.)
+    (PyYAML implements YAML 1.1: the last of two equal keys wins, and these values are false, true, 8 and 90.) A date is text,
+    too: no key has one as its value but arguments of chat templates, which write it as it is.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -126,8 +127,9 @@ _SCALARS = (  # (tag, what it looks like, its first characters)
         "-+.0123456789",
     ),
 )
+_REPLACED = {f"{_YAML}timestamp", *(_YAML + tag for tag, _, _ in _SCALARS)}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, look) for tag, look in resolvers if tag not in {_YAML + ours for ours, _, _ in _SCALARS}]
+    first: [(tag, look) for tag, look in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _look, _first in _SCALARS:

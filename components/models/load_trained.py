@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.chat_formats.named_templates import templates_in_use
 from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
@@ -141,8 +142,9 @@ def package(checkpoint: Path, directory: Path) -> None:
     directory.mkdir(parents=True)
     for name in (BASE_FILE, SPEC_FILE):
         shutil.copy(checkpoint / name, directory)
-    base = _find_base(BaseReference.read(checkpoint))
-    load_tokenizer(base).save_pretrained(directory / TOKENIZER)
+    reference = BaseReference.read(checkpoint)
+    base = _find_base(reference)
+    save_tokenizer(base, reference.chat_format, directory / TOKENIZER)
     if (checkpoint / ADAPTER).is_dir():
         shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
         return
@@ -153,6 +155,13 @@ def package(checkpoint: Path, directory: Path) -> None:
         stored = weights_of(checkpoint)
         write_model(((name, stored.whole(name)) for name in stored.names), directory / WEIGHTS)
     save_config(base, directory / WEIGHTS)
+
+
+def save_tokenizer(base: Path, spec: ChatFormatSpec, target: Path) -> None:
+    """Saves a base model's tokenizer with the chat template of training: its date and its arguments are in it."""
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = templates_in_use(load_chat_format(tokenizer, format_spec_in(base, spec)).template, spec)
+    tokenizer.save_pretrained(target)
 
 
 def weights_of(checkpoint: Path) -> StoredTensors:

@@ -9,7 +9,8 @@ from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
 from components.conversations.chat_formats import load_chat_format
-from components.conversations.load_format import format_spec_in
+from components.conversations.format_facts import date_remarks
+from components.conversations.load_format import format_spec_in, load_format_of
 from components.conversations.preview.data_summary import describe_conversations
 from components.conversations.preview.mask_preview import (
     Decode,
@@ -27,6 +28,7 @@ from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
+from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
 from components.notebook import html_of, text_of
 
@@ -77,14 +79,19 @@ def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> M
     """
     directory = resolve_model(experiment.model, weights=False)
     try:
-        dataset = prepare_experiment(experiment, directory)
+        dataset = prepare_experiment(experiment, directory, context=context_of(directory))
     except InputError as error:
         raise InputError(f"{error}{_what_the_data_has(experiment)}") from None
     return MaskPreview(
         title=f"{experiment.name}: what is trained on",
         records=stored_records(dataset.train, records),
         totals=totals_of(dataset),
-        remarks=[dataset.summary(), *_first(dataset.left_out), *_first(dataset.mended)],
+        remarks=[
+            *date_remarks(load_format_of(directory, experiment.format_spec)),
+            dataset.summary(),
+            *_first(dataset.left_out),
+            *_first(dataset.mended),
+        ],
         decode=verbatim(load_tokenizer(directory)),
     )
 
@@ -118,7 +125,8 @@ def preview_data(
     tokenizer = load_tokenizer(directory)
     spec = format_spec_in(directory, chat_format)
     try:
-        renderer = Renderer(load_chat_format(tokenizer, spec), model_path=directory, spec=spec)
+        loaded = load_chat_format(tokenizer, spec)
+        renderer = Renderer(loaded, model_path=directory, spec=spec)
         rendered = rendered_records(read.conversations, renderer, max_tokens)
     except InputError as error:
         raise InputError(f"{error}\n{describe_conversations(read.conversations)}") from None
@@ -128,7 +136,7 @@ def preview_data(
         title=f"{data} as {model} sees it",
         records=rendered[:records],
         totals=totals_of_records(rendered),
-        remarks=[*unused, *_first(dropped)],
+        remarks=[*date_remarks(loaded), *unused, *_first(dropped)],
         decode=verbatim(tokenizer),
     )
 

@@ -11,6 +11,7 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.data.rows import rows_of
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
+from components.models.base.context import context_of
 from components.models.base.load_base import config_of, resolve_model
 from components.models.dtypes import DTYPES
 from components.planning.dry_run import DryRun, dry_run_step
@@ -92,7 +93,7 @@ class Estimator:
             raise InputError(f"model.path={experiment.model.path}: the directory has no config.json to plan by")
         self.config = config_of(directory)
         abilities = abilities_for(experiment, self.config)
-        self.dataset: PreparedDataset = prepare_experiment(experiment, directory)
+        self.dataset: PreparedDataset = prepare_experiment(experiment, directory, context=context_of(directory))
         stores = self.dataset.train, self.dataset.eval
         self.settings = settle(experiment, self.config, abilities, has_trees=any(store.has_forks for store in stores))
         self.experiment = self.settings.experiment

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
+from components.conversations.format_facts import format_facts
+from components.conversations.load_format import load_format_of
 from components.data.prepare import PreparedDataset
 from components.data.trained_on import keys_digest, training_keys
 from components.experiment.spec import ExperimentSpec
+from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
 from components.records.events import Progress, TrialHistory
 from components.storage.open_folder import folder_at
@@ -66,7 +69,9 @@ class RegistryCandidate:
             "turnwise.eval_loss": f"{self.report.eval_loss:.6f}",
             "turnwise.base_model": base.model.path,
             "turnwise.base_digest": base.digest,
-            "turnwise.chat_format": base.chat_format.name,
+            **format_facts(
+                base.chat_format, load_format_of(resolve_model(base.model, weights=False), base.chat_format)
+            ),
             **({"turnwise.trained_on": keys_digest(keys)} if keys is not None else {}),
             **({"mlflow.source.git.commit": commit} if commit else {}),
         }

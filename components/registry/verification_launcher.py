@@ -58,11 +58,13 @@ def verify_in_subprocess(
             model = _download(version_uri, uri, folder / "candidate", part="" if earlier is None else CODE)
         except _PhaseError as error:
             raise VerificationError(f"{version_uri} {error}") from None
+        prepared = PreparedDataset.open(settings.prepared)
         request = VerificationRequest(
             model=model,
             incumbent=None,
-            eval_store=PreparedDataset.open(settings.prepared).eval.path,
+            eval_store=prepared.eval.path,
             max_tokens=settings.max_tokens,
+            context=prepared.context,
             rows_per_batch=settings.rows_per_batch,
             probes=settings.probes,
         )

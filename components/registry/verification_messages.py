@@ -34,7 +34,8 @@ class VerificationSettings:
 class VerificationRequest(BaseModel):
     """What one process is asked. `model` and `incumbent` are folders of downloaded versions.
 
-    `digest` is that of the candidate's chat format, which the incumbent's is compared with.
+    `digest` is that of the candidate's chat format, which the incumbent's is compared with. `context` is that of the
+    prepared data.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,6 +46,7 @@ class VerificationRequest(BaseModel):
     digest: str = ""
     eval_store: Path
     max_tokens: int
+    context: int | None = None
     rows_per_batch: int
     probes: tuple[Probe, ...]
     max_new_tokens: int = 64

@@ -135,7 +135,7 @@ def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[s
 
 def _difference_in_tokens(chat_format: ChatFormat, store: TokenStore, request: VerificationRequest) -> str | None:
     """Why losses under the incumbent's chat format cannot be compared with losses under the candidate's."""
-    others = find_render_differences(store, chat_format, request.max_tokens)
+    others = find_render_differences(store, chat_format, request.max_tokens, request.context)
     if others is None:  # the prepared data keeps no conversations: only an equal format is sure to give equal tokens
         same = chat_format.digest() == request.digest
         return None if same else "has another tokenizer or chat format, so losses per target cannot be compared"

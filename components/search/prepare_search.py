@@ -12,6 +12,7 @@ from components.cluster.ray_session import check_not_connected, workers_are_here
 from components.cluster.scheduling.search_warnings import check_rungs
 from components.cluster.slots.search_context import SearchContext
 from components.conversations.chat_formats import load_chat_format
+from components.conversations.format_facts import date_remarks, format_facts
 from components.conversations.load_format import format_spec_in
 from components.conversations.preview.mask_preview import Decode, verbatim
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
@@ -22,6 +23,7 @@ from components.experiment.experiment_warnings import experiment_warnings
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models import attention_backend, quantization_backend
+from components.models.base.context import context_of
 from components.models.base.load_base import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
@@ -51,8 +53,8 @@ class PreparedSearch:
     `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `register`: the best trial will be sent to the registry. `opened` is when opening began, by time.monotonic().
-    `lock` must be closed in the end.
+    adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
+    is when opening began, by time.monotonic(). `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
@@ -68,6 +70,7 @@ class PreparedSearch:
     resumed: bool
     register: bool
     trained: Mapping[str, str]
+    format_facts: Mapping[str, str]
     settings: str
     layout: Layout
     opened: float
@@ -139,7 +142,13 @@ def prepare_search(
     tokenizer = load_tokenizer(directory)
     format_spec = format_spec_in(directory, experiment.format_spec)
     chat_format = load_chat_format(tokenizer, format_spec)
-    dataset = _prepared_for(manifest) if manifest is not None else prepare_experiment(experiment, directory)
+    for remark in date_remarks(chat_format):
+        on_message(remark)
+    dataset = (
+        prepare_experiment(experiment, directory, context=context_of(directory))
+        if manifest is None
+        else _prepared_for(manifest)
+    )
     on_message(dataset.summary())
     settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
     experiment = settings.experiment
@@ -170,6 +179,7 @@ def prepare_search(
         resumed=resume is not None,
         register=register,
         trained=trained,
+        format_facts=format_facts(format_spec, chat_format),
         settings=settings.sentence,
         layout=settings.layout,
         opened=opened,

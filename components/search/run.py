@@ -243,9 +243,8 @@ class SearchRun:
         prepared = self.prepared
         tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.trained.items()}
         tags[SETTINGS_TAG] = prepared.settings[:MAX_CHARACTERS]
-        return SearchRuns(
-            open_store(prepared.uri), prepared.uri, prepared.experiment, prepared.search_id, {**self._facts, **tags}
-        )
+        facts = {**self._facts, **tags, **prepared.format_facts}
+        return SearchRuns(open_store(prepared.uri), prepared.uri, prepared.experiment, prepared.search_id, facts)
 
     def _show_links(self, links: Mapping[str, str]) -> None:
         self.inbox.show(dict(links))

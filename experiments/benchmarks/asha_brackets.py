@@ -34,6 +34,7 @@ from components.data.prepare import prepare_experiment
 from components.experiment.load_experiment import load_experiment
 from components.experiment.space import sample_trials
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
+from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
@@ -79,7 +80,7 @@ def train(experiment: ExperimentSpec, folder: Path, known: Sequence[Curve]) -> I
     directory = resolve_model(experiment.model)
     pad_token_id = load_chat_format(load_tokenizer(directory), experiment.format_spec).pad_token_id
     data = TrainingData(
-        dataset=prepare_experiment(experiment, directory),
+        dataset=prepare_experiment(experiment, directory, context=context_of(directory)),
         max_tokens=experiment.data.max_tokens,
         pad_token_id=pad_token_id,
     )
@@ -275,7 +276,8 @@ def main() -> None:
             known.append(curve)
             arguments.curves.write_text(json.dumps([asdict(each) for each in known]), encoding="utf-8")
             print(f"trial {curve.number}, {curve.branch}: {curve.reports[-1][1]:.4f}", flush=True)
-        dataset = prepare_experiment(experiment, resolve_model(experiment.model))
+        directory = resolve_model(experiment.model)
+        dataset = prepare_experiment(experiment, directory, context=context_of(directory))
         budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
     text = page(known, experiment, budget, os.getloadavg()[0])
     print(text)

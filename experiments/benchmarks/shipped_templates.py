@@ -124,6 +124,12 @@ TALKS: dict[str, Conversation] = {
     ),
     "reasoning": Conversation(messages=(QUESTIONS[0], THOUGHTFUL[0], QUESTIONS[1], THOUGHTFUL[1])),
 }
+# Reasons that lie in the template: it raises an error itself, has no place for something, opens a thought that the data has
+# not, or writes no control token behind answers.
+OWN_REASONS = re.compile(
+    r"the chat template of \w+ refuses it: |does not show (?:its|'\w+')|has no such role|the prompt opens one"
+    r"|no stop token ends an assistant turn"
+)
 WAY_OUT = re.compile(r"chat_template_arguments: \{(\w+): (true|false)\}")
 
 
@@ -269,7 +275,7 @@ def turns_of(rendered: RenderedConversation) -> Iterator[list[int]]:
 
 
 def markdown(rows: dict[Wheel, list[Row]]) -> str:
-    reasons = letters_of([outcome.refusal for row in all_rows(rows) for outcome in row.outcomes.values()])
+    reasons = letters_of([reason for of_wheel in rows.values() for reason in refusals_of(of_wheel)])
     lines = [
         "# Chat templates as they are shipped",
         "",
@@ -278,7 +284,7 @@ def markdown(rows: dict[Wheel, list[Row]]) -> str:
         *(f"{wheel.package} {wheel.version}: sha256 {wheel.sha256}." for wheel in rows),
         "",
         "A number is the tokens of the conversation, which is a path. `a of b`: a tree of a tokens in one pass, b in separate"
-        " rows. `r1`: refused, for the reason below. *off*: with `enable_thinking: false`, as the refusal says.",
+        " rows. `r1`: refused, for the reason below. Behind it: the template's arguments that a refusal named.",
         "Every answer of a loaded conversation follows the very tokens that `prompt()` gives at chat time.",
         "",
     ]
@@ -291,9 +297,9 @@ def markdown(rows: dict[Wheel, list[Row]]) -> str:
     return "\n".join(lines)
 
 
-def all_rows(rows: dict[Wheel, list[Row]]) -> Iterator[Row]:
-    for of_wheel in rows.values():
-        yield from of_wheel
+def refusals_of(rows: Sequence[Row]) -> list[str]:
+    """Returns the refusal of each conversation; "" if there is none."""
+    return [outcome.refusal for row in rows for outcome in row.outcomes.values()]
 
 
 def letters_of(refusals: Sequence[str]) -> dict[str, str]:
@@ -305,15 +311,17 @@ def letters_of(refusals: Sequence[str]) -> dict[str, str]:
 def totals(rows: Sequence[Row]) -> str:
     loaded = sum(any(not outcome.refusal for outcome in row.outcomes.values()) for row in rows)
     shapes = Counter(outcome.shape for row in rows for outcome in row.outcomes.values())
+    not_own = sum(bool(reason) and not OWN_REASONS.search(reason) for reason in refusals_of(rows))
     return (
         f"{len(rows)} templates, of which {loaded} load. Of {len(rows) * len(TALKS)} conversations {shapes['path']} are"
-        f" paths, {shapes['tree']} are trees, {shapes['refused']} are refused."
+        f" paths, {shapes['tree']} are trees, {shapes['refused']} are refused, {not_own} of them for a"
+        " reason that does not lie in the template."
     )
 
 
 def cells(row: Row, reasons: dict[str, str]) -> Iterator[str]:
     for outcome in row.outcomes.values():
-        note = " *off*" if outcome.arguments else ""
+        note = "".join(f" {name}={str(value).lower()}" for name, value in outcome.arguments)
         if outcome.refusal:
             yield reasons[outcome.refusal] + note
         elif outcome.shape == "path":

@@ -87,6 +87,7 @@ KINDS = {
         TemplateKind("thought_asked_for", ("<|over|>", "<|turn|>"), THOUGHT),
         TemplateKind("thought_opened_or_empty", ("<|over|>", "<|turn|>"), THOUGHT),
         TemplateKind("thought_in_content", ("<|done|>", "<|asks|>", "<|answers|>"), THOUGHT),
+        TemplateKind("thought_always_empty", ("<|over|>", "<|turn|>"), THOUGHT),
         TemplateKind("parts", ("<|over|>", "<|turn|>")),
         TemplateKind("rewritten_start", ("<|over|>", "<|turn|>")),
     )

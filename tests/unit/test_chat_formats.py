@@ -439,7 +439,7 @@ def test_a_directory_without_a_tokenizer_is_told_as_such(tmp_path):
 def test_words_about_the_end_of_a_thought_are_no_thought():
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}"
-        "{% if m.role == 'assistant' and loop.last and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+        "{% if loop.last and m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
         "{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
     )
     chat_format = load_chat_format(letter_tokenizer(template))

@@ -116,6 +116,19 @@ def test_a_tree_is_cut_after_a_turn():
     assert fit_length(TREE, 5, truncate=True) is None
 
 
+def test_a_path_longer_than_the_models_context_is_cut_like_too_many_tokens():
+    assert fit_length(TREE, 14, truncate=True, max_depth=11) == TREE
+    assert fit_length(TREE, 14, truncate=True, max_depth=10) == TREE.cut(6)
+    assert fit_length(TREE, 14, truncate=False, max_depth=10) is None
+    assert fit_length(TREE, 14, truncate=True, max_depth=5) is None
+    later = merge_sequences([*THINKING, ([1, 61, 2], [0, 1, 1])])
+    assert fit_length(later, 99, truncate=True, max_depth=10) == TREE.cut(
+        6
+    )  # a short path behind a long one goes with it
+    assert fit_length(PATH, 5, truncate=True, max_depth=5) == PATH
+    assert fit_length(PATH, 5, truncate=True, max_depth=4) is None
+
+
 def test_a_store_keeps_forks(tmp_path):
     store = store_of(tmp_path, PATH, TREE)
     assert store.has_forks

@@ -50,8 +50,9 @@ PLAIN, THOUGHTS, CALLS, BOTH = TALKS
 TALKS_OF = dict.fromkeys(KINDS, (PLAIN,)) | {
     "thought_in_newest": (PLAIN, THOUGHTS),
     "thought_since_question": (PLAIN, THOUGHTS, CALLS, BOTH),
-    "thought_opened": (THOUGHTS,),
-    "thought_opened_by_switch": (THOUGHTS,),
+    **dict.fromkeys(("thought_opened", "thought_opened_by_switch", "thought_opened_or_empty"), (THOUGHTS,)),
+    "thought_in_content": (THOUGHTS,),
+    "always_asks": (PLAIN, CALLS),
     "thinking_switch": (PLAIN, THOUGHTS),
     "channels": (PLAIN, THOUGHTS, CALLS, BOTH),
     **dict.fromkeys(
@@ -176,6 +177,14 @@ def test_a_thought_that_is_cut_off_is_no_answer(kind, model, monkeypatch):
     reply = reply_to(loaded, [user("hi")])
     assert (reply.message.content, reply.message.reasoning_content, reply.finish_reason) == ("", "hm so", "length")
     assert list(stream_reply(loaded, [user("hi")], only_words=True)) == []
+
+
+def test_words_about_the_end_of_a_thought_are_an_answer(model, monkeypatch):
+    loaded = replace(model, chat_format=format_of("thought_in_newest"))
+    said = loaded.chat_format.tokenizer.encode("so </think> ok", add_special_tokens=False)
+    speak(monkeypatch, loaded.model, [*said, loaded.chat_format.stop_token_ids[0]])
+    assert reply_to(loaded, [user("hi")]).message == assistant("so </think> ok")
+    assert "".join(stream_reply(loaded, [user("hi")], only_words=True)) == "so </think> ok"
 
 
 @pytest.mark.parametrize(

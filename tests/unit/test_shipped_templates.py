@@ -89,6 +89,8 @@ def test_the_table_says_what_became_of_each_conversation(monkeypatch):
     monkeypatch.setattr(shipped_templates, "TALKS", dict.fromkeys(("a", "b", "c")))
     outcomes = {"a": Outcome(5, 5), "b": Outcome(7, 9, arguments=(("x", False),)), "c": Outcome(refusal="it|is so")}
     table = markdown({PINNED: [Row("mine", outcomes, ("<|end|>",))]})
-    assert "| mine | 5 | 7 of 9 *off* | r1 | `<\\|end\\|>` |" in table
+    assert "| mine | 5 | 7 of 9 x=false | r1 | `<\\|end\\|>` |" in table
     assert "- r1: it\\|is so" in table
-    assert "1 templates, of which 1 load. Of 3 conversations 1 are paths, 1 are trees, 1 are refused." in table
+    assert (
+        "1 templates, of which 1 load. Of 3 conversations 1 are paths, 1 are trees, 1 are refused, 1 of them" in table
+    )

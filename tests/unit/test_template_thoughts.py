@@ -65,16 +65,7 @@ def test_an_answer_without_a_thought_learns_what_the_template_writes_in_its_plac
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "thought_in_newest",
-        pytest.param(
-            "thought_opened",
-            marks=pytest.mark.xfail(strict=True, reason="the prompt's <think> is written again, in letters"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["thought_in_newest", "thought_opened"])
 @pytest.mark.parametrize(
     "content", ["<think>\nhm\n</think>\n\nyo", "<think>hm</think>yo", "\n<think>\n\nhm\n</think>\nyo"]
 )
@@ -109,9 +100,6 @@ def test_a_prompt_that_opens_a_thought_needs_one_in_the_data():
     assert "enable_thinking" not in problem  # this template has no such switch
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an empty thought in the prompt, which no answer shows, is taken for an opened one"
-)
 def test_the_templates_own_switch_is_the_way_out_of_a_thought_that_the_data_lacks():
     assert "chat_template_arguments: {enable_thinking: false}" in refusal("thought_opened_by_switch", PLAIN)
     assert tokens_of("thought_opened_by_switch", PLAIN, arguments={"enable_thinking": False}) == [
@@ -138,7 +126,6 @@ def test_an_answer_without_a_thought_forks_at_its_stop_where_history_has_another
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="the newest rendering that drops a thought before a call is refused")
 def test_a_calls_thought_stays_in_the_prompt_after_it_though_later_it_is_dropped():
     """The final answer's rendering drops the thought before the call, the prompt for that answer has it."""
     call = [*words(" to=add"), CHANNEL, "commentary", MESSAGE, *words('{"a": 1}'), "<|call|>"]
@@ -153,7 +140,6 @@ def test_a_calls_thought_stays_in_the_prompt_after_it_though_later_it_is_dropped
     assert {"<|call|>", "<|return|>"} <= stops_of("channels")
 
 
-@pytest.mark.xfail(strict=True, reason="no way out is named")
 def test_thinking_that_is_off_unless_asked_for_names_its_switch_to_thoughts():
     assert "chat_template_arguments: {enable_thinking: true}" in refusal("thought_asked_for", THOUGHTFUL)
     assert tokens_of("thought_asked_for", THOUGHTFUL, arguments={"enable_thinking": True}) == [
@@ -164,7 +150,6 @@ def test_thinking_that_is_off_unless_asked_for_names_its_switch_to_thoughts():
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="no way out is named")
 def test_an_empty_thought_where_the_prompt_opens_one_names_the_switch():
     assert "chat_template_arguments: {enable_thinking: false}" in refusal("thought_opened_or_empty", PLAIN)
     assert tokens_of("thought_opened_or_empty", PLAIN, arguments={"enable_thinking": False}) == [
@@ -178,6 +163,27 @@ def test_an_empty_thought_where_the_prompt_opens_one_names_the_switch():
     ]  # fmt: skip
 
 
+def test_a_thought_behind_an_empty_one_is_refused_and_the_switch_named():
+    assert "chat_template_arguments: {enable_thinking: true}" in refusal("thought_always_empty", THOUGHTFUL)
+
+
+def test_a_thought_takes_the_place_of_the_empty_one_that_is_written_for_it():
+    assert tokens_of("thought_always_empty", THOUGHTFUL, arguments={"enable_thinking": True}) == [
+        TURN, "user", "\n", "hi", OVER, TURN, "assistant", "\n", THINK, "\n",
+        ["hm", "\n", THOUGHT, "\n", "\n", "yo", OVER],
+        10, "\n", THOUGHT, "\n", "\n", "yo", OVER, TURN, "user", "\n", "ok", OVER, TURN, "assistant", "\n", THINK, "\n",
+        ["so", "\n", THOUGHT, "\n", "\n", "bye", OVER],
+    ]  # fmt: skip
+
+
+def test_answers_without_thoughts_behind_an_empty_one_are_a_path():
+    empty = [THINK, "\n", "\n", THOUGHT, "\n", "\n"]
+    assert tokens_of("thought_always_empty", PLAIN) == [
+        TURN, "user", "\n", "hi", OVER, TURN, "assistant", "\n", *empty, ["yo", OVER],
+        TURN, "user", "\n", "ok", OVER, TURN, "assistant", "\n", *empty, ["bye", OVER],
+    ]  # fmt: skip
+
+
 def test_content_that_is_written_as_it_is_has_its_thought_behind_the_prompt_only():
     assert tokens_of("thought_in_content", THOUGHTFUL) == [
         ASK, "hi", ANSWER, THINK, "\n", ["hm", "\n", THOUGHT, "\n", "\n", "yo", DONE],
@@ -186,7 +192,6 @@ def test_content_that_is_written_as_it_is_has_its_thought_behind_the_prompt_only
     assert "message 2 has no reasoning" in refusal("thought_in_content", PLAIN)
 
 
-@pytest.mark.xfail(strict=True, reason="<think> in content is taken for a forged control token where prompts end in it")
 def test_a_template_that_names_the_tag_has_thoughts_in_the_content_of_history_too():
     tokenizer = word_tokenizer(KINDS["thought_in_content"].special, (THINK, THOUGHT))
     tokenizer.chat_template = KINDS["thought_in_content"].template + "{# a thought ends in </think> #}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.conversations.chat_formats.template_dialect import INLINE, REASONING_KEYS, Raw
+from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.thoughts import ThoughtStyle
 from components.conversations.chat_formats.turn_stops import TurnStops
@@ -52,15 +52,7 @@ class TurnReader:
         """Raises InputError if the template does not show all that the assistant said, in a way that a model can say it."""
         where = f"{source}: message {position + 1}"
         prompt = self.renderer.write(raw[:position], tools, source, ask=True)
-        newest = self.renderer.write(raw[: position + 1], tools, source)
-        newest = self._with_hidden_thought(prompt, newest, raw[position], where)
-        if not newest.startswith(prompt):
-            newest = self._behind_quiet_history(prompt, raw, tools, position, source) or newest
-        if not newest.startswith(prompt):
-            raise NeverSaidError(
-                f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
-                f" {prompt[-20:]!r}"
-            )
+        newest = self._in_use(prompt, raw, tools, position, source)
         written, stop = self._find_stop(newest, len(prompt), raw, position, where)
         self._check_words(written[len(prompt) : stop], raw[position], where)
         last_token = written.rfind(self.renderer.added.last_in(written[stop:]), stop)
@@ -73,6 +65,57 @@ class TurnReader:
             stop=last_token,
         )
 
+    def _in_use(self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str) -> str:
+        """Returns the prompt and what follows it in use. Raises NeverSaidError if nothing that the template writes does."""
+        newest = self.renderer.write(raw[: position + 1], tools, source)
+        thought = self._thought_of(raw[position])
+        if newest.startswith(prompt) and thought in newest[len(prompt) :]:
+            return newest
+        where = f"{source}: message {position + 1}"
+        self._check_thought_fits(newest.startswith(prompt), thought, where)
+        written = self._behind_opened_thought(prompt, raw, tools, position, source) or self._behind_quiet_history(
+            prompt, raw, tools, position, source
+        )
+        if written is None and not newest.startswith(prompt):
+            raise NeverSaidError(
+                f"{where}: chat_format {self.renderer.name} does not write it behind its own prompt, which ends in"
+                f" {prompt[-20:]!r}"
+            )
+        return written or newest
+
+    def _check_thought_fits(self, continues: bool, thought: str, where: str) -> None:
+        """Raises NeverSaidError for a thought behind a prompt that ends it, and for none behind one that opens it."""
+        style = self.thoughts
+        if style is not None and thought and style.is_closed:
+            raise NeverSaidError(
+                f"{where} has reasoning, and the prompt says that there is none; take it out"
+                f"{self.renderer.way_with_thoughts()}"
+            )
+        if style is not None and not (thought or continues or style.is_closed) and not style.opener:
+            raise NeverSaidError(
+                f"{where} has no reasoning, and the prompt opens one ({style.tag}); give its reasoning_content"
+                f"{self.renderer.way_without_thoughts()}"
+            )
+
+    def _behind_opened_thought(
+        self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
+    ) -> str | None:
+        """Returns the prompt, the thought that the template does not write behind it, and the answer.
+
+        None if the prompt is no beginning of the answer for another reason, or the thought does not fit the prompt.
+        """
+        style, thought = self.thoughts, self._thought_of(raw[position])
+        if style is None or not prompt.endswith(style.opened) or bool(thought) == style.is_closed:
+            return None
+        shared = prompt.removesuffix(style.opened)
+        answered = self.renderer.write([*raw[:position], _without_thought(raw[position])], tools, source)
+        if not answered.startswith(shared):
+            return None
+        answer = answered[len(shared) :]
+        if not thought or answer.lstrip().startswith(style.closer.strip()):  # of an empty thought, which this one fills
+            return prompt + thought + answer
+        return f"{prompt}{style.opener}{thought}{style.closer}{answer}"
+
     def _behind_quiet_history(
         self, prompt: str, raw: Sequence[Raw], tools: list[Any], position: int, source: str
     ) -> str | None:
@@ -80,7 +123,7 @@ class TurnReader:
 
         An answer may hide the thoughts of the calls before it, which its own prompt shows. None if that is not the reason.
         """
-        quiet = [{key: text for key, text in message.items() if key not in REASONING_KEYS} for message in raw[:position]]
+        quiet = [_without_thought(message) for message in raw[:position]]
         asked = self.renderer.write(quiet, tools, source, ask=True)
         answered = self.renderer.write([*quiet, raw[position]], tools, source)
         return prompt + answered.removeprefix(asked) if answered.startswith(asked) else None
@@ -95,24 +138,6 @@ class TurnReader:
             raise InputError(f"{where}: no stop token {wanted} ends it")
         return newest[: stop + len(wanted)], stop
 
-    def _with_hidden_thought(self, prompt: str, newest: str, message: Raw, where: str) -> str:
-        """Returns the newest message with its thought, where the template writes none."""
-        style = self.thoughts
-        if style is None or not style.is_hidden:
-            return newest
-        shared = prompt.removesuffix(style.opened)
-        if not (prompt.endswith(style.opened) and newest.startswith(shared)):
-            return newest
-        thought = message.get(THOUGHT, "").strip()
-        if thought:
-            return f"{prompt}{style.opener}{thought}{style.closer}{newest[len(shared) :]}"
-        if style.opened:
-            raise NeverSaidError(
-                f"{where} has no reasoning, and the prompt opens one ({style.opened.strip()}); give its reasoning_content"
-                f"{self.renderer.way_without_thoughts()}"
-            )
-        return newest
-
     def _check_words(self, said: str, message: Raw, where: str) -> None:
         calls = (call["function"]["name"] for call in message.get("tool_calls", ()))
         for words in (message["content"].strip(), *calls):
@@ -122,15 +147,19 @@ class TurnReader:
             raise InputError(f"{where}: {hidden_reasoning_problem(self.renderer.name)}")
 
     def _thought_of(self, message: Raw) -> str:
-        return "" if self.reasoning_key == INLINE else str(message.get(self.reasoning_key or THOUGHT, "")).strip()
+        return str(message.get(self.reasoning_key or THOUGHT, "")).strip()
 
     def _end_of_thought(self, text: str, start: int, message: Raw) -> int:
         """Returns where a thought ends, with what closes it; `start` if there is none."""
         if self.thoughts is None:
             return start
         thought, closer = self._thought_of(message), self.thoughts.closer.strip()
-        if not (thought or (self.reasoning_key == INLINE and closer in message["content"])):
+        if not thought:
             return start
         end = text.find(thought, start) + len(thought)
         closed = text.find(closer, end)
         return closed + len(closer) if closed >= 0 else end
+
+
+def _without_thought(message: Raw) -> Raw:
+    return {key: value for key, value in message.items() if key not in REASONING_KEYS}

@@ -17,6 +17,11 @@ class ChatFormat(Protocol):
     pad_token_id: int
     template: str  # Jinja, saved with the tokenizer for programs without Turnwise
 
+    @property
+    def written_date(self) -> str | None:
+        """Returns the date that is written as today's in every conversation; None if there is none."""
+        ...
+
     def digest(self) -> str:
         """Changes whenever some conversation could be rendered differently: it covers tokenizer, template and version."""
         ...

@@ -103,6 +103,8 @@ class _Draft:
 class ChatGLM3Format:
     """With `ends_turns` every answer ends with </s>, as in chatglm3-base-tuning, not only the last of a conversation."""
 
+    written_date: str | None = None
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, ends_turns: bool) -> None:
         """Raises InputError if the tokenizer is not ChatGLM3's."""
         if not is_chatglm3(tokenizer):

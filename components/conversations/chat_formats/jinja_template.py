@@ -25,7 +25,7 @@ from components.conversations.chat_formats.named_templates import templates_of
 from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
 from components.conversations.chat_formats.segment_encoder import SegmentEncoder, TemplateText
 from components.conversations.chat_formats.template_arguments import with_arguments
-from components.conversations.chat_formats.template_date import pin_date
+from components.conversations.chat_formats.template_date import dates_of, pin_date
 from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw, learn_dialect
 from components.conversations.chat_formats.template_probes import PROBE, THINKING
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
@@ -67,6 +67,7 @@ class TemplateFormat:
             tokenizer, name=name, template=self.template, added=added, templates=tuple(templates_of(tokenizer))
         )
         self.dialect = learn_dialect(self._write_trial, self.template)
+        self.renderer.inline_thoughts = self.dialect.inline
         self.stops = self._learn_stops(added)
         self.thoughts = learn_thoughts(self._write_trial, self.dialect, self.template)
         self.turns = TurnReader(
@@ -86,6 +87,11 @@ class TemplateFormat:
         )
         self._before, self._after = self._around_answer()
         self.calls = learn_tool_calls(self._write_calls) or learn_listed_arguments(self._write_calls)
+
+    @property
+    def written_date(self) -> str | None:
+        text = self._write_trial([self.dialect.raw(PROBE[0])], ask=True)
+        return max((date for date in dates_of(self.template, self.name) if date in text), key=len, default=None)
 
     def digest(self) -> str:
         # Templates refer to special tokens by their purpose: {{ bos_token }}.

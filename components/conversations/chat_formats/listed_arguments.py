@@ -1,6 +1,6 @@
 """Parses tool calls whose arguments a chat template writes one by one: in tags, or as Python writes them.
 
-    <call><function=add><parameter=a>2</parameter></function></call>        [add(a=2), now()]
+<call><function=add><parameter=a>2</parameter></function></call>        [add(a=2), now()]
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from components.errors import InputError
+from components.experiment.spec import ChatFormatSpec
 
 DEFAULT = "default"
 
@@ -27,3 +28,8 @@ def templates_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Returns the templates by name; a single one is the default."""
     given = tokenizer.chat_template
     return dict(given) if isinstance(given, dict) else {DEFAULT: given} if given else {}
+
+
+def templates_in_use(template: str, spec: ChatFormatSpec) -> str | dict[str, str]:
+    """Returns a template as a tokenizer has it so that it is used under each name: its own one, and none."""
+    return template if spec.template in (None, DEFAULT) else {DEFAULT: template, spec.template: template}

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from components.conversations.chat_formats.shared_prefix import shared_prefix
+
 IGNORE_INDEX = -100
 
 
@@ -101,7 +103,7 @@ def merge_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[float]]]) 
     for ids, own_weights in sequences:
         # A sequence has its last prompt token for itself: then a token predicts one target at most.
         most = next(position for position, weight in enumerate(own_weights) if weight > 0) - 1
-        shared = _common_prefix(before, ids, most)
+        shared = min(most, shared_prefix(before, ids))
         if before and shared < len(before):
             forks.append(Fork(len(token_ids), shared))
         token_ids.extend(ids[shared:])
@@ -128,8 +130,3 @@ def _cut_path(path: Sequence[tuple[int, int]], depth: int) -> Iterator[tuple[int
             return
         yield start, min(end, start + depth)
         depth -= end - start
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    longest = min(len(one), len(other), most)
-    return next((at for at in range(longest) if one[at] != other[at]), longest)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from components.conversations.chat_formats.assistant_turns import AssistantTurn
 from components.conversations.chat_formats.control_tokens import ControlTokenEncoder
+from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.errors import InputError
 
 MAX_REMEMBERED = 4096  # segments: the prompts of a conversation share most of theirs
@@ -59,7 +60,9 @@ class SegmentEncoder:
             if turn_ids[: len(prompt_ids)] != prompt_ids:
                 turn_ids = prompt_ids + self._continuation(written, prompt_ids, turn_ids, turn, source)
             answer = (
-                _common(turn_ids, self._ids(written, begin, turn.answer, source)) if turn.answer > turn.start else 0
+                shared_prefix(turn_ids, self._ids(written, begin, turn.answer, source))
+                if turn.answer > turn.start
+                else 0
             )
             stop = len(turn_ids) - len(self._ids(written, turn.end_of_words, end, source))
             spans.append(
@@ -96,9 +99,3 @@ class SegmentEncoder:
             return list(self._encode(written.text[start:end], written.mark))
         except ValueError as error:
             raise InputError(f"{source}: {error}") from None
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Returns how many tokens two lists begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))

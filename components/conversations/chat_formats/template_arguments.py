@@ -18,6 +18,8 @@ GIVEN_BY_CALLERS = ("messages", "tools", "documents", "add_generation_prompt", "
 def with_arguments(template: str, arguments: Mapping[str, Any], name: str) -> str:
     """Returns the template with these defaults, each on a line of its own, which the environment removes.
 
+    A template that begins with them, as a package has it, is returned unchanged.
+
     Raises InputError for an argument that the template does not read: it would change nothing.
     """
     if not arguments:
@@ -31,10 +33,10 @@ def with_arguments(template: str, arguments: Mapping[str, Any], name: str) -> st
                 f"chat_template_arguments.{key}={json.dumps(value)}: the chat template does not read it; it reads"
                 f" {', '.join(sorted(read)) or 'none'}"
             )
-    lines = (
+    lines = "".join(
         f"{{% set {key} = {key} if {key} is defined else {_literal(value)} %}}\n" for key, value in arguments.items()
     )
-    return "".join(lines) + template
+    return template if template.startswith(lines) else lines + template
 
 
 def arguments_of(template: str, name: str) -> set[str]:

@@ -19,7 +19,7 @@ GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # transformers' ow
 
 
 def pin_date(template: str, name: str) -> str:
-    """Returns the template with TODAY instead of its clock. A template without a clock is returned unchanged.
+    """Returns the template with TODAY instead of its clock. One without a clock, or that is fixed already, stays unchanged.
 
     Raises InputError if it uses random numbers, or asks for the date in a form that is only known during rendering.
     """
@@ -30,6 +30,8 @@ def pin_date(template: str, name: str) -> str:
         raise InputError(
             f"chat_format {name}: the chat template draws lots ({lots}), so it renders a conversation otherwise each time"
         )
+    if any(macro.name == CLOCK for macro in parsed.find_all(nodes.Macro)):
+        return template
     forms = [_date_form(call, name) for call in _clock_calls(parsed)]
     tests = [
         test for test in parsed.find_all(nodes.Test) if isinstance(test.node, nodes.Name) and test.node.name == CLOCK
@@ -37,6 +39,13 @@ def pin_date(template: str, name: str) -> str:
     if sum(node.name == CLOCK for node in parsed.find_all(nodes.Name)) > len(forms) + len(tests):
         raise _unknown_form_error(name)  # the clock is used under another name
     return _clock_macro(forms) + template if forms else template
+
+
+def dates_of(template: str, name: str) -> list[str]:
+    """Returns TODAY in each form in which a template asks for it."""
+    if CLOCK not in template:
+        return []
+    return [TODAY.strftime(_date_form(call, name)) for call in _clock_calls(parse_template(template, name))]
 
 
 def _clock_calls(parsed: nodes.Template) -> Iterator[nodes.Call]:

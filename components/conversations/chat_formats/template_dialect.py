@@ -12,31 +12,30 @@ from components.conversations.messages import Message
 from components.errors import InputError
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-INLINE = "content"  # the key of reasoning that is written at the head of the content
 Raw = dict[str, Any]
 Write = Callable[[Sequence[Raw]], str]  # raises InputError where the template refuses messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateDialect:
-    """`reasoning_key` is None if the template shows no reasoning. `arguments` are those of calls: an object, or JSON text."""
+    """`reasoning_key` is None if the template shows no reasoning; `inline`: it reads it at the head of the content only.
+
+    `arguments` are those of calls: an object, or JSON text.
+    """
 
     reasoning_key: str | None = None
+    inline: bool = False
     arguments: Literal["object", "text"] = "object"
 
     def raw(self, message: Message) -> Raw:
         """Returns a message as a dict for the template."""
-        optional: Raw = {
+        optional = {
             "tool_calls": [self._call(call) for call in message.tool_calls],
             "tool_call_id": message.tool_call_id,
             "name": message.name,
+            self.reasoning_key or REASONING_KEYS[0]: message.reasoning_content,
         }
-        content, thought = message.content, message.reasoning_content
-        if self.reasoning_key == INLINE and thought:
-            content = f"<think>\n{thought}\n</think>\n\n{content}"
-        else:
-            optional[self.reasoning_key or REASONING_KEYS[0]] = thought
-        required = {"role": message.role, "content": content}
+        required = {"role": message.role, "content": message.content}
         return required | {key: value for key, value in optional.items() if value}
 
     def _call(self, call: Raw) -> Raw:
@@ -48,20 +47,24 @@ class TemplateDialect:
 
 def learn_dialect(write: Write, template: str) -> TemplateDialect:
     """Tries each form, and keeps what the template shows."""
-    return TemplateDialect(
-        reasoning_key=_reasoning_key(write, template), arguments="text" if _wants_text(write) else "object"
-    )
-
-
-def _reasoning_key(write: Write, template: str) -> str | None:
-    """Returns the first key under which the newest message's reasoning is shown."""
+    arguments: Literal["object", "text"] = "text" if _wants_text(write) else "object"
     (thought,) = (message.reasoning_content for message in THINKING if message.reasoning_content)
-    # A template that does not know the tag shows it as any other text: then it is content, and stays so.
-    for key in (*REASONING_KEYS, *([INLINE] if "</think>" in template else [])):
-        dialect = TemplateDialect(reasoning_key=key)
+    for key in REASONING_KEYS:
+        dialect = TemplateDialect(reasoning_key=key, arguments=arguments)
         if thought in (_written(write, dialect, THINKING) or ""):
-            return key
-    return None
+            return dialect
+    # A template that does not know the tag shows it as any other text: then it is content, and stays so.
+    inline = "</think>" in template and thought in (_written(write, TemplateDialect(inline=True), THINKING) or "")
+    return TemplateDialect(reasoning_key=REASONING_KEYS[0] if inline else None, inline=inline, arguments=arguments)
+
+
+def with_inline_thought(message: Raw) -> Raw:
+    """Returns a message with its reasoning at the head of its content."""
+    thought = message.get(REASONING_KEYS[0])
+    if not thought:
+        return message
+    rest = {key: value for key, value in message.items() if key != REASONING_KEYS[0]}
+    return {**rest, "content": f"<think>\n{thought}\n</think>\n\n{message['content']}"}
 
 
 def _wants_text(write: Write) -> bool:
@@ -75,7 +78,8 @@ def _wants_text(write: Write) -> bool:
 
 
 def _written(write: Write, dialect: TemplateDialect, messages: Sequence[Message]) -> str | None:
+    raw = [dialect.raw(message) for message in messages]
     try:
-        return write([dialect.raw(message) for message in messages])
+        return write([with_inline_thought(message) for message in raw] if dialect.inline else raw)
     except InputError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.chat_formats.template_arguments import arguments_of
-from components.conversations.chat_formats.template_dialect import Raw
-from components.conversations.chat_formats.template_probes import PROBE
+from components.conversations.chat_formats.template_dialect import Raw, with_inline_thought
+from components.conversations.chat_formats.template_probes import PROBE, PROBE_CALL
 from components.errors import InputError
 
 # Errors of a template that got a form it does not expect, beside those that it raises itself.
 REFUSALS = (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError, IndexError)
+CALL_NAME = str(PROBE_CALL["function"]["name"])
 SWITCHES = ("enable_thinking", "thinking")  # arguments that switch reasoning off
 
 
@@ -35,8 +37,11 @@ class TemplateRenderer:
     ) -> None:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
         self.templates = templates
+        self.calls_alone = self.inline_thoughts = False
         # Templates of models for images read content as a list of parts.
         self.takes_parts = not self._shows_words(parts=False) and self._shows_words(parts=True)
+        # Some write calls only where a message has no content at all.
+        self.calls_alone = not self._shows_call(alone=False) and self._shows_call(alone=True)
 
     def write(self, raw: Sequence[Raw], tools: list[Any], source: str, *, ask: bool = False) -> str:
         """Renders messages and tools. `ask` ends the text at the start of the assistant's next turn."""
@@ -65,9 +70,15 @@ class TemplateRenderer:
 
     def way_without_thoughts(self) -> str:
         """Returns the argument that switches reasoning off, as advice; "" if the template has none."""
+        return self._switch("false")
+
+    def way_with_thoughts(self) -> str:
+        return self._switch("true")
+
+    def _switch(self, value: str) -> str:
         read = arguments_of(self.template, self.name)
         switch = next((name for name in SWITCHES if name in read), None)
-        return f", or set chat_template_arguments: {{{switch}: false}}" if switch else ""
+        return f", or set chat_template_arguments: {{{switch}: {value}}}" if switch else ""
 
     def _shows_words(self, *, parts: bool) -> bool:
         """Whether a question's words are in its rendering, given as a text or as parts."""
@@ -77,10 +88,33 @@ class TemplateRenderer:
         except REFUSALS:
             return False
 
+    def _shows_call(self, *, alone: bool) -> bool:
+        """Whether a call's name is in its rendering, beside an empty content or none."""
+        self.calls_alone = alone
+        forms: tuple[Raw | str, ...] = ({}, "{}")
+        for arguments in forms:
+            call = {"type": "function", "function": {"name": CALL_NAME, "arguments": arguments}}
+            messages: list[Raw] = [
+                {"role": "user", "content": "one"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ]
+            with contextlib.suppress(*REFUSALS):
+                if CALL_NAME in self._render(messages, [], ask=False):
+                    return True
+        return False
+
+    def _shape(self, message: Raw) -> Raw:
+        """Returns a message with its content in the form that the template reads."""
+        if self.inline_thoughts:
+            message = with_inline_thought(message)
+        if self.calls_alone and message.get("tool_calls") and not message["content"].strip():
+            return {**message, "content": None}
+        return {**message, "content": [{"type": "text", "text": message["content"]}]} if self.takes_parts else message
+
     def _render(self, raw: Sequence[Raw], tools: list[Any], ask: bool) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                [_in_parts(message) for message in raw] if self.takes_parts else list(raw),
+                [self._shape(message) for message in raw],
                 tools=tools or None,
                 chat_template=self.template,
                 add_generation_prompt=ask,
@@ -111,10 +145,6 @@ class TemplateRenderer:
 
     def offers_chatml(self) -> bool:
         return self.name != "chatml" and knows_chatml(self.tokenizer)
-
-
-def _in_parts(message: Raw) -> Raw:
-    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _same_role_twice(raw: Sequence[Raw]) -> int:

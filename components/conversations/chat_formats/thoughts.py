@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.conversations.chat_formats.template_dialect import TemplateDialect
 from components.conversations.chat_formats.template_probes import CALLING, PROBE, THINKING
 from components.conversations.messages import Message
 from components.errors import InputError
 
-TAG = re.compile(r"<(\w+)>")
+TAG_AT_END = re.compile(r"<(?P<name>\w+)>\s*$")
+# <think>\n\n</think>, or <|channel>thought\n<channel|>
+EMPTY_AT_END = re.compile(r"<\|?(?P<name>\w+)\|?>[^<>]*(?P<end><[/|]?(?P=name)\|?>)\s*$")
 DEFAULT_OPENER = "<think>\n"
 Write = Callable[..., str]
 
@@ -22,7 +24,8 @@ class ThoughtStyle:
     """`opener` comes before a thought, behind the prompt; `closer` between thought and answer, `call_closer` before calls.
 
     `is_hidden`: the template does not write the newest message's thought, so it is written here, as the model writes it.
-    `opened` is then the end of a prompt that opens the thought itself; "" if none does. Without an opener the prompt opens
+    `is_closed`: prompts end a thought themselves, so there is none. `opened` is what a prompt has beyond the beginning of an
+    answer without a thought. Without an opener the prompt opens
     every thought.
     """
 
@@ -30,7 +33,13 @@ class ThoughtStyle:
     closer: str
     call_closer: str
     is_hidden: bool = False
+    is_closed: bool = False
     opened: str = ""
+
+    @property
+    def tag(self) -> str:
+        """What opens a thought, for people."""
+        return self.opened.strip() or self.closer.strip().replace("</", "<")
 
     def separate(self, message: Message, where: str) -> Message:
         """Returns an assistant's message with the reasoning at the head of its content as its reasoning_content.
@@ -60,7 +69,7 @@ class ThoughtStyle:
     def read(self, text: str) -> tuple[str, str]:
         """Returns (thought, answer) of what a model said, letter for letter; a thought that it did not end has no answer."""
         head, closer, answer = self._cut(text, (self.closer, "</think>", self.call_closer))
-        if closer:
+        if closer and self._thinks(head):
             return self._said_in(head, closer), _behind(answer, closer)
         if self._thinks(text) and text.lstrip().startswith(self.opener.strip()):
             return self._said_in(text, ""), ""
@@ -68,8 +77,8 @@ class ThoughtStyle:
 
     def answer_of(self, text: str) -> str:
         """Returns the answer in an unfinished text: "" while the thought goes on."""
-        _, closer, answer = self._cut(text, (self.closer, "</think>"))
-        if closer:
+        head, closer, answer = self._cut(text, (self.closer, "</think>"))
+        if closer and self._thinks(head):
             return _behind(answer, closer)
         return "" if self._thinks(text) else text
 
@@ -115,20 +124,45 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
         shown = write([*asked, dialect.raw(THINKING[1])]) if dialect.reasoning_key else ""
     except InputError:
         return None
+    thought = THINKING[1].reasoning_content
     if shown.startswith(prompt):
-        thought, answer = THINKING[1].reasoning_content, THINKING[1].content
-        opener, _, rest = shown[len(prompt) :].partition(thought)
-        closer = rest.partition(answer)[0]
-        return ThoughtStyle(opener=opener, closer=closer, call_closer=_call_closer(write, dialect, rest, closer))
-    opened = "" if plain.startswith(prompt) else _opened(prompt, plain)
-    if not opened and "</think>" not in template:
-        return None
-    tag = TAG.search(opened or DEFAULT_OPENER)
-    if tag is None:
-        return None
-    opener = "" if opened else DEFAULT_OPENER
-    closer = f"\n</{tag[1]}>\n\n"
-    return ThoughtStyle(opener=opener, closer=closer, call_closer=closer, is_hidden=True, opened=opened)
+        opener, closer, call_closer = _around_thought(write, dialect, shown[len(prompt) :])
+        return ThoughtStyle(opener=opener, closer=closer, call_closer=call_closer)
+    opened = prompt[shared_prefix(prompt, plain) :]
+    if thought in shown:
+        opener, closer, call_closer = _around_thought(write, dialect, shown[len(prompt) - len(opened) :])
+        if thought not in shown[len(prompt) - len(opened) :]:  # answers without a thought have the prompt's empty one
+            before, _, behind = shown.rpartition(thought)
+            opener, closer, call_closer = _around_thought(write, dialect, before[_opening(before) :] + thought + behind)
+        is_closed = prompt.rstrip().endswith(closer.strip())
+    else:
+        tag, empty = TAG_AT_END.search(prompt), EMPTY_AT_END.search(prompt)
+        if not (tag or empty) and "</think>" not in template:
+            return None
+        is_closed = empty is not None
+        opener = "" if tag and not is_closed else DEFAULT_OPENER
+        closer = call_closer = empty["end"] if empty else f"\n</{tag['name'] if tag else 'think'}>\n\n"
+    return ThoughtStyle(
+        opener=opener if is_closed or not opened else "",
+        closer=closer,
+        call_closer=call_closer,
+        is_hidden=True,
+        is_closed=is_closed,
+        opened=opened,
+    )
+
+
+def _opening(text: str) -> int:
+    """Returns where the tag begins with which a text ends."""
+    tag = TAG_AT_END.search(text)
+    return tag.start() if tag else len(text)
+
+
+def _around_thought(write: Write, dialect: TemplateDialect, text: str) -> tuple[str, str, str]:
+    """Returns what comes before the thought of a text, between it and the answer, and between it and calls."""
+    opener, _, rest = text.partition(THINKING[1].reasoning_content)
+    closer = rest.partition(THINKING[1].content)[0]
+    return opener, closer, _call_closer(write, dialect, rest, closer)
 
 
 def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str) -> str:
@@ -139,10 +173,4 @@ def _call_closer(write: Write, dialect: TemplateDialect, rest: str, closer: str)
     except InputError:
         return closer
     _, _, behind = text.rpartition(calling.reasoning_content)
-    return os.path.commonprefix([rest, behind]) or closer
-
-
-def _opened(prompt: str, newest: str) -> str:
-    """Returns what a prompt has beyond what the newest message is rendered behind."""
-    shared = next((at for at in range(min(len(prompt), len(newest))) if prompt[at] != newest[at]), len(prompt))
-    return prompt[shared:]
+    return rest[: shared_prefix(rest, behind)] or closer

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.conversations.chat_formats.assistant_turns import AssistantTurn, TurnReader
 from components.conversations.chat_formats.control_tokens import PRIVATE_USE
-from components.conversations.chat_formats.template_dialect import INLINE, Raw
+from components.conversations.chat_formats.template_dialect import Raw
 from components.errors import InputError
 
 MAX_TURNS_RENDERED = 32  # of a conversation; of a longer one this many are compared with the rendering up to them
@@ -46,7 +46,7 @@ def _says_words_only(reader: TurnReader, raw: Sequence[Raw]) -> bool:
     style, key = reader.thoughts, reader.reasoning_key
     if style is None:
         return True
-    return not style.is_hidden and key not in (None, INLINE) and not any(message.get(str(key)) for message in raw)
+    return not style.is_hidden and not any(message.get(str(key)) for message in raw)
 
 
 def _turns_in(

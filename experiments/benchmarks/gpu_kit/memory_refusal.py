@@ -16,6 +16,7 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.experiment.load_experiment import load_experiment
 from components.experiment.space import branches_of, some_trial
 from components.experiment.spec import ExperimentSpec
+from components.models.base.context import context_of
 from components.models.chatglm.config import glm_config, original_config
 from components.models.chatglm.tiny_model import make_tiny
 from components.planning.branch_plan import BranchPlan
@@ -118,7 +119,7 @@ def _die(
     experiment: ExperimentSpec, directory: Path, branch: BranchPlan, settings: Settings, meter: Meter
 ) -> str | None:
     """Returns the first line of the error, and keeps nothing else of it: its frames hold the tensors."""
-    dataset = PreparedDataset.open(prepare_experiment(experiment, directory).directory)
+    dataset = PreparedDataset.open(prepare_experiment(experiment, directory, context=context_of(directory)).directory)
     checkpoints = settings.scratch / "checkpoints"
     config = glm_config(directory)
     runner = RandomRunner(config, dataset, checkpoints, device=settings.device, max_tokens=MAX_TOKENS)
