@@ -19,8 +19,10 @@ from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation, Message
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
+from components.models.attention_backend import attention_of
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
+from components.training.model_abilities import laid_out
 from components.training.workers import OneWorker
 
 ROWS_PER_BATCH = 4
@@ -140,11 +142,10 @@ class Scorer:
 
     def score(self, model: PreTrainedModel, *, precision: str = "fp32") -> tuple[float, int]:
         """Returns (nats per target, number of targets)."""
+        attention = attention_of(model)
         return evaluate(
-            ScoredModel(
-                model.eval(), precision=precision, attention=model.config._attn_implementation, device=model.device
-            ),
-            self.store,
+            ScoredModel(model.eval(), precision=precision, attention=attention, device=model.device),
+            laid_out(self.store, model, attention, longest=self.max_tokens),
             OneWorker(model.device),
             max_tokens=self.max_tokens,
             rows_per_batch=ROWS_PER_BATCH,

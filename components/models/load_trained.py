@@ -29,8 +29,8 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
 from components.experiment.spec import FLASH_ATTENTION, ChatFormatSpec, LoraMethod, ModelSpec, TrialSpec
 from components.models.adapters import load_adapter, load_adapter_state
-from components.models.attention_backend import usable_attention
-from components.models.base.load_base import load_base_model, resolve_model, save_config
+from components.models.attention_backend import attention_of, usable_attention
+from components.models.base.load_base import config_of, load_base_model, resolve_model, save_config
 from components.models.base.reference import BASE_FILE, BaseReference
 from components.models.digest import model_digest
 from components.models.dtypes import torch_dtype
@@ -84,7 +84,7 @@ def load_base(
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, format_spec_in(directory, chat_format)),
         device=device,
-        attention=usable_attention(model.attention),
+        attention=attention_of(loaded),
     )
 
 
@@ -95,31 +95,30 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
     bitsandbytes and this Python cannot use it.
 
     Args:
-        flash: without it, sdpa takes flash attention's place, which computes on every device and in float32, too.
+        flash: without it, another takes flash attention's place, which computes on every device and in float32, too.
     """
     device = device or default_device()
     reference = BaseReference.read(directory)
-    attention = usable_attention(reference.model.attention) if flash else without_flash(reference.model).attention
+    named = reference.model if flash else without_flash(reference.model)
     spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
     check_loadable(spec.method, directory)
     base = None if needs_no_base(directory) else _find_base(reference)
     own_tokenizer = directory / TOKENIZER
     tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
+    model = _load_model(directory, base, named, spec, device).eval()
     return LoadedModel(
-        model=_load_model(
-            directory, base, reference.model.model_copy(update={"attention": attention}), spec, device
-        ).eval(),
+        model=model,
         tokenizer=tokenizer,
         chat_format=load_chat_format(tokenizer, reference.chat_format),
         device=device,
-        attention=attention,
+        attention=attention_of(model),
         precision=spec.precision,
         reference=reference,
     )
 
 
 def without_flash(model: ModelSpec) -> ModelSpec:
-    return model.model_copy(update={"attention": "sdpa"}) if model.attention == FLASH_ATTENTION else model
+    return model.model_copy(update={"attention": "auto"}) if model.attention == FLASH_ATTENTION else model
 
 
 def base_of(reference: BaseReference) -> ModelSpec:
@@ -219,7 +218,7 @@ def _load_package(directory: Path, named: ModelSpec, device: torch.device) -> Pr
         directory / WEIGHTS,
         device=device,
         dtype=torch_dtype(named.dtype),
-        attn_implementation=usable_attention(named.attention),
+        attn_implementation=usable_attention(named.attention, config_of(directory / WEIGHTS)),
     )
 
 

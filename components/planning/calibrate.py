@@ -24,6 +24,7 @@ from components.models.base.reference import BaseReference
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
+from components.training.model_abilities import Layout
 from components.training.precision import computing
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
@@ -58,6 +59,7 @@ class CalibrationRequest:
     tokens_in_step: int
     on_gpu: bool
     threads: int = 1
+    layout: Layout = "trees"
 
 
 def calibrate_trial(request: CalibrationRequest, *, steps: int = 3, evaluates: bool = False) -> Calibration:
@@ -91,6 +93,7 @@ def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> 
             dataset=PreparedDataset.open(request.prepared),
             max_tokens=request.max_tokens,
             pad_token_id=request.pad_token_id,
+            layout=request.layout,
         )
         base = BaseReference(model=request.model, digest="not asked for", chat_format=ChatFormatSpec())
         runner = TrialRunner(request.model, data, OneWorker(device), base, folder_at(scratch))

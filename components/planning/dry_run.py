@@ -29,6 +29,7 @@ from components.data.batch import Batch
 from components.errors import InputError
 from components.experiment.spec import FullMethod, ModelSpec, TrialSpec
 from components.models.meta_tensors import replace_tensors
+from components.models.skeleton import decoder_layers
 from components.planning.meta_model import PackedLinear, meta_attention, meta_model
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.lm_head_check import decoder_and_head
@@ -46,12 +47,16 @@ Kind = Literal["weights", "gradients", "weight casts", "activations", "logits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """The largest one of a trial on one worker. `accumulates`: a step has several, so gradients are kept beside the next."""
+    """The largest one of a trial on one worker.
+
+    `accumulates`: a step has several, so gradients are kept beside the next. `trees`: it needs masks.
+    """
 
     rows: int
     tokens: int
     targets: int
     accumulates: bool = False
+    trees: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +115,13 @@ def dry_run_step(
     Raises:
         InputError: the model's own code reads values of a tensor, so no dry run is possible.
     """
-    trained = meta_model(config, spec.method, dtype=model.dtype_of(spec), attention=model.attention)
+    attention = meta_attention(model.attention, config)
+    trained = meta_model(config, spec.method, dtype=model.dtype_of(spec), attention=attention)
     set_gradient_checkpointing(trained, spec)
     try:
         with FakeTensorMode():
             replace_tensors(trained, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
-            return _run_step(trained, spec, batch, evaluated or batch, synced, meta_attention(model.attention))
+            return _run_step(trained, spec, batch, evaluated or batch, synced, attention)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
             f"model.path={model.path}: its code reads values of its tensors ({error}), so no dry run is possible without"
@@ -154,7 +160,7 @@ def _run_step(
             tracker.flops = 0
         with _each_gradient(trained, _into_bucket if synced else tracker.mark_gradient):
             scored(fake).backward()
-    layers = max((_parameters(layer) for layer in _blocks(trained)), default=0)
+    layers = max((_parameters(layer) for layer in decoder_layers(trained)), default=0)
     trained_ones = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     return DryRun(
         parameters=_parameters(trained),
@@ -163,7 +169,7 @@ def _run_step(
         trained_bytes=sum(parameter.nbytes for parameter in trained_ones),
         weight_bytes=weight_bytes,
         layer_parameters=layers,
-        root_parameters=_parameters(trained) - sum(_parameters(layer) for layer in _blocks(trained)),
+        root_parameters=_parameters(trained) - sum(_parameters(layer) for layer in decoder_layers(trained)),
         training=tracker.peak,
         evaluation=evaluation,
         proof=proof,
@@ -318,14 +324,9 @@ def _fake_batch(batch: MicroBatch) -> Batch:
         weights_BT=torch.zeros(batch.rows, batch.tokens),
         position_ids_BT=integers(),
         segment_ids_BT=integers(),
+        subtree_ends_BT=integers() if batch.trees else None,
     )
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The decoder's layers: the longest list of modules in it."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=_parameters, default=[]))
-
-
-def _parameters(model: nn.Module | nn.ModuleList) -> int:
+def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())

@@ -12,6 +12,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from components.experiment.spec import FullMethod, LoraMethod
 from components.models.adapters import attach_lora
+from components.models.attention_backend import usable_attention
 from components.models.base.load_base import Quantize
 from components.models.dtypes import DTYPES
 from components.models.meta_tensors import empty_model
@@ -28,7 +29,7 @@ def meta_model(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dty
 
     Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
     """
-    base = empty_model(config, dtype=DTYPES[dtype], attention=meta_attention(attention))
+    base = empty_model(config, dtype=DTYPES[dtype], attention=attention)
     with torch.device("meta"):
         base.config.use_cache = False
         if isinstance(method, LoraMethod):
@@ -39,9 +40,9 @@ def meta_model(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dty
     return cast(nn.Module, base.train())
 
 
-def meta_attention(attention: str) -> str:
+def meta_attention(attention: str, config: PreTrainedConfig) -> str:
     """A kind of attention that every machine has. Its modules are the same and keep the same tensors."""
-    return "sdpa" if attention == "flash_attention_2" else attention
+    return attention if attention in ("sdpa", "eager") else usable_attention("auto", config)
 
 
 class PackedLinear(nn.Linear):

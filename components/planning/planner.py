@@ -39,7 +39,9 @@ def plan(
         ValueError: the model or the data cannot be used, or no dry run of the model is possible.
     """
     estimator = Estimator(experiment, table, weights=calibrate)
+    experiment = estimator.experiment
     on_message(estimator.dataset.summary())
+    on_message(estimator.settings.sentence)
     for warning in dtype_warnings(experiment):
         on_message(f"Warning: {warning}")
     worst = {}
@@ -114,6 +116,7 @@ def _calibration_request(estimator: Estimator, estimate: Estimate) -> Calibratio
         prepared=estimator.dataset.directory,
         max_tokens=estimator.experiment.data.max_tokens,
         pad_token_id=estimator.pad_token_id,
+        layout=estimator.settings.layout,
         largest_step=estimate.workload.largest_step,
         tokens_in_step=estimate.workload.tokens_in_step,
         on_gpu=workers.gpus_per_worker > 0,

@@ -8,6 +8,7 @@ from components.conversations.chat_formats import load_chat_format
 from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare_experiment
+from components.data.rows import rows_of
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
 from components.models.base.context import context_of
@@ -17,6 +18,7 @@ from components.planning.dry_run import DryRun, dry_run_step
 from components.planning.instance_types import NodeTable
 from components.planning.memory import GB, MemoryPlan, WorkerGroup, memory_plan, physical_memory, verification_plan
 from components.planning.workload import Workload, workload
+from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 
 THIS_MACHINE = "this machine"
@@ -85,12 +87,17 @@ class Estimator:
     """
 
     def __init__(self, experiment: ExperimentSpec, table: NodeTable, *, weights: bool) -> None:
-        self.experiment, self.table = experiment, table
+        self.table = table
         directory = resolve_model(experiment.model, weights=weights)
         if not (directory / "config.json").exists():
             raise InputError(f"model.path={experiment.model.path}: the directory has no config.json to plan by")
         self.config = config_of(directory)
+        abilities = abilities_for(experiment, self.config)
         self.dataset: PreparedDataset = prepare_experiment(experiment, directory, context=context_of(directory))
+        stores = self.dataset.train, self.dataset.eval
+        self.settings = settle(experiment, self.config, abilities, has_trees=any(store.has_forks for store in stores))
+        self.experiment = self.settings.experiment
+        self.train, self.eval = (rows_of(store, separate=self.settings.layout == "separate") for store in stores)
         tokenizer = load_tokenizer(directory)
         chat_format = load_chat_format(tokenizer, format_spec_in(directory, experiment.format_spec))
         check_vocabulary(self.config, tokenizer, chat_format, self.dataset, name=experiment.model.path)
@@ -100,8 +107,8 @@ class Estimator:
         """Takes seconds. Raises ValueError for a model that cannot run without the values of its weights."""
         spec, workers = case.spec, case.workers
         work = workload(
-            self.dataset.train,
-            self.dataset.eval,
+            self.train,
+            self.eval,
             spec,
             max_tokens=self.experiment.data.max_tokens,
             workers=workers.min_workers,

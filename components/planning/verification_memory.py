@@ -25,7 +25,8 @@ def check_verifiable(experiment: ExperimentSpec) -> None:
         return
     config, room = config_of(resolve_model(experiment.model)), physical_memory()
     count = sum(
-        parameter.numel() for parameter in meta_model(config, FullMethod(), dtype="fp32", attention="sdpa").parameters()
+        parameter.numel()
+        for parameter in meta_model(config, FullMethod(), dtype="fp32", attention="eager").parameters()
     )
     problems = [
         f"search.space.{name}: a winner is proven on this machine, which cannot hold it: {count:,} weights x {each} bytes ="

@@ -48,6 +48,7 @@ def workload(train: RowStore, held_out: RowStore, spec: TrialSpec, *, max_tokens
             rows=biggest.rows,
             tokens=biggest.tokens,
             targets=max(batch.targets for batch in everything),
+            trees=any(batch.trees for batch in everything),
             accumulates=max(len(step) for step in sized) > workers,
         ),
         evaluated=max(evaluations, key=lambda batch: batch.rows * batch.tokens),
@@ -91,6 +92,7 @@ def _size(store: RowStore, rows: Sequence[PackedRow]) -> MicroBatch:
     return MicroBatch(
         rows=max(1, len(rows)),
         tokens=max(MULTIPLE, -(-longest // MULTIPLE) * MULTIPLE),
+        trees=any(store.forks(index) for row in rows for index in row),
         targets=max(1, sum(int(store.num_targets[index]) for row in rows for index in row)),
     )
 

@@ -39,6 +39,8 @@ from components.search.find import find_interrupted
 from components.storage.folder import Folder, Lock
 from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
+from components.training.model_abilities import Layout
+from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
@@ -48,7 +50,8 @@ JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 class PreparedSearch:
     """A search whose model, data and tracking are ready.
 
-    `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node.
+    `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
+    without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
     adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
     is when opening began, by time.monotonic(). `lock` must be closed in the end.
@@ -68,6 +71,8 @@ class PreparedSearch:
     register: bool
     trained: Mapping[str, str]
     format_facts: Mapping[str, str]
+    settings: str
+    layout: Layout
     opened: float
 
     @property
@@ -96,6 +101,7 @@ class PreparedSearch:
             budget=self.budget,
             pad_token_id=self.pad_token_id,
             base=self.base,
+            layout=self.layout,
             finished_trials=dict(finished_trials),
         )
 
@@ -132,6 +138,7 @@ def prepare_search(
     trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
+    abilities = abilities_for(experiment, config)
     tokenizer = load_tokenizer(directory)
     format_spec = format_spec_in(directory, experiment.format_spec)
     chat_format = load_chat_format(tokenizer, format_spec)
@@ -143,6 +150,9 @@ def prepare_search(
         else _prepared_for(manifest)
     )
     on_message(dataset.summary())
+    settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
+    experiment = settings.experiment
+    on_message(settings.sentence)
     if problem := too_few_held_out(dataset, experiment.data):
         on_message(problem)
     budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
@@ -170,6 +180,8 @@ def prepare_search(
         register=register,
         trained=trained,
         format_facts=format_facts(format_spec, chat_format),
+        settings=settings.sentence,
+        layout=settings.layout,
         opened=opened,
     )
 

@@ -39,7 +39,7 @@ from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of, without_secrets
-from components.tracking.mlflow_runs import MAX_CHARACTERS, TRAINED_TAG, SearchRuns
+from components.tracking.mlflow_runs import MAX_CHARACTERS, SETTINGS_TAG, TRAINED_TAG, SearchRuns
 from components.training.workers import UnfitWorkersError
 
 MLFLOW_SECONDS = 60.0  # how long the end waits for what MLflow has not taken yet
@@ -242,6 +242,7 @@ class SearchRun:
     def _connect_tracking(self) -> SearchRuns:
         prepared = self.prepared
         tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.trained.items()}
+        tags[SETTINGS_TAG] = prepared.settings[:MAX_CHARACTERS]
         facts = {**self._facts, **tags, **prepared.format_facts}
         return SearchRuns(open_store(prepared.uri), prepared.uri, prepared.experiment, prepared.search_id, facts)
 

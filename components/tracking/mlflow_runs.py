@@ -40,6 +40,7 @@ SEARCH_OF_TRIAL_TAG = "turnwise.search"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
 DEVICE_TAG = "turnwise.device"
+SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided when the search was opened
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
 BEST_LOSS = "eval/best_loss"

@@ -14,6 +14,7 @@ from components.data.token_store import TokenStore
 from components.models.load_trained import LoadedModel
 from components.models.token_id_check import rows_of
 from components.training.loss import ScoredModel
+from components.training.model_abilities import laid_out
 from components.training.vocabulary_check import in_store
 from components.training.workers import OneWorker, Workers
 
@@ -81,7 +82,7 @@ def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_b
     scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
     losses = conversation_losses(
         scored,
-        store,
+        laid_out(store, loaded.model, loaded.attention, longest=max_tokens),
         OneWorker(loaded.device),
         max_tokens=max_tokens,
         rows_per_batch=rows_per_batch,

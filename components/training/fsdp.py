@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.spec import Dtype
+from components.models.attention_backend import attention_of
 from components.models.base.reusable import reset_training_state
 from components.models.dtypes import DTYPES
 from components.models.modality_towers import train_what_text_reaches
@@ -38,13 +39,13 @@ class ShardedBase:
     Between trials every worker keeps its own share of the clean weights in CPU memory.
     """
 
-    def __init__(self, load: Callable[[Dtype], PreTrainedModel], workers: Workers, *, attention: str) -> None:
+    def __init__(self, load: Callable[[Dtype], PreTrainedModel], workers: Workers) -> None:
         """
         Args:
             load: returns the whole model on the CPU, mapped from its file, so that the workers of a machine share it. It
                 therefore has the file's dtype; the argument is the dtype that the shares are converted to.
         """
-        self._load, self.workers, self.attention = load, workers, attention
+        self._load, self.workers = load, workers
         self._scored: ScoredModel | None = None
         self._kept_as: tuple[Precision, Dtype] = "fp32", "fp32"
         self._clean: dict[str, Tensor] = {}
@@ -72,7 +73,8 @@ class ShardedBase:
         base = self._load(dtype)
         base.config.use_cache = False
         train_what_text_reaches(base)
-        scored = ScoredModel(base, precision=precision, attention=self.attention, device=self.workers.device)
+        attention, device = attention_of(base), self.workers.device
+        scored = ScoredModel(base, precision=precision, attention=attention, device=device)
         shard(scored, self.workers, DTYPES[dtype], precision)
         self._clean = {name: local_rows(weight).detach().cpu().clone() for name, weight in base.named_parameters()}
         return scored

@@ -10,6 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from components.data.model_inputs import Inputs
+
 aten = torch.ops.aten
 # Operations that keep values. A conversion only rounds, and losses are computed from float32 logits in any case.
 HARMLESS = {aten._unsafe_view.default, aten.clone.default, aten._to_copy.default, aten.detach.default}
@@ -19,7 +21,7 @@ SAME, ROUNDING = 0.05, 3.0
 
 
 @torch.no_grad()
-def why_whole_logits(model: nn.Module, inputs: dict[str, Tensor | None]) -> str:
+def why_whole_logits(model: nn.Module, inputs: Inputs) -> str:
     """Returns, in a clause, why the model's logits are not head(decoder(inputs)); empty if they are.
 
     The operations between the decoder's output and the model's are recorded and compared with those of the head alone.
@@ -37,7 +39,7 @@ def why_whole_logits(model: nn.Module, inputs: dict[str, Tensor | None]) -> str:
         model.train(was_training)
 
 
-def _find_reason(model: nn.Module, decoder: nn.Module, head: nn.Module, inputs: dict[str, Tensor | None]) -> str:
+def _find_reason(model: nn.Module, decoder: nn.Module, head: nn.Module, inputs: Inputs) -> str:
     given: dict[str, Any] = {}
     operations = _Operations(head)
 
@@ -113,14 +115,14 @@ def _changes_nothing(func: Any, args: Any) -> bool:
     return func in (aten.mul.Tensor, aten.div.Tensor) and not isinstance(args[1], Tensor) and args[1] == 1
 
 
-def _is_given_all(given: dict[str, Any], inputs: dict[str, Tensor | None]) -> bool:
+def _is_given_all(given: dict[str, Any], inputs: Inputs) -> bool:
     """Whether the decoder was given exactly these tensor objects."""
     tensors = [leaf for leaf in tree_leaves((given["args"], given["kwargs"])) if isinstance(leaf, Tensor)]
     wanted = [tensor for tensor in inputs.values() if tensor is not None]
     return {id(tensor) for tensor in tensors} == {id(tensor) for tensor in wanted}
 
 
-def _decodes_alike(decoder: nn.Module, inputs: dict[str, Tensor | None], hidden: Tensor) -> bool:
+def _decodes_alike(decoder: nn.Module, inputs: Inputs, hidden: Tensor) -> bool:
     """Whether the decoder called directly returns what it did within the model (fake tensors have no values to compare)."""
     directly = decoder(**inputs, use_cache=False).last_hidden_state
     if isinstance(hidden, FakeTensor):

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from components.conversations.chat_formats.rendered import IGNORE_INDEX
+from components.data.attention_masks import mask_form
 from components.data.batch import Batch
-from components.data.model_inputs import model_inputs
+from components.data.model_inputs import Inputs, model_inputs
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
 from components.training.packed_isolation import isolates_packed_rows, unscored_batch
-from components.training.precision import computing
+from components.training.precision import computing, scores_dtype
 
 log = logging.getLogger(__name__)
 MAX_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary
@@ -61,6 +62,7 @@ class ScoredModel(nn.Module):
         self.model = model
         self.attention = attention
         self.precision, self.device = precision, device
+        self.mask_form = mask_form(model.config)
         # A tuple keeps them out of the module tree: they are parts of `model` already, and must not be registered twice.
         self._parts = decoder_and_head(model)
         # Why they are needed, if they are. Determined in the first pass, while a sharded model is gathered.
@@ -92,7 +94,7 @@ class ScoredModel(nn.Module):
             labels_N = torch.zeros_like(rows_N)
         decoder, head = self._parts
         shape_BT = batch.token_ids_BT.shape
-        inputs = model_inputs(batch, self.attention)
+        inputs = self._inputs(batch)
         with computing(self.precision, self.device):
             if not self.whole_logits:
                 hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state.view(*shape_BT, -1)
@@ -101,10 +103,13 @@ class ScoredModel(nn.Module):
             logits_NV = logits_BTV[rows_N, columns_N]
             return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
 
+    def _inputs(self, batch: Batch) -> Inputs:
+        return model_inputs(batch, self.attention, self.mask_form, scores_dtype(self.precision))
+
     def look_at_head(self) -> None:
         """Determines whether logits can be computed at scored positions only. A sharded model must be within a pass."""
         token_ids_BT = torch.arange(4, device=self.device)[None]
-        inputs = model_inputs(unscored_batch(token_ids_BT, token_ids_BT), self.attention)
+        inputs = self._inputs(unscored_batch(token_ids_BT, token_ids_BT))
         with computing(self.precision, self.device):
             self.whole_logits = why_whole_logits(self.model, inputs)
         if self.whole_logits:

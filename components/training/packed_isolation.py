@@ -22,13 +22,16 @@ ROUNDING = 2.0
 
 
 @torch.no_grad()
-def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device) -> bool:
+def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device, leak: float = LEAK) -> bool:
     """Whether a sequence that shares a row gets the same logits as if it were alone, measured on a few tokens.
 
     A model that makes its own mask, or mixes tokens by other means than attention, may fail this. The neighbor's effect (or
     that of its absence) is compared with the effect of the sequence's own past, and with that of rounding. Rounding is
     measured on one long sequence and its first half, alone: a GPU may take another kernel for another shape. So no tolerance
     depends on the model, its precision or its device. Where rounding hides the own past, no neighbor is found either.
+
+    Args:
+        leak: the share of the own past's effect that a neighbor's is taken for rounding up to.
     """
     neighbor, other_neighbor, sequence, other_past = _ordinary_tokens(rows_of(model)).to(device)
     half = LENGTH // 2
@@ -50,7 +53,7 @@ def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device)
     own_effect = _distance(packed[:, half:], with_other_past[:, half:])
     rounding = _distance(whole[:, : first_half.shape[1]], first_half)
     # Squares: what is measured of either effect has the rounding's in it, which is independent of it.
-    return neighbor_effect**2 <= (LEAK * own_effect) ** 2 + (ROUNDING * rounding) ** 2
+    return neighbor_effect**2 <= (leak * own_effect) ** 2 + (ROUNDING * rounding) ** 2
 
 
 def _ordinary_tokens(rows: int) -> Tensor:

@@ -12,3 +12,8 @@ def computing(precision: str, device: torch.device) -> torch.autocast:
     float32, and a model computes as it was trained. The context holds for one thread.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def scores_dtype(precision: str) -> torch.dtype:
+    """Returns the dtype of attention scores inside that context. A wider one would widen all that it is added to."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32

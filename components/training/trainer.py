@@ -17,6 +17,7 @@ from torch import Tensor
 from components.data.batch import Batch
 from components.data.collate import collate
 from components.data.prepare import PreparedDataset
+from components.data.rows import rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
@@ -36,6 +37,7 @@ from components.training.counters import Counters, ReportInterval
 from components.training.data_parallel import parallelize
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
+from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.workers import Workers
@@ -48,6 +50,7 @@ class TrainingData:
     dataset: PreparedDataset
     max_tokens: int
     pad_token_id: int
+    layout: Layout = "trees"
 
 
 class Diverged(Exception):
@@ -66,7 +69,10 @@ class Trainer:
         base: BaseReference,
     ) -> None:
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
-        self.train_store, self.eval_store = data.dataset.train, data.dataset.eval
+        separate = data.layout == "separate"
+        self.train_store, self.eval_store = (
+            rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
+        )
         self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
         self.budget = self.planned  # larger once the trial has been extended
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)

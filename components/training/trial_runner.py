@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from components.errors import InputError
 from components.experiment.base_precisions import BaseVariant, base_variant
 from components.experiment.spec import FLASH_ATTENTION, Dtype, ModelSpec, TrialSpec
-from components.models.attention_backend import INSTALL_ADVICE, is_usable
+from components.models.attention_backend import INSTALL_ADVICE, attention_of, is_usable
 from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
@@ -38,7 +38,7 @@ class TrialRunner:
     ) -> None:
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
-        self.sharded = ShardedBase(self._load_mapped, workers, attention=model.attention)
+        self.sharded = ShardedBase(self._load_mapped, workers)
         self.run: Trainer | None = None
         self.uploads = BackgroundUpload()
         self.trial_id = ""
@@ -70,13 +70,13 @@ class TrialRunner:
         self._check_attention()
         self._check_quantization(spec)
         scored = self._clean_model(spec)
-        if spec.batch.packing:
-            self._check_isolation(scored, spec)
+        spec = self._with_packing(scored, spec)
         set_gradient_checkpointing(scored.model, spec)
         if warm_from is not None:
             load_weights(scored.model, warm_from.download())
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
-        base = self.base.model_copy(update={"model": self.base.model.for_trial(spec)})
+        model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
+        base = self.base.model_copy(update={"model": model})
         self.run = Trainer(spec, scored, self.data, self.workers, base)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
@@ -139,8 +139,8 @@ class TrialRunner:
         if self.workers.parallel == "fsdp":
             return self.sharded.acquire(spec.precision, self.model.dtype_of(spec))
         model = self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed)
-        attention, device = self.model.attention, self.workers.device
-        return ScoredModel(model, precision=spec.precision, attention=attention, device=device)
+        device = self.workers.device
+        return ScoredModel(model, precision=spec.precision, attention=attention_of(model), device=device)
 
     def _check_attention(self) -> None:
         """All workers raise, or none: a worker that trains would wait endlessly for one that does not."""
@@ -168,15 +168,22 @@ class TrialRunner:
     def _load_mapped(self, dtype: Dtype) -> PreTrainedModel:
         return load_base_model(self.model.model_copy(update={"dtype": dtype}), as_stored=True)
 
-    def _check_isolation(self, scored: ScoredModel, spec: TrialSpec) -> None:
-        """Checks, once for each loaded base, that conversations which share a row do not see each other."""
+    def _with_packing(self, scored: ScoredModel, spec: TrialSpec) -> TrialSpec:
+        """Returns the trial with what `batch.packing: auto` comes to. Raises InputError if rows cannot be packed."""
+        wanted = spec.batch.packing
+        packs = wanted is not False and self._isolates_rows(scored, spec)
+        if wanted is True and not packs:
+            raise InputError(
+                f"model.path={self.model.path}: with model.attention={scored.attention} it lets packed conversations see"
+                " each other; set batch.packing: false"
+            )
+        return spec.model_copy(update={"batch": spec.batch.model_copy(update={"packing": packs})})
+
+    def _isolates_rows(self, scored: ScoredModel, spec: TrialSpec) -> bool:
+        """Whether conversations that share a row do not see each other, tried once for each loaded base."""
         kind = base_variant(self.model, spec)
         if kind not in self._isolates:
             # Each worker has measured it on its own device, and all must come to the same decision.
             (leaks,) = self.workers.sum([float(not scored.isolates_packed_rows())])
             self._isolates[kind] = not leaks
-        if not self._isolates[kind]:
-            raise InputError(
-                f"model.path={self.model.path}: with model.attention={self.model.attention} it lets packed conversations see"
-                " each other; set batch.packing: false"
-            )
+        return self._isolates[kind]

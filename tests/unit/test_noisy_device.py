@@ -9,7 +9,7 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from components.errors import InputError, VerificationError
-from components.experiment.spec import BudgetSpec, LoraMethod
+from components.experiment.spec import BatchSpec, BudgetSpec, LoraMethod
 from components.inference.paired_bootstrap import paired_bootstrap
 from components.models.load_trained import load_base_of, load_trained
 from components.registry import checked_export
@@ -151,7 +151,7 @@ def find_a_neighbor_on_one(rank, toy, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScoredModel, "isolates_packed_rows", lambda _: rank == 0)
         with pytest.raises(InputError) as caught:
-            of.start("trial", FULL)
+            of.start("trial", FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, packing=True)}))
     return str(caught.value)
 
 

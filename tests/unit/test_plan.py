@@ -2,14 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig
+from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig, OPTConfig
 
-from components.conversations.chat_formats.rendered import RenderedConversation
+from components.conversations.chat_formats.rendered import Fork, RenderedConversation
 from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
+from components.data.rows import rows_of
 from components.data.token_store import Entry, digest_of, write_store
 from components.experiment.experiment_errors import ExperimentError
 from components.experiment.load_experiment import load_experiment
@@ -141,6 +143,16 @@ def test_checkpointing_keeps_a_layers_inputs_only():
     assert recomputed < kept / 2
 
 
+def test_the_masks_of_trees_are_counted():
+    paths = MicroBatch(rows=2, tokens=128, targets=4)
+    config = OPTConfig(vocab_size=512, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4)
+    of_paths, of_trees = (
+        dry_run_of(config, method=FullMethod(), batch=batch) for batch in (paths, replace(paths, trees=True))
+    )  # without a tree this family needs no mask
+    for kind in ("training", "evaluation"):
+        assert getattr(of_trees, kind).total - getattr(of_paths, kind).total >= 2 * 128 * 128
+
+
 def test_logits_exist_for_scored_tokens_or_all_where_a_model_scales_them():
     whole = 2 * 128 * 512 * 2  # all positions, in bf16
     few = MicroBatch(rows=2, tokens=128, targets=4)
@@ -269,7 +281,7 @@ def test_sharded_workers_hold_their_share_and_the_layers_that_compute():
 # The work
 
 
-def dataset_of(folder, lengths, vocabulary=512):
+def dataset_of(folder, lengths, vocabulary=512, forks=()):
     """Random conversations of these lengths, each second token a target; the last one is held out."""
     generator = np.random.default_rng(0)
     entries = [
@@ -279,6 +291,7 @@ def dataset_of(folder, lengths, vocabulary=512):
                 token_ids=generator.integers(3, vocabulary, length).tolist(),
                 target_weights=[float(position % 2) for position in range(length)],
                 turn_ends=[length],
+                forks=forks,
             ),
         )
         for length in lengths
@@ -306,6 +319,17 @@ def test_the_largest_micro_batch_and_all_computed_tokens_are_known_from_the_data
     assert work.evaluated_tokens == 3 * 24
     shared = workload(dataset.train, dataset.eval, spec, max_tokens=32, workers=2)
     assert shared.batch == MicroBatch(rows=2, tokens=32, targets=15 + 8, accumulates=False)
+
+
+def test_the_work_on_trees_has_masks_and_that_on_their_separate_rows_has_none(tmp_path):
+    dataset = dataset_of(tmp_path / "data", [16, 16], forks=(Fork(start=8, depth=4),))
+    spec = TrialSpec(batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=False))
+    stores = dataset.train, dataset.eval
+    whole = workload(*stores, spec, max_tokens=32, workers=1)
+    assert whole.batch == MicroBatch(rows=1, tokens=16, targets=8, trees=True)
+    assert whole.evaluated == MicroBatch(rows=1, tokens=16, targets=8, trees=True)
+    separate = workload(*(rows_of(store, separate=True) for store in stores), spec, max_tokens=32, workers=1)
+    assert separate.batch == MicroBatch(rows=2, tokens=16, targets=8)
 
 
 def test_a_scheduler_saves_what_lies_behind_its_rungs():

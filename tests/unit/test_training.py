@@ -336,8 +336,11 @@ def test_a_model_whose_packed_conversations_see_each_other_is_not_packed(toy, tm
     )
     OPTForCausalLM(config).save_pretrained(tmp_path / "opt")  # its mask takes no notice of positions that restart
     of = session((tmp_path / "opt", prepared, pad_token_id), tmp_path)
-    unpacked = FULL.model_copy(update={"batch": BatchSpec(rows_per_step=8, packing=False)})
-    for spec in (FULL, LORA):
+    packed, unpacked, auto = (
+        FULL.model_copy(update={"batch": BatchSpec(rows_per_step=8, packing=packing)})
+        for packing in (True, False, "auto")
+    )
+    for spec in (packed, packed.model_copy(update={"method": LORA.method})):
         with pytest.raises(ValueError, match="packing") as caught:
             of.start("trial", spec)
         assert str(caught.value) == (
@@ -346,6 +349,8 @@ def test_a_model_whose_packed_conversations_see_each_other_is_not_packed(toy, tm
         )
     progress = reports(of, unpacked)
     assert progress[-1].eval_loss < progress[0].eval_loss
+    assert curve(reports(of, auto)) == curve(progress)
+    assert not of.running.spec.batch.packing
 
 
 def test_isolation_is_tried_once_for_each_loaded_base(toy, tmp_path, monkeypatch):

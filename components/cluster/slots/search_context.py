@@ -8,6 +8,7 @@ from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.events import Progress
 from components.storage.folder import Folder
+from components.training.model_abilities import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class SearchContext:
     budget: int
     pad_token_id: int
     base: BaseReference
+    layout: Layout = "trees"
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
 
     @property

@@ -85,6 +85,7 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         dataset=PreparedDataset.open(context.prepared),
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=context.pad_token_id,
+        layout=context.layout,
     )
     return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
 

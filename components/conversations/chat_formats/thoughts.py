@@ -12,7 +12,9 @@ from components.conversations.chat_formats.template_probes import CALLING, PROBE
 from components.conversations.messages import Message
 from components.errors import InputError
 
-TAG_AT_END = re.compile(r"<(?P<ends>/?)(?P<name>\w+)>\s*$")
+TAG_AT_END = re.compile(r"<(?P<name>\w+)>\s*$")
+# <think>\n\n</think>, or <|channel>thought\n<channel|>
+EMPTY_AT_END = re.compile(r"<\|?(?P<name>\w+)\|?>[^<>]*(?P<end><[/|]?(?P=name)\|?>)\s*$")
 DEFAULT_OPENER = "<think>\n"
 Write = Callable[..., str]
 
@@ -134,12 +136,12 @@ def learn_thoughts(write: Write, dialect: TemplateDialect, template: str) -> Tho
             opener, closer, call_closer = _around_thought(write, dialect, before[_opening(before) :] + thought + behind)
         is_closed = prompt.rstrip().endswith(closer.strip())
     else:
-        tag = TAG_AT_END.search(prompt)
-        if tag is None and "</think>" not in template:
+        tag, empty = TAG_AT_END.search(prompt), EMPTY_AT_END.search(prompt)
+        if not (tag or empty) and "</think>" not in template:
             return None
-        is_closed = tag is not None and bool(tag["ends"])
+        is_closed = empty is not None
         opener = "" if tag and not is_closed else DEFAULT_OPENER
-        closer = call_closer = f"\n</{tag['name'] if tag else 'think'}>\n\n"
+        closer = call_closer = empty["end"] if empty else f"\n</{tag['name'] if tag else 'think'}>\n\n"
     return ThoughtStyle(
         opener=opener if is_closed or not opened else "",
         closer=closer,

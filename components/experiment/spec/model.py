@@ -26,8 +26,10 @@ class ModelSpec(Spec):
         description="What the base's weights are kept in. `auto`: fp32 for full fine-tuning; for LoRA bf16, or fp32 where"
         " the trial's precision is fp32. A trial may have a dtype of its own.",
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="flash_attention_2 needs GPUs, precision bf16 and the package flash-attn in every worker."
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="`auto`: the best that the model and all workers support. flash_attention_2 needs GPUs, precision bf16"
+        " and the package flash-attn in every worker.",
     )
 
     @model_validator(mode="after")

@@ -35,7 +35,11 @@ class BatchSpec(Spec):
     rows_per_micro_batch: PositiveInt = Field(
         8, description="At most this many rows in one forward pass of one worker."
     )
-    packing: bool = Field(True, description="Fill a row with several conversations that cannot see each other.")
+    packing: Literal["auto"] | bool = Field(
+        "auto",
+        description="Fill a row with several conversations that cannot see each other. `auto`: where the model keeps them"
+        " apart.",
+    )
 
     def check_workers(self, num_workers: int) -> None:
         """Raises ValueError if a step has fewer rows than there are workers."""

@@ -79,8 +79,7 @@ def check_base(model: ModelSpec) -> None:
     """
     directory = resolve_model(model)
     if not is_original(directory):
-        # Whether a kernel's package is installed is checked in the workers, not here.
-        check_weights(directory, model.attention if model.attention in ("sdpa", "eager") else "eager")
+        check_weights(directory)
         return
     for _ in glm_weights(shards_of(directory), glm_config(directory)):
         pass
@@ -105,7 +104,7 @@ def load_base_model(
         directory,
         device=None if quantize else device,
         dtype="auto" if as_stored else torch_dtype(model.dtype),
-        attn_implementation=usable_attention(model.attention),
+        attn_implementation=usable_attention(model.attention, config_of(directory)),
         quantization_config=_quantization_config(model, quantize),
         device_map={"": device} if quantize else None,
     )
@@ -124,7 +123,10 @@ def _load_streaming(
             " room for them; set TURNWISE_CACHE to a folder on another"
         )
     loaded = load_original(
-        directory, dtype=torch_dtype(model.dtype), attention=usable_attention(model.attention), device=device
+        directory,
+        dtype=torch_dtype(model.dtype),
+        attention=usable_attention(model.attention, config_of(directory)),
+        device=device,
     )
     check_finite(loaded, directory)
     return loaded

@@ -1,0 +1,145 @@
+"""Decides what an experiment leaves to the model: its attention, whether rows are packed, and how trees are laid out.
+
+The decision is made when a search is opened, and again when it is resumed or planned: everything after it has an experiment
+that says what is done, and nothing is found out in a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from components.errors import InputError
+from components.experiment.experiment_errors import ExperimentError, Problem
+from components.experiment.space import branches_of, corner_trials
+from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, TrialSpec
+from components.models.attention_backend import has_flash_package, has_sdpa, usable_attention
+from components.training.model_abilities import Layout, ModelAbilities, probe_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """`experiment` is the one that was asked for, without any `auto`. `sentence` says the decision to people."""
+
+    experiment: ExperimentSpec
+    layout: Layout
+    sentence: str
+
+
+def abilities_for(experiment: ExperimentSpec, config: PreTrainedConfig) -> ModelAbilities:
+    """Tries the model with its attention; where that is `auto`, with sdpa if it has that, else with eager.
+
+    Raises InputError if the model cannot be trained, and ExperimentError for all settings that it does not support.
+    """
+    model = experiment.model
+    attention: str = model.attention
+    if attention == "auto":
+        attention = usable_attention("auto", config)
+    elif attention == "sdpa" and not has_sdpa(config):
+        text = f"a {config.model_type} has no sdpa; set model.attention: auto"
+        raise ExperimentError([Problem(location="model.attention", text=text)])
+    try:
+        abilities = probe_model(config, attention, longest=experiment.data.max_tokens)
+    except ValueError as error:
+        raise InputError(f"model.path={model.path}: {error}") from None
+    problems = {str(problem): problem for problem in _problems(experiment, abilities, config.model_type)}
+    if problems:
+        raise ExperimentError(list(problems.values()))
+    return abilities
+
+
+def settle(
+    experiment: ExperimentSpec, config: PreTrainedConfig, abilities: ModelAbilities, *, has_trees: bool
+) -> ModelSettings:
+    """Makes the decision. `has_trees`: some conversations of the data are trees, which flash attention cannot see."""
+    if experiment.model.attention == "auto" and not has_trees and _all_can_use_flash(experiment, abilities):
+        abilities = probe_model(config, FLASH_ATTENTION, longest=experiment.data.max_tokens)
+    settled = experiment.model_copy(
+        update={
+            "model": experiment.model.model_copy(update={"attention": abilities.attention}),
+            "trial": _with_packing(experiment.trial, abilities.packs),
+            "search": experiment.search.model_copy(
+                update={"space": _space_with_packing(experiment.search.space, abilities.packs)}
+            ),
+        }
+    )
+    return ModelSettings(
+        experiment=settled,
+        layout=abilities.layout,
+        sentence=_sentence(settled, abilities, has_trees),
+    )
+
+
+def _problems(experiment: ExperimentSpec, abilities: ModelAbilities, kind: str) -> Iterator[Problem]:
+    attention = abilities.attention
+    if attention == FLASH_ATTENTION and not abilities.has_flash:
+        yield Problem(location="model.attention", text=f"a {kind} has no {FLASH_ATTENTION}; set model.attention: auto")
+    for name, trial in _trials(experiment):
+        location = f"search.space.{name}"
+        if trial.batch.packing is True and not abilities.packs:
+            text = f"batch.packing: true, but in a {kind} {abilities.why_not_packed}; set batch.packing: auto"
+            yield Problem(location=location, text=text)
+        if trial.gradient_checkpointing and not abilities.checkpoints:
+            text = f"a {kind} cannot recompute its activations; set gradient_checkpointing: false"
+            yield Problem(location=location, text=text)
+        if experiment.resources.of(trial.method).parallel == "fsdp" and not abilities.shards:
+            text = f"a {kind} does not say what its layers are, so it cannot be sharded; set parallel: ddp"
+            yield Problem(location=f"resources.{trial.method.kind}", text=text)
+
+
+def _trials(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:
+    for branch in branches_of(experiment).values():
+        for trial in corner_trials(experiment, branch):
+            yield branch.name, trial
+
+
+def _all_can_use_flash(experiment: ExperimentSpec, abilities: ModelAbilities) -> bool:
+    """Only where nothing speaks against it: its workers cannot be asked before the first of them has started."""
+    return (
+        abilities.has_flash
+        and has_flash_package()
+        and all(
+            trial.precision == "bf16" and experiment.resources.of(trial.method).gpus_per_worker > 0
+            for _, trial in _trials(experiment)
+        )
+    )
+
+
+def _with_packing(trial: TrialSpec, packs: bool) -> TrialSpec:
+    if trial.batch.packing != "auto":
+        return trial
+    return trial.model_copy(update={"batch": trial.batch.model_copy(update={"packing": packs})})
+
+
+def _space_with_packing(space: Mapping[str, Mapping[str, Any]], packs: bool) -> dict[str, dict[str, Any]]:
+    def decided(value: Any) -> Any:
+        if isinstance(value, Mapping):  # a domain
+            return {name: list(dict.fromkeys(map(decided, values))) for name, values in value.items()}
+        return packs if value == "auto" else value
+
+    settled = {name: dict(tree) for name, tree in space.items()}
+    for tree in settled.values():
+        if isinstance(batch := tree.get("batch"), Mapping) and "packing" in batch:
+            tree["batch"] = {**batch, "packing": decided(batch["packing"])}
+    return settled
+
+
+def _sentence(settled: ExperimentSpec, abilities: ModelAbilities, has_trees: bool) -> str:
+    packing = {trial.batch.packing for _, trial in _trials(settled)}
+    rows = (
+        "rows packed"
+        if packing == {True}
+        else "rows not packed"
+        if packing == {False}
+        else "rows packed in some trials"
+    )
+    why = f" ({abilities.why_not_packed})" if True not in packing and abilities.why_not_packed else ""
+    parts = [f"attention {abilities.attention}", f"{rows}{why}"]
+    if has_trees and abilities.takes_trees:
+        parts.append("each conversation in one pass, whatever its template rewrites")
+    elif has_trees:
+        parts.append(f"what a template rewrites in rows of its own ({abilities.why_no_trees})")
+    return ", ".join(parts)
