@@ -20,10 +20,11 @@ import mlflow.pyfunc
 import torch
 
 from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.openai_messages import openai_call
 from components.data.comparable_conversations import find_render_differences, unseen_conversations
 from components.data.token_store import TokenStore
 from components.data.trained_on import read_trained_on
-from components.inference.generate import generate_reply
+from components.inference.generate import reply_to
 from components.models.load_trained import LoadedModel, load_base_of, load_trained
 from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
@@ -31,6 +32,7 @@ from components.registry.probes import Probe
 from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult, VerificationRequest
 from components.training.evaluate import ConversationLoss, score
 
+ROOM_FOR_THOUGHTS = 512  # tokens
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 
 
@@ -49,7 +51,7 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     return PhaseResult(
         code=INSTALLED,
         digest=candidate.chat_format.digest(),
-        reply=text_of_reply(reply["choices"][0]["message"]),
+        reply=text_of_reply(reply["choices"][0]["message"]) or text_of_thought(reply),
         candidate_sums=_sums(losses),
         num_targets=tuple(loss.num_targets for loss in losses),
         candidate_answers=_answer_probes(candidate, request),
@@ -118,6 +120,11 @@ def text_of_reply(message: dict[str, Any]) -> str:
     return "\n".join(part for part in (message["content"], *calls) if part)
 
 
+def text_of_thought(reply: dict[str, Any]) -> str:
+    """The reasoning of a completion: it may be all that a model says in a few tokens."""
+    return str((reply.get("custom_outputs") or {}).get("reasoning_content", ""))
+
+
 def _score(loaded: LoadedModel, request: VerificationRequest) -> list[ConversationLoss]:
     store = TokenStore(request.eval_store)
     return score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
@@ -128,9 +135,18 @@ def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
 
 
 def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:
-    return tuple(
-        generate_reply(loaded, probe.conversation(), max_new_tokens=request.max_new_tokens) for probe in request.probes
-    )
+    return tuple(answer_to(loaded, probe, request.max_new_tokens) for probe in request.probes)
+
+
+def answer_to(loaded: LoadedModel, probe: Probe, max_new_tokens: int) -> str:
+    """The reply without its thought. A thought that leaves no room for an answer gets room of its own."""
+    reply = reply_to(loaded, probe.conversation(), max_new_tokens=max_new_tokens)
+    if reply.message.reasoning_content and not reply.stopped:
+        reply = reply_to(loaded, probe.conversation(), max_new_tokens=max_new_tokens + ROOM_FOR_THOUGHTS)
+    if not reply.message.reasoning_content:
+        return reply.text
+    calls = [dict(zip(("name", "arguments"), openai_call(call), strict=True)) for call in reply.message.tool_calls]
+    return text_of_reply({"content": reply.message.content, "tool_calls": [{"function": call} for call in calls]})
 
 
 def _difference_in_tokens(chat_format: ChatFormat, store: TokenStore, request: VerificationRequest) -> str | None:

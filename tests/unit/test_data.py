@@ -389,6 +389,29 @@ def test_conversations_that_a_chat_format_refuses_fail_together_or_are_dropped(t
     assert [dataset.train.source(index).split()[-1] for index in range(len(dataset.train))] == ["1", "2"]
 
 
+def test_what_cannot_be_read_and_what_cannot_be_rendered_are_said_together(tmp_path, tokenizer):
+    lines = [
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
+        {"messages": [{"role": "user", "content": "hi"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "yo", "reasoning_content": "r"},
+            ]
+        },
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        prepared(tmp_path, tokenizer)
+    first, *rest = str(caught.value).splitlines()
+    assert first.endswith("1 of 3 conversations cannot be used (data.on_bad_row=drop leaves them out)")
+    assert rest[0].startswith("  line 2: ")
+    assert rest[1] == "Of those that can be read, 1 cannot be rendered"
+    assert rest[2].startswith(
+        f"  {tmp_path / 'train.jsonl'}, line 3: message 2: chat_format chatml does not show its reasoning"
+    )
+
+
 @pytest.mark.parametrize(
     ("train", "held_out", "options", "message"),
     [
@@ -414,29 +437,6 @@ def test_conversations_that_a_chat_format_refuses_fail_together_or_are_dropped(t
         ([SHORT], [LONG_AT_ONCE], {"max_tokens": 50}, "data.eval: every conversation was dropped, so none is left\n  "),
     ],
 )
-def test_what_cannot_be_read_and_what_cannot_be_rendered_are_said_together(tmp_path, tokenizer):
-    lines = [
-        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]},
-        {"messages": [{"role": "user", "content": "hi"}]},
-        {
-            "messages": [
-                {"role": "user", "content": "hi"},
-                {"role": "assistant", "content": "yo", "reasoning_content": "r"},
-            ]
-        },
-    ]
-    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(ValueError, match="cannot be used") as caught:
-        prepared(tmp_path, tokenizer)
-    first, *rest = str(caught.value).splitlines()
-    assert first.endswith("1 of 3 conversations cannot be used (data.on_bad_row=drop leaves them out)")
-    assert rest[0].startswith("  line 2: ")
-    assert rest[1] == "Of those that can be read, 1 cannot be rendered"
-    assert rest[2].startswith(
-        f"  {tmp_path / 'train.jsonl'}, line 3: message 2: chat_format chatml does not show its reasoning"
-    )
-
-
 def test_a_split_without_conversations_is_an_error(tmp_path, tokenizer, train, held_out, options, message):
     write_messages_jsonl(tmp_path / "train.jsonl", train)
     if held_out is not None:

@@ -14,6 +14,8 @@ from components.inference.chat_session import ChatSession
 from components.inference.generate import reply_to, stream_reply
 from components.models.load_trained import load_base
 from components.registry.model_package import save_packaged
+from components.registry.probes import Probe
+from components.registry.verification_worker import answer_to, text_of_reply, text_of_thought
 from tests.support.agent import ROWS, speak
 from tests.support.template_kinds import KINDS, sequences
 from tests.support.toy import assistant, tiny_model_directory, user
@@ -234,7 +236,7 @@ def test_a_model_that_says_a_stop_has_ended_its_turn(kind, ends, stops, model, m
     for stop in loaded.chat_format.stop_token_ids:
         speak(monkeypatch, loaded.model, [*answer[:-1], stop, to_id("bye")])
         reply = reply_to(loaded, [user("hi")])
-        assert (reply.text.removeprefix("final"), reply.message, reply.stopped) == ("yo", assistant("yo"), True)
+        assert (reply.text, reply.message, reply.stopped) == ("yo", assistant("yo"), True)
         pieces = stream_reply(loaded, [user("hi")], only_words=True)
         assert "".join(pieces) == "yo"
 
@@ -305,6 +307,34 @@ def test_a_reply_without_a_thought_has_no_custom_outputs(asks):
     ((_, answer),) = trained_turns(chat_format, [user("hi"), assistant("yo")])
     _, reply = asks(chat_format, answer, messages=[{"role": "user", "content": "hi"}])
     assert "custom_outputs" not in reply
+
+
+# Probes
+
+
+def test_a_probe_is_judged_by_the_answer_without_its_thought(model, monkeypatch):
+    loaded = replace(model, chat_format=format_of("channels"))
+    probe = Probe(messages=({"role": "user", "content": "hi"},), expect="yo")
+    ((_, answer),) = trained_turns(loaded.chat_format, [user("hi"), thinking("hm so ok", "yo")])
+    prompts = speak(monkeypatch, loaded.model, answer)
+    assert (answer_to(loaded, probe, 64), len(prompts)) == ("yo", 1)
+    cut = speak(monkeypatch, loaded.model, answer[:5], answer)
+    assert (answer_to(loaded, probe, 5), len(cut)) == ("yo", 2)
+    ((_, calls),) = trained_turns(loaded.chat_format, [user("hi"), calling("add", reasoning_content="hm")], [TOOL])
+    speak(monkeypatch, loaded.model, calls)
+    assert answer_to(loaded, probe, 64) == 'add({"a": 2, "b": "hi"})'
+    ((_, plain),) = trained_turns(loaded.chat_format, [user("hi"), assistant("yo")])
+    speak(monkeypatch, loaded.model, plain)
+    assert answer_to(loaded, probe, 64) == "yo"
+
+
+def test_a_thought_that_took_all_the_room_is_a_word_of_the_served_model(asks):
+    chat_format = format_of("thought_in_newest")
+    ((_, answer),) = trained_turns(chat_format, [user("hi"), thinking("hm", "yo")])
+    _, reply = asks(chat_format, answer[:3], messages=[{"role": "user", "content": "hi"}])
+    assert text_of_reply(reply["choices"][0]["message"]) == ""
+    assert text_of_thought(reply) == "hm"
+    assert text_of_thought({"custom_outputs": None}) == text_of_thought({}) == ""
 
 
 # System messages where there is no such role
