@@ -32,29 +32,13 @@ ROOT = Path(__file__).parents[2]
 DATA, PROBES = ROOT / "experiments/data/quickstart.jsonl", ROOT / "experiments/data/quickstart_probes.jsonl"
 LIMIT_S = 1800  # of one search
 MAX_NEW_TOKENS = 120
-THINKING = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.role == 'assistant' and loop.last and message.reasoning_content -%}
-{{- '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' -}}
-{%- endif -%}
-{{- message.content + '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-NEXT_ROLE = """\
-{%- set tokens = {'system': '<repo_name>', 'user': '<|im_start|>', 'assistant': '<file_sep>'} -%}
-{%- for message in messages -%}
-{{- tokens[message.role] + '\\n' + message.content -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<file_sep>' -}}{%- endif -%}
-"""
+TEMPLATES = Path(__file__).with_name("chat_templates")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     name: str
-    template: str
+    file: str
     thinks: bool
 
 
@@ -69,8 +53,8 @@ class Outcome:
 
 
 CASES = (
-    Case(name="only the newest thought is shown", template=THINKING, thinks=True),
-    Case(name="the next role's token is the stop", template=NEXT_ROLE, thinks=False),
+    Case(name="only the newest thought is shown", file="only_newest_thought.jinja", thinks=True),
+    Case(name="the next role's token is the stop", file="next_role_stops.jinja", thinks=False),
 )
 
 
@@ -92,7 +76,7 @@ def main() -> int:
 
 def run(case: Case, folder: Path) -> Outcome:
     model = folder / "model"
-    copy_with_template(resolve_model(ModelSpec(path="smollm2-135m-instruct")), model, case.template)
+    copy_with_template(resolve_model(ModelSpec(path="smollm2-135m-instruct")), model, TEMPLATES / case.file)
     data = folder / "data.jsonl"
     data.write_text("".join(f"{line}\n" for line in records(thinks=case.thinks)), encoding="utf-8")
     champion = search(case, folder, model, data)
@@ -115,7 +99,7 @@ def run(case: Case, folder: Path) -> Outcome:
     )
 
 
-def copy_with_template(source: Path, target: Path, template: str) -> None:
+def copy_with_template(source: Path, target: Path, template: Path) -> None:
     """Copies a model's directory, its weights as a link."""
     target.mkdir()
     for file in source.iterdir():
@@ -123,7 +107,7 @@ def copy_with_template(source: Path, target: Path, template: str) -> None:
             (target / file.name).symlink_to(file)
         elif not file.name.startswith("."):
             shutil.copy(file, target)
-    (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+    shutil.copy(template, target / "chat_template.jinja")
 
 
 def records(*, thinks: bool) -> list[str]:

@@ -27,17 +27,14 @@ from components.data.token_store import Entry, TokenStore, write_store
 from components.experiment.spec import ModelSpec
 from components.models.base.load_base import load_base_model, resolve_model
 from components.training.loss import ScoredModel
-from experiments.benchmarks.templates_in_use import THINKING
 
+TEMPLATE = Path(__file__).with_name("chat_templates") / "only_newest_thought.jinja"
 TURNS = (2, 5, 20)
-REPEATS = 3
 MODEL = ModelSpec(path="smollm2-135m-instruct", dtype="fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """`seconds`: the shortest of REPEATS."""
-
     tokens: int
     loss: float
     gradient: torch.Tensor
@@ -51,7 +48,7 @@ def main() -> None:
     torch.manual_seed(0)
     directory = resolve_model(MODEL)
     tokenizer = load_tokenizer(directory)
-    tokenizer.chat_template = THINKING
+    tokenizer.chat_template = TEMPLATE.read_text(encoding="utf-8")
     chat_format = load_chat_format(tokenizer)
     scored = ScoredModel(load_base_model(MODEL), precision="fp32", attention="sdpa", device=torch.device("cpu"))
     lines = []
@@ -76,7 +73,7 @@ def talk(turns: int) -> Conversation:
         thought = (
             f"Day {number} has two ships. I count them, add those of the day before, and say when the next one comes."
         )
-        question = f"How many ships passed the lighthouse until day {number}, and when is the next?"
+        question = f"How many ships passed until day {number}?"
         answer = f"{2 * number + 2} ships; the next one is due at dawn."
         messages += [
             Message(role="user", content=question),
@@ -87,17 +84,15 @@ def talk(turns: int) -> Conversation:
 
 def measure(scored: ScoredModel, store: RowStore, pad_token_id: int) -> Pass:
     batches = [collate(store, [(row,)], pad_token_id) for row in range(len(store))]
-    seconds = []
-    for _ in range(REPEATS):
-        scored.zero_grad()
-        began, loss = time.perf_counter(), 0.0
-        for batch in batches:
-            summed = scored(batch)
-            summed.backward()
-            loss += float(summed)
-        seconds.append(time.perf_counter() - began)
+    scored.zero_grad()
+    began, loss = time.perf_counter(), 0.0
+    for batch in batches:
+        summed = scored(batch)
+        summed.backward()
+        loss += float(summed.detach())
+    seconds = time.perf_counter() - began
     gradient = torch.cat([parameter.grad.flatten() for parameter in scored.parameters() if parameter.grad is not None])
-    return Pass(tokens=int(store.lengths.sum()), loss=loss, gradient=gradient, seconds=min(seconds))
+    return Pass(tokens=int(store.lengths.sum()), loss=loss, gradient=gradient, seconds=seconds)
 
 
 def line_of(turns: int, tree: Pass, rows: Pass) -> str:
