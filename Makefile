@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: tune test test-fast check environment constraints wheel clean
+.PHONY: tune test test-fast families check environment constraints wheel clean
 
 tune: $(VENV)/.installed  ## the quickstart search, from nothing to a registered champion
 	$(BIN)/python workflows/tune.py experiments/quickstart.yaml
@@ -13,7 +13,10 @@ test: $(VENV)/.installed-dev  ## every check and every test
 	$(BIN)/python -m pytest tests
 
 test-fast: $(VENV)/.installed-dev  ## the pure tests only, about 6 minutes
-	$(BIN)/python -m pytest tests -m "not ray and not end_to_end"
+	$(BIN)/python -m pytest tests -m "not ray and not end_to_end and not families"
+
+families: $(VENV)/.installed-dev  ## every family of models through all that is done with one, half an hour
+	$(BIN)/python -m pytest tests/unit/test_families.py -m ""
 
 check: $(VENV)/.installed-dev  ## format, lint, types, spelling
 	$(BIN)/ruff format --check components workflows tests experiments

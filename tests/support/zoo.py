@@ -1,14 +1,18 @@
 """Tiny configurations of many families, by the name of the family.
 
-Windows and chunks are shorter than the rows of the tests, so that they matter.
+Windows and chunks are shorter than the rows of the tests, so that they matter, and weights so large that layers do. There
+are more rows of embeddings than the letter tokenizer has tokens, as in many releases.
 """
 
 from typing import Any
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.support.toy import save_letter_tokenizer
 
 SIZES = {
-    "vocab_size": 96,
+    "vocab_size": 128,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -20,7 +24,7 @@ SIZES = {
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
 GPT = {
-    "vocab_size": 96,
+    "vocab_size": 128,
     "n_embd": 32,
     "n_layer": 2,
     "n_head": 4,
@@ -29,7 +33,7 @@ GPT = {
     "eos_token_id": 2,
 }
 GPT = {**GPT, "pad_token_id": 0}
-WINDOW = 8
+WINDOW, SPREAD = 8, 0.1
 ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 LATENT = {
@@ -77,11 +81,11 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GROUPED, **ALTERNATING},
     "gemma3": {"text_config": {**GROUPED, **ALTERNATING}, "vision_config": VISION, "mm_tokens_per_image": 4},
     "gemma3n_text": {
-        **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96, "laurel_rank": 4,
+        **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128, "laurel_rank": 4,
         "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], "altup_num_inputs": 2,
     },
     "gemma4_text": {
-        **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96, "global_head_dim": 8,
+        **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128, "global_head_dim": 8,
         "num_kv_shared_layers": 0,
     },
     "phi": SIZES,
@@ -94,7 +98,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     },
     "gpt2": GPT,
     "gpt_neo": {
-        "vocab_size": 96, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "window_size": WINDOW,
+        "vocab_size": 128, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64, "window_size": WINDOW,
         "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
     },
     "gpt_neox": SIZES,
@@ -103,10 +107,10 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "starcoder2": {**GROUPED, "sliding_window": WINDOW},
     "codegen": {**GPT, "rotary_dim": 4},
     "opt": {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32},
-    "bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4, "eos_token_id": 2, "pad_token_id": 0},
+    "bloom": {"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4, "eos_token_id": 2, "pad_token_id": 0},
     "falcon": {**SIZES, "alibi": False, "multi_query": True, "new_decoder_architecture": False},
     "falcon with alibi": {**SIZES, "alibi": True, "multi_query": False, "new_decoder_architecture": False},
-    "mpt": {"vocab_size": 96, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256, "eos_token_id": 2},
+    "mpt": {"vocab_size": 128, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256, "eos_token_id": 2},
     "mixtral": {**GROUPED, "num_local_experts": 4},
     "deepseek_v2": {**SIZES, **LATENT},
     "deepseek_v3": {**SIZES, **LATENT},
@@ -128,9 +132,9 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "olmo3": {**GROUPED, **ALTERNATING},
     "olmoe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
     "stablelm": GROUPED,
-    "mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "mamba": {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "mamba2": {
-        "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8,
+        "vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "num_heads": 8, "head_dim": 8,
         "n_groups": 1, "chunk_size": 8,
     },
     "falcon_h1": {**GROUPED, **MAMBA2, "mamba_d_ssm": 64},
@@ -143,7 +147,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
         **GROUPED, "lru_width": 32, "attention_window_size": WINDOW,
         "block_types": ["recurrent", "attention"],
     },
-    "rwkv": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+    "rwkv": {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
     "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     "smollm3": {**GROUPED, "no_rope_layers": [1, 0]},
     "ernie4_5": GROUPED,
@@ -170,8 +174,27 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def config_of(family):
-    return AutoConfig.for_model(family.split()[0], **WRITTEN[family])
-
-
 FAMILIES = tuple(WRITTEN)
+ALWAYS = ("llama", "qwen3", "gemma3_text", "gpt2", "qwen3_moe", "mamba")  # the others are behind the marker `families`
+
+
+def config_of(family):
+    config = AutoConfig.for_model(family.split()[0], **WRITTEN[family])
+    text = config.get_text_config()
+    text.initializer_range = SPREAD
+    for name in vars(text):
+        if "dropout" in name or "pdrop" in name or "_drop" in name:
+            setattr(text, name, 0.0)
+    return config
+
+
+def family_model(family, **settings):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config_of(family), **settings)
+
+
+def family_directory(directory, family, chat_template=None):
+    """A directory as it would be published: weights, configuration, tokenizer."""
+    family_model(family).save_pretrained(directory)
+    save_letter_tokenizer(directory, chat_template)
+    return directory
