@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
@@ -20,6 +21,7 @@ from components.models.base.context import context_of
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.models.load_trained import load_base_of, load_trained, package
+from components.registry.candidate import RegistryCandidate
 from components.registry.checked_export import ExportRequest, export_model
 from components.search.prepare_search import prepare_search
 from components.storage.open_folder import folder_at
@@ -320,3 +322,26 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tmp_path):
         ValueError, match=r"chat_template_arguments.enable_thinking=false: the chat template does not read"
     ):
         load_model(str(model), chat_format=ChatFormatSpec(arguments=OFF))
+
+
+def test_a_version_is_tagged_with_what_decides_its_text(tmp_path):
+    spec = {"arguments": {"reasoning_effort": "low"}}
+    model = model_of(tmp_path / "model", "reasoning_effort")
+    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(8))
+    data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.5)
+    dataset = prepare(data, model_path=model, chat_format=ChatFormatSpec(**spec), storage=folder_at(tmp_path))
+    started = SimpleNamespace(branch="full", spec=TrialSpec(method=FullMethod()))
+    candidate = RegistryCandidate(
+        runs=SimpleNamespace(search_id="search"),
+        uri="",
+        experiment=SimpleNamespace(name="toy"),
+        trial=SimpleNamespace(trial_id="trial", started=started),
+        report=SimpleNamespace(
+            step=3, eval_loss=1.0, checkpoint=str(checkpoint_of(model, tmp_path / "checkpoint", **spec))
+        ),
+        dataset=dataset,
+    )
+    tags = candidate.lineage
+    assert tags["turnwise.chat_format"] == "auto"
+    assert tags["turnwise.chat_template_arguments"] == '{"reasoning_effort": "low"}'
+    assert "turnwise.template_date" not in tags

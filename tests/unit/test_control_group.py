@@ -62,7 +62,7 @@ def test_a_waiting_worker_sleeps_and_outlasts_the_default_groups_timeout(tmp_pat
     value, share_of_a_core = found["TorchWorkers"]
     assert value == 7.0
     assert share_of_a_core < 0.2
-    assert found["Polling"][1] > 0.5  # what is measured is there
+    assert found["Polling"][1] > 2 * share_of_a_core  # what is measured is there, on a busy machine too
     assert "Timed out waiting 2000ms" in found["OnTheDefaultGroup"]
 
 

@@ -158,7 +158,7 @@ def test_a_stream_of_words_has_the_answers_alone(kind, talk, model, monkeypatch)
         ("thought_in_newest", "<think>\nhm\n</think>\n\nyo"),
         ("thought_opened", "hm\n</think>\n\nyo"),
         ("thinking_switch", "<think>\nhm\n</think>\n\nyo"),
-        ("channels", "analysishmassistantfinalyo"),
+        ("channels", "<think>\nhm\n</think>\n\nyo"),
     ],
 )
 def test_the_text_for_people_is_the_whole_reply(kind, text, model, monkeypatch):
@@ -168,6 +168,25 @@ def test_the_text_for_people_is_the_whole_reply(kind, text, model, monkeypatch):
     reply = reply_to(loaded, [user("hi")])
     assert (reply.text, reply.message.content, reply.message.reasoning_content) == (text, "yo", "hm")
     assert (reply.stopped, reply.new_tokens) == (True, len(answer))
+
+
+@pytest.mark.parametrize(
+    ("message", "pieces"),
+    [
+        (thinking("hm", "yo"), ["<think>\nhm", "\n</think>\n\n", "yo"]),
+        (assistant("yo so"), ["yo", " ", "so"]),
+        (calling("add", reasoning_content="hm"), ["<think>\nhm", "\n</think>\n\n "]),
+    ],
+    ids=["thought", "no thought", "call"],
+)
+def test_a_thought_in_control_tokens_is_streamed_to_people_in_tags(message, pieces, model, monkeypatch):
+    loaded = replace(model, chat_format=format_of("channels"))
+    tools = [TOOL] if message.tool_calls else []
+    ((_, answer),) = trained_turns(loaded.chat_format, [user("hi"), message], tools)
+    speak(monkeypatch, loaded.model, answer)
+    streamed = list(stream_reply(loaded, [user("hi")]))
+    assert streamed[: len(pieces)] == pieces
+    assert "".join(streamed) == reply_to(loaded, [user("hi")]).text
 
 
 @pytest.mark.parametrize("kind", ["thought_in_newest", "thought_opened", "channels"])

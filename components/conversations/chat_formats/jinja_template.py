@@ -30,7 +30,7 @@ from components.conversations.chat_formats.template_dialect import REASONING_KEY
 from components.conversations.chat_formats.template_probes import PROBE, THINKING
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.template_tokens import SOURCE, learn_tokens
-from components.conversations.chat_formats.thoughts import learn_thoughts
+from components.conversations.chat_formats.thoughts import ThoughtStyle, learn_thoughts
 from components.conversations.chat_formats.tool_call_parser import learn_tool_calls
 from components.conversations.chat_formats.turn_borders import MAX_TURNS_RENDERED, find_turns, sample
 from components.conversations.chat_formats.turn_stops import TurnStops, learn_stops
@@ -86,6 +86,7 @@ class TemplateFormat:
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_ids[0]
         )
         self._before, self._after = self._around_answer()
+        self._marked = self._thoughts_in_control_tokens()
         self.calls = learn_tool_calls(self._write_calls) or learn_listed_arguments(self._write_calls)
 
     @property
@@ -126,6 +127,10 @@ class TemplateFormat:
         return self._prompt_ids(text, self._turns(prepared, "prompt", in_use=True), prepared, "prompt")
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        if self._marked is not None:
+            shown = self._marked.for_people(self._without_stop(self.control.decode_all(token_ids)))
+            if shown is not None:
+                return self.control.without_hidden(shown)
         text = self.control.decode(token_ids)
         if self._before.startswith(text):
             return ""  # the answer's text has not begun
@@ -258,6 +263,13 @@ class TemplateFormat:
                     f"{source}: message {turn.position + 1}: its tokens are not those of its prompt in use, followed by the"
                     " answer and one stop"
                 )
+
+    def _thoughts_in_control_tokens(self) -> ThoughtStyle | None:
+        """Returns the style of thoughts whose marks are not shown; None if they are."""
+        if self.thoughts is None or not self.thoughts.opener:
+            return None
+        marks = self.thoughts.opener + self.thoughts.closer
+        return None if self.control.without_hidden(marks) == marks else self.thoughts
 
     def _split(self, token_ids: Sequence[int]) -> tuple[str, str]:
         """Returns (thought, content) of an answer."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.conversations.chat_formats.template_dialect import TemplateDialect
 from components.conversations.chat_formats.template_probes import CALLING, PROBE, THINKING
+from components.conversations.chat_formats.tool_call_parser import words_before
 from components.conversations.messages import Message
 from components.errors import InputError
 
@@ -81,6 +82,20 @@ class ThoughtStyle:
         if closer and self._thinks(head):
             return _behind(answer, closer)
         return "" if self._thinks(text) else text
+
+    def for_people(self, text: str) -> str | None:
+        """Returns a text, which may be unfinished, with its thought in tags that people know; None if it has no thought."""
+        if self.opener.startswith(text):
+            return ""
+        if not text.startswith(self.opener):
+            return None
+        said = text.removeprefix(self.opener)
+        for closer in (self.closer, self.call_closer):
+            thought, found, answer = said.partition(closer)
+            # What ends a thought before calls may still become what ends one before an answer.
+            if found and (closer == self.closer or not self.closer.startswith(closer + answer)):
+                return f"<think>\n{thought}\n</think>\n\n{answer}"
+        return f"<think>\n{words_before(said, self.closer)}"
 
     def _cut(self, text: str, closers: Sequence[str]) -> tuple[str, str, str]:
         """Returns the text before a closer, that closer, and the text behind it; "" as closer if there is none."""
