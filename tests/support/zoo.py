@@ -184,7 +184,7 @@ def config_of(family):
     text = config.get_text_config()
     text.initializer_range = SPREAD
     for name in vars(text):
-        if "dropout" in name or "pdrop" in name or "_drop" in name:
+        if any(noise in name for noise in ("dropout", "pdrop", "_drop", "jitter")):
             setattr(text, name, 0.0)
     return config
 
