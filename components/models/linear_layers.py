@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 QUANTIZED = "beside experts they are adapted as whole parameters, and these are quantized"
-# A weight that is used in a computation, not looked at or initialized.
-READ = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:data|dtype|device|shape|size|requires_grad)\b)")
+# A weight that is used in a computation, not looked at or initialized. Bloom uses slices of one where it imitates a training
+# over several devices, which no release asks for.
+READ = re.compile(r"self\.(\w+)\.weight\b(?!\[|\.(?:data|dtype|device|shape|size|requires_grad)\b)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

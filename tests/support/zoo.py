@@ -83,6 +83,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
     "gemma3n_text": {
         **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128, "laurel_rank": 4,
         "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], "altup_num_inputs": 2,
+        "pad_token_id": 127,  # a random model has nothing in the row of its own pad token, of which this family takes a root
     },
     "gemma4_text": {
         **GROUPED, **ALTERNATING, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128, "global_head_dim": 8,
@@ -190,7 +191,11 @@ def config_of(family):
 
 def family_model(family, **settings):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config_of(family), **settings)
+    model = AutoModelForCausalLM.from_config(config_of(family), **settings)
+    for weight in model.parameters():
+        if not weight.any():  # biases, and scales behind which nothing would be seen
+            torch.nn.init.normal_(weight, std=SPREAD)
+    return model
 
 
 def family_directory(directory, family, chat_template=None):

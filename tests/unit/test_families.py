@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
 from components.data.collate import collate
@@ -149,6 +150,23 @@ def test_a_tree_has_the_loss_and_the_gradients_of_its_separate_rows(family, stor
         loss, gradients = passed(scored, rows, batches)
         assert loss == pytest.approx(expected_loss, rel=1e-5), way
         assert float((gradients - expected).norm() / expected.norm()) <= 1e-5, way
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pad_token_that_is_the_stop_too_is_scored_as_the_stop_only(tied, prepared):
+    stop, other = 3, 0
+    config = config_of("llama")
+    config.pad_token_id, config.tie_word_embeddings = stop, tied
+    torch.manual_seed(0)
+    scored = scored_model(AutoModelForCausalLM.from_config(config)).eval()
+    rows = [(0, 1), (2,)]  # of unequal lengths
+    batch = collate(prepared.train, rows, stop)
+    assert (batch.token_ids_BT[batch.segment_ids_BT == 0] == stop).any()
+    turns = sum(1 + len(prepared.train.forks(index)) for row in rows for index in row)
+    assert int((batch.labels_BT == stop).sum()) == turns
+    assert (batch.labels_BT[batch.segment_ids_BT == 0] == -100).all()
+    with torch.no_grad():
+        assert float(scored(batch)) == pytest.approx(float(scored(collate(prepared.train, rows, other))), rel=1e-6)
 
 
 # Trials

@@ -59,6 +59,7 @@ FAMILIES = {
     "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 1},
     "llama4_text": {**SIZES, "num_local_experts": 4, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": SIZES["vocab_size"]},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": SIZES["vocab_size"]},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": SIZES["vocab_size"]},
 }  # fmt: skip
 TOWERS = ["model.vision_tower", "model.multi_modal_projector"]
@@ -152,6 +153,11 @@ def test_a_name_beside_a_right_one_that_peft_would_drop_is_refused(tiny_model, n
             "all-linear",
             "adapts 2 x down_proj, 2 x experts.down_proj, 2 x experts.gate_up_proj, 2 x gate_proj, 2 x k_proj, 2 x o_proj,"
             " 2 x q_proj, 2 x up_proj, 2 x v_proj, without router (a Llama4Router is no linear layer)",
+        ),
+        (
+            "bloom",
+            "all-linear",
+            "adapts 2 x dense, 2 x dense_4h_to_h, 2 x dense_h_to_4h, 2 x query_key_value",
         ),
         (
             "mamba",
