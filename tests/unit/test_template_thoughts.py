@@ -219,8 +219,9 @@ def test_reasoning_is_context_if_it_is_not_to_be_learned():
 
 
 def test_an_empty_thought_is_not_learned_either():
-    assert tokens_of("thought_in_newest", PLAIN[:2], train_on_reasoning=False)[-8:] == [
-        TURN, "assistant", "\n", THINK, "\n", "\n", THOUGHT, ["\n", "\n", "yo", OVER],
+    assert tokens_of("thought_in_newest", PLAIN[:2], train_on_reasoning=False) == [
+        TURN, "user", "\n", "hi", OVER, "\n", TURN, "assistant", "\n",
+        THINK, "\n", "\n", THOUGHT, ["\n", "\n", "yo", OVER], "\n",
     ]  # fmt: skip
 
 
