@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _check_is_base(model: LoadedModel, chat_format: ChatFormatSpec, name: str) -> None:
     """Raises InputError if a chat format is given for a model that was trained in another one."""
     if model.reference is not None and chat_format != ChatFormatSpec():
-        raise InputError(f"{name}: it has the chat format that it was trained in; leave out the flags --chat-...")
+        raise InputError(f"{name}: it has the chat format that it was trained in; leave out the flags of base models")
 
 
 def _read_tools(file: Path | None) -> list[dict[str, Any]]:

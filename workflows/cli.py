@@ -133,7 +133,7 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def add_format_arguments(parser: argparse.ArgumentParser, of: str) -> None:
-    """--chat-format, --chat-template, --chat-template-argument; `of` says which model they are for."""
+    """--chat-format, --chat-template, --chat-template-argument, --prepend-system; `of` says which model they are for."""
     parser.add_argument("--chat-format", default="auto", metavar="NAME", help=f"{of}: auto, template, chatml, ...")
     parser.add_argument("--chat-template", metavar="NAME", help=f"{of}: one of its tokenizer's templates (tool_use)")
     parser.add_argument(
@@ -143,6 +143,7 @@ def add_format_arguments(parser: argparse.ArgumentParser, of: str) -> None:
         metavar="KEY=VALUE",
         help=f"{of}: as chat_template_arguments, e.g. enable_thinking=false (repeatable)",
     )
+    parser.add_argument("--prepend-system", action="store_true", help=f"{of}: as data.system: prepend")
 
 
 def format_spec_of(arguments: argparse.Namespace) -> ChatFormatSpec:
@@ -151,6 +152,7 @@ def format_spec_of(arguments: argparse.Namespace) -> ChatFormatSpec:
         name=arguments.chat_format,
         template=arguments.chat_template,
         arguments=dict(map(_template_argument, arguments.chat_template_argument)),
+        system="prepend" if arguments.prepend_system else "native",
     )
 
 

@@ -40,15 +40,22 @@ class Conversation:
 
 
 def prepend_system(messages: Sequence[Message]) -> list[Message]:
-    """Writes the text of a leading system message at the head of the first question, for templates without that role."""
-    if not messages or messages[0].role != "system":
-        return list(messages)
-    system, *rest = messages
-    first = next((number for number, message in enumerate(rest) if message.role == "user"), None)
-    if first is None or not system.content.strip():
-        return rest
-    question = replace(rest[first], content=f"{system.content.rstrip()}\n\n{rest[first].content}")
-    return [*rest[:first], question, *rest[first + 1 :]]
+    """Writes the text of system messages at the head of the next question, for templates without that role.
+
+    A system message that no question follows stays.
+    """
+    last_question = max((number for number, message in enumerate(messages) if message.role == "user"), default=-1)
+    moved: list[Message] = []
+    texts: list[str] = []
+    for number, message in enumerate(messages):
+        if message.role == "system" and number < last_question:
+            texts.append(message.content.rstrip())
+        elif message.role == "user":
+            moved.append(replace(message, content="\n\n".join([*filter(str.strip, texts), message.content])))
+            texts = []
+        else:
+            moved.append(message)
+    return moved
 
 
 def hidden_reasoning_problem(chat_format: str) -> str:

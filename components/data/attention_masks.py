@@ -73,10 +73,10 @@ def _sees_path(subtree_ends_BT: Tensor) -> Tensor:
 
 
 def _within(reach: Reach, path_BTT: Tensor, position_ids_BT: Tensor) -> Tensor:
-    """Distances are those along the path: in the row other branches lie between a token and its past."""
+    """Distances are those along the path: in the row other sequences lie between a token and its past."""
     query_BT1, key_B1T = position_ids_BT[:, :, None], position_ids_BT[:, None, :]
     if reach.window is not None:
-        return path_BTT & (query_BT1 - key_B1T < reach.window)
+        return path_BTT & (query_BT1 - reach.window < key_B1T)  # no difference of all pairs is kept
     if reach.chunk is not None:
         return path_BTT & (query_BT1 // reach.chunk == key_B1T // reach.chunk)
     return path_BTT

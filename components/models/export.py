@@ -197,7 +197,7 @@ def _from_trained(source: Path) -> Exportable:
         origin=source,
         base=base,
         config=config_of(directory),
-        chat_format=load_chat_format(tokenizer, reference.chat_format),
+        chat_format=load_chat_format(tokenizer, format_spec_in(directory, reference.chat_format)),
         tokenizer=tokenizer,
         precision=spec.precision,
         quantize=spec.method.quantize if isinstance(spec.method, LoraMethod) else None,

@@ -109,7 +109,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        chat_format=load_chat_format(tokenizer, reference.chat_format),
+        chat_format=load_chat_format(tokenizer, format_spec_in(base or directory / WEIGHTS, reference.chat_format)),
         device=device,
         attention=attention_of(model),
         precision=spec.precision,

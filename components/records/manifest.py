@@ -8,7 +8,7 @@ from components.experiment.spec import ExperimentSpec
 from components.storage.folder import Folder
 
 MANIFEST = "search.json"
-LAYOUT = 3  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
+LAYOUT = 4  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
 
 
 class SearchManifest(BaseModel):
@@ -21,6 +21,7 @@ class SearchManifest(BaseModel):
     created: float
     prepared: str
     budget: int | None = Field(None, description="Of each trial, in target tokens; old manifests do not have it.")
+    attention: str | None = Field(None, description="Of the base model, decided when the search began.")
     finished: bool = False
     layout: int = Field(1, description="LAYOUT of the code that began it.")
 

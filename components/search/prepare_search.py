@@ -133,7 +133,10 @@ def prepare_search(
     on_message(f"base model {written.model.path}")
     directory = resolve_model(written.model)
     check_base(written.model)
-    experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
+    model = _on_every_node(written.model, directory)
+    if manifest is not None and manifest.attention is not None:  # what the search began with, whatever this machine has
+        model = model.model_copy(update={"attention": manifest.attention})
+    experiment = written.model_copy(update={"model": model})
     config = config_of(directory)
     trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
@@ -164,7 +167,7 @@ def prepare_search(
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
-    manifest = manifest or _new_manifest(written, dataset, budget)
+    manifest = manifest or _new_manifest(written, dataset, budget, experiment.model.attention)
     return PreparedSearch(
         manifest=manifest,
         lock=lock_search(experiment.folder / manifest.search_id),
@@ -241,12 +244,13 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     return PreparedDataset.open(directory).verify()
 
 
-def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int) -> SearchManifest:
+def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str) -> SearchManifest:
     return SearchManifest(
         search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         experiment=written,
         created=time.time(),
         prepared=str(dataset.directory),
         budget=budget,
+        attention=attention,
         layout=LAYOUT,
     )

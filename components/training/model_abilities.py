@@ -143,7 +143,7 @@ def _why_other_paths(model: PreTrainedModel, attention: str) -> str:
         distance = tree_distance(model, attention)
     except Exception as error:  # noqa: BLE001 - what a class does with a mask that it does not know
         return f"it takes no masks of trees ({_in_short(error)})"
-    return "" if distance <= SAME else f"the paths of a tree would see each other (by {distance:.0e} of the logits)"
+    return "" if distance <= SAME else "the paths of a tree would see each other"
 
 
 def _in_short(error: Exception) -> str:

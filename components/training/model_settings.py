@@ -16,7 +16,7 @@ from components.errors import InputError
 from components.experiment.experiment_errors import ExperimentError, Problem
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, TrialSpec
-from components.models.attention_backend import has_flash_package, has_sdpa, usable_attention
+from components.models.attention_backend import has_sdpa, is_usable, usable_attention
 from components.training.model_abilities import Layout, ModelAbilities, probe_model
 
 
@@ -97,10 +97,10 @@ def _trials(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:
 
 
 def _all_can_use_flash(experiment: ExperimentSpec, abilities: ModelAbilities) -> bool:
-    """Only where nothing speaks against it: its workers cannot be asked before the first of them has started."""
+    """Only where this machine can: workers cannot be asked before the first has started, and most are like it then."""
     return (
         abilities.has_flash
-        and has_flash_package()
+        and is_usable(FLASH_ATTENTION)
         and all(
             trial.precision == "bf16" and experiment.resources.of(trial.method).gpus_per_worker > 0
             for _, trial in _trials(experiment)
@@ -109,26 +109,27 @@ def _all_can_use_flash(experiment: ExperimentSpec, abilities: ModelAbilities) ->
 
 
 def _with_packing(trial: TrialSpec, packs: bool) -> TrialSpec:
-    if trial.batch.packing != "auto":
+    """Leaves `auto` where rows can be packed: a worker whose kernels let them leak, which is not seen here, packs none."""
+    if trial.batch.packing != "auto" or packs:
         return trial
-    return trial.model_copy(update={"batch": trial.batch.model_copy(update={"packing": packs})})
+    return trial.model_copy(update={"batch": trial.batch.model_copy(update={"packing": False})})
 
 
 def _space_with_packing(space: Mapping[str, Mapping[str, Any]], packs: bool) -> dict[str, dict[str, Any]]:
     def decided(value: Any) -> Any:
         if isinstance(value, Mapping):  # a domain
             return {name: list(dict.fromkeys(map(decided, values))) for name, values in value.items()}
-        return packs if value == "auto" else value
+        return False if value == "auto" else value
 
     settled = {name: dict(tree) for name, tree in space.items()}
-    for tree in settled.values():
+    for tree in () if packs else settled.values():
         if isinstance(batch := tree.get("batch"), Mapping) and "packing" in batch:
             tree["batch"] = {**batch, "packing": decided(batch["packing"])}
     return settled
 
 
 def _sentence(settled: ExperimentSpec, abilities: ModelAbilities, has_trees: bool) -> str:
-    packing = {trial.batch.packing for _, trial in _trials(settled)}
+    packing = {trial.batch.packing is not False for _, trial in _trials(settled)}  # True, or `auto` where they can be
     rows = (
         "rows packed"
         if packing == {True}

@@ -177,6 +177,10 @@ class TrialRunner:
                 f"model.path={self.model.path}: with model.attention={scored.attention} it lets packed conversations see"
                 " each other; set batch.packing: false"
             )
+        if wanted == "auto" and not packs:
+            log.warning(
+                "rows are not packed: with attention %s packed conversations would see each other", scored.attention
+            )
         return spec.model_copy(update={"batch": spec.batch.model_copy(update={"packing": packs})})
 
     def _isolates_rows(self, scored: ScoredModel, spec: TrialSpec) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -198,6 +199,21 @@ def test_a_search_says_the_date_at_its_opening_and_a_preview_does(tmp_path, monk
     for arguments in (["toy.yaml"], ["--model", "model", "--data", "data.jsonl"]):
         preview.main(arguments)
         assert sentence in capsys.readouterr().out
+
+
+def test_a_resumed_search_keeps_the_attention_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    model_of(tmp_path / "model", "appends")
+    write_messages_jsonl(tmp_path / "data.jsonl", toy_conversations(8))
+    (tmp_path / "toy.yaml").write_text(toy_experiment("{search: {trials: 2}}"))
+    begun = prepare_search(load_experiment("toy.yaml"))
+    begun.lock.close()
+    assert begun.manifest.attention == begun.experiment.model.attention == "sdpa"
+    replace(begun, manifest=begun.manifest.model_copy(update={"attention": "eager"})).begin()
+    resumed = prepare_search(load_experiment("toy.yaml"), resume="newest")
+    resumed.lock.close()
+    assert resumed.experiment.model.attention == "eager"
 
 
 # The model's context

@@ -116,16 +116,16 @@ def test_a_model_is_tried_once(monkeypatch):
 @pytest.mark.parametrize(
     ("family", "has_trees", "attention", "packing", "layout", "sentence"),
     [
-        ("llama", False, "sdpa", True, "trees", "attention sdpa, rows packed"),
+        ("llama", False, "sdpa", "auto", "trees", "attention sdpa, rows packed"),
         (
             "llama",
             True,
             "sdpa",
-            True,
+            "auto",
             "trees",
             "attention sdpa, rows packed, each conversation in one pass, whatever its template rewrites",
         ),
-        ("gemma2", False, "eager", True, "trees", "attention eager, rows packed"),
+        ("gemma2", False, "eager", "auto", "trees", "attention eager, rows packed"),
         (
             "opt",
             False,
@@ -141,7 +141,7 @@ def test_a_model_is_tried_once(monkeypatch):
             False,
             "separate",
             "attention eager, rows not packed (packed conversations would see each other), what a template rewrites in rows"
-            " of its own (the paths of a tree would see each other (by 7e-01 of the logits))",
+            " of its own (the paths of a tree would see each other)",
         ),
     ],
 )
@@ -179,14 +179,14 @@ GPUS = {"lora": {"gpus_per_worker": 1}}
     [
         ("flash_attention_2", {}),
         ("sdpa", {"has_trees": True}),
-        ("sdpa", {"package": False}),
+        ("sdpa", {"usable": False}),
         ("sdpa", {"resources": {}}),
         ("sdpa", {"trial": {"precision": "fp32"}}),
         ("sdpa", {"family": "opt", "has_flash": False}),
     ],
 )
 def test_flash_attention_is_taken_only_where_nothing_speaks_against_it(expected, changes, monkeypatch):
-    monkeypatch.setattr(model_settings, "has_flash_package", lambda: changes.get("package", True))
+    monkeypatch.setattr(model_settings, "is_usable", lambda attention: changes.get("usable", True))
     of = experiment(resources=changes.get("resources", GPUS), trial=changes.get("trial"))
     config = config_of("llama")
     abilities = ModelAbilities(attention="sdpa", has_flash=changes.get("has_flash", True))

@@ -371,3 +371,17 @@ def test_a_system_message_is_prepended_in_use_as_in_training(model, asks, monkey
     list(session.send("ok"))
     assert prompts == [prompt for prompt, _ in turns]
     assert asks(chat_format, turns[1][1], messages=as_request([kind, *asked]))[0] == turns[1][0]
+
+
+def test_system_messages_in_a_row_or_in_the_middle_go_to_the_next_question():
+    kind, brief = Message(role="system", content="be kind"), Message(role="system", content="be brief")
+    chat_format = format_of("system_refused", system="prepend")
+    assert trained_turns(chat_format, [kind, brief, user("hi"), assistant("yo")]) == trained_turns(
+        chat_format, [user("be kind\n\nbe brief\n\nhi"), assistant("yo")]
+    )
+    assert trained_turns(
+        chat_format, [user("hi"), assistant("yo"), brief, user("ok"), assistant("bye")]
+    ) == trained_turns(chat_format, [user("hi"), assistant("yo"), user("be brief\n\nok"), assistant("bye")])
+    with pytest.raises(ValueError, match="refuses it") as caught:
+        trained_turns(chat_format, [user("hi"), kind, assistant("yo")])  # no question follows
+    assert "prepend" not in str(caught.value)

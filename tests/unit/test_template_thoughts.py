@@ -218,5 +218,12 @@ def test_reasoning_is_context_if_it_is_not_to_be_learned():
     ]  # fmt: skip
 
 
+def test_an_empty_thought_is_not_learned_either():
+    assert tokens_of("thought_in_newest", PLAIN[:2], train_on_reasoning=False) == [
+        TURN, "user", "\n", "hi", OVER, "\n", TURN, "assistant", "\n",
+        THINK, "\n", "\n", THOUGHT, ["\n", "\n", "yo", OVER], "\n",
+    ]  # fmt: skip
+
+
 def test_a_template_without_thoughts_is_scored_the_same_without_reasoning():
     assert tokens_of("appends", PLAIN, train_on_reasoning=False) == tokens_of("appends", PLAIN)

@@ -153,11 +153,12 @@ class TurnReader:
         """Returns where a thought ends, with what closes it; `start` if there is none."""
         if self.thoughts is None:
             return start
-        thought, closer = self._thought_of(message), self.thoughts.closer.strip()
-        if not thought:
-            return start
+        style, thought = self.thoughts, self._thought_of(message)
+        closer = (style.closer if message["content"].strip() else style.call_closer).strip()
         end = text.find(thought, start) + len(thought)
         closed = text.find(closer, end)
+        if not thought and (closed < 0 or text[start:closed].strip() not in ("", style.opener.strip())):
+            return start  # not even an empty one
         return closed + len(closer) if closed >= 0 else end
 
 

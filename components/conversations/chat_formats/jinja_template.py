@@ -64,7 +64,12 @@ class TemplateFormat:
         self.template = with_arguments(_pinned(template, name, tokenizer), spec.arguments, name)
         added = AddedTokens(tokenizer)
         self.renderer = TemplateRenderer(
-            tokenizer, name=name, template=self.template, added=added, templates=tuple(templates_of(tokenizer))
+            tokenizer,
+            name=name,
+            template=self.template,
+            added=added,
+            templates=tuple(templates_of(tokenizer)),
+            prepends_system=spec.system == "prepend",
         )
         self.dialect = learn_dialect(self._write_trial, self.template)
         self.renderer.inline_thoughts = self.dialect.inline
@@ -106,6 +111,7 @@ class TemplateFormat:
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         source = conversation.source or "conversation"
+        self.encoder.forget()  # segments are shared within a conversation
         prepared = self._prepare(conversation.messages, conversation.tools, source)
         whole = self._whole(prepared, source)
         turns = self._turns(prepared, source)

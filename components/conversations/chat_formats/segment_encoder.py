@@ -37,6 +37,7 @@ class SegmentEncoder:
         self, control: ControlTokenEncoder, *, last_token_of: Callable[[str], str], stops: Sequence[str]
     ) -> None:
         self._encode = lru_cache(maxsize=MAX_REMEMBERED)(lambda text, mark: tuple(control.encode(text, mark)))
+        self.forget = self._encode.cache_clear
         self.control = control
         self._leads = (*dict.fromkeys(last_token_of(stop) for stop in stops), "\n")
 

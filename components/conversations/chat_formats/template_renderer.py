@@ -34,9 +34,10 @@ class TemplateRenderer:
         template: str,
         added: AddedTokens,
         templates: Sequence[str] = (),
+        prepends_system: bool = False,
     ) -> None:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
-        self.templates = templates
+        self.templates, self.prepends_system = templates, prepends_system
         self.calls_alone = self.inline_thoughts = False
         # Templates of models for images read content as a list of parts.
         self.takes_parts = not self._shows_words(parts=False) and self._shows_words(parts=True)
@@ -125,7 +126,8 @@ class TemplateRenderer:
     def _refusal(self, raw: Sequence[Raw], tools: list[Any], ask: bool, source: str, error: Exception) -> str:
         said = f"{source}: the chat template of {self.name} refuses it: {error}"
         systems = [number for number, message in enumerate(raw, start=1) if message["role"] == "system"]
-        if self._takes([message for message in raw if message["role"] != "system"], raw, tools, ask):
+        others = [message for message in raw if message["role"] != "system"]
+        if not self.prepends_system and self._takes(others, raw, tools, ask):
             return (
                 f"{source}: message {systems[0]} is from the system, and the chat template of {self.name} has no such role"
                 f" ({error}); data.system: prepend writes it at the head of the first question"

@@ -26,8 +26,7 @@ class ThoughtStyle:
 
     `is_hidden`: the template does not write the newest message's thought, so it is written here, as the model writes it.
     `is_closed`: prompts end a thought themselves, so there is none. `opened` is what a prompt has beyond the beginning of an
-    answer without a thought. Without an opener the prompt opens
-    every thought.
+    answer without a thought. Without an opener the prompt opens every thought.
     """
 
     opener: str

@@ -28,7 +28,7 @@ class ModelSpec(Spec):
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
-        description="`auto`: the best that the model and all workers support. flash_attention_2 needs GPUs, precision bf16"
+        description="`auto`: the best that the model and this machine support. flash_attention_2 needs GPUs, precision bf16"
         " and the package flash-attn in every worker.",
     )
 
