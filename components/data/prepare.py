@@ -234,9 +234,7 @@ class _Tally:
         self.counts[f"{name}_conversations"] = len(store)
         self.counts[f"{name}_tokens"] = int(store.lengths.sum())
         self.counts[f"{name}_targets"] = store.total_targets
-        self.counts[f"{name}_trees"] = sum(
-            bool(store.forks(row)) for row in range(len(store) if store.has_forks else 0)
-        )
+        self.counts[f"{name}_trees"] = sum(bool(store.forks(index)) for index in range(len(store)))
         self.counts[f"{name}_separate_tokens"] = int(rows_of(store, separate=True).lengths.sum())
 
 

@@ -147,9 +147,10 @@ class TokenStore:
 
     def forks(self, index: int) -> tuple[Fork, ...]:
         """Returns where the tokens of a conversation fork off; nothing if they are one path."""
+        if not self.has_forks:
+            return ()
         chunk, inside = self._locate(index)
-        columns = [_slice(column[chunk], inside).tolist() for column in self._forks]
-        return tuple(map(Fork, *columns)) if columns else ()
+        return tuple(map(Fork, *(_slice(column[chunk], inside).tolist() for column in self._forks)))
 
     @cached_property
     def has_forks(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from components.data.attention_masks import mask_form
 from components.data.batch import Batch
 from components.data.model_inputs import model_inputs
 from components.models.token_id_check import rows_of
+from components.training.packed_isolation import unscored_batch
 
 # Two trees and padding in one row. Of each: (start, end, the depth at which it continues the path before it).
 TREES = (((0, 9, 0), (9, 15, 6), (15, 22, 3)), ((22, 28, 0), (28, 34, 2)))
@@ -41,15 +43,7 @@ def _batch(rows: int) -> Batch:
     for path in _paths():
         positions_T[path] = torch.arange(len(path))
         ends_T[path] = path[-1] + 1  # the last path that a token is on
-    nothing = torch.zeros_like(tokens_1T)
-    return Batch(
-        token_ids_BT=tokens_1T,
-        labels_BT=nothing,
-        weights_BT=nothing.float(),
-        position_ids_BT=positions_T[None],
-        segment_ids_BT=nothing,
-        subtree_ends_BT=ends_T[None],
-    )
+    return replace(unscored_batch(tokens_1T, positions_T[None]), subtree_ends_BT=ends_T[None])
 
 
 def _paths() -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """What a token of a prefix tree sees: its own path, as far as its layer looks back along it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -13,8 +15,8 @@ from transformers import (
 )
 
 from components.data.attention_masks import MaskForm, Reach, additive, mask_form, tree_masks
-from components.data.batch import Batch
 from components.data.model_inputs import model_inputs
+from components.training.packed_isolation import unscored_batch
 
 # Tokens 0-2 are a path; 3-4 continue 0-1, as do 5-6; then a second conversation of two tokens, and padding.
 ENDS = torch.tensor([[7, 7, 3, 5, 5, 7, 7, 9, 9, 10]])
@@ -60,15 +62,7 @@ def drawn(mask):
 
 
 def tree():
-    zeros = torch.zeros_like(ENDS)
-    return Batch(
-        token_ids_BT=zeros,
-        labels_BT=zeros,
-        weights_BT=zeros.float(),
-        position_ids_BT=DEPTHS,
-        segment_ids_BT=zeros,
-        subtree_ends_BT=ENDS,
-    )
+    return replace(unscored_batch(torch.zeros_like(ENDS), DEPTHS), subtree_ends_BT=ENDS)
 
 
 @pytest.mark.parametrize(
@@ -105,13 +99,7 @@ def test_a_mask_that_is_added_hides_by_the_least_number(dtype, least):
 
 def test_only_a_tree_brings_a_mask_and_eager_attention_adds_it():
     batch = tree()
-    path = Batch(
-        token_ids_BT=batch.token_ids_BT,
-        labels_BT=batch.labels_BT,
-        weights_BT=batch.weights_BT,
-        position_ids_BT=DEPTHS,
-        segment_ids_BT=batch.segment_ids_BT,
-    )
+    path = replace(batch, subtree_ends_BT=None)
     for attention in ("sdpa", "eager", "flash_attention_2"):
         assert model_inputs(path, attention)["attention_mask"] is None
     assert drawn(model_inputs(batch, "sdpa", MaskForm())["attention_mask"]) == PATHS

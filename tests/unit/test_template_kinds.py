@@ -120,6 +120,18 @@ def test_what_always_stands_at_the_end_is_no_stop():
     assert stops_of("always_asks") == {OVER}
 
 
+def test_an_end_of_text_as_long_as_a_role_is_no_part_of_a_stop():
+    template = (
+        "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|bots|>' }}{{ m.content }}<|said|>{% endfor %}"
+        "{{ '<|bots|>' if add_generation_prompt else '<|ends|>' }}"
+    )
+    tokenizer = word_tokenizer(("<|ends|>", "<|user|>", "<|bots|>", "<|said|>"), chat_template=template)
+    assert shown(tokenizer, render(load_chat_format(tokenizer), PLAIN)) == [
+        "<|user|>", "hi", "<|said|>", "<|bots|>", ["yo", "<|said|>"],
+        "<|user|>", "ok", "<|said|>", "<|bots|>", ["bye", "<|said|>"], "<|ends|>",
+    ]  # fmt: skip
+
+
 def test_an_end_of_text_behind_the_last_stop_is_context():
     assert tokens_of("end_behind_stop", PLAIN) == [
         USER, "\n", "hi", SAID, "\n", ASSISTANT, "\n", ["yo", SAID], "\n",

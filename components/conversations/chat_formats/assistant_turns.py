@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw
+from components.conversations.chat_formats.template_dialect import Raw
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.thoughts import ThoughtStyle
 from components.conversations.chat_formats.turn_stops import TurnStops
-from components.conversations.messages import hidden_reasoning_problem
+from components.conversations.messages import REASONING_KEYS, hidden_reasoning_problem
 from components.errors import InputError
 
 THOUGHT = REASONING_KEYS[0]  # where a message has its reasoning if the template reads none
@@ -132,7 +132,7 @@ class TurnReader:
         """Returns the text up to the end of its stop, and where the stop begins."""
         if behind := self.stops.added_behind(raw, position):
             return newest + behind, len(newest)
-        wanted = self.stops.call if raw[position].get("tool_calls") else self.stops.answer
+        wanted = self.stops.written_behind(raw[position])
         stop = newest.rfind(wanted, start)
         if stop < 0:
             raise InputError(f"{where}: no stop token {wanted} ends it")

@@ -26,7 +26,7 @@ from components.conversations.chat_formats.rendered import RenderedConversation,
 from components.conversations.chat_formats.segment_encoder import SegmentEncoder, TemplateText
 from components.conversations.chat_formats.template_arguments import with_arguments
 from components.conversations.chat_formats.template_date import dates_of, pin_date
-from components.conversations.chat_formats.template_dialect import REASONING_KEYS, Raw, learn_dialect
+from components.conversations.chat_formats.template_dialect import Raw, learn_dialect
 from components.conversations.chat_formats.template_probes import PROBE, THINKING
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.chat_formats.template_tokens import SOURCE, learn_tokens
@@ -34,7 +34,7 @@ from components.conversations.chat_formats.thoughts import ThoughtStyle, learn_t
 from components.conversations.chat_formats.tool_call_parser import learn_tool_calls
 from components.conversations.chat_formats.turn_borders import MAX_TURNS_RENDERED, find_turns, sample
 from components.conversations.chat_formats.turn_stops import TurnStops, learn_stops
-from components.conversations.messages import Conversation, Message, prepend_system
+from components.conversations.messages import REASONING_KEYS, Conversation, Message, prepend_system
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 

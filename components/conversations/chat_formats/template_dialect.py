@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.conversations.chat_formats.template_probes import CALLING, PROBE_CALL, THINKING
-from components.conversations.messages import Message
+from components.conversations.messages import REASONING_KEYS, Message
 from components.errors import InputError
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 Raw = dict[str, Any]
 Write = Callable[[Sequence[Raw]], str]  # raises InputError where the template refuses messages
 

@@ -59,7 +59,8 @@ def _add_tokens(
         before = renderer.write(raw[:position], tools, SOURCE)
         prompt = renderer.write(raw[:position], tools, SOURCE, ask=True)
         newest = renderer.write(raw[: position + 1], tools, SOURCE)
-        stop = _stop_of(newest, message, stops)
+        wanted = stops.written_behind(message)
+        stop = newest.rfind(wanted) if wanted else len(newest)
         found.begins |= added.find(prompt[len(before) :])
         found.inside |= added.find(newest[len(prompt) : stop] if newest.startswith(prompt) else "")
         found.anywhere |= added.find(prompt) | added.find(newest)
@@ -67,8 +68,3 @@ def _add_tokens(
         closing = newest[newest.rfind(words) + len(words) : stop]
         said += len(closing) if text.startswith(closing, said) else 0
         answered = True
-
-
-def _stop_of(newest: str, message: Raw, stops: TurnStops) -> int:
-    stop = stops.call if message.get("tool_calls") else stops.answer
-    return newest.rfind(stop) if stop else len(newest)

@@ -84,7 +84,7 @@ def _turn(
     whole: str, reader: TurnReader, raw: Sequence[Raw], position: int, start: int, end: int
 ) -> AssistantTurn | None:
     behind = reader.stops.added_behind(raw, position)
-    wanted = behind or (reader.stops.call if raw[position].get("tool_calls") else reader.stops.answer)
+    wanted = behind or reader.stops.written_behind(raw[position])
     stop = whole.find(wanted, end)
     if stop < 0 and behind and position == len(raw) - 1:
         whole, stop = whole + behind, len(whole)

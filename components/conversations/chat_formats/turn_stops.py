@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from components.conversations.chat_formats.control_tokens import AddedTokens
+from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.conversations.chat_formats.template_dialect import Raw, TemplateDialect, Write
 from components.conversations.chat_formats.template_probes import CALLING, LAST_OF_CALL, PROBE
 from components.errors import InputError
@@ -42,6 +43,10 @@ class TurnStops:
             return self.next_tool if raw[position + 1]["role"] == "tool" else self.next_user
         return self.next_tool if raw[position].get("tool_calls") else self.end
 
+    def written_behind(self, message: Raw) -> str:
+        """Returns the stop that the template writes behind this message of the assistant."""
+        return self.call if message.get("tool_calls") else self.answer
+
     def texts(self) -> list[str]:
         found = (self.next_user, self.next_tool, self.end) if self.are_roles else (self.answer, self.call)
         return list(dict.fromkeys(text for text in found if text))
@@ -58,8 +63,7 @@ def learn_stops(write: Write, dialect: TemplateDialect, added: AddedTokens, ends
     run = _leading_run(behind, added)
     if run:
         between = inner[_end_of(inner, PROBE[1].content) :]
-        both = _common_prefix(run, _leading_run(between, added))
-        answer = _up_to_last_end(behind, both or run, ends)
+        answer = _stop_in(behind, _shared(behind, run, between, added), ends, otherwise=0)
         return TurnStops(answer=answer, call=_call_stop(write, dialect, added, ends, answer))
     next_user = _role_behind(newest, inner, added)
     if not (next_user and ends):
@@ -85,13 +89,16 @@ def _leading_run(text: str, added: AddedTokens) -> list[tuple[int, int]]:
     return [span for span in spans if span[1] > span[0]]
 
 
-def _common_prefix(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [mine for mine, yours in zip(one, other, strict=False) if mine == yours]
+def _shared(text: str, run: list[tuple[int, int]], other: str, added: AddedTokens) -> list[tuple[int, int]]:
+    """Returns the first tokens of a text's run with which another text begins, too; the whole run if there are none."""
+    tokens = [text[start:end] for start, end in run]
+    others = [other[start:end] for start, end in _leading_run(other, added)]
+    return run[: shared_prefix(tokens, others)] or run
 
 
-def _up_to_last_end(text: str, run: list[tuple[int, int]], ends: Collection[str]) -> str:
-    """Returns the text of a run's tokens up to the last that ends a generation; of its first one if none does."""
-    last = max((number for number, (start, end) in enumerate(run) if text[start:end] in ends), default=0)
+def _stop_in(text: str, run: list[tuple[int, int]], ends: Collection[str], *, otherwise: int) -> str:
+    """Returns the text of a run's tokens up to the last that ends a generation; if none does, up to `otherwise`."""
+    last = max((number for number, (start, end) in enumerate(run) if text[start:end] in ends), default=otherwise)
     return text[run[0][0] : run[last][1]]
 
 
@@ -105,11 +112,8 @@ def _call_stop(write: Write, dialect: TemplateDialect, added: AddedTokens, ends:
     found = re.search(rf"(?:\s*(?:{added.pattern.pattern}))+\s*$", behind)
     if answer in behind or found is None or not found[0].strip():
         return answer
-    run = _leading_run(behind[found.start() :], added)
-    both = _common_prefix(run, _leading_run(between[found.start() :], added)) or run
-    tokens = [behind[found.start() :][start:end] for start, end in both]
-    last = max((number for number, token in enumerate(tokens) if token in ends), default=len(both) - 1)
-    return behind[found.start() :][both[0][0] : both[last][1]]
+    behind, between = (text[found.start() :] for text in (behind, between))
+    return _stop_in(behind, _shared(behind, _leading_run(behind, added), between, added), ends, otherwise=-1)
 
 
 def _role_behind(newest: str, inner: str, added: AddedTokens) -> str:

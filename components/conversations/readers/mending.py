@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
+from components.conversations.messages import REASONING_KEYS
 from components.conversations.readers.loss_weights import LOSS_KEYS, weight_of, weight_problems
-from components.conversations.readers.message_forms import REASONING_KEYS, reasoning_in
+from components.conversations.readers.message_forms import reasoning_in
 from components.conversations.readers.message_text import content_text
 from components.conversations.readers.raw_message import CALL_KEYS, Raw, RawMessage
 from components.conversations.readers.unknown_keys import is_absent

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+from components.conversations.messages import REASONING_KEYS
 from components.conversations.readers.loss_weights import weight_of, weight_problems
 from components.conversations.readers.raw_message import RawMessage, RecordFormatError
 from components.conversations.readers.tool_calls import are_calls
 from components.conversations.readers.unknown_keys import is_absent
 from components.conversations.roles import is_calling
 
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 THOUGHTS = ("thinking", "reasoning")  # types of parts
 KEYS_OF_A_THOUGHT = {"type", "text", *THOUGHTS, "signature", "closed"}  # the last two say nothing to a model of text
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from components.conversations.messages import ROLES, Conversation, Message, Role
+from components.conversations.messages import REASONING_KEYS, ROLES, Conversation, Message, Role
 from components.conversations.readers.loss_weights import LOSS_KEYS, asks_to_be_scored, weight_of, weight_problems
-from components.conversations.readers.message_forms import REASONING_KEYS, reasoning_in, reasoning_problem
+from components.conversations.readers.message_forms import reasoning_in, reasoning_problem
 from components.conversations.readers.message_text import message_text
 from components.conversations.readers.raw_message import Raw, RawMessage
 from components.conversations.readers.record_formats import RawConversation
