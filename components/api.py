@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from components.inference.model import Model
-    from components.inference.paired_bootstrap import Comparison
     from components.inference.score import Score
     from components.planning.data_preview import MaskPreview
     from components.planning.experiment_plan import ExperimentPlan
     from components.registry.checked_export import Export
     from components.search.decide_outcome import SearchResult
     from components.search.handle import RemoteSearch, Search
+    from components.statistics.paired_bootstrap import Comparison
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> ExperimentSpec:

@@ -38,7 +38,7 @@ MAX_READS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """Two token stores in one folder. `reused` says that they had been prepared before.
+    """Two or three token stores in one folder. `reused` says that they had been prepared before.
 
     `context` is the model's, if it is less than data.max_tokens: no path has more tokens.
     `counts` has the conversations, tokens and targets of each split, and the numbers of conversations that were dropped,
@@ -51,6 +51,7 @@ class PreparedDataset:
     digest: str
     train_digest: str
     eval_digest: str
+    verdict_digest: str | None = None
     reused: bool = False
     context: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -79,9 +80,14 @@ class PreparedDataset:
     def eval(self) -> TokenStore:
         return self._store("eval", self.eval_digest)
 
+    @cached_property
+    def verdict(self) -> TokenStore | None:
+        """The conversations that only the gate sees; None if the data is too small for a third side."""
+        return None if self.verdict_digest is None else self._store("verdict", self.verdict_digest)
+
     def verify(self) -> Self:
         """Returns itself. Raises InputError if the file of a split has changed."""
-        _ = self.train, self.eval  # opening a split checks its file
+        _ = self.train, self.eval, self.verdict  # opening a split checks its file
         return self
 
     def _store(self, split: str, digest: str) -> TokenStore:

@@ -12,8 +12,8 @@ from components.conversations.chat_formats.truncation import fit_length
 from components.conversations.messages import Conversation
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
-from components.inference.paired_bootstrap import Comparison, paired_bootstrap
 from components.models.load_trained import LoadedModel
+from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
 from components.training.evaluate import ConversationLoss
 from components.training.evaluate import score as conversation_losses
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.experiment.spec import TrialSpec
+from components.experiment.spec import MetricSpec, TrialSpec
 
 
 class TrialState(StrEnum):
@@ -62,6 +62,15 @@ class Progress(EventModel):
     checkpoint: str | None = None
     done: bool = False
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
+    metric: MetricSpec = Field(MetricSpec(), description="What the search goes by.")
+    scores: dict[str, float] = Field({}, description="Other metrics of this evaluation, by name, over the whole split.")
+
+    @property
+    def objective(self) -> float:
+        """What trials are ranked by: less is better. Infinity for a trial without this metric, e.g. a diverged one."""
+        if self.metric.name == "eval_loss":
+            return self.metric.to_minimize(self.eval_loss)
+        return self.metric.to_minimize(self.scores[self.metric.name]) if self.metric.name in self.scores else math.inf
 
 
 class InterimCheckpoint(EventModel):
@@ -184,7 +193,7 @@ class TrialHistory(EventModel):
 
     @property
     def best(self) -> Progress | None:
-        """The report with the lowest eval loss among those that left a checkpoint."""
+        """The best report among those that left a checkpoint, by the metric of the search."""
         return best_report(self.reports)
 
     @property
@@ -206,9 +215,9 @@ class TrialHistory(EventModel):
 
 
 def best_report(reports: Iterable[Progress]) -> Progress | None:
-    """Returns the best report among those with a checkpoint and a finite loss: NaN compares with nothing."""
-    known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.eval_loss)]
-    return min(known, key=lambda report: report.eval_loss, default=None)
+    """Returns the best report among those with a checkpoint and a finite objective: NaN compares with nothing."""
+    known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.objective)]
+    return min(known, key=lambda report: report.objective, default=None)
 
 
 def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:

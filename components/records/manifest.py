@@ -8,7 +8,7 @@ from components.experiment.spec import ExperimentSpec
 from components.storage.folder import Folder
 
 MANIFEST = "search.json"
-LAYOUT = 4  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
+LAYOUT = 5  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
 
 
 class SearchManifest(BaseModel):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.errors import VerificationError
-from components.inference.paired_bootstrap import Comparison, paired_bootstrap
 from components.registry.verification_messages import VerificationReport
+from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
 
 # Of the loss after loading from the loss in training: a share of it, and what rounding does where passes differ in the last
 # bit. In bf16 that moves the loss of one target by up to 0.3 nats, at random, so the mean over N targets by 1/sqrt(N) of it.

@@ -9,7 +9,6 @@ from functools import partial
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
-from components.inference.paired_bootstrap import Comparison
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
@@ -18,6 +17,7 @@ from components.registry.result import RegistryResult
 from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
+from components.statistics.paired_bootstrap import Comparison
 from components.tracking.mlflow_runs import SearchRuns
 
 GATE_TAG = "turnwise.gate"  # the decision in a sentence

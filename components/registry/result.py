@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
-from components.inference.paired_bootstrap import Comparison, number_needed
 from components.registry.probes import Probe
+from components.statistics.paired_bootstrap import Comparison, number_needed
 
 if TYPE_CHECKING:
     # It imports torch, through the code that renders; reports must be readable without torch.

@@ -20,10 +20,15 @@ COLORS: dict[TrialState, str] = {
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
-    """Sorts by best eval loss; trials without one come after the others, and failed ones last."""
+    """Sorts by the metric of the search; trials without a report come after the others, and failed ones last."""
     return sorted(
-        histories, key=lambda history: (history.state is TrialState.FAILED, best_loss(history), history.started.number)
+        histories, key=lambda history: (history.state is TrialState.FAILED, objective(history), history.started.number)
     )
+
+
+def objective(history: TrialHistory) -> float:
+    """Returns what ranks the trial, of its best checkpoint: less is better; infinity where there is none."""
+    return history.best.objective if history.best else math.inf
 
 
 def best_loss(history: TrialHistory) -> float:

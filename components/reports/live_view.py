@@ -22,7 +22,7 @@ from components.records.events import (
     TrialState,
     num_clones,
 )
-from components.reports.leaderboard import best_loss, leaderboard, origin, share_spent
+from components.reports.leaderboard import leaderboard, objective, origin, share_spent
 
 REFRESHES_PER_SECOND = 2
 
@@ -84,7 +84,7 @@ class LiveView:
     def _summary(self, histories: list[TrialHistory]) -> str:
         states = [history.state for history in histories]
         ended = sum(state is not TrialState.RUNNING for state in states)
-        best = min(histories, key=best_loss, default=None)
+        best = min(histories, key=objective, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
         waiting = self.planned - len(states)
         minutes, seconds = divmod(int(self.elapsed), 60)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.records.driver_presence import DriverHeartbeat
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.manifest import SearchManifest
-from components.reports.leaderboard import best_loss, ranked
+from components.reports.leaderboard import objective, ranked
 from components.reports.search_summary import TrialSummary, trial_summaries
 
 
@@ -62,6 +62,6 @@ class SearchSnapshot(BaseModel):
             planned=planned + num_clones(histories.values()),
             running=running,
             ended=len(histories) - running,
-            best_trial=best.started.number if best and math.isfinite(best_loss(best)) else None,
+            best_trial=best.started.number if best and math.isfinite(objective(best)) else None,
             trials=trial_summaries(histories.values()),
         )

@@ -13,6 +13,7 @@ from components.data.rows import RowStore
 from components.data.token_store import TokenStore
 from components.models.load_trained import LoadedModel
 from components.models.token_id_check import rows_of
+from components.records.evaluation_record import ConversationScores
 from components.training.loss import ScoredModel
 from components.training.model_abilities import laid_out
 from components.training.vocabulary_check import in_store
@@ -64,13 +65,25 @@ def evaluate(
     scored: ScoredModel, store: RowStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
 ) -> tuple[float, int]:
     """Returns (nats per target, number of targets) over the whole split and all workers."""
+    everything = all_losses(
+        scored, store, workers, max_tokens=max_tokens, rows_per_batch=rows_per_batch, pad_token_id=pad_token_id
+    )
+    return everything.value, int(sum(everything.weights))
+
+
+def all_losses(
+    scored: ScoredModel, store: RowStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+) -> ConversationScores:
+    """Returns the loss of every conversation of the split, on every worker."""
     mine = conversation_losses(
         scored, store, workers, max_tokens=max_tokens, rows_per_batch=rows_per_batch, pad_token_id=pad_token_id
     )
-    loss_sum, num_targets = workers.sum(
-        [sum(conversation.loss_sum for conversation in mine), sum(conversation.num_targets for conversation in mine)]
-    )
-    return loss_sum / num_targets, int(num_targets)
+    count = store.conversation_of(len(store) - 1) + 1
+    totals = [0.0] * (2 * count)
+    for loss in mine:
+        totals[loss.index], totals[count + loss.index] = loss.loss_sum, float(loss.num_targets)
+    totals = workers.sum(totals)
+    return ConversationScores(sums=tuple(totals[:count]), weights=tuple(totals[count:]))
 
 
 def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int) -> list[ConversationLoss]:

@@ -22,6 +22,7 @@ from components.data.sampler import Position, StepSampler, micro_batches
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
+from components.records.evaluation_record import EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
@@ -35,7 +36,7 @@ from components.training.checkpoint import (
 )
 from components.training.counters import Counters, ReportInterval
 from components.training.data_parallel import parallelize
-from components.training.evaluate import evaluate
+from components.training.evaluate import all_losses
 from components.training.loss import ScoredModel
 from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
@@ -78,6 +79,7 @@ class Trainer:
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
         self.counters, self.interval = Counters(), ReportInterval()
+        self.evaluation: EvaluationRecord | None = None  # the last report's
         self.model = scored.model
         self.parallel_model = parallelize(scored, workers)
         self.optimizer = make_optimizer(self.model, spec.optimizer, workers.device)
@@ -107,14 +109,15 @@ class Trainer:
                     return None
                 if stop:
                     break
-            eval_loss, eval_num_targets = self._evaluate()
+            self.evaluation = self._evaluate()
         except Diverged as reason:
-            return self._progress(math.inf, 0, diverged=str(reason))
+            self.evaluation = None
+            return self._progress(diverged=str(reason))
         # One step of a small data set may pass several marks; they share one report.
         passed = self.counters.target_tokens * self.spec.budget.evaluations // self.planned
         self.counters.reports = max(self.counters.reports + 1, passed)
         self.counters.reported_step = self.counters.step
-        progress, self.interval = self._progress(eval_loss, eval_num_targets), ReportInterval()
+        progress, self.interval = self._progress(), ReportInterval()
         return progress
 
     def save(self, directory: Folder, uploads: BackgroundUpload) -> None:
@@ -199,8 +202,8 @@ class Trainer:
             for number, batch in enumerate(batches, start=1)
         ]
 
-    def _evaluate(self) -> tuple[float, int]:
-        eval_loss, num_targets = evaluate(
+    def _evaluate(self) -> EvaluationRecord:
+        losses = all_losses(
             self.scored,
             self.eval_store,
             self.workers,
@@ -208,18 +211,19 @@ class Trainer:
             rows_per_batch=self.spec.batch.rows_per_micro_batch,
             pad_token_id=self.data.pad_token_id,
         )
-        if not math.isfinite(eval_loss):
-            raise Diverged(f"step {self.counters.step}: eval loss {eval_loss}; lower optimizer.learning_rate")
-        return eval_loss, num_targets
+        if not math.isfinite(losses.value):
+            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
+        return EvaluationRecord(metrics={"eval_loss": losses})
 
-    def _progress(self, eval_loss: float, eval_num_targets: int, diverged: str | None = None) -> Progress:
+    def _progress(self, diverged: str | None = None) -> Progress:
+        losses = self.evaluation.metrics["eval_loss"] if self.evaluation else None
         return Progress(
             step=self.counters.step,
             target_tokens=self.counters.target_tokens,
             epoch=self.counters.target_tokens / self.train_store.total_targets,
             train_loss=self.interval.train_loss,
-            eval_loss=eval_loss,
-            eval_num_targets=eval_num_targets,
+            eval_loss=losses.value if losses else math.inf,
+            eval_num_targets=int(sum(losses.weights)) if losses else 0,
             tokens_per_second=self.interval.tokens_per_second,
             seconds=self.counters.seconds,
             workers=self.workers.count,

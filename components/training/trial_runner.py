@@ -95,6 +95,8 @@ class TrialRunner:
             return InterimCheckpoint(step=run.counters.step, checkpoint=str(interim))
         if progress.diverged is not None:
             return progress
+        if run.evaluation is not None and self.workers.worker_rank == 0:
+            run.evaluation.write(self.checkpoints.parent, self.trial_id, progress.step)
         directory = folder / at_report(progress.step)
         run.save(directory, self.uploads)
         if progress.done:

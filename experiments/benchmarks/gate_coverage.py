@@ -19,7 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from components.inference.paired_bootstrap import LEAST, studentized_interval
+from components.statistics.paired_bootstrap import LEAST, studentized_interval
 
 SAMPLES, RESAMPLES, CONFIDENCE = 2000, 1000, 0.95
 COUNTS = (2, 3, 5, 8, 10, 15, 20, 30, 50)

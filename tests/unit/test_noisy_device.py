@@ -10,12 +10,12 @@ from transformers.models.llama import modeling_llama
 
 from components.errors import InputError, VerificationError
 from components.experiment.spec import BatchSpec, BudgetSpec, LoraMethod
-from components.inference.paired_bootstrap import paired_bootstrap
 from components.models.load_trained import load_base_of, load_trained
 from components.registry import checked_export
 from components.registry.checked_export import ExportRequest, export_model
 from components.registry.gate import check_report
 from components.registry.verification_messages import VerificationReport
+from components.statistics.paired_bootstrap import paired_bootstrap
 from components.storage.open_folder import folder_at
 from components.training.evaluate import score
 from components.training.loss import ScoredModel

@@ -12,8 +12,6 @@ from components.conversations.messages import Message
 from components.data.trained_on import TRAINED_ON, write_trained_on
 from components.errors import VerificationError
 from components.experiment.spec import ModelSpec
-from components.inference import paired_bootstrap as comparison
-from components.inference.paired_bootstrap import Comparison, paired_bootstrap
 from components.models.load_trained import load_base
 from components.registry.chat_model import PackagedChatModel
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
@@ -21,6 +19,8 @@ from components.registry.probes import load_probes
 from components.registry.result import RegistryResult
 from components.registry.verification_messages import VerificationReport, VerificationRequest
 from components.registry.verification_worker import verify
+from components.statistics import paired_bootstrap as comparison
+from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
 from tests.support.trials import MAX_TOKENS, cut_short
 
 QUESTION = "say ab"

@@ -28,12 +28,12 @@ PROGRESS = Progress(
 
 def test_tune_finds_its_own_keys_at_the_top_of_a_result():
     tune = SlotResult(slot="s", progress=PROGRESS, done=True).to_tune()
-    assert (tune["eval_loss"], tune["target_tokens"], tune["done"]) == (1 / 3, 10, True)
+    assert (tune["objective"], tune["target_tokens"], tune["done"]) == (1 / 3, 10, True)
 
 
 def test_a_trial_without_a_report_has_numbers_for_schedulers():
     tune = SlotResult(slot="s", exit_reason=ExitReason.STOP).to_tune()
-    assert (tune["eval_loss"], tune["target_tokens"]) == (math.inf, 0)
+    assert (tune["objective"], tune["target_tokens"]) == (math.inf, 0)
 
 
 def test_a_result_is_read_as_it_was_whether_or_not_tune_has_flattened_it():

@@ -1,7 +1,7 @@
 """Asynchronous successive halving (https://arxiv.org/abs/1810.05934), decided from the histories of all trials.
 
-A trial is recorded in every rung that it has passed, with the eval loss of the report at which it passed. It continues if
-that loss is among the best 1/reduction_factor of those recorded in the rung so far, its own included.
+A trial is recorded in every rung that it has passed, with the objective of the report at which it passed (less is better).
+It continues if that is among the best 1/reduction_factor of those recorded in the rung so far, its own included.
 
 Nothing is kept here between two reports: the journal is the record. So a resumed search has the same rungs as before.
 """
@@ -39,7 +39,7 @@ class HalvingRule:
         )
 
     def stops(
-        self, histories: Mapping[str, TrialHistory], trial_id: str, *, target_tokens: int, eval_loss: float
+        self, histories: Mapping[str, TrialHistory], trial_id: str, *, target_tokens: int, objective: float
     ) -> bool:
         """Whether this report is the trial's last. `histories` need not contain the report, and may.
 
@@ -48,30 +48,30 @@ class HalvingRule:
         history = histories[trial_id]
         if not _follows_the_plan(history, history.last.step if history.last else 0):
             return False
-        passed = [rung for rung in self.rungs if target_tokens >= rung and _loss_at(history, rung) is None]
+        passed = [rung for rung in self.rungs if target_tokens >= rung and _objective_at(history, rung) is None]
         return any(
-            not self._is_among_best(_as_recorded(eval_loss), self._others(histories, history, rung)) for rung in passed
+            not self._is_among_best(_as_recorded(objective), self._others(histories, history, rung)) for rung in passed
         )
 
     def _others(self, histories: Mapping[str, TrialHistory], judged: TrialHistory, rung: int) -> list[float]:
-        """The losses recorded in a rung of the trial's bracket."""
+        """The objectives recorded in a rung of the trial's bracket."""
         rivals = (
             history
             for history in histories.values()
             if not self.per_branch or history.started.branch == judged.started.branch
         )
-        losses = (_loss_at(history, rung) for history in rivals)
-        return [loss for loss in losses if loss is not None]
+        objectives = (_objective_at(history, rung) for history in rivals)
+        return [objective for objective in objectives if objective is not None]
 
-    def _is_among_best(self, loss: float, others: Iterable[float]) -> bool:
+    def _is_among_best(self, objective: float, others: Iterable[float]) -> bool:
         """The best one always is. In a rung that has fewer trials than reduction_factor, no other one is."""
-        recorded = sorted([loss, *others])
-        return loss <= recorded[max(1, len(recorded) // self.reduction_factor) - 1]
+        recorded = sorted([objective, *others])
+        return objective <= recorded[max(1, len(recorded) // self.reduction_factor) - 1]
 
 
-def _loss_at(history: TrialHistory, rung: int) -> float | None:
+def _objective_at(history: TrialHistory, rung: int) -> float | None:
     """Returns what is recorded of a trial in a rung; None if it has not passed it."""
-    return next((_as_recorded(each.eval_loss) for each in _comparable(history) if each.target_tokens >= rung), None)
+    return next((_as_recorded(each.objective) for each in _comparable(history) if each.target_tokens >= rung), None)
 
 
 def _comparable(history: TrialHistory) -> Iterator[Progress]:
@@ -95,9 +95,9 @@ def _follows_the_plan(history: TrialHistory, step: int) -> bool:
     return history.started.warm_from is None and not extended
 
 
-def _as_recorded(loss: float) -> float:
-    """Returns infinity for a loss that is not a number: it is worse than any other."""
-    return math.inf if math.isnan(loss) else loss
+def _as_recorded(objective: float) -> float:
+    """Returns infinity for what is not a number: it is worse than any other."""
+    return math.inf if math.isnan(objective) else objective
 
 
 class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]
@@ -110,6 +110,6 @@ class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, float]) -> str:
         histories = controller_of(self._search_id).histories
         stops = self._halving.stops(
-            histories, trial.trial_id, target_tokens=int(result[TIME]), eval_loss=result[METRIC]
+            histories, trial.trial_id, target_tokens=int(result[TIME]), objective=result[METRIC]
         )
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)

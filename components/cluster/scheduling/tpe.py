@@ -110,8 +110,8 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keeps the loss of the first report at each planned evaluation, to compare trials at equal target tokens."""
         report = SlotResult.of(result).report
-        if trial_id in self._running and report is not None and math.isfinite(report.eval_loss):
-            self._losses[trial_id].setdefault(self._evaluations(report.target_tokens), report.eval_loss)
+        if trial_id in self._running and report is not None and math.isfinite(report.objective):
+            self._losses[trial_id].setdefault(self._evaluations(report.target_tokens), report.objective)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Does nothing for a trial that has ended before: a resumed search ends some trials a second time."""

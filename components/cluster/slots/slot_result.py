@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.records.events import Progress
 
-METRIC, TIME = "eval_loss", "target_tokens"  # Tune reads these keys of a result; the words are Progress' own
+METRIC, TIME = "objective", "target_tokens"  # Tune reads these keys of a result; the words are Progress' own
 KEY = "slot_result"
 
 
@@ -42,9 +42,9 @@ class SlotResult(BaseModel):
         return self.progress if self.failure is None and self.exit_reason is None else None
 
     @property
-    def eval_loss(self) -> float:
+    def objective(self) -> float:
         """Schedulers ask for a number, also of a trial that has not reported: infinity."""
-        return math.inf if self.progress is None or self.failure is not None else self.progress.eval_loss
+        return math.inf if self.progress is None or self.failure is not None else self.progress.objective
 
     @property
     def target_tokens(self) -> int:
@@ -52,7 +52,7 @@ class SlotResult(BaseModel):
 
     def to_tune(self) -> dict[str, Any]:
         """Returns a Tune result. All but Tune's own keys is one JSON text: Tune flattens results for its searchers."""
-        return {METRIC: self.eval_loss, TIME: self.target_tokens, "done": self.done, KEY: self.model_dump_json()}
+        return {METRIC: self.objective, TIME: self.target_tokens, "done": self.done, KEY: self.model_dump_json()}
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> Self:

@@ -5,8 +5,10 @@ Every field has its unit in its name or in its description.
 
 from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
+from components.experiment.spec.evaluation import EvaluationSpec
 from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
+from components.experiment.spec.metric import MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
@@ -26,11 +28,13 @@ __all__ = [
     "ChatFormatSpec",
     "DataSpec",
     "Dtype",
+    "EvaluationSpec",
     "ExperimentSpec",
     "Fraction",
     "FullMethod",
     "LoraMethod",
     "Method",
+    "MetricSpec",
     "ModelSpec",
     "Name",
     "NoSchedulerSpec",

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, JsonValue
 
 from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
+from components.experiment.spec.evaluation import EvaluationSpec
 from components.experiment.spec.model import ModelSpec
 from components.experiment.spec.registry import RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec
@@ -43,6 +44,7 @@ class ExperimentSpec(Spec):
     )
     trial: TrialSpec = TrialSpec()
     search: SearchSpec
+    evaluation: EvaluationSpec = EvaluationSpec()
     resources: ResourcesSpec = ResourcesSpec()
     storage: StorageSpec = Field(default_factory=StorageSpec)
     tracking: TrackingSpec = TrackingSpec()
