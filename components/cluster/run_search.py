@@ -63,6 +63,7 @@ def run_search(
     controller = TrialController(context, board, histories, gauges, inbox)
     with histories.subscribed(gauges.update, retention.update), attached(controller):
         try:
+            controller.confirm_finalists()  # an earlier driver may have ended just before it asked for them
             _fit(_make_tuner(context, board, resume=resume), context, board, stop or StopRequest())
         except TuneError:
             if histories.error is not None:

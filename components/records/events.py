@@ -90,6 +90,9 @@ class TrialStarted(EventModel):
     varied: dict[str, object] = Field(description="What the search drew: dotted path -> value.")
     parent: str | None = Field(None, description="The trial this one was cloned from.")
     warm_from: str | None = Field(None, description="The checkpoint of its parent whose weights it began with.")
+    repeat: bool = Field(
+        False, description="Its parent's configuration with another seed, asked for by search.confirm."
+    )
     time: float = Field(description="Unix seconds.")
 
 
@@ -148,9 +151,12 @@ class Clone(EventModel):
     spec: TrialSpec
     varied: dict[str, object]
     warm_from: str | None = Field(None, description="A checkpoint whose weights it begins with.")
+    repeat: bool = Field(False, description="The same configuration with another seed.")
 
     @property
     def sentence(self) -> str:
+        if self.repeat:
+            return f"repeated as trial {self.number} with seed {self.spec.seed}"
         return f"cloned as trial {self.number}" + (" with its weights" if self.warm_from else "")
 
 

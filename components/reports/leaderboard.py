@@ -69,11 +69,11 @@ def share_spent(history: TrialHistory, budget: int) -> str:
 
 
 def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
-    """`clone of 3` or, with its parent's weights, `warm clone of 3`; empty for a trial that the search sampled."""
+    """`clone of 3`, `warm clone of 3` with its parent's weights, `repeat of 3`; empty for a trial that the search sampled."""
     if history.started.parent is None:
         return ""
-    warm = "warm " if history.started.warm_from else ""
-    return f"{warm}clone of {numbers.get(history.started.parent, history.started.parent)}"
+    kind = "repeat" if history.started.repeat else "warm clone" if history.started.warm_from else "clone"
+    return f"{kind} of {numbers.get(history.started.parent, history.started.parent)}"
 
 
 def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list[str | Text]:

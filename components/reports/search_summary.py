@@ -11,6 +11,7 @@ from components.records.events import TrialHistory, TrialState
 from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
+from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
 
 
@@ -69,6 +70,7 @@ class SearchSummary(BaseModel):
     tracking_uri: str
     run_id: str = Field(description="MLflow's, of the search.")
     trials: tuple[TrialSummary, ...]
+    finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
     registry: RegistryResult | None
 
 

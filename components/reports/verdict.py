@@ -16,6 +16,8 @@ def print_verdict(console: Console, summary: SearchSummary) -> None:
     if summary.registry is not None and summary.registry.probes:
         console.print(answers_side_by_side(summary.registry))
         console.print()
+    for sentence in summary.finalists.sentences() if summary.finalists else ():
+        console.print(Text(sentence))
     style = "bold green" if summary.outcome is Outcome.CHAMPION else "bold yellow"
     console.print(Text(summary.message, style=style))
 

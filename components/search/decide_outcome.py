@@ -12,6 +12,7 @@ from components.notebook import html_of
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
+from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.search_summary import SearchSummary
 
@@ -40,6 +41,7 @@ class SearchOutcome:
     message: str
     best: TrialHistory | None = None
     registry: RegistryResult | None = None
+    finalists: FinalistsVerdict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
@@ -23,6 +24,7 @@ from components.records.outcome import Outcome
 from components.records.stop_flag import StopRequest
 from components.registry.promotion import Executor, register_best, run_locally
 from components.reports.leaderboard import ranked
+from components.search.choose_candidate import choose, compare_branches
 from components.search.decide_outcome import (
     SearchOutcome,
     SearchResult,
@@ -190,9 +192,15 @@ class SearchRun:
     def _decide(self, trials: TrialsResult) -> SearchOutcome:
         if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
             return early
-        best = ranked(self._with_complete_checkpoints())[0]
-        if best.best is None or best.state is TrialState.FAILED:
+        histories = {history.trial_id: history for history in self._with_complete_checkpoints()}
+        leader = ranked(histories.values())[0]
+        if leader.best is None or leader.state is TrialState.FAILED:
             return outcome_of_no_success(self.histories.values())
+        finalists = compare_branches(self.prepared, histories)
+        return replace(self._conclude(trials, choose(histories, leader, finalists, self.prepared)), finalists=finalists)
+
+    def _conclude(self, trials: TrialsResult, best: TrialHistory) -> SearchOutcome:
+        assert best.best is not None
         if trials.undelivered:
             return self._not_registered(
                 Outcome.TRACKING_AWAY,

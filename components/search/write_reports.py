@@ -48,6 +48,7 @@ def summarize(
         run_id=run_id,
         trials=trial_summaries(histories.values()),
         registry=outcome.registry,
+        finalists=outcome.finalists,
     )
 
 

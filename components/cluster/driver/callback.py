@@ -41,6 +41,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 varied=config.varied,
                 parent=config.parent,
                 warm_from=config.warm_from,
+                repeat=config.repeat,
                 time=time.time(),
             )
         )
@@ -89,6 +90,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         self.controller.histories.record(
             TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, time=time.time())
         )
+        self.controller.confirm_finalists()
 
 
 def _last_line(text: str) -> str:

@@ -34,6 +34,7 @@ from components.records.events import (
     TrialInstructed,
     TrialState,
 )
+from components.records.finalists import due_repeats
 from components.records.histories import TrialHistories
 from components.storage.open_folder import folder_at
 
@@ -86,6 +87,14 @@ class TrialController:
     def has_clones(self) -> bool:
         """Whether next_clone may have one."""
         return bool(self._waiting())
+
+    def confirm_finalists(self) -> None:
+        """Asks for the repeats that search.confirm wants, once all other trials have ended."""
+        confirm = self.context.experiment.search.confirm
+        if confirm is None or self.fatal_error is not None:
+            return
+        for repeat in list(due_repeats(self.histories, confirm, planned=self.planned, now=time.time())):
+            self.histories.record(repeat)
 
     def end_running_trials(self) -> None:
         """Records the end of the trials that the fatal error stopped: Tune tells its callbacks nothing of these."""

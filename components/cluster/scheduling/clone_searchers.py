@@ -47,6 +47,7 @@ class _HandsOutClones(SearchAlgorithm):  # type: ignore[misc]
             spec=clone.spec,
             parent=parent,
             warm_from=clone.warm_from,
+            repeat=clone.repeat,
         )
         return create_trial(self, config.to_tune(), trial_id=clone.trial_id, tag=f"clone_{clone.number}")
 

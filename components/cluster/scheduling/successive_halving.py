@@ -89,10 +89,10 @@ def _follows_the_plan(history: TrialHistory, step: int) -> bool:
 
     A clone that began with its parent's weights is ahead of all others. The learning rate of an extended trial falls later
     than that of others, so its loss is higher at equal target tokens. Rungs record and stop neither: such a trial ends
-    with its budget, or when a person stops it.
+    with its budget, or when a person stops it. So does a repeat of a finalist: it is there to be compared at the end.
     """
     extended = any(extension.from_step <= step for extension in history.extensions)
-    return history.started.warm_from is None and not extended
+    return history.started.warm_from is None and not history.started.repeat and not extended
 
 
 def _as_recorded(objective: float) -> float:

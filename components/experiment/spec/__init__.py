@@ -12,7 +12,7 @@ from components.experiment.spec.metric import MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
-from components.experiment.spec.search import AshaSpec, NoSchedulerSpec, Scheduler, SearchSpec
+from components.experiment.spec.search import AshaSpec, ConfirmSpec, NoSchedulerSpec, Scheduler, SearchSpec
 from components.experiment.spec.section import Dtype, Fraction, Name, Share, Spec
 from components.experiment.spec.storage import PREPARED, STORAGE, StorageSpec
 from components.experiment.spec.trial import BatchSpec, BudgetSpec, OptimizerSpec, ScheduleSpec, TrialSpec
@@ -26,6 +26,7 @@ __all__ = [
     "BatchSpec",
     "BudgetSpec",
     "ChatFormatSpec",
+    "ConfirmSpec",
     "DataSpec",
     "Dtype",
     "EvaluationSpec",

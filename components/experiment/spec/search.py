@@ -36,6 +36,15 @@ class NoSchedulerSpec(Spec):
 Scheduler = Annotated[AshaSpec | NoSchedulerSpec, Field(discriminator="name")]
 
 
+class ConfirmSpec(Spec):
+    """Repeats the best configurations of each branch with new seeds, once all other trials have ended."""
+
+    top: PositiveInt = Field(1, description="Configurations of each branch that are repeated.")
+    seeds: Annotated[int, Field(ge=2)] = Field(
+        3, description="New seeds for each: with fewer than two nothing is known of how much a seed decides."
+    )
+
+
 class SearchSpec(Spec):
     """The search space and how trials are drawn from it. components/experiment/space.py reads `space`."""
 
@@ -49,6 +58,9 @@ class SearchSpec(Spec):
         None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
     )
     max_concurrent_trials: PositiveInt | None = Field(None, description="By default as many as the cluster holds.")
+    confirm: ConfirmSpec | None = Field(
+        None, description="Repeats of the best configurations with new seeds; by default none."
+    )
     max_failures: NonNegativeInt = Field(2, description="Times a trial is restarted after its slot died.")
     seed: NonNegativeInt = 0
 
