@@ -219,12 +219,14 @@ def compare(
 ) -> Comparison:
     """Whether a model is better than another one on the same conversations, by a paired bootstrap.
 
+    In nats per target token, or in bits per byte where their tokens differ; the result's `unit` says which.
+
     Args:
         data, max_tokens: as for `score`.
         confidence: of the interval of the difference.
 
     Raises:
-        ValueError: data that cannot be read or scored, or models whose chat formats make different tokens of it.
+        ValueError: data that cannot be read, or of which no conversation can be scored by both.
     """
     return model.compare(other, data, confidence=confidence, max_tokens=max_tokens)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.errors import VerificationError
+from components.registry.incumbent_bits import in_comparable_units, with_unit
 from components.registry.verification_messages import VerificationReport
 from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
 
@@ -45,11 +46,17 @@ def compare_losses(report: VerificationReport, confidence: float) -> tuple[Compa
     base = _compare("base", report, report.base_sums, everything, confidence)
     if report.incumbent_sums is None:
         return (base,)
+    return base, with_unit(_compare_incumbent(in_comparable_units(report), confidence), report)
+
+
+def _compare_incumbent(report: VerificationReport, confidence: float) -> Comparison:
+    everything = tuple(range(len(report.num_targets)))
+    assert report.incumbent_sums is not None
     if report.incumbent_unseen is None:
-        return base, _compare("incumbent", report, report.incumbent_sums, everything, confidence, NOTHING_SAYS)
+        return _compare("incumbent", report, report.incumbent_sums, everything, confidence, NOTHING_SAYS)
     seen = len(everything) - len(report.incumbent_unseen)
     note = f"the incumbent was trained on {seen} more of the held-out ones, which do not count" if seen else ""
-    return base, _compare("incumbent", report, report.incumbent_sums, report.incumbent_unseen, confidence, note)
+    return _compare("incumbent", report, report.incumbent_sums, report.incumbent_unseen, confidence, note)
 
 
 def _compare(

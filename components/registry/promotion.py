@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
@@ -71,6 +72,8 @@ def register_best(
         candidate_answers=outcome.report.candidate_answers,
         base_loss=outcome.comparisons[0].other_loss,
         candidate_loss=outcome.comparisons[0].candidate_loss,
+        base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
+        candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
     )
 
 
