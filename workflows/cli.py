@@ -172,7 +172,7 @@ def add_experiment_file(parser: argparse.ArgumentParser) -> None:
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """EXPERIMENT, --set, --resume, --json."""
+    """EXPERIMENT, --set, --resume, --replace, --json."""
     add_experiment_file(parser)
     parser.add_argument(
         "--resume",
@@ -180,6 +180,11 @@ def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
         const=NEWEST,
         metavar="SEARCH_ID",
         help="go on where this experiment was interrupted, by default with its newest search",
+    )
+    parser.add_argument(
+        "--replace",
+        metavar="REASON",
+        help="let the winner replace an incumbent that cannot be compared, for this reason",
     )
     parser.add_argument("--json", action="store_true", help="the result as one JSON line on stdout, the rest on stderr")
 

@@ -55,7 +55,13 @@ STATUS: Mapping[Outcome, Exit] = {
 
 
 def search_and_report(
-    experiment: ExperimentSpec, *, command: str, resume: str | None = None, register: bool = True, as_json: bool = False
+    experiment: ExperimentSpec,
+    *,
+    command: str,
+    resume: str | None = None,
+    register: bool = True,
+    replace: str | None = None,
+    as_json: bool = False,
 ) -> Exit:
     """Runs or resumes a search and shows what happens. Exits, with a message, on errors that are meant for users.
 
@@ -63,13 +69,14 @@ def search_and_report(
         command: how this program was called, for the reports and for the advice how to go on.
         resume: a search id, or NEWEST, of an interrupted search of this experiment.
         register: send the best trial through the registry's gate.
+        replace: a reason to replace an incumbent that cannot be compared.
         as_json: the summary goes to stdout as one line of JSON, all else to stderr.
     """
     console = make_console(stderr=as_json)
     # Ray prints, too; under --json stdout has nothing but the summary.
     try:
         with raise_on_sigterm(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            result = _run(experiment, console, command, resume, register)
+            result = _run(experiment, console, command, resume, register, replace)
     except KeyboardInterrupt as end:
         status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
         fail(f"Interrupted. What has begun goes on with: {resume_command(command)}", status)
@@ -109,7 +116,7 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
 
 
 def _run(
-    experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool
+    experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool, replace: str | None
 ) -> SearchResult:
     from components.search.prepare_search import prepare_search
 
@@ -117,7 +124,7 @@ def _run(
         console.print(message, soft_wrap=True)
 
     with exit_on_error():
-        prepared = prepare_search(experiment, resume=resume, register=register, on_message=say)
+        prepared = prepare_search(experiment, resume=resume, register=register, replace=replace, on_message=say)
     try:
         result = _run_prepared(prepared, console, say, command)
     except StorageError as error:

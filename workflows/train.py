@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command=command_line("train", argv),
         resume=arguments.resume,
         register=arguments.register,
+        replace=arguments.replace,
         as_json=arguments.json,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from components.errors import VerificationError
+from components.registry.incumbent_bits import in_comparable_units, with_unit
 from components.registry.verification_messages import VerificationReport
 from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
 
@@ -21,10 +22,11 @@ NOTHING_SAYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GateDecision:
-    """Whether the candidate passes, and why."""
+    """Whether the candidate passes, and why. `replaced_because` is the reason that a person gave for no comparison."""
 
     passed: bool
     reason: str
+    replaced_because: str | None = None
 
 
 def check_report(report: VerificationReport, trained_loss: float, version_uri: str) -> None:
@@ -45,11 +47,17 @@ def compare_losses(report: VerificationReport, confidence: float) -> tuple[Compa
     base = _compare("base", report, report.base_sums, everything, confidence)
     if report.incumbent_sums is None:
         return (base,)
+    return base, with_unit(_compare_incumbent(in_comparable_units(report), confidence), report)
+
+
+def _compare_incumbent(report: VerificationReport, confidence: float) -> Comparison:
+    everything = tuple(range(len(report.num_targets)))
+    assert report.incumbent_sums is not None
     if report.incumbent_unseen is None:
-        return base, _compare("incumbent", report, report.incumbent_sums, everything, confidence, NOTHING_SAYS)
+        return _compare("incumbent", report, report.incumbent_sums, everything, confidence, NOTHING_SAYS)
     seen = len(everything) - len(report.incumbent_unseen)
     note = f"the incumbent was trained on {seen} more of the held-out ones, which do not count" if seen else ""
-    return base, _compare("incumbent", report, report.incumbent_sums, report.incumbent_unseen, confidence, note)
+    return _compare("incumbent", report, report.incumbent_sums, report.incumbent_unseen, confidence, note)
 
 
 def _compare(
@@ -75,15 +83,22 @@ def _compare(
     )
 
 
-def decide(incumbent: str | None, report: VerificationReport, comparisons: Sequence[Comparison]) -> GateDecision:
-    """`incumbent` is the number of the version that holds the alias, None if there is none to beat."""
-    if report.incumbent_problem is not None:
-        return GateDecision(
-            passed=False,
-            reason=f"version {incumbent} holds the alias and {report.incumbent_problem}; move the alias by hand, or choose"
-            " another registry.name",
-        )
+def decide(
+    incumbent: str | None, report: VerificationReport, comparisons: Sequence[Comparison], *, replace: str | None = None
+) -> GateDecision:
+    """`incumbent` is the number of the version that holds the alias, None if there is none to beat.
+
+    `replace`: a person's reason to replace an incumbent that cannot be compared. One that can must be beaten all the same.
+    """
+    holder = f"version {incumbent} holds the alias and {report.incumbent_problem}"
+    unknown = report.incumbent_problem is not None
+    if unknown and replace is None:
+        way_out = 'move the alias by hand, choose another registry.name, or search with --replace "REASON"'
+        return GateDecision(passed=False, reason=f"{holder}; {way_out}")
     for comparison in comparisons:
         if not comparison.beats:
             return GateDecision(passed=False, reason=comparison.sentence())
-    return GateDecision(passed=True, reason="; ".join(comparison.sentence() for comparison in comparisons))
+    reasons = [comparison.sentence() for comparison in comparisons]
+    if unknown:
+        reasons.append(f"{holder}; it is replaced uncompared because somebody said so: {replace}")
+    return GateDecision(passed=True, reason="; ".join(reasons), replaced_because=replace if unknown else None)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
@@ -22,6 +23,7 @@ from components.tracking.mlflow_runs import SearchRuns
 
 GATE_TAG = "turnwise.gate"  # the decision in a sentence
 PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that was moved by hand says nothing
+REPLACED_BECAUSE_TAG = "turnwise.replaced_because"  # a person's reason, where no comparison was possible
 REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
 MAX_ROUNDS = 3
 
@@ -42,6 +44,7 @@ def register_best(
     dataset: PreparedDataset,
     probes: Sequence[Probe],
     executor: Executor = run_locally,
+    replace: str | None = None,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -50,13 +53,14 @@ def register_best(
 
     Args:
         executor: where the version is verified; the machine must reach the registry, the data and the base model.
+        replace: a person's reason to replace an incumbent that cannot be compared.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
         runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset
     )
     number = find_version(candidate) or create_version(candidate)
-    promotion = Promotion(candidate, number, probes, executor)
+    promotion = Promotion(candidate, number, probes, executor, replace)
     with explain_deletion(candidate, number):
         outcome = promotion.run()
     return RegistryResult(
@@ -71,6 +75,8 @@ def register_best(
         candidate_answers=outcome.report.candidate_answers,
         base_loss=outcome.comparisons[0].other_loss,
         candidate_loss=outcome.comparisons[0].candidate_loss,
+        base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
+        candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
     )
 
 
@@ -86,8 +92,15 @@ class PromotionOutcome:
 class Promotion:
     """One version's way through the gate, in a registry whose aliases others may move at any time."""
 
-    def __init__(self, candidate: RegistryCandidate, number: str, probes: Sequence[Probe], executor: Executor) -> None:
-        self.candidate, self.number, self.executor = candidate, number, executor
+    def __init__(
+        self,
+        candidate: RegistryCandidate,
+        number: str,
+        probes: Sequence[Probe],
+        executor: Executor,
+        replace: str | None = None,
+    ) -> None:
+        self.candidate, self.number, self.executor, self.replace = candidate, number, executor, replace
         self.client, self.name = candidate.client, candidate.name
         self.alias = candidate.experiment.registry.alias
         self.settings = VerificationSettings(
@@ -109,7 +122,7 @@ class Promotion:
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
             comparisons = compare_losses(report, self.candidate.experiment.registry.confidence)
-            decision = decide(incumbent, report, comparisons)
+            decision = decide(incumbent, report, comparisons, replace=self.replace)
             if holder == self.number:
                 if reason := self._reason_of_earlier_pass():
                     passed = GateDecision(passed=True, reason=reason)
@@ -154,6 +167,8 @@ class Promotion:
             self._tag(AGAINST_TAG.format(comparison.other), comparison.sentence())
         if decision.passed and holder not in (None, self.number):
             self._tag(REPLACES_TAG, str(holder))
+        if decision.passed and decision.replaced_because is not None:
+            self._tag(REPLACED_BECAUSE_TAG, decision.replaced_because)
         self._record(decision)
         if decision.passed and alias_holder(self.candidate, CHALLENGER) == self.number:
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
@@ -169,7 +184,7 @@ class Promotion:
     def _retract(self) -> None:
         """Takes back a decision against a version that no longer holds the alias."""
         self._record(GateDecision(passed=False, reason="not decided: the alias moved while this version was compared"))
-        for key in (REPLACES_TAG, AGAINST_TAG.format("incumbent")):
+        for key in (REPLACES_TAG, REPLACED_BECAUSE_TAG, AGAINST_TAG.format("incumbent")):
             self.client.delete_model_version_tag(self.name, self.number, key)
 
     def _give_up(self) -> GateDecision:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.conversations.target_bytes import BITS_PER_BYTE
 from components.records.events import TrialHistory, TrialState
 from components.records.outcome import Outcome
 from components.registry.probes import Probe
@@ -29,6 +30,7 @@ class TrialSummary(BaseModel):
     reason: str
     target_tokens: int
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
+    bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
     worker_seconds: float
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
@@ -46,6 +48,7 @@ class TrialSummary(BaseModel):
             state=history.state,
             reason=history.reason,
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
+            bits_per_byte=history.best.scores.get(BITS_PER_BYTE) if history.best else None,
             eval_loss=loss if math.isfinite(loss) else None,
             worker_seconds=worker_seconds(history),
             checkpoint=history.best.checkpoint if history.best else None,

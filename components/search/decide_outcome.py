@@ -97,12 +97,17 @@ def outcome_of_no_success(histories: Iterable[TrialHistory]) -> SearchOutcome:
     return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial succeeded: {reasons}")
 
 
+def _in_bits(registry: RegistryResult) -> str:
+    candidate, base = registry.candidate_bits_per_byte, registry.base_bits_per_byte
+    return "" if candidate is None or base is None else f" ({candidate:.4f} against {base:.4f} bits per byte)"
+
+
 def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchOutcome:
     if registry.promoted:
         outcome = Outcome.CHAMPION
         message = (
             f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, eval loss"
-            f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}"
+            f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}{_in_bits(registry)}"
         )
     else:
         outcome = Outcome.NOT_PROMOTED

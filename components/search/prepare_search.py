@@ -53,7 +53,8 @@ class PreparedSearch:
     `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
+    adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry,
+    `replace`: for which reason it may replace an incumbent that cannot be compared. `opened`
     is when opening began, by time.monotonic(). `lock` must be closed in the end.
     """
 
@@ -69,6 +70,7 @@ class PreparedSearch:
     uri: str
     resumed: bool
     register: bool
+    replace: str | None
     trained: Mapping[str, str]
     format_facts: Mapping[str, str]
     settings: str
@@ -111,6 +113,7 @@ def prepare_search(
     *,
     resume: str | None = None,
     register: bool = False,
+    replace: str | None = None,
     on_message: OnMessage = ignore_message,
 ) -> PreparedSearch:
     """Opens a new search, or an interrupted one. Raises InputError, or another ValueError, if it cannot run.
@@ -118,8 +121,11 @@ def prepare_search(
     Args:
         resume: the id of an interrupted search of this experiment, or NEWEST.
         register: check that the registry can take the best trial, and that it can be verified on this machine.
+        replace: a reason to replace an incumbent that cannot be compared, for its version's tags.
         on_message: takes what people should know: the model, the data, and warnings.
     """
+    if replace is not None and not (register and replace.strip()):
+        raise InputError('--replace: takes a reason, e.g. "it answers in another language", and needs a registration')
     check_not_connected()
     opened = time.monotonic()
     _check_storage(written)
@@ -181,6 +187,7 @@ def prepare_search(
         uri=uri,
         resumed=resume is not None,
         register=register,
+        replace=replace,
         trained=trained,
         format_facts=format_facts(format_spec, chat_format),
         settings=settings.sentence,

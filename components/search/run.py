@@ -156,6 +156,7 @@ class SearchRun:
                 prepared.dataset,
                 prepared.probes,
                 self._executor(best),
+                prepared.replace,
             )
         except VerificationError as error:
             return self._not_registered(

@@ -14,6 +14,7 @@ RESAMPLES = 10_000
 # promoted in at most about 5 % of cases, for a nominal 2.5 %: experiments/benchmarks/gate_coverage.md.
 LEAST = 20
 WAY_OUT = "add conversations, or hold out more of them (data.eval_fraction, data.eval)"
+NATS_PER_TARGET, BITS_PER_BYTE = "nats per target", "bits per byte"
 ROUNDING = 1e-9  # of a difference; an error below it is none
 MAX_DRAWN_AT_ONCE = 2**22  # conversations; 32 MiB of indices
 
@@ -27,7 +28,7 @@ class ComparisonState(StrEnum):
 
 
 class Comparison(BaseModel):
-    """`difference` is the other's loss minus the candidate's, in nats per target: above 0 the candidate is better.
+    """`difference` is the other's loss minus the candidate's, in `unit`: above 0 the candidate is better.
 
     `low` and `high` are the confidence interval's ends, None where the conversations set no bound. If no conversation is
     left to compare on, losses and interval are those of all that are held out.
@@ -51,6 +52,7 @@ class Comparison(BaseModel):
     )
     needed: int | None = Field(None, description="How many conversations like these are needed to decide.")
     note: str = Field("", description="What limits the comparison.")
+    unit: str = Field(NATS_PER_TARGET, description="Of losses, difference and interval.")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -65,8 +67,8 @@ class Comparison(BaseModel):
         how = "beats" if self.beats else "does not beat"
         ends = ", ".join("unbounded" if end is None else f"{end:+.4f}" for end in (self.low, self.high))
         compared = (
-            f"{how} the {self.other} on held-out conversations: {self.candidate_loss:.4f} against {self.other_loss:.4f} nats"
-            f" per target, difference {self.difference:+.4f} [{ends}] at {self.confidence:.0%}"
+            f"{how} the {self.other} on held-out conversations: {self.candidate_loss:.4f} against {self.other_loss:.4f}"
+            f" {self.unit}, difference {self.difference:+.4f} [{ends}] at {self.confidence:.0%}"
         )
         return "; ".join(filter(None, [compared, self.note]))
 

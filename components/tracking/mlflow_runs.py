@@ -284,6 +284,7 @@ def _report(progress: Progress) -> dict[str, float]:
         "train/tokens_per_second": progress.tokens_per_second,
         "train/seconds": progress.seconds,
         "train/epoch": progress.epoch,
+        **{f"eval/{name}": score for name, score in progress.scores.items()},
     }
 
 

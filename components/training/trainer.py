@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
 from components.data.prepare import PreparedDataset
@@ -22,7 +23,7 @@ from components.data.sampler import Position, StepSampler, micro_batches
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
-from components.records.evaluation_record import EvaluationRecord
+from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
@@ -213,10 +214,22 @@ class Trainer:
         )
         if not math.isfinite(losses.value):
             raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        return EvaluationRecord(metrics={"eval_loss": losses})
+        return EvaluationRecord(metrics={"eval_loss": losses, **self._in_bits(losses)})
+
+    def _in_bits(self, losses: ConversationScores) -> dict[str, ConversationScores]:
+        """The same losses per byte of what the assistant says, which another tokenizer's compare with."""
+        num_bytes = self.data.dataset.eval.target_bytes
+        if not num_bytes.any():
+            return {}
+        return {
+            BITS_PER_BYTE: ConversationScores(
+                sums=tuple(map(to_bits, losses.sums)), weights=tuple(map(float, num_bytes))
+            )
+        }
 
     def _progress(self, diverged: str | None = None) -> Progress:
-        losses = self.evaluation.metrics["eval_loss"] if self.evaluation else None
+        others = dict(self.evaluation.metrics) if self.evaluation else {}
+        losses = others.pop("eval_loss", None)
         return Progress(
             step=self.counters.step,
             target_tokens=self.counters.target_tokens,
@@ -231,6 +244,7 @@ class Trainer:
             steps=tuple(self.interval.steps),
             done=self.done or diverged is not None,
             diverged=diverged,
+            scores={name: scores.value for name, scores in others.items()},
         )
 
     def _write(self, directory: Path) -> None:
