@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return watch(experiment, arguments.watch, as_json=arguments.json)
     quiet_libraries()
     return search_and_report(
-        experiment, command=command_line("tune", argv), resume=arguments.resume, as_json=arguments.json
+        experiment,
+        command=command_line("tune", argv),
+        resume=arguments.resume,
+        new=arguments.new,
+        as_json=arguments.json,
     )
 
 
