@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command=command_line("tune", argv),
         resume=arguments.resume,
         replace=arguments.replace,
+        new=arguments.new,
         as_json=arguments.json,
     )
 
