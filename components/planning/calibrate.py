@@ -25,7 +25,7 @@ from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
 from components.training.model_abilities import Layout
-from components.training.precision import computing
+from components.models.precision import computing
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

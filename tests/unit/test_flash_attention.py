@@ -24,7 +24,7 @@ from components.registry.probes import Probe
 from components.registry.verification_messages import VerificationRequest
 from components.registry.verification_worker import verify
 from components.training.evaluate import score
-from components.training.precision import computing
+from components.models.precision import computing
 from components.training.workers import TorchWorkers, UnfitWorkersError
 from tests.support import flash_kernels
 from tests.support.families import FAMILIES, GROUPED, scored_model
