@@ -159,7 +159,5 @@ def _inputs(
     token_ids = loaded.chat_format.prompt(messages, tools)
     loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
     input_ids_1T = torch.tensor([token_ids], device=loaded.device)
-    config = generation_config(
-        loaded.chat_format, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p
-    )
+    config = generation_config(loaded.chat_format, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     return {"input_ids": input_ids_1T, "attention_mask": torch.ones_like(input_ids_1T), "generation_config": config}

@@ -1,19 +1,25 @@
 """Replies of a batch are those of one prompt at a time, whatever the model makes of padding."""
 
+import copy
+import random
+import string
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
-from components.experiment.spec import ModelSpec
 from components.inference.generate import reply_to
-from components.models.load_trained import LoadedModel, load_base
+from components.models.load_trained import LoadedModel
 from components.scoring.batched_generation import generate_replies
 from components.scoring.padding import company_of
-from tests.support.toy import save_letter_tokenizer, tiny_model_directory, user
+from tests.support.toy import save_letter_tokenizer, user
 from tests.support.zoo import family_model
 
-ASKED = [f"say {'abcd' * (number % 5 + 1)}{number}" for number in range(12)]
+DRAW = random.Random(1)
+ASKED = ["".join(DRAW.choices(string.ascii_letters, k=DRAW.randint(2, 24))) for _ in range(12)]
 
 
 def family(name, folder):
@@ -51,11 +57,15 @@ def test_a_batch_says_what_each_prompt_gets_alone(name, company, tmp_path):
 
 
 def test_a_batch_ends_each_reply_at_its_own_stop_token(tmp_path):
-    tiny_model_directory(tmp_path / "model", tied=False)
-    loaded = load_base(ModelSpec(path=str(tmp_path / "model")))
-    with torch.no_grad():  # a head that says its stop token often, and other tokens between
-        loaded.model.lm_head.weight[loaded.chat_format.stop_token_ids[0]] *= 3
-    alone = [reply_to(loaded, [user(asked)], max_new_tokens=20) for asked in ASKED]
+    loaded = family("llama", tmp_path)
     prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
-    assert generate_replies(loaded, prompts, max_new_tokens=20, max_batch_tokens=10_000) == alone
-    assert len({reply.new_tokens for reply in alone if reply.stopped}) > 1
+    said = generate_replies(loaded, prompts, max_new_tokens=20, max_batch_tokens=10_000)
+    letter = Counter("".join(reply.text[2:] for reply in said)).most_common(1)[0][0]
+    stopping = copy.copy(loaded.chat_format)
+    stopping.stop_token_ids = (loaded.tokenizer.convert_tokens_to_ids(letter),)
+    loaded = replace(loaded, chat_format=stopping)
+    stopped = generate_replies(loaded, prompts, max_new_tokens=20, max_batch_tokens=10_000)
+    assert stopped == [reply_to(loaded, [user(asked)], max_new_tokens=20) for asked in ASKED]
+    assert [reply.text for reply in stopped] == [reply.text.partition(letter)[0] for reply in said]
+    assert len({reply.new_tokens for reply in stopped if reply.stopped}) > 1
+    assert not all(reply.stopped for reply in stopped)
