@@ -205,6 +205,8 @@ _CONVERSATION = TypeAdapter(Conversation)
 
 def _to_json(conversation: Conversation) -> str:
     tree = asdict(conversation)
+    if conversation.expect is None:
+        del tree["expect"]
     tree["messages"] = [_rename_keys(message, {"loss_weight": "loss"}) for message in tree["messages"]]
     return json.dumps(tree)
 

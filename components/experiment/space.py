@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from components.experiment.domains import Domain
 from components.experiment.experiment_errors import ExperimentError, Problem, problems_of
+from components.experiment.generation_rules import generation_problems
 from components.experiment.parse_trial import Reading, read_branch, read_trial
 from components.experiment.spec import (
     ExperimentSpec,
@@ -133,7 +134,9 @@ def check_search(experiment: ExperimentSpec) -> None:
         found = reading.problems or _branch_problems(experiment, _branch(name, reading))
         problems.update({str(problem): problem for problem in found})
     if not problems:
-        problems = {str(problem): problem for problem in _trial_count_problems(experiment)}
+        trials = [some_trial(experiment, branch) for branch in branches_of(experiment).values()]
+        found = [*_trial_count_problems(experiment), *generation_problems(experiment, trials)]
+        problems = {str(problem): problem for problem in found}
     if problems:
         raise ExperimentError(list(problems.values()))
 
@@ -175,7 +178,9 @@ def _trial_count_problems(experiment: ExperimentSpec) -> Iterator[Problem]:
 def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
     """Returns the experiment with its `trial:` section as the only trial. It has its own name, beside the search's."""
     only = {experiment.trial.method.kind: {"method": {"kind": experiment.trial.method.kind}}}
-    search = SearchSpec(space=only, sampler="random", scheduler=NoSchedulerSpec(), trials=1)
+    search = SearchSpec(
+        space=only, sampler="random", scheduler=NoSchedulerSpec(), trials=1, metric=experiment.search.metric
+    )
     alone = experiment.model_copy(
         update={
             "name": f"{experiment.name}.train",

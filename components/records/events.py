@@ -72,6 +72,14 @@ class Progress(EventModel):
             return self.metric.to_minimize(self.eval_loss)
         return self.metric.to_minimize(self.scores[self.metric.name]) if self.metric.name in self.scores else math.inf
 
+    @property
+    def standing(self) -> tuple[float, float]:
+        """What reports and trials are sorted by, ascending: the objective, and where that is equal the eval loss."""
+        return self.objective, self.eval_loss
+
+
+NO_STANDING = (math.inf, math.inf)
+
 
 class InterimCheckpoint(EventModel):
     """A checkpoint between two reports: the trial was interrupted here, and can be resumed as if it had not been."""
@@ -221,9 +229,12 @@ class TrialHistory(EventModel):
 
 
 def best_report(reports: Iterable[Progress]) -> Progress | None:
-    """Returns the best report among those with a checkpoint and a finite objective: NaN compares with nothing."""
+    """Returns the best report among those with a checkpoint and a finite objective: NaN compares with nothing.
+
+    Of equal ones, as exact matches often are, it is the one with the least eval loss, then the first.
+    """
     known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.objective)]
-    return min(known, key=lambda report: report.objective, default=None)
+    return min(known, key=lambda report: report.standing, default=None)
 
 
 def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
+from components.experiment.spec import EVAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
-from components.records.events import TrialHistory, TrialState
+from components.records.events import NO_STANDING, TrialHistory, TrialState
 
 COLORS: dict[TrialState, str] = {
     TrialState.RUNNING: "cyan",
@@ -20,15 +21,15 @@ COLORS: dict[TrialState, str] = {
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
-    """Sorts by the metric of the search; trials without a report come after the others, and failed ones last."""
+    """Sorts by the metric of the search, then by eval loss; trials without a report come after the others, and failed ones last."""
     return sorted(
-        histories, key=lambda history: (history.state is TrialState.FAILED, objective(history), history.started.number)
+        histories, key=lambda history: (history.state is TrialState.FAILED, standing(history), history.started.number)
     )
 
 
-def objective(history: TrialHistory) -> float:
+def standing(history: TrialHistory) -> tuple[float, float]:
     """Returns what ranks the trial, of its best checkpoint: less is better; infinity where there is none."""
-    return history.best.objective if history.best else math.inf
+    return history.best.standing if history.best else NO_STANDING
 
 
 def best_loss(history: TrialHistory) -> float:
@@ -44,12 +45,24 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
     table.add_column("hyperparameters", min_width=24)
-    for name in ("target tokens", "eval loss", "worker s"):
+    metric = metric_of(histories)
+    beside = [] if metric.name == EVAL_LOSS else [metric.title]
+    for name in ("target tokens", *beside, "eval loss", "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for history in histories:
-        table.add_row(*_row(history, budget, numbers))
+        table.add_row(*_row(history, budget, numbers, metric))
     return table
+
+
+def metric_of(histories: Iterable[TrialHistory]) -> MetricSpec:
+    """Returns what the search goes by, as its reports say."""
+    return next((report.metric for history in histories for report in history.reports), MetricSpec())
+
+
+def best_value(history: TrialHistory, metric: MetricSpec) -> str:
+    """Returns the metric of the best checkpoint, as text; `-` where there is none."""
+    return f"{history.best.scores[metric.name]:.4f}" if history.best and metric.name in history.best.scores else "-"
 
 
 def worker_seconds(history: TrialHistory) -> float:
@@ -76,7 +89,7 @@ def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
     return f"{kind} of {numbers.get(history.started.parent, history.started.parent)}"
 
 
-def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list[str | Text]:
+def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], metric: MetricSpec) -> list[str | Text]:
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
@@ -86,6 +99,7 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list
         f"{name} ({remarks})" if remarks else name,
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
+        *([] if metric.name == EVAL_LOSS else [best_value(history, metric)]),
         f"{best_loss(history):.4f}" if history.best else "-",
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from components.experiment.varied import hyperparameters
 from components.records.events import (
+    Progress,
     TrialEnded,
     TrialEvent,
     TrialHistory,
@@ -22,7 +23,7 @@ from components.records.events import (
     TrialState,
     num_clones,
 )
-from components.reports.leaderboard import leaderboard, objective, origin, share_spent
+from components.reports.leaderboard import leaderboard, origin, share_spent, standing
 
 REFRESHES_PER_SECOND = 2
 
@@ -84,7 +85,7 @@ class LiveView:
     def _summary(self, histories: list[TrialHistory]) -> str:
         states = [history.state for history in histories]
         ended = sum(state is not TrialState.RUNNING for state in states)
-        best = min(histories, key=objective, default=None)
+        best = min(histories, key=standing, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
         waiting = self.planned - len(states)
         minutes, seconds = divmod(int(self.elapsed), 60)
@@ -104,9 +105,13 @@ class LiveView:
                 spent = f"{progress.target_tokens:,} target tokens ({share_spent(history, self.budget)})"
                 return (
                     f"{head} {spent}, train loss {progress.train_loss:.4f}, eval loss {progress.eval_loss:.4f},"
-                    f" {progress.tokens_per_second:.0f} tokens/s"
+                    f"{_scores(progress)} {progress.tokens_per_second:.0f} tokens/s"
                 )
             case TrialEnded(state=state, reason=reason):
                 return f"{head} {state}" + (f": {reason}" if reason else "")
             case TrialInstructed():
                 return f"{head} {event.sentence}"
+
+
+def _scores(progress: Progress) -> str:
+    return "".join(f" {name} {value:.4g}," for name, value in progress.scores.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.records.driver_presence import DriverHeartbeat
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.manifest import SearchManifest
-from components.reports.leaderboard import objective, ranked
+from components.reports.leaderboard import ranked
 from components.reports.search_summary import TrialSummary, trial_summaries
 
 
@@ -62,6 +61,6 @@ class SearchSnapshot(BaseModel):
             planned=planned + num_clones(histories.values()),
             running=running,
             ended=len(histories) - running,
-            best_trial=best.started.number if best and math.isfinite(objective(best)) else None,
+            best_trial=best.started.number if best and best.best else None,
             trials=trial_summaries(histories.values()),
         )

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.conversations.target_bytes import BITS_PER_BYTE
+from components.experiment.spec import MetricSpec
 from components.records.events import TrialHistory, TrialState
 from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.scoring.expectations import is_met
 
 
 class TrialSummary(BaseModel):
@@ -31,6 +33,7 @@ class TrialSummary(BaseModel):
     target_tokens: int
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
+    scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
     worker_seconds: float
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
@@ -50,6 +53,7 @@ class TrialSummary(BaseModel):
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
             bits_per_byte=history.best.scores.get(BITS_PER_BYTE) if history.best else None,
             eval_loss=loss if math.isfinite(loss) else None,
+            scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
@@ -72,6 +76,7 @@ class SearchSummary(BaseModel):
     folder: str
     tracking_uri: str
     run_id: str = Field(description="MLflow's, of the search.")
+    metric: MetricSpec = Field(MetricSpec(), description="What the trials are ranked by.")
     trials: tuple[TrialSummary, ...]
     finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
     registry: RegistryResult | None
@@ -82,6 +87,6 @@ def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ..
 
 
 def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
-    """Returns how many answers have the expected word, and how many probes expect one."""
+    """Returns how many answers hold what was expected, and how many probes expect one."""
     wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
-    return sum(word.lower() in answer.lower() for answer, word in wanted), len(wanted)
+    return sum(is_met(expect, answer) for answer, expect in wanted), len(wanted)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.conversations.expected import pattern_of
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
 from components.reports.search_summary import SearchSummary, probes_answered
@@ -34,6 +37,7 @@ def answers_side_by_side(registry: RegistryResult) -> Table:
         words = [Text(said[position].strip() or "(nothing)") for said in heads.values()]
         for text in words:
             if probe.expect:
-                text.highlight_words([probe.expect], style="bold green", case_sensitive=False)
+                pattern = pattern_of(probe.expect) or re.compile(re.escape(probe.expect.strip()), re.IGNORECASE)
+                text.highlight_regex(pattern, style="bold green")
         table.add_row(probe.messages[-1]["content"], *words)
     return table

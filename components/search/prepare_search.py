@@ -35,7 +35,9 @@ from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
+from components.scoring.score_model import GenerationPlan
 from components.search.choose_search import ChosenSearch, choose_search, how_far
+from components.search.plan_generation import plan_generation
 from components.search.search_lock import SearchLock
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
@@ -54,9 +56,9 @@ class PreparedSearch:
     `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry,
-    `replace`: for which reason it may replace an incumbent that cannot be compared. `opened`
-    is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format.
+    `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an incumbent that
+    cannot be compared. `opened` is when opening began, by time.monotonic(). `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
@@ -77,6 +79,7 @@ class PreparedSearch:
     settings: str
     layout: Layout
     opened: float
+    generation: GenerationPlan | None = None
 
     @property
     def search_id(self) -> str:
@@ -106,6 +109,7 @@ class PreparedSearch:
             pad_token_id=self.pad_token_id,
             base=self.base,
             layout=self.layout,
+            generation=self.generation,
             finished_trials=dict(finished_trials),
         )
 
@@ -169,6 +173,7 @@ def _open(
         model = experiment.model.model_copy(update={"attention": begun.attention})
         experiment = experiment.model_copy(update={"model": model})
     abilities = abilities_for(experiment, config)
+    generation = plan_generation(experiment, dataset, chat_format, config, probes, on_message)
     settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
     experiment = settings.experiment
     on_message(settings.sentence)
@@ -205,6 +210,7 @@ def _open(
         settings=settings.sentence,
         layout=settings.layout,
         opened=opened,
+        generation=generation,
     )
 
 

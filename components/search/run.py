@@ -210,7 +210,9 @@ class SearchRun:
                 best,
             )
         if not self.prepared.register:
-            message = f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}"
+            metric = best.best.metric
+            scored = f"{metric.name} {best.best.scores[metric.name]:.4f}, e" if metric.name in best.best.scores else "E"
+            message = f"{scored}val loss {best.best.eval_loss:.4f}: {best.best.checkpoint}"
             return SearchOutcome(outcome=Outcome.FINISHED, message=message, best=best)
         if self.stop.reason is not None:
             message = f"Interrupted before the best trial was registered. Go on with: {self.resume_command}"

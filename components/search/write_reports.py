@@ -46,6 +46,7 @@ def summarize(
         folder=str(prepared.folder),
         tracking_uri=without_secrets(prepared.uri),
         run_id=run_id,
+        metric=prepared.experiment.search.metric,
         trials=trial_summaries(histories.values()),
         registry=outcome.registry,
         finalists=outcome.finalists,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,11 +20,12 @@ from components.data.collate import collate
 from components.data.prepare import PreparedDataset
 from components.data.rows import rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
-from components.experiment.spec import TrialSpec
+from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
+from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.training.checkpoint import (
@@ -41,6 +42,7 @@ from components.training.evaluate import all_losses
 from components.training.loss import ScoredModel
 from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.workers import Workers
 
@@ -53,6 +55,8 @@ class TrainingData:
     max_tokens: int
     pad_token_id: int
     layout: Layout = "trees"
+    metric: MetricSpec = field(default_factory=MetricSpec)  # what the search ranks its trials by
+    generation: GenerationPlan | None = None  # what is asked of the model at evaluations
 
 
 class Diverged(Exception):
@@ -69,8 +73,11 @@ class Trainer:
         data: TrainingData,
         workers: Workers,
         base: BaseReference,
+        replies: ReplyScores | None = None,
     ) -> None:
+        """`replies` scores what the model says at evaluations, if that was asked for."""
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
+        self.replies = replies
         separate = data.layout == "separate"
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
@@ -102,6 +109,7 @@ class Trainer:
         self.budget = budget_at(self.counters.reported_step, self.planned, signals.extensions)
         mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
         self.scored.train()
+        stopped = False
         try:
             while self.counters.target_tokens < min(mark, self.budget):
                 self.step()
@@ -109,8 +117,9 @@ class Trainer:
                 if preempted:
                     return None
                 if stop:
+                    stopped = True
                     break
-            self.evaluation = self._evaluate()
+            self.evaluation = self._evaluate(last=self.done or stopped)
         except Diverged as reason:
             self.evaluation = None
             return self._progress(diverged=str(reason))
@@ -203,7 +212,7 @@ class Trainer:
             for number, batch in enumerate(batches, start=1)
         ]
 
-    def _evaluate(self) -> EvaluationRecord:
+    def _evaluate(self, *, last: bool) -> EvaluationRecord:
         losses = all_losses(
             self.scored,
             self.eval_store,
@@ -214,7 +223,7 @@ class Trainer:
         )
         if not math.isfinite(losses.value):
             raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        return EvaluationRecord(metrics={"eval_loss": losses, **self._in_bits(losses)})
+        return EvaluationRecord(metrics={EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)})
 
     def _in_bits(self, losses: ConversationScores) -> dict[str, ConversationScores]:
         """The same losses per byte of what the assistant says, which another tokenizer's compare with."""
@@ -227,9 +236,16 @@ class Trainer:
             )
         }
 
+    def _score_replies(self, *, last: bool) -> dict[str, ConversationScores]:
+        if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
+            return {}
+        # As many tokens at once as an evaluation of the loss has; a cache takes less memory than a training step.
+        at_once = self.spec.batch.rows_per_micro_batch * self.data.max_tokens
+        return self.replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
+
     def _progress(self, diverged: str | None = None) -> Progress:
-        others = dict(self.evaluation.metrics) if self.evaluation else {}
-        losses = others.pop("eval_loss", None)
+        metrics = self.evaluation.metrics if self.evaluation else {}
+        losses = metrics.get(EVAL_LOSS)
         return Progress(
             step=self.counters.step,
             target_tokens=self.counters.target_tokens,
@@ -244,7 +260,8 @@ class Trainer:
             steps=tuple(self.interval.steps),
             done=self.done or diverged is not None,
             diverged=diverged,
-            scores={name: scores.value for name, scores in others.items()},
+            metric=self.data.metric,
+            scores={name: score.value for name, score in metrics.items() if name != EVAL_LOSS},
         )
 
     def _write(self, directory: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.events import Progress
+from components.scoring.score_model import GenerationPlan
 from components.storage.folder import Folder
 from components.training.model_abilities import Layout
 
@@ -16,7 +17,8 @@ class SearchContext:
     """Plain values only: it travels to every process of the search.
 
     `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
-    `finished_trials` had ended before the search was resumed: they are not run again. Each has its last report.
+    `generation` is what is asked of the models at evaluations. `finished_trials` had ended before the search was resumed:
+    they are not run again. Each has its last report.
     """
 
     experiment: ExperimentSpec
@@ -27,6 +29,7 @@ class SearchContext:
     pad_token_id: int
     base: BaseReference
     layout: Layout = "trees"
+    generation: GenerationPlan | None = None
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
 
     @property

@@ -86,6 +86,8 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=context.pad_token_id,
         layout=context.layout,
+        metric=context.experiment.search.metric,
+        generation=context.generation,
     )
     return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
 

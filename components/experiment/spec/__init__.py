@@ -5,10 +5,10 @@ Every field has its unit in its name or in its description.
 
 from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
-from components.experiment.spec.evaluation import EvaluationSpec
+from components.experiment.spec.evaluation import EvaluationSpec, GenerateSpec
 from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
-from components.experiment.spec.metric import MetricSpec
+from components.experiment.spec.metric import EVAL_LOSS, SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
@@ -19,8 +19,10 @@ from components.experiment.spec.trial import BatchSpec, BudgetSpec, OptimizerSpe
 
 __all__ = [
     "CHALLENGER",
+    "EVAL_LOSS",
     "FLASH_ATTENTION",
     "PREPARED",
+    "SCORES_OF_REPLIES",
     "STORAGE",
     "AshaSpec",
     "BatchSpec",
@@ -33,6 +35,7 @@ __all__ = [
     "ExperimentSpec",
     "Fraction",
     "FullMethod",
+    "GenerateSpec",
     "LoraMethod",
     "Method",
     "MetricSpec",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from components.experiment.spec.metric import Metric, MetricSpec
 from components.experiment.spec.section import Name, Spec, fill_in_tag
 
 
@@ -54,6 +55,11 @@ class SearchSpec(Spec):
     )
     sampler: Literal["random", "grid", "tpe"] = Field("random", description="`tpe` is Optuna's.")
     scheduler: Scheduler = AshaSpec()
+    metric: Metric = Field(
+        MetricSpec(),
+        description="What trials are ranked, stopped and drawn by: eval_loss, a score of what the model says, or a function"
+        " of yours as {name: module:function, direction: maximize}.",
+    )
     trials: PositiveInt | None = Field(
         None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
     )
