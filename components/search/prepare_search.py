@@ -20,6 +20,7 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
 from components.experiment.experiment_warnings import experiment_warnings
+from components.experiment.learning_rate_prior import settle_learning_rates
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models import attention_backend, quantization_backend
@@ -28,14 +29,17 @@ from components.models.base.load_base import check_base, config_of, resolve_mode
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.digest import model_digest
+from components.models.meta_tensors import count_parameters
 from components.models.trainable_summary import describe_branch_training
 from components.planning.verification_memory import check_verifiable
+from components.records.earlier_trials import EarlierTrial
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.search.find import find_interrupted
+from components.search.start_from import start_from
 from components.storage.folder import Folder, Lock
 from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
@@ -54,7 +58,8 @@ class PreparedSearch:
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
     adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
-    is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    is when opening began, by time.monotonic(). `earlier` are trials of other searches, for the sampler. `lock` must be
+    closed in the end.
     """
 
     manifest: SearchManifest
@@ -74,6 +79,7 @@ class PreparedSearch:
     settings: str
     layout: Layout
     opened: float
+    earlier: tuple[EarlierTrial, ...] = ()
 
     @property
     def search_id(self) -> str:
@@ -103,6 +109,7 @@ class PreparedSearch:
             base=self.base,
             layout=self.layout,
             finished_trials=dict(finished_trials),
+            earlier_trials=self.earlier,
         )
 
 
@@ -138,6 +145,9 @@ def prepare_search(
         model = model.model_copy(update={"attention": manifest.attention})
     experiment = written.model_copy(update={"model": model})
     config = config_of(directory)
+    experiment, rates = settle_learning_rates(experiment, count_parameters(config))
+    for rate in rates:
+        on_message(rate)
     trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
@@ -160,6 +170,9 @@ def prepare_search(
         on_message(problem)
     budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
     check_rungs(experiment, budget)
+    start = start_from(experiment, manifest, digest=dataset.digest, budget=budget)
+    for sentence in start.sentences:
+        on_message(sentence)
     unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
     if unused:
         on_message(f"Warning: {unused}")
@@ -167,7 +180,7 @@ def prepare_search(
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
-    manifest = manifest or _new_manifest(written, dataset, budget, experiment.model.attention)
+    manifest = manifest or _new_manifest(written, dataset, budget, experiment.model.attention, start.searches)
     return PreparedSearch(
         manifest=manifest,
         lock=lock_search(experiment.folder / manifest.search_id),
@@ -186,6 +199,7 @@ def prepare_search(
         settings=settings.sentence,
         layout=settings.layout,
         opened=opened,
+        earlier=start.trials,
     )
 
 
@@ -244,7 +258,9 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     return PreparedDataset.open(directory).verify()
 
 
-def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str) -> SearchManifest:
+def _new_manifest(
+    written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str, started_from: tuple[str, ...]
+) -> SearchManifest:
     return SearchManifest(
         search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         experiment=written,
@@ -252,5 +268,6 @@ def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int
         prepared=str(dataset.directory),
         budget=budget,
         attention=attention,
+        started_from=started_from,
         layout=LAYOUT,
     )
