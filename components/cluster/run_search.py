@@ -111,8 +111,8 @@ def _make_tuner(context: SearchContext, board: Any, *, resume: bool) -> tune.Tun
         param_space=parameter_space(experiment),
         tune_config=tune.TuneConfig(
             scheduler=make_scheduler(experiment, context.budget, context.search_id),
-            search_alg=search_algorithm(experiment, context.budget, context.search_id),
-            num_samples=num_trials(experiment) if experiment.search.sampler == "tpe" else 1,
+            search_alg=search_algorithm(experiment, context.budget, context.search_id, context.earlier_trials),
+            num_samples=num_trials(experiment) if experiment.search.learns else 1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

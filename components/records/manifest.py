@@ -26,6 +26,7 @@ class SearchManifest(BaseModel):
     prepared: str
     budget: int | None = Field(None, description="Of each trial, in target tokens; old manifests do not have it.")
     attention: str | None = Field(None, description="Of the base model, decided when the search began.")
+    started_from: tuple[str, ...] = Field((), description="Earlier searches that it learned from, as EXPERIMENT/ID.")
     finished: bool = False
     layout: int = Field(1, description="LAYOUT of the code that began it.")
 

@@ -80,7 +80,7 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
 def differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
     """`path: was X, is Y` for each leaf in which they differ, tracking aside; defaults of `trials` count as written."""
     before, after = (
-        {**_leaves(spec.model_dump(mode="json", exclude={"tracking"})), "search.trials": num_trials(spec)}
+        {**leaves(spec.model_dump(mode="json", exclude={"tracking"})), "search.trials": num_trials(spec)}
         for spec in (began, now)
     )
     paths = sorted(before.keys() | after.keys())
@@ -100,11 +100,12 @@ def _listed(manifests: Sequence[SearchManifest]) -> str:
     return ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in manifests) or "none"
 
 
-def _leaves(tree: object, path: str = "") -> dict[str, object]:
+def leaves(tree: object, path: str = "") -> dict[str, object]:
+    """Returns the values of nested mappings by dotted path."""
     if not isinstance(tree, dict):
         return {path: tree}
     return {
         leaf: value
         for key, child in tree.items()
-        for leaf, value in _leaves(child, f"{path}.{key}" if path else key).items()
+        for leaf, value in leaves(child, f"{path}.{key}" if path else key).items()
     }

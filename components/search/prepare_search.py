@@ -20,6 +20,7 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
 from components.experiment.experiment_warnings import experiment_warnings
+from components.experiment.learning_rate_prior import settle_learning_rates
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models import attention_backend, quantization_backend
@@ -28,8 +29,10 @@ from components.models.base.load_base import check_base, config_of, resolve_mode
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.digest import model_digest
+from components.models.meta_tensors import count_parameters
 from components.models.trainable_summary import describe_branch_training
 from components.planning.verification_memory import check_verifiable
+from components.records.earlier_trials import EarlierTrial
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
@@ -39,6 +42,7 @@ from components.scoring.score_model import GenerationPlan
 from components.search.choose_search import ChosenSearch, choose_search, how_far
 from components.search.plan_generation import plan_generation
 from components.search.search_lock import SearchLock
+from components.search.start_from import start_from
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
@@ -58,7 +62,8 @@ class PreparedSearch:
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
     adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format.
     `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an incumbent that
-    cannot be compared. `opened` is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    cannot be compared. `opened` is when opening began, by time.monotonic(). `earlier` are trials of other searches, for the
+    sampler. `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
@@ -80,6 +85,7 @@ class PreparedSearch:
     layout: Layout
     opened: float
     generation: GenerationPlan | None = None
+    earlier: tuple[EarlierTrial, ...] = ()
 
     @property
     def search_id(self) -> str:
@@ -111,6 +117,7 @@ class PreparedSearch:
             layout=self.layout,
             generation=self.generation,
             finished_trials=dict(finished_trials),
+            earlier_trials=self.earlier,
         )
 
 
@@ -159,6 +166,9 @@ def _open(
     check_base(written.model)
     experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     config = config_of(directory)
+    experiment, rates = settle_learning_rates(experiment, count_parameters(config))
+    for rate in rates:
+        on_message(rate)
     trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
@@ -181,6 +191,9 @@ def _open(
         on_message(problem)
     budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
     check_rungs(experiment, budget)
+    start = start_from(experiment, begun, digest=dataset.digest, budget=budget)
+    for sentence in start.sentences:
+        on_message(sentence)
     unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
     if unused:
         on_message(f"Warning: {unused}")
@@ -188,7 +201,7 @@ def _open(
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
-    manifest = begun or _new_manifest(written, dataset, budget, experiment.model.attention)
+    manifest = begun or _new_manifest(written, dataset, budget, experiment.model.attention, start.searches)
     if begun is None:
         choice.lock.take(written.folder / manifest.search_id, new=True)
     return PreparedSearch(
@@ -211,6 +224,7 @@ def _open(
         layout=settings.layout,
         opened=opened,
         generation=generation,
+        earlier=start.trials,
     )
 
 
@@ -283,7 +297,9 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     return PreparedDataset.open(directory).verify()
 
 
-def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str) -> SearchManifest:
+def _new_manifest(
+    written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str, started_from: tuple[str, ...]
+) -> SearchManifest:
     return SearchManifest(
         search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         experiment=written,
@@ -291,5 +307,6 @@ def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int
         prepared=str(dataset.directory),
         budget=budget,
         attention=attention,
+        started_from=started_from,
         layout=LAYOUT,
     )

@@ -62,7 +62,8 @@ def driver_session(
     with contextlib.closing(prepared.lock), connected() as dashboard:
         capacity = capacity_of_cluster()
         check_capacity(prepared.experiment, capacity)
-        for remark in remarks(prepared.experiment, prepared.budget, capacity):
+        known = [trial.branch for trial in prepared.earlier]
+        for remark in remarks(prepared.experiment, prepared.budget, capacity, known):
             on_message(remark)
         prepared.begin()
         with DriverInbox(prepared.folder) as inbox:

@@ -17,6 +17,7 @@ import ray
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
+from components.cluster.driver.equal_trials import equal_trial
 from components.cluster.driver.gauges import TrialGauges
 from components.cluster.ray_session import workers_are_here
 from components.cluster.slots.search_context import SearchContext
@@ -193,13 +194,17 @@ class TrialController:
             raise Refused(missing)
         if spec.method.kind != parent.spec.method.kind:
             check_capacity(_alone(experiment, parent.branch, spec), capacity_of_cluster())
+        warm_from = self._warm_start(history, spec) if command.warm else None
+        if equal := equal_trial(experiment, self.histories, spec, warm_from):
+            warm = "" if command.warm else ", or clone it with --warm, to begin with its parent's weights"
+            raise Refused(f"{equal} has this configuration already; change another value with --set{warm}")
         return Clone(
             trial_id=uuid.uuid4().hex[:8],
             number=self.planned + len(self.clones) + 1,
             branch=parent.branch,
             spec=spec,
             varied={**parent.varied, **{path: value_at(spec, path) for path in command.changes}},
-            warm_from=self._warm_start(history, spec) if command.warm else None,
+            warm_from=warm_from,
         )
 
     def _warm_start(self, history: TrialHistory, spec: TrialSpec) -> str:

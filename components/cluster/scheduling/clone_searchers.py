@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm
 from ray.tune.search.search_generator import SearchGenerator
 
 from components.cluster.driver.trial_control import controller_of
 from components.cluster.ray_internals.tune import create_trial
+from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Clone
 
@@ -61,8 +62,12 @@ class PresampledSearch(_HandsOutClones, BasicVariantGenerator):  # type: ignore[
 
 
 class SearcherWithClones(_HandsOutClones, SearchGenerator):  # type: ignore[misc]
-    """A searcher makes trials one after another, and hears of these only."""
+    """A searcher makes trials one after another, and hears of these only; it suggests no configuration of a clone."""
 
-    def __init__(self, search_id: str, searcher: Searcher, max_concurrent: int | None) -> None:
+    def __init__(self, search_id: str, searcher: BranchedSearcher, max_concurrent: int | None) -> None:
         super().__init__(ConcurrencyLimiter(searcher, max_concurrent) if max_concurrent else searcher)
-        self.search_id = search_id
+        self.search_id, self._branched = search_id, searcher
+
+    def next_trial(self) -> Trial | None:
+        self._branched.avoid(clone.spec for _, clone in controller_of(self.search_id).clones.values())
+        return super().next_trial()

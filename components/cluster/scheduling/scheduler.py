@@ -58,13 +58,13 @@ def pending_trials(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int
     it, or all of its trials do. With fewer, node types would not start while wide trials, which come first, wait before
     narrow ones; with more, no further node would start.
 
-    TPE: a quarter of what the cluster at its largest holds at once, at least one. Every trial that waits was suggested
-    earlier than necessary, without the results that come in meanwhile. So the cluster is full after four rounds of node
-    starts, and a suggestion misses the results of at most a quarter more trials than run beside it in any case.
+    Samplers that learn: a quarter of what the cluster at its largest holds at once, at least one. Every trial that waits was
+    suggested earlier than necessary, without the results that come in meanwhile. So the cluster is full after four rounds of
+    node starts, and a suggestion misses the results of at most a quarter more trials than run beside it in any case.
     """
     shapes = _shapes(experiment)
     at_once = _at_once(experiment, capacity)
-    if experiment.search.sampler == "tpe":
+    if experiment.search.learns:
         return max(1, max(at_once.values()) // 4)
     wanted = {shape: min(count, at_once[shape]) for shape, count in collections.Counter(shapes).items()}
     waiting: collections.Counter[WorkersSpec] = collections.Counter()

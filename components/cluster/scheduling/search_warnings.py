@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from components.cluster.capacity.cluster_capacity import ClusterCapacity
+from components.cluster.scheduling.samplers import sampler_remarks
 from components.cluster.scheduling.scheduler import trials_at_once
-from components.cluster.scheduling.tpe import random_only
 from components.experiment.space import branch_order
 from components.experiment.spec import AshaSpec, ExperimentSpec
 
@@ -30,17 +30,15 @@ def check_rungs(experiment: ExperimentSpec, budget: int) -> None:
         )
 
 
-def remarks(experiment: ExperimentSpec, budget: int, capacity: ClusterCapacity) -> list[str]:
-    """Returns sentences for users. `budget` is a trial's, in target tokens."""
+def remarks(experiment: ExperimentSpec, budget: int, capacity: ClusterCapacity, known: Iterable[str] = ()) -> list[str]:
+    """Returns sentences for users.
+
+    Args:
+        budget: a trial's, in target tokens.
+        known: the branch of each trial of an earlier search that the sampler knows.
+    """
     found = list(_scheduler_remarks(experiment, budget))
-    if experiment.search.sampler == "tpe":
-        reasons = random_only(experiment, trials_at_once(experiment, capacity))
-        found += [
-            f"search.sampler=tpe: branch {branch} is a random search: {reason}; raise search.trials, or lower"
-            " search.max_concurrent_trials"
-            for branch, reason in reasons.items()
-        ]
-    return found
+    return [*found, *sampler_remarks(experiment, trials_at_once(experiment, capacity), Counter(known))]
 
 
 def _scheduler_remarks(experiment: ExperimentSpec, budget: int) -> Iterator[str]:

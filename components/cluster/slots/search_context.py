@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
+from components.records.earlier_trials import EarlierTrial
 from components.records.events import Progress
 from components.scoring.score_model import GenerationPlan
 from components.storage.folder import Folder
@@ -18,7 +19,7 @@ class SearchContext:
 
     `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
     `generation` is what is asked of the models at evaluations. `finished_trials` had ended before the search was resumed:
-    they are not run again. Each has its last report.
+    they are not run again. Each has its last report. `earlier_trials` are those of other searches, for a sampler that learns.
     """
 
     experiment: ExperimentSpec
@@ -31,6 +32,7 @@ class SearchContext:
     layout: Layout = "trees"
     generation: GenerationPlan | None = None
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
+    earlier_trials: tuple[EarlierTrial, ...] = ()
 
     @property
     def checkpoints(self) -> Folder:

@@ -10,6 +10,7 @@ from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
 from components.experiment.spec.metric import EVAL_LOSS, SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
+from components.experiment.spec.objectives import GROW_WITH_THE_BUDGET, OTHER_METRICS
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.search import AshaSpec, ConfirmSpec, NoSchedulerSpec, Scheduler, SearchSpec
@@ -21,6 +22,8 @@ __all__ = [
     "CHALLENGER",
     "EVAL_LOSS",
     "FLASH_ATTENTION",
+    "GROW_WITH_THE_BUDGET",
+    "OTHER_METRICS",
     "PREPARED",
     "SCORES_OF_REPLIES",
     "STORAGE",
