@@ -18,6 +18,7 @@ from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
 from components.statistics.paired_bootstrap import Comparison
+from components.statistics.selection import Selection
 from components.tracking.mlflow_runs import SearchRuns
 
 GATE_TAG = "turnwise.gate"  # the decision in a sentence
@@ -42,6 +43,7 @@ def register_best(
     dataset: PreparedDataset,
     probes: Sequence[Probe],
     executor: Executor = run_locally,
+    selection: Selection | None = None,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -50,13 +52,15 @@ def register_best(
 
     Args:
         executor: where the version is verified; the machine must reach the registry, the data and the base model.
+        selection: what the candidate was chosen from on the conversations that the gate judges by; None if it was chosen on
+            others.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
         runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset
     )
     number = find_version(candidate) or create_version(candidate)
-    promotion = Promotion(candidate, number, probes, executor)
+    promotion = Promotion(candidate, number, probes, executor, selection)
     with explain_deletion(candidate, number):
         outcome = promotion.run()
     return RegistryResult(
@@ -86,8 +90,15 @@ class PromotionOutcome:
 class Promotion:
     """One version's way through the gate, in a registry whose aliases others may move at any time."""
 
-    def __init__(self, candidate: RegistryCandidate, number: str, probes: Sequence[Probe], executor: Executor) -> None:
-        self.candidate, self.number, self.executor = candidate, number, executor
+    def __init__(
+        self,
+        candidate: RegistryCandidate,
+        number: str,
+        probes: Sequence[Probe],
+        executor: Executor,
+        selection: Selection | None,
+    ) -> None:
+        self.candidate, self.number, self.executor, self.selection = candidate, number, executor, selection
         self.client, self.name = candidate.client, candidate.name
         self.alias = candidate.experiment.registry.alias
         self.settings = VerificationSettings(
@@ -108,7 +119,7 @@ class Promotion:
         for _ in range(MAX_ROUNDS):
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
-            comparisons = compare_losses(report, self.candidate.experiment.registry.confidence)
+            comparisons = compare_losses(report, self.candidate.experiment.registry.confidence, self.selection)
             decision = decide(incumbent, report, comparisons)
             if holder == self.number:
                 if reason := self._reason_of_earlier_pass():
