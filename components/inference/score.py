@@ -15,7 +15,7 @@ from components.conversations.target_bytes import bits_per_byte, target_bytes, t
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
 from components.models.load_trained import LoadedModel
-from components.statistics.paired_bootstrap import BITS_PER_BYTE, NATS_PER_TARGET, Comparison, paired_bootstrap
+from components.statistics.paired_bootstrap import BITS, NATS, Comparison, paired_bootstrap
 from components.training.evaluate import ConversationLoss
 from components.training.evaluate import score as conversation_losses
 
@@ -139,7 +139,7 @@ def compare_scores(score: Score, other: Score, *, name: str, other_name: str, co
         confidence=confidence,
         note=f"{missing} of {score.count} conversations left out: not the same words for both" if missing else "",
     )
-    return found.model_copy(update={"unit": BITS_PER_BYTE if by_bytes else NATS_PER_TARGET})
+    return found.model_copy(update={"unit": BITS if by_bytes else NATS})
 
 
 def _entry(chat_format: ChatFormat, conversation: Conversation, max_tokens: int) -> Entry:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from components.errors import VerificationError
-from components.registry.incumbent_bits import in_comparable_units, with_unit
+from components.experiment.spec import MetricSpec
+from components.records.evaluation_record import ConversationScores
+from components.registry.incumbent_bits import in_comparable_units, in_units_of, with_unit
 from components.registry.verification_messages import VerificationReport
-from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
+from components.statistics.paired_bootstrap import Comparison, compare
+from components.statistics.selection import Selection
 
 # Of the loss after loading from the loss in training: a share of it, and what rounding does where passes differ in the last
 # bit. In bf16 that moves the loss of one target by up to 0.3 nats, at random, so the mean over N targets by 1/sqrt(N) of it.
@@ -41,46 +45,64 @@ def check_report(report: VerificationReport, trained_loss: float, version_uri: s
         raise VerificationError(f"{version_uri} loads, but answers nothing")
 
 
-def compare_losses(report: VerificationReport, confidence: float) -> tuple[Comparison, ...]:
-    """With the base on all held-out conversations, with the incumbent on those that it was not trained on either."""
+def compare_losses(
+    report: VerificationReport, confidence: float, selection: Selection | None = None
+) -> tuple[Comparison, ...]:
+    """With the base on all held-out conversations, with the incumbent on those that it was not trained on either.
+
+    A candidate that was chosen on other conversations needs no correction, though it must win twice: that it beats all is
+    wrongly found at most as often as that it beats one. Each comparison says how sure both intervals are together.
+
+    Args:
+        selection: what the candidate was chosen from, if that was on these conversations: then the intervals are corrected.
+    """
+    family = 1 if report.incumbent_sums is None else 2
     everything = tuple(range(len(report.num_targets)))
-    base = _compare("base", report, report.base_sums, everything, confidence)
+    base = _compare(report, confidence, selection, family, "base", report.base_sums, everything)
     if report.incumbent_sums is None:
         return (base,)
-    return base, with_unit(_compare_incumbent(in_comparable_units(report), confidence), report)
+    compared = partial(_compare, in_comparable_units(report), confidence, in_units_of(report, selection), family)
+    return base, with_unit(_compare_incumbent(in_comparable_units(report), compared), report)
 
 
-def _compare_incumbent(report: VerificationReport, confidence: float) -> Comparison:
+def _compare_incumbent(report: VerificationReport, compared: Callable[..., Comparison]) -> Comparison:
     everything = tuple(range(len(report.num_targets)))
     assert report.incumbent_sums is not None
     if report.incumbent_unseen is None:
-        return _compare("incumbent", report, report.incumbent_sums, everything, confidence, NOTHING_SAYS)
+        return compared("incumbent", report.incumbent_sums, everything, NOTHING_SAYS)
     seen = len(everything) - len(report.incumbent_unseen)
     note = f"the incumbent was trained on {seen} more of the held-out ones, which do not count" if seen else ""
-    return _compare("incumbent", report, report.incumbent_sums, report.incumbent_unseen, confidence, note)
+    return compared("incumbent", report.incumbent_sums, report.incumbent_unseen, note)
 
 
 def _compare(
-    other: str,
     report: VerificationReport,
+    confidence: float,
+    selection: Selection | None,
+    family: int,
+    other: str,
     sums: Sequence[float],
     chosen: Sequence[int],
-    confidence: float,
     note: str = "",
 ) -> Comparison:
-    if not chosen:
-        whole = paired_bootstrap(
-            other, report.candidate_sums, sums, report.num_targets, confidence=confidence, note=note
+    kept = chosen or range(len(sums))
+    candidate, opponent = (
+        ConversationScores(
+            sums=tuple(each[index] for index in kept), weights=tuple(report.num_targets[index] for index in kept)
         )
-        return whole.model_copy(update={"beats": False, "conversations": 0, "effective": 0.0})
-    return paired_bootstrap(
+        for each in (report.candidate_sums, sums)
+    )
+    found = compare(
         other,
-        [report.candidate_sums[index] for index in chosen],
-        [sums[index] for index in chosen],
-        [report.num_targets[index] for index in chosen],
+        candidate,
+        opponent,
+        MetricSpec(),
         confidence=confidence,
+        selection=selection and selection.on(kept),
+        family=family,
         note=note,
     )
+    return found if chosen else found.model_copy(update={"beats": False, "conversations": 0, "effective": 0.0})
 
 
 def decide(

@@ -19,6 +19,7 @@ from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
 from components.statistics.paired_bootstrap import Comparison
+from components.statistics.selection import Selection
 from components.tracking.mlflow_runs import SearchRuns
 
 GATE_TAG = "turnwise.gate"  # the decision in a sentence
@@ -45,6 +46,7 @@ def register_best(
     probes: Sequence[Probe],
     executor: Executor = run_locally,
     replace: str | None = None,
+    selection: Selection | None = None,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -54,13 +56,15 @@ def register_best(
     Args:
         executor: where the version is verified; the machine must reach the registry, the data and the base model.
         replace: a person's reason to replace an incumbent that cannot be compared.
+        selection: what the candidate was chosen from on the conversations that the gate judges by; None if it was chosen on
+            others.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
         runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset
     )
     number = find_version(candidate) or create_version(candidate)
-    promotion = Promotion(candidate, number, probes, executor, replace)
+    promotion = Promotion(candidate, number, probes, executor, selection)
     with explain_deletion(candidate, number):
         outcome = promotion.run()
     return RegistryResult(
@@ -98,9 +102,11 @@ class Promotion:
         number: str,
         probes: Sequence[Probe],
         executor: Executor,
+        selection: Selection | None,
         replace: str | None = None,
     ) -> None:
-        self.candidate, self.number, self.executor, self.replace = candidate, number, executor, replace
+        self.candidate, self.number, self.executor = candidate, number, executor
+        self.selection, self.replace = selection, replace
         self.client, self.name = candidate.client, candidate.name
         self.alias = candidate.experiment.registry.alias
         self.settings = VerificationSettings(
@@ -121,7 +127,7 @@ class Promotion:
         for _ in range(MAX_ROUNDS):
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
-            comparisons = compare_losses(report, self.candidate.experiment.registry.confidence)
+            comparisons = compare_losses(report, self.candidate.experiment.registry.confidence, self.selection)
             decision = decide(incumbent, report, comparisons, replace=self.replace)
             if holder == self.number:
                 if reason := self._reason_of_earlier_pass():

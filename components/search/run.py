@@ -36,7 +36,9 @@ from components.search.decide_outcome import (
     resume_command,
 )
 from components.search.prepare_search import PreparedSearch
+from components.search.read_selection import read_selection
 from components.search.write_reports import log_inputs, summarize, write_reports
+from components.statistics.selection import Selection
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from components.tracking.journal_sync import JournalSync
@@ -158,6 +160,7 @@ class SearchRun:
                 prepared.probes,
                 self._executor(best),
                 prepared.replace,
+                self._selection(),
             )
         except VerificationError as error:
             return self._not_registered(
@@ -245,6 +248,13 @@ class SearchRun:
                 )
                 history = history.model_copy(update={"reports": tuple(reports)})
             yield history
+
+    def _selection(self) -> Selection | None:
+        """What the best trial was chosen from; None if the gate has conversations of its own, which chose nothing."""
+        dataset = self.prepared.dataset
+        if dataset.verdict is not None:
+            return None
+        return read_selection(self.prepared.folder, self.histories.values(), dataset.eval.num_targets.tolist())
 
     def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
