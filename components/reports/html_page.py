@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from components.experiment.varied import hyperparameters
+from components.reports.leaderboard import front_sentence
 from components.reports.search_summary import SearchSummary
 
 PAGE = Path(__file__).with_name("html_page.html.jinja")
@@ -16,5 +17,9 @@ def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
     """Returns HTML. `curves` is an SVG picture; `command` is the command line that started the search, or empty."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
     return template.render(
-        summary=summary, command=command, hyperparameters=hyperparameters, curves=curves[curves.index("<svg") :]
+        summary=summary,
+        command=command,
+        hyperparameters=hyperparameters,
+        front_sentence=front_sentence,
+        curves=curves[curves.index("<svg") :],
     )

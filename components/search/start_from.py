@@ -28,7 +28,7 @@ MUST_BE_EQUAL = ("model.path", "model.revision", "model.dtype", "search.metric",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class KnownStart:
     """`searches` are named EXPERIMENT/ID, to find them again; `sentences` are for people."""
 
     trials: tuple[EarlierTrial, ...] = ()
@@ -36,7 +36,7 @@ class Start:
     sentences: tuple[str, ...] = ()
 
 
-def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, *, digest: str, budget: int) -> Start:
+def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, *, digest: str, budget: int) -> KnownStart:
     """Reads the trials of the earlier searches.
 
     Args:
@@ -64,7 +64,7 @@ def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, *, di
         found.append(title)
         trials += known
         sentences.append(_sentence(experiment, title, len(known), left_out))
-    return Start(trials=tuple(trials), searches=tuple(found), sentences=tuple(sentences))
+    return KnownStart(trials=tuple(trials), searches=tuple(found), sentences=tuple(sentences))
 
 
 def _named(experiment: ExperimentSpec, resumed: SearchManifest | None) -> Iterator[NamedSearch]:

@@ -46,7 +46,8 @@ def summarize(
         folder=str(prepared.folder),
         tracking_uri=without_secrets(prepared.uri),
         run_id=run_id,
-        trials=trial_summaries(histories.values()),
+        trials=trial_summaries(histories.values(), budget=prepared.budget, metrics=prepared.experiment.search.metrics),
+        metrics=prepared.experiment.search.metrics,
         registry=outcome.registry,
     )
 

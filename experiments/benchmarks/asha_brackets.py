@@ -31,8 +31,8 @@ from components.cluster.scheduling.successive_halving import HalvingRule
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare_experiment
-from components.experiment.load_experiment import load_experiment
 from components.experiment.draw_trials import sample_trials
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
