@@ -107,6 +107,7 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
         planned=followed.planned,
         budget=followed.budget,
         began=followed.manifest.created,
+        metrics=followed.metrics,
     )
     followed.histories.subscribe(live.show)
     try:
@@ -117,7 +118,7 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
             followed.poll()  # what came before the status was read
     except KeyboardInterrupt:
         status = SearchStatus(state=SearchState.RUNNING, sentence="the search goes on")
-    console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget))
+    console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget, metrics=followed.metrics))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY
 
@@ -139,7 +140,7 @@ def _run(
         fail(f"{error}: {resume_command(command)}", status_of(error))
     except TurnwiseError as error:
         fail(str(error), status_of(error))
-    console.print(leaderboard(ranked(result.histories.values()), budget=result.budget))
+    console.print(leaderboard(ranked(result.histories.values()), budget=result.budget, metrics=result.summary.metrics))
     print_verdict(console, result.summary)
     _print_next_commands(console, experiment, result)
     return result
@@ -154,7 +155,13 @@ def _run_prepared(prepared: PreparedSearch, console: Console, say: Callable[[str
         def announce() -> None:
             say(f"{stop.reason}: trials write a checkpoint and end. Go on with: {search.resume_command}")
 
-        live = LiveView(console, search.histories, planned=search.planned, budget=prepared.budget)
+        live = LiveView(
+            console,
+            search.histories,
+            planned=search.planned,
+            budget=prepared.budget,
+            metrics=prepared.experiment.search.metrics,
+        )
         with live, request_on_signal(stop, announce):
             trials = search.run_trials(live.show)
         return search.conclude(trials)

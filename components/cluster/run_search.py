@@ -83,7 +83,7 @@ def can_resume(folder: Folder) -> bool:
 
 def _quiet_libraries() -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    logging.getLogger("optuna").setLevel(logging.WARNING)
+    logging.getLogger("optuna").setLevel(logging.ERROR)  # it warns of packages that it could do without
 
 
 def _make_board(histories: TrialHistories) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from components.experiment.varied import hyperparameters
+from components.reports.leaderboard import front_sentence
 from components.reports.search_summary import SearchSummary
 
 PAGE = Path(__file__).with_name("html_page.html.jinja")
@@ -22,5 +23,6 @@ def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
         command=command,
         names=names,
         hyperparameters=hyperparameters,
+        front_sentence=front_sentence,
         curves=curves[curves.index("<svg") :],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,7 @@ from rich.text import Text
 from components.experiment.spec import EVAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
 from components.records.events import NO_STANDING, TrialHistory, TrialState
+from components.records.objectives import pareto_front
 
 COLORS: dict[TrialState, str] = {
     TrialState.RUNNING: "cyan",
@@ -37,9 +38,15 @@ def best_loss(history: TrialHistory) -> float:
     return history.best.eval_loss if history.best else math.inf
 
 
-def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
-    """One line per trial, in the order given. `budget` is that of a trial without extensions, in target tokens."""
+def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()) -> Table:
+    """One line per trial, in the order given.
+
+    Args:
+        budget: of a trial without extensions, in target tokens.
+        metrics: those of `search.metrics`; trials on their Pareto front have a mark.
+    """
     histories = list(histories)
+    front = pareto_front(histories, metrics, budget)
     numbers = {history.trial_id: history.started.number for history in histories}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
@@ -50,8 +57,12 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
     for name in ("target tokens", *beside, "eval loss", "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
+    if metrics:
+        table.add_column("front", justify="center", no_wrap=True)
+        table.caption, table.caption_justify = front_sentence(metrics), "left"
     for history in histories:
-        table.add_row(*_row(history, budget, numbers, metric))
+        mark = ["*" if history.trial_id in front else ""] if metrics else []
+        table.add_row(*_row(history, budget, numbers, metric), *mark)
     return table
 
 
@@ -63,6 +74,14 @@ def metric_of(histories: Iterable[TrialHistory]) -> MetricSpec:
 def best_value(history: TrialHistory, metric: MetricSpec) -> str:
     """Returns the metric of the best checkpoint, as text; `-` where there is none."""
     return f"{history.best.scores[metric.name]:.4f}" if history.best and metric.name in history.best.scores else "-"
+
+
+def front_sentence(metrics: Sequence[str]) -> str:
+    """Says what the front is, and what is registered all the same."""
+    return (
+        f"front: no other trial is at least as good in {' and '.join(metrics)}; the champion is chosen by {metrics[0]}."
+        " Seconds of stopped trials are projected to the whole budget"
+    )
 
 
 def worker_seconds(history: TrialHistory) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -39,6 +39,7 @@ class LiveView:
         planned: int,
         budget: int,
         began: float | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -46,8 +47,9 @@ class LiveView:
             planned: how many trials the search set out with; clones are added to them.
             budget: of each, in target tokens.
             began: Unix seconds from which time is counted; by default now.
+            metrics: those of `search.metrics`.
         """
-        self.console, self.histories, self.budget = console, histories, budget
+        self.console, self.histories, self.budget, self.metrics = console, histories, budget, metrics
         self._planned = planned
         self._began = began or time.time()
         self._live = Live(
@@ -80,7 +82,10 @@ class LiveView:
 
     def _renderable(self) -> RenderableType:
         histories = list(self.histories.values())
-        return Group(Text(self._summary(histories), style="dim"), leaderboard(histories, budget=self.budget))
+        return Group(
+            Text(self._summary(histories), style="dim"),
+            leaderboard(histories, budget=self.budget, metrics=self.metrics),
+        )
 
     def _summary(self, histories: list[TrialHistory]) -> str:
         states = [history.state for history in histories]

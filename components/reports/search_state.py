@@ -48,8 +48,9 @@ class SearchSnapshot(BaseModel):
         driver: DriverHeartbeat | None,
         histories: Mapping[str, TrialHistory],
         planned: int,
+        budget: int,
     ) -> SearchSnapshot:
-        """`planned`: how many trials the search set out with, without clones."""
+        """`planned`: how many trials the search set out with, without clones. `budget`: of each, in target tokens."""
         running = sum(history.state is TrialState.RUNNING for history in histories.values())
         best = next(iter(ranked(histories.values())), None)
         return cls(
@@ -62,5 +63,5 @@ class SearchSnapshot(BaseModel):
             running=running,
             ended=len(histories) - running,
             best_trial=best.started.number if best and best.best else None,
-            trials=trial_summaries(histories.values()),
+            trials=trial_summaries(histories.values(), budget=budget, metrics=manifest.experiment.search.metrics),
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.spec import MetricSpec
 from components.records.events import TrialHistory, TrialState
+from components.records.objectives import pareto_front
 from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
@@ -38,9 +39,12 @@ class TrialSummary(BaseModel):
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
+    on_front: bool | None = Field(
+        None, description="Whether no other trial beats it in search.metrics; null without them."
+    )
 
     @classmethod
-    def of(cls, history: TrialHistory) -> TrialSummary:
+    def of(cls, history: TrialHistory, *, on_front: bool | None = None) -> TrialSummary:
         loss = best_loss(history)
         return cls(
             number=history.started.number,
@@ -58,6 +62,7 @@ class TrialSummary(BaseModel):
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),
+            on_front=on_front,
         )
 
 
@@ -79,11 +84,20 @@ class SearchSummary(BaseModel):
     metric: MetricSpec = Field(MetricSpec(), description="What the trials are ranked by.")
     trials: tuple[TrialSummary, ...]
     finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
+    metrics: tuple[str, ...] = Field((), description="Those of search.metrics, which trials trade off.")
     registry: RegistryResult | None
 
 
-def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ...]:
-    return tuple(TrialSummary.of(history) for history in ranked(histories))
+def trial_summaries(
+    histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()
+) -> tuple[TrialSummary, ...]:
+    """`budget` is that of each trial, in target tokens; `metrics` are those of `search.metrics`."""
+    histories = list(histories)
+    front = pareto_front(histories, metrics, budget)
+    return tuple(
+        TrialSummary.of(history, on_front=history.trial_id in front if metrics else None)
+        for history in ranked(histories)
+    )
 
 
 def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:

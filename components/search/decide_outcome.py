@@ -61,7 +61,7 @@ class SearchResult(SearchOutcome):
         return self.summary.search_id
 
     def _repr_html_(self) -> str:
-        table = leaderboard(ranked(self.histories.values()), budget=self.budget)
+        table = leaderboard(ranked(self.histories.values()), budget=self.budget, metrics=self.summary.metrics)
         return html_of(Group(Text(self.message, style="bold"), table))
 
 

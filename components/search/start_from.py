@@ -28,7 +28,7 @@ MUST_BE_EQUAL = ("model.path", "model.revision", "model.dtype", "search.metric",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartingPoint:
+class KnownStart:
     """`searches` are named EXPERIMENT/ID, to find them again; `sentences` are for people."""
 
     trials: tuple[EarlierTrial, ...] = ()
@@ -36,9 +36,7 @@ class StartingPoint:
     sentences: tuple[str, ...] = ()
 
 
-def start_from(
-    experiment: ExperimentSpec, resumed: SearchManifest | None, *, digest: str, budget: int
-) -> StartingPoint:
+def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, *, digest: str, budget: int) -> KnownStart:
     """Reads the trials of the earlier searches.
 
     Args:
@@ -66,7 +64,7 @@ def start_from(
         found.append(title)
         trials += known
         sentences.append(_sentence(experiment, title, len(known), left_out))
-    return StartingPoint(trials=tuple(trials), searches=tuple(found), sentences=tuple(sentences))
+    return KnownStart(trials=tuple(trials), searches=tuple(found), sentences=tuple(sentences))
 
 
 def _named(experiment: ExperimentSpec, resumed: SearchManifest | None) -> Iterator[NamedSearch]:

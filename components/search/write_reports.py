@@ -47,7 +47,8 @@ def summarize(
         tracking_uri=without_secrets(prepared.uri),
         run_id=run_id,
         metric=prepared.experiment.search.metric,
-        trials=trial_summaries(histories.values()),
+        trials=trial_summaries(histories.values(), budget=prepared.budget, metrics=prepared.experiment.search.metrics),
+        metrics=prepared.experiment.search.metrics,
         registry=outcome.registry,
         finalists=outcome.finalists,
     )

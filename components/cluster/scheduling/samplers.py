@@ -23,7 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, TPESampler
 
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
-from components.experiment.space import Branch, branch_order, branches_of
+from components.experiment.space import Branch, branch_order, branches_of, num_points
 from components.experiment.spec import ExperimentSpec, SearchSpec
 
 MAX_STARTUP_TRIALS = 10  # Optuna's own number, for studies of a hundred trials and more
@@ -157,13 +157,15 @@ def sampler_remarks(experiment: ExperimentSpec, at_once: int, known: Mapping[str
 def random_only(experiment: ExperimentSpec, at_once: int, known: Mapping[str, int] | None = None) -> dict[str, str]:
     """Returns the branches in which the sampler never sees enough results to suggest from, with the reason.
 
+    A branch of which every configuration is tried needs no suggestions.
+
     `at_once` trials run or wait at any time. Trials are assumed to end in the order in which they were suggested: at the
     n-th suggestion, all trials before it have ended except the last `at_once` - 1 of them. `known`: see sampler_remarks.
     """
     who = NAMES[experiment.search.sampler]
     order = [branch.name for branch in branch_order(experiment)]
     reasons = {}
-    for name, trials in Counter(order).items():
+    for name, trials in _counts(experiment).items():
         last = max(number for number, branch in enumerate(order) if branch == name)
         ended = order[: max(0, last + 1 - at_once)].count(name)
         needed = startup_trials(trials, experiment.search.warm_up) - (known or {}).get(name, 0)
@@ -178,9 +180,16 @@ def random_only(experiment: ExperimentSpec, at_once: int, known: Mapping[str, in
     return reasons
 
 
-def _cmaes_remarks(experiment: ExperimentSpec, known: Mapping[str, int]) -> Iterator[str]:
+def _counts(experiment: ExperimentSpec) -> dict[str, int]:
+    """By branch, the number of its trials; without branches of which every configuration is tried."""
+    branches = branches_of(experiment)
     trials = Counter(branch.name for branch in branch_order(experiment))
-    for name, branch in branches_of(experiment).items():
+    return {name: count for name, count in trials.items() if count != num_points(branches[name])}
+
+
+def _cmaes_remarks(experiment: ExperimentSpec, known: Mapping[str, int]) -> Iterator[str]:
+    branches, trials = branches_of(experiment), _counts(experiment)
+    for name, branch in ((name, branches[name]) for name in trials):
         choices = [path for path, domain in branch.domains.items() if isinstance(domain, Choice | Grid)]
         numbers = len(branch.domains) - len(choices)
         if not numbers:
