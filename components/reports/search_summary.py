@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.records.events import TrialHistory, TrialState
 from components.records.outcome import Outcome
+from components.records.search_cost import SearchCost, TrialCost
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.reports.rung_correlation import RungCorrelation
 
 
 class TrialSummary(BaseModel):
@@ -28,7 +30,8 @@ class TrialSummary(BaseModel):
     reason: str
     target_tokens: int
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
-    worker_seconds: float
+    worker_seconds: float = Field(description="Of training and evaluation.")
+    cost: TrialCost = Field(description="All worker-seconds that it held, by what they went into.")
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
@@ -47,6 +50,7 @@ class TrialSummary(BaseModel):
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
             eval_loss=loss if math.isfinite(loss) else None,
             worker_seconds=worker_seconds(history),
+            cost=TrialCost.of(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),
@@ -68,6 +72,10 @@ class SearchSummary(BaseModel):
     folder: str
     tracking_uri: str
     run_id: str = Field(description="MLflow's, of the search.")
+    cost: SearchCost = Field(SearchCost(), description="Over all resumes.")
+    rung_correlations: tuple[RungCorrelation, ...] = Field(
+        (), description="How the order of trials at each rung and evaluation agrees with their order at the end."
+    )
     trials: tuple[TrialSummary, ...]
     registry: RegistryResult | None
 

@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from components.cluster.slots.slot_result import METRIC, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
+from components.experiment.report_marks import report_marks, rungs_of
 from components.experiment.space import Branch, branch_order, trial_spec
 from components.experiment.spec import ExperimentSpec
 
@@ -80,7 +81,8 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
     def __init__(self, experiment: ExperimentSpec, budget: int) -> None:
         """budget: of each trial, in target tokens."""
         super().__init__(metric=METRIC, mode="min")
-        self._experiment, self._budget = experiment, budget
+        self._experiment = experiment
+        self._marks = report_marks(budget, experiment.trial.budget.evaluations, rungs_of(experiment, budget))
         self._num_suggested = 0
         self._running: dict[str, tuple[str, optuna.trial.Trial]] = {}  # branch and Optuna's trial, by Tune's id
         self._losses: dict[str, dict[int, float]] = {}  # by Tune's id and the number of evaluations, of those running
@@ -126,7 +128,7 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
     def _tell(
         self, study: optuna.Study, suggested: optuna.trial.Trial, losses: Mapping[int, float], *, impossible: bool
     ) -> None:
-        evaluations = self._experiment.trial.budget.evaluations
+        evaluations = len(self._marks)
         reached = max(losses, default=0)
         if impossible:
             suggested.set_constraint("share of the budget not reached", 1 - reached / (evaluations + 1))
@@ -134,15 +136,14 @@ class BranchedTpe(Searcher):  # type: ignore[misc]
         elif reached == evaluations:
             study.tell(suggested, losses[reached])
         elif losses:
-            suggested.report(losses[reached], step=self._budget * reached // evaluations)
+            suggested.report(losses[reached], step=self._marks[reached - 1] if reached else 0)
             study.tell(suggested, state=TrialState.PRUNED)
         else:
             study.tell(suggested, state=TrialState.FAIL)
 
     def _evaluations(self, target_tokens: int) -> int:
-        """Returns how many of the planned evaluations come at or before this many target tokens."""
-        evaluations = self._experiment.trial.budget.evaluations
-        return min(evaluations, target_tokens * evaluations // self._budget)
+        """Returns how many of the planned evaluations and rungs come at or before this many target tokens."""
+        return sum(mark <= target_tokens for mark in self._marks)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(pickle.dumps(self.__dict__))

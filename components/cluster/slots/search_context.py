@@ -16,7 +16,9 @@ class SearchContext:
     """Plain values only: it travels to every process of the search.
 
     `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
-    `finished_trials` had ended before the search was resumed: they are not run again. Each has its last report.
+    `rungs` are where trials report beside their regular evaluations, in target tokens. `dollars_per_worker_hour` is known of
+    the branches in it. `finished_trials` had ended before the search was resumed: they are not run again. Each has its last
+    report.
     """
 
     experiment: ExperimentSpec
@@ -27,6 +29,8 @@ class SearchContext:
     pad_token_id: int
     base: BaseReference
     layout: Layout = "trees"
+    rungs: tuple[int, ...] = ()
+    dollars_per_worker_hour: dict[str, float] = field(default_factory=dict)
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
 
     @property

@@ -87,7 +87,7 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         pad_token_id=context.pad_token_id,
         layout=context.layout,
     )
-    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
+    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints, context.rungs)
 
 
 def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
