@@ -56,8 +56,10 @@ class Progress(EventModel):
         description="All tokens, padding excluded, over all workers, since the report before."
     )
     seconds: float = Field(description="Training time since the trial began, evaluation and waiting excluded.")
+    evaluation_seconds: float = Field(0.0, description="Time of evaluations since the trial began.")
     workers: int = Field(1, description="How many trained it when it reported; an elastic trial's number changes.")
     worker_seconds: float = Field(0.0, description="`seconds` of every worker: GPU-seconds where a worker is a GPU.")
+    evaluation_worker_seconds: float = Field(0.0, description="`evaluation_seconds` of every worker.")
     steps: tuple[StepMetrics, ...] = ()
     checkpoint: str | None = None
     done: bool = False
@@ -104,6 +106,9 @@ class TrialStarted(EventModel):
     time: float = Field(description="Unix seconds.")
 
 
+HELD = "Worker-seconds that it held slots since its last report, by the driver's clock."
+
+
 class TrialProgressed(EventModel):
     event: Literal["progressed"] = "progressed"
     trial_id: str
@@ -113,6 +118,8 @@ class TrialProgressed(EventModel):
     device: str | None = Field(
         None, description="The first worker's: cpu, or its GPU's name and what CUDA_VISIBLE_DEVICES is there."
     )
+    held: float = Field(0.0, description=HELD)
+    restarts: int = Field(0, description="Groups of its workers that died in its slot since its last report.")
     time: float
 
 
@@ -121,6 +128,7 @@ class TrialEnded(EventModel):
     trial_id: str
     state: TrialState = Field(description="completed: whole budget; stopped: by the scheduler; failed: see reason.")
     reason: str = ""
+    held: float = Field(0.0, description=HELD)
     time: float
 
 
@@ -196,6 +204,10 @@ class TrialHistory(EventModel):
     state: TrialState = TrialState.RUNNING
     reason: str = ""
     ended_at: float | None = None
+    heard_at: float = Field(-math.inf, description="When it last started, reported or ended: Unix seconds.")
+    held: float = Field(0.0, description="Worker-seconds that it has held slots, up to its last report or its end.")
+    held_in_restarts: float = Field(0.0, description="Those of them that went into starting again and repeating work.")
+    started_again: bool = Field(False, description="Since its last report.")
 
     @property
     def trial_id(self) -> str:
@@ -246,17 +258,44 @@ def apply_event(known: TrialHistory | None, event: TrialEvent) -> TrialHistory:
     """Returns a trial's history after one more event. A trial that starts again after an end is running again."""
     if isinstance(event, TrialStarted):
         if known is None:
-            return TrialHistory(started=event)
-        return known.model_copy(update={"state": TrialState.RUNNING, "reason": "", "ended_at": None})
+            return TrialHistory(started=event, heard_at=event.time)
+        again = {"started_again": known.started_again or event.time > known.heard_at}
+        running = {"state": TrialState.RUNNING, "reason": "", "ended_at": None}
+        return known.model_copy(update={**running, **again, "heard_at": max(known.heard_at, event.time)})
     if known is None:
         raise ValueError(f"trial {event.trial_id} is reported before it started")
     if isinstance(event, TrialProgressed):
         reports = {report.step: report for report in known.reports} | {event.progress.step: event.progress}
-        return known.model_copy(update={"reports": tuple(reports[step] for step in sorted(reports))})
+        ordered = tuple(reports[step] for step in sorted(reports))
+        return known.model_copy(update={"reports": ordered, **_held(known, event)})
     if isinstance(event, TrialInstructed):
         instructions = {given.request_id: given for given in known.instructions} | {event.request_id: event}
         return known.model_copy(update={"instructions": tuple(instructions.values())})
-    return known.model_copy(update={"state": event.state, "reason": event.reason, "ended_at": event.time})
+    ended = {"state": event.state, "reason": event.reason, "ended_at": event.time}
+    return known.model_copy(update={**ended, **_held(known, event)})
+
+
+def _held(known: TrialHistory, event: TrialProgressed | TrialEnded) -> dict[str, object]:
+    """What the event adds to the time that slots were held. An event that is replayed adds nothing."""
+    if event.time <= known.heard_at:
+        return {}
+    held, wasted = event.held, 0.0
+    if isinstance(event, TrialProgressed):
+        useful = _worker_seconds(event.progress) - (_worker_seconds(known.last) if known.last else 0.0)
+        if known.started_again or event.restarts:
+            wasted = max(0.0, held - max(0.0, useful))
+    elif known.started_again:
+        wasted = held
+    return {
+        "heard_at": event.time,
+        "held": known.held + held,
+        "held_in_restarts": known.held_in_restarts + wasted,
+        "started_again": False,
+    }
+
+
+def _worker_seconds(report: Progress) -> float:
+    return report.worker_seconds + report.evaluation_worker_seconds
 
 
 def num_clones(histories: Iterable[TrialHistory]) -> int:

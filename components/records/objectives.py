@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from components.experiment.spec import GROW_WITH_THE_BUDGET, OTHER_METRICS
 from components.records.events import Progress, TrialHistory
 
-Measured = Mapping[int, tuple[float, ...]]  # by the number of planned evaluations that had come
+Measured = Mapping[int, tuple[float, ...]]  # by the number of planned reports that had come
 
 
 def objectives(report: Progress, metrics: Sequence[str], budget: int) -> tuple[float, ...]:
@@ -26,20 +26,19 @@ def objectives(report: Progress, metrics: Sequence[str], budget: int) -> tuple[f
     return report.objective, *others
 
 
-def evaluations_at(target_tokens: int, budget: int, evaluations: int) -> int:
-    """Returns how many of the planned evaluations come at or before this many target tokens."""
-    return min(evaluations, target_tokens * evaluations // budget)
-
-
-def measured_at_evaluations(
-    reports: Iterable[Progress], metrics: Sequence[str], budget: int, evaluations: int
+def measured_at_marks(
+    reports: Iterable[Progress], metrics: Sequence[str], budget: int, marks: Sequence[int]
 ) -> dict[int, tuple[float, ...]]:
-    """Returns the numbers of the first finite report at each planned evaluation: trials compare at equal target tokens."""
+    """Returns the numbers of the first finite report at each planned one: trials compare at equal target tokens.
+
+    Args:
+        marks: where trials report, rungs and evaluations, in target tokens.
+    """
     measured: dict[int, tuple[float, ...]] = {}
     for report in reports:
         numbers = objectives(report, metrics, budget)
         if all(map(math.isfinite, numbers)):
-            measured.setdefault(evaluations_at(report.target_tokens, budget, evaluations), numbers)
+            measured.setdefault(sum(mark <= report.target_tokens for mark in marks), numbers)
     return measured
 
 

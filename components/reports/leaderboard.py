@@ -85,8 +85,9 @@ def front_sentence(metrics: Sequence[str]) -> str:
 
 
 def worker_seconds(history: TrialHistory) -> float:
-    """Returns training time times workers: GPU-seconds where a worker is a GPU."""
-    return history.reports[-1].worker_seconds if history.reports else 0.0
+    """Returns the time of training and evaluation times workers: GPU-seconds where a worker is a GPU."""
+    last = history.last
+    return last.worker_seconds + last.evaluation_worker_seconds if last else 0.0
 
 
 def spent(history: TrialHistory) -> int:

@@ -12,10 +12,12 @@ from components.experiment.spec import MetricSpec
 from components.records.events import TrialHistory, TrialState
 from components.records.objectives import pareto_front
 from components.records.outcome import Outcome
+from components.records.search_cost import SearchCost, TrialCost
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.reports.rung_correlation import RungCorrelation
 from components.scoring.expectations import is_met
 
 
@@ -35,7 +37,8 @@ class TrialSummary(BaseModel):
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
     scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
-    worker_seconds: float
+    worker_seconds: float = Field(description="Of training and evaluation.")
+    cost: TrialCost = Field(description="All worker-seconds that it held, by what they went into.")
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
@@ -59,6 +62,7 @@ class TrialSummary(BaseModel):
             eval_loss=loss if math.isfinite(loss) else None,
             scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
+            cost=TrialCost.of(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),
@@ -82,6 +86,10 @@ class SearchSummary(BaseModel):
     tracking_uri: str
     run_id: str = Field(description="MLflow's, of the search.")
     metric: MetricSpec = Field(MetricSpec(), description="What the trials are ranked by.")
+    cost: SearchCost = Field(SearchCost(), description="Over all resumes.")
+    rung_correlations: tuple[RungCorrelation, ...] = Field(
+        (), description="How the order of trials at each rung and evaluation agrees with their order at the end."
+    )
     trials: tuple[TrialSummary, ...]
     finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
     metrics: tuple[str, ...] = Field((), description="Those of search.metrics, which trials trade off.")

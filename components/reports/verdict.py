@@ -23,6 +23,7 @@ def print_verdict(console: Console, summary: SearchSummary) -> None:
         console.print(Text(sentence))
     style = "bold green" if summary.outcome is Outcome.CHAMPION else "bold yellow"
     console.print(Text(summary.message, style=style))
+    console.print(Text(summary.cost.sentence), soft_wrap=True)
 
 
 def answers_side_by_side(registry: RegistryResult) -> Table:

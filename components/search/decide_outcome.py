@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Group
 from rich.text import Text
@@ -24,13 +24,14 @@ class TrialsResult:
     """How the trials of a search went.
 
     `undelivered` counts the events that MLflow has not taken. `stop_reason` is why it was stopped early, e.g. SIGTERM.
-    `hopeless` is why no trial can succeed on these machines.
+    `hopeless` is why no trial can succeed on these machines. `limit` is what of search.budget was reached.
     """
 
     histories: Mapping[str, TrialHistory]
     undelivered: int
     stop_reason: str | None = None
     hopeless: str | None = None
+    limit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +74,31 @@ def resume_command(command: str) -> str:
 
 
 def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) -> SearchOutcome | None:
-    """The outcome if trials are left to run or none can succeed, else None. `planned`: trials without clones."""
+    """The outcome if trials are left to run or none can succeed, else None. `planned`: trials without clones.
+
+    Where the budget of the search ended it, trials that did not start are not left to run.
+    """
     if trials.hopeless is not None:
         return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial can succeed: {trials.hopeless}")
     histories = trials.histories.values()
     ended = sum(history.state is not TrialState.RUNNING for history in histories)
-    unfinished = planned + num_clones(histories) - ended
+    wanted = len(trials.histories) if trials.limit and trials.stop_reason is None else planned + num_clones(histories)
+    unfinished = wanted - ended
     if trials.stop_reason is None and unfinished <= 0:
         return None
     return SearchOutcome(
         outcome=outcome_of_stop(trials.stop_reason),
         message=f"Interrupted with {unfinished} trials to go. Go on with: {resume}",
     )
+
+
+def within_budget(outcome: SearchOutcome, trials: TrialsResult, planned: int) -> SearchOutcome:
+    """Returns the outcome with what the budget of the search kept from happening, if it did. `planned`: without clones."""
+    if trials.limit is None:
+        return outcome
+    started = sum(history.started.parent is None for history in trials.histories.values())
+    said = f"{trials.limit} ended the search with {started} of {planned} trials started"
+    return replace(outcome, message=f"{outcome.message} ({said})")
 
 
 def outcome_of_stop(reason: str | None) -> Outcome:

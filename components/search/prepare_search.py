@@ -21,6 +21,7 @@ from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
 from components.experiment.experiment_warnings import experiment_warnings
 from components.experiment.learning_rate_prior import settle_learning_rates
+from components.experiment.report_marks import rungs_of
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models import attention_backend, quantization_backend
@@ -104,8 +105,13 @@ class PreparedSearch:
         """Marks the search as finished: it cannot be resumed any more."""
         self.manifest.model_copy(update={"finished": True}).write(self.folder)
 
-    def context(self, finished_trials: Mapping[str, Progress | None]) -> SearchContext:
-        """What the processes of the cluster need. `finished_trials` need not run; each has its last report."""
+    def context(
+        self, finished_trials: Mapping[str, Progress | None], prices: Mapping[str, float] | None = None
+    ) -> SearchContext:
+        """What the processes of the cluster need. `finished_trials` need not run; each has its last report.
+
+        `prices`: dollars of a worker-hour, by branch.
+        """
         return SearchContext(
             experiment=self.experiment,
             search_id=self.search_id,
@@ -116,6 +122,8 @@ class PreparedSearch:
             base=self.base,
             layout=self.layout,
             generation=self.generation,
+            rungs=rungs_of(self.experiment, self.budget),
+            dollars_per_worker_hour=dict(prices or {}),
             finished_trials=dict(finished_trials),
             earlier_trials=self.earlier,
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import InputError
+from components.experiment.report_marks import report_marks, rungs_of
 from components.experiment.space import branches_of, trial_spec
 from components.experiment.spec import ExperimentSpec
 from components.experiment.start_points import LATEST, NamedSearch, named_searches, start_points, value_in
@@ -20,7 +21,7 @@ from components.records.earlier_trials import EarlierTrial
 from components.records.events import TrialHistory, replay
 from components.records.journal import Journal
 from components.records.manifest import SearchManifest, searches_in
-from components.records.objectives import measured_at_evaluations
+from components.records.objectives import measured_at_marks
 from components.search.find import differences, leaves
 from components.storage.open_folder import folder_at
 
@@ -164,11 +165,11 @@ def _values_in(domains: Mapping[str, Any], varied: Mapping[str, Any]) -> dict[st
 
 def _earlier(experiment: ExperimentSpec, history: TrialHistory, budget: int) -> EarlierTrial:
     branch = branches_of(experiment)[history.started.branch]
-    evaluations = experiment.trial.budget.evaluations
+    marks = report_marks(budget, experiment.trial.budget.evaluations, rungs_of(experiment, budget))
     return EarlierTrial(
         branch=branch.name,
         varied=_values_in(branch.domains, history.started.varied) or {},
-        measured=measured_at_evaluations(history.reports, experiment.search.metrics, budget, evaluations),
+        measured=measured_at_marks(history.reports, experiment.search.metrics, budget, marks),
         impossible=any(report.diverged is not None for report in history.reports),
     )
 

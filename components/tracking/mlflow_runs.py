@@ -33,6 +33,7 @@ from components.records.events import (
     TrialProgressed,
     TrialStarted,
 )
+from components.records.search_cost import SearchCost
 from components.tracking.library_versions import library_versions
 from components.tracking.mlflow_access import experiment_id, without_secrets
 
@@ -43,6 +44,7 @@ SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.chec
 DEVICE_TAG = "turnwise.device"
 SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided when the search was opened
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
+COST_TAG = "turnwise.cost"
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
 BEST_LOSS = "eval/best_loss"  # the eval loss of the best checkpoint, by the metric of the search
 MAX_CHARACTERS = 500
@@ -133,6 +135,13 @@ class SearchRuns:
     def log_search_metrics(self, metrics: Mapping[str, float]) -> None:
         for key, value in metrics.items():
             self.client.log_metric(self.parent_id, key, value)
+
+    def log_cost(self, cost: SearchCost) -> None:
+        """A sentence for people, and the numbers for programs, as tags of the search's run."""
+        tags = [RunTag(COST_TAG, cost.sentence), RunTag(f"{COST_TAG}.worker_seconds", f"{cost.worker_seconds:.1f}")]
+        if cost.dollars is not None:
+            tags.append(RunTag(f"{COST_TAG}.dollars", f"{cost.dollars:.2f}"))
+        self.client.log_batch(self.parent_id, tags=tags)
 
     def end_search(self, state: str) -> None:
         self.client.set_tag(self.parent_id, STATE_TAG, state)
@@ -302,6 +311,7 @@ def _report(progress: Progress) -> dict[str, float]:
         "eval/num_targets": progress.eval_num_targets,
         "train/tokens_per_second": progress.tokens_per_second,
         "train/seconds": progress.seconds,
+        "eval/seconds": progress.evaluation_seconds,
         "train/epoch": progress.epoch,
         **{f"eval/{_in_mlflow(name)}": value for name, value in progress.scores.items()},
     }

@@ -20,6 +20,7 @@ from components.data.collate import collate
 from components.data.prepare import PreparedDataset
 from components.data.rows import rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
+from components.experiment.report_marks import next_mark
 from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
@@ -73,9 +74,13 @@ class Trainer:
         data: TrainingData,
         workers: Workers,
         base: BaseReference,
+        rungs: tuple[int, ...] = (),
         replies: ReplyScores | None = None,
     ) -> None:
-        """`replies` scores what the model says at evaluations, if that was asked for."""
+        """`rungs`: where the trial reports beside its regular evaluations, in target tokens, ascending.
+
+        `replies` scores what the model says at evaluations, if that was asked for.
+        """
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
         self.replies = replies
         separate = data.layout == "separate"
@@ -83,6 +88,7 @@ class Trainer:
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
         )
         self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.rungs = rungs
         self.budget = self.planned  # larger once the trial has been extended
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
@@ -97,17 +103,18 @@ class Trainer:
         return self.counters.target_tokens >= self.budget
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
-        """Trains up to the next evaluation, then evaluates. A trial that has diverged reports that and is done.
+        """Trains up to the next evaluation or rung, then evaluates. A trial that has diverged reports that and is done.
 
         The signals are read after every step. If any worker's trial is preempted, all workers return None after the same
         step. The next call continues from there, and its report is that of an uninterrupted interval. If any worker's
         trial must stop, it is evaluated after that step.
 
         The learning rate follows the share of the budget as of the interval's first step, so it rises with an extension.
-        The distance between evaluations stays the same.
+        The distance between evaluations stays the same. One step of a small data set may pass several marks; they share one
+        report.
         """
         self.budget = budget_at(self.counters.reported_step, self.planned, signals.extensions)
-        mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
+        mark = next_mark(self.counters.reported_tokens, self.planned, self.spec.budget.evaluations, self.rungs)
         self.scored.train()
         stopped = False
         try:
@@ -123,10 +130,7 @@ class Trainer:
         except Diverged as reason:
             self.evaluation = None
             return self._progress(diverged=str(reason))
-        # One step of a small data set may pass several marks; they share one report.
-        passed = self.counters.target_tokens * self.spec.budget.evaluations // self.planned
-        self.counters.reports = max(self.counters.reports + 1, passed)
-        self.counters.reported_step = self.counters.step
+        self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.counters.target_tokens
         progress, self.interval = self._progress(), ReportInterval()
         return progress
 
@@ -213,6 +217,16 @@ class Trainer:
         ]
 
     def _evaluate(self, *, last: bool) -> EvaluationRecord:
+        """Evaluates, and counts the time that it takes: it is paid for like training."""
+        began = time.perf_counter()
+        try:
+            return self._measure(last=last)
+        finally:
+            elapsed = time.perf_counter() - began
+            self.counters.evaluation_seconds += elapsed
+            self.counters.evaluation_worker_seconds += elapsed * self.workers.count
+
+    def _measure(self, *, last: bool) -> EvaluationRecord:
         losses = all_losses(
             self.scored,
             self.eval_store,
@@ -257,6 +271,8 @@ class Trainer:
             seconds=self.counters.seconds,
             workers=self.workers.count,
             worker_seconds=self.counters.worker_seconds,
+            evaluation_seconds=self.counters.evaluation_seconds,
+            evaluation_worker_seconds=self.counters.evaluation_worker_seconds,
             steps=tuple(self.interval.steps),
             done=self.done or diverged is not None,
             diverged=diverged,

@@ -37,8 +37,16 @@ class TrialRunner:
     """Holds the base model and at most one running trial. Each worker of a slot has one."""
 
     def __init__(
-        self, model: ModelSpec, data: TrainingData, workers: Workers, base: BaseReference, checkpoints: Folder
+        self,
+        model: ModelSpec,
+        data: TrainingData,
+        workers: Workers,
+        base: BaseReference,
+        checkpoints: Folder,
+        rungs: tuple[int, ...] = (),
     ) -> None:
+        """`rungs`: where every trial reports beside its regular evaluations, in target tokens."""
+        self.rungs = rungs
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
         self.sharded = ShardedBase(self._load_mapped, workers)
@@ -80,7 +88,7 @@ class TrialRunner:
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
         base = self.base.model_copy(update={"model": model})
-        self.run = Trainer(spec, scored, self.data, self.workers, base, self._reply_scores)
+        self.run = Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
         """Trains up to the next report and writes its checkpoint (none if the trial diverged). See Trainer.advance.

@@ -99,7 +99,8 @@ def test_branches_with_equal_ranges_are_not_given_equal_values():
 
 def told_of(*reports, evaluations=4, space=SPACE, error=False):
     """(state, value, intermediate values, violation) of a trial as its study has it after these results, the last its end."""
-    searcher = BranchedSearcher(experiment(evaluations=evaluations, space=space), BUDGET)
+    none = {"name": "none"}  # no rungs between the evaluations
+    searcher = BranchedSearcher(experiment(evaluations=evaluations, space=space, scheduler=none), BUDGET)
     searcher.suggest("a")
     for report in reports[:-1]:
         searcher.on_trial_result("a", report)
@@ -209,7 +210,10 @@ def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_p
     """With Tune's own generator and state files; `clone` has been asked for by a person."""
     clone = SimpleNamespace(spec=TrialSpec())
     context, clones = SimpleNamespace(search_id="saved"), {"clone": ("parent", clone)}
-    with attached(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None)):
+    controller = SimpleNamespace(
+        context=context, clones=clones, has_clones=False, next_clone=lambda: None, is_closed=False
+    )
+    with attached(controller):
         studies = studies_of_a_resumed_search(tmp_path)
     assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
     assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
@@ -280,28 +284,38 @@ def test_branches_one_after_the_other_fill_the_cluster_with_their_own_trials():
 
 
 def test_a_first_rung_at_which_nobody_can_be_stopped_is_refused():
-    def first_rung(tokens, **options):
-        return experiment(scheduler={"name": "asha", "first_rung_target_tokens": tokens}, **options)
+    def asha(**options):
+        return experiment(scheduler={"name": "asha", **options})
 
-    check_rungs(first_rung(750), BUDGET)
+    check_rungs(asha(first_rung_target_tokens=999), BUDGET)
     with pytest.raises(
-        ValueError, match=r"first_rung_target_tokens=751 stops no trial: .* comes at 750 of its 1,000 targ"
+        ValueError, match=r"first_rung_target_tokens=1000 stops no trial: each ends at 1,000 target tok"
     ):
-        check_rungs(first_rung(751), BUDGET)
-    with pytest.raises(ValueError, match=r"is evaluated once, at the end of its 1,000 target tokens; leave it out"):
-        check_rungs(first_rung(10, evaluations=1), BUDGET)
+        check_rungs(asha(first_rung_target_tokens=1000), BUDGET)
+    with pytest.raises(ValueError, match=r"grace_target_tokens=2000 stops no trial"):
+        check_rungs(experiment(scheduler={"name": "median", "grace_target_tokens": 2000}), BUDGET)
 
 
-def test_rungs_between_evaluations_are_remarked_upon():
-    asha = {"name": "asha", "first_rung_target_tokens": 50}
-    random = experiment(scheduler=asha, sampler="random")
-    assert remarks(random, BUDGET, room(2)) == [
-        "search.scheduler: the rungs at 50, 100, 200 target tokens are one: the next evaluation after each is at 250, where"
-        " one in 2 trials passes; raise trial.budget.evaluations, or set first_rung_target_tokens to 250",
-        "search.scheduler: no trial is stopped at the rung at 800 target tokens: the next report is its last",
-    ]
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (
+            {"name": "asha", "first_rung_target_tokens": 49},
+            "the first rung at 49 target tokens lies in the warm-up of some",
+        ),
+        (
+            {"name": "median", "min_trials": 4},
+            "median stops no trial of lora: it has 4, and one is judged once 4 others",
+        ),
+        ({"name": "hyperband"}, "hyperband stops no trial of lora that begins at rung 2: it has 1 trial"),
+    ],
+)
+def test_a_scheduler_that_does_less_than_it_seems_is_remarked_upon(scheduler, said):
+    assert said in remarks(experiment(8, sampler="random", scheduler=scheduler), BUDGET, room(2))[0]
 
 
-def test_asha_with_one_evaluation_says_that_it_stops_nobody():
-    (said,) = remarks(experiment(8, evaluations=1, sampler="random"), BUDGET, room(2))
-    assert said.startswith("search.scheduler asha stops no trial: each is evaluated once, at its end")
+def test_asha_stops_trials_that_are_evaluated_once_for_rungs_have_reports_of_their_own():
+    assert remarks(experiment(8, evaluations=1, sampler="random"), BUDGET, room(2)) == []
+    late = experiment(8, sampler="random", space={"lora": {"schedule": {"warmup_fraction": 1.0}}})
+    (said,) = remarks(late, BUDGET, room(2))
+    assert said.startswith("search.scheduler asha stops no trial: none is judged before its end; lower schedule.warmup")

@@ -31,12 +31,13 @@ from components.cluster.scheduling.trial_ends import TrialEnd, end_as_complete, 
 from components.cluster.slots.slot_result import METRIC, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.draw_trials import configuration_key, draw_values
+from components.experiment.report_marks import report_marks, rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, trial_spec
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.experiment.start_points import start_points
 from components.records.earlier_trials import EarlierTrial
 from components.records.events import Progress
-from components.records.objectives import Measured, measured_at_evaluations
+from components.records.objectives import Measured, measured_at_marks
 
 MAX_ASKS = 4  # for a configuration that no trial has; then one is drawn at random
 
@@ -48,6 +49,7 @@ class BranchedSearcher(Searcher):  # type: ignore[misc]
         """budget: of each trial, in target tokens. earlier: trials of other searches, which the studies begin with."""
         super().__init__(metric=METRIC, mode="min")
         self._experiment, self._budget = experiment, budget
+        self._marks = report_marks(budget, experiment.trial.budget.evaluations, rungs_of(experiment, budget))
         self._order = [branch.name for branch in branch_order(experiment)]
         self._num_suggested = 0
         self._running: dict[str, tuple[str, optuna.trial.Trial]] = {}  # branch and Optuna's trial, by Tune's id
@@ -89,8 +91,8 @@ class BranchedSearcher(Searcher):  # type: ignore[misc]
         if result is not None:
             self.on_trial_result(trial_id, result)
         branch, suggested = self._running.pop(trial_id)
-        metrics, evaluations = self._experiment.search.metrics, self._experiment.trial.budget.evaluations
-        measured = measured_at_evaluations(self._reports.pop(trial_id), metrics, self._budget, evaluations)
+        metrics = self._experiment.search.metrics
+        measured = measured_at_marks(self._reports.pop(trial_id), metrics, self._budget, self._marks)
         self._end(branch, measured, result is not None and _is_impossible(result)).tell(
             self._studies[branch], suggested
         )
@@ -145,12 +147,12 @@ class BranchedSearcher(Searcher):  # type: ignore[misc]
             self._centered.add(name)
 
     def _end(self, branch: str, measured: Measured, impossible: bool) -> TrialEnd:
-        search, evaluations = self._experiment.search, self._experiment.trial.budget.evaluations
+        search = self._experiment.search
         others = self._ended[branch]
         if search.sampler == "tpe" and not search.metrics:
-            end = end_in_order(measured, evaluations=evaluations, budget=self._budget, impossible=impossible)
+            end = end_in_order(measured, marks=self._marks, impossible=impossible)
         else:
-            end = end_as_complete(measured, evaluations=evaluations, impossible=impossible, others=others)
+            end = end_as_complete(measured, marks=self._marks, impossible=impossible, others=others)
         self._ended[branch] = [*others, measured]
         return end
 

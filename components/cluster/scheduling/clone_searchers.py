@@ -26,9 +26,12 @@ class _HandsOutClones(SearchAlgorithm):  # type: ignore[misc]
     search_id: str
 
     def is_finished(self) -> bool:
-        return super().is_finished() and not controller_of(self.search_id).has_clones
+        controller = controller_of(self.search_id)
+        return controller.is_closed or (super().is_finished() and not controller.has_clones)
 
     def next_trial(self) -> Trial | None:
+        if controller_of(self.search_id).is_closed:
+            return None
         clone = controller_of(self.search_id).next_clone()
         return super().next_trial() if clone is None else self._trial(*clone)
 

@@ -59,19 +59,21 @@ class TrialEnd:
         )
 
 
-def end_in_order(measured: Measured, *, evaluations: int, budget: int, impossible: bool) -> TrialEnd:
-    """What TPE learns. `evaluations` and `budget`, in target tokens, are those of each trial."""
+def end_in_order(measured: Measured, *, marks: Sequence[int], impossible: bool) -> TrialEnd:
+    """What TPE learns. `marks` are where each trial reports, in target tokens, the last one at its end."""
     reached = max(measured, default=0)
     if impossible:
-        return TrialEnd(state=TrialState.PRUNED, violation=1 - reached / (evaluations + 1))
-    if reached == evaluations:
+        return TrialEnd(state=TrialState.PRUNED, violation=1 - reached / (len(marks) + 1))
+    if reached == len(marks):
         return TrialEnd(state=TrialState.COMPLETE, values=measured[reached])
     if not measured:
         return TrialEnd(state=TrialState.FAIL)
-    return TrialEnd(state=TrialState.PRUNED, reports={budget * reached // evaluations: measured[reached][0]})
+    return TrialEnd(state=TrialState.PRUNED, reports={marks[reached - 1] if reached else 0: measured[reached][0]})
 
 
-def end_as_complete(measured: Measured, *, evaluations: int, impossible: bool, others: Sequence[Measured]) -> TrialEnd:
+def end_as_complete(
+    measured: Measured, *, marks: Sequence[int], impossible: bool, others: Sequence[Measured]
+) -> TrialEnd:
     """What a sampler learns that sees complete trials only. `others` are the trials of the branch that ended before."""
     if impossible:
         seen = [other[max(other)] for other in others if other]
@@ -80,12 +82,12 @@ def end_as_complete(measured: Measured, *, evaluations: int, impossible: bool, o
         return TrialEnd(state=TrialState.COMPLETE, values=tuple(map(max, zip(*seen, strict=True))))
     if not measured:
         return TrialEnd(state=TrialState.FAIL)
-    reached = max(measured)
-    whole = [other for other in others if evaluations in other and reached in other]
-    if reached == evaluations or not whole:
+    reached, end = max(measured), len(marks)
+    whole = [other for other in others if end in other and reached in other]
+    if reached == end or not whole:
         return TrialEnd(state=TrialState.COMPLETE, values=measured[reached])
     values = tuple(
-        number + statistics.median(other[evaluations][position] - other[reached][position] for other in whole)
+        number + statistics.median(other[end][position] - other[reached][position] for other in whole)
         for position, number in enumerate(measured[reached])
     )
     return TrialEnd(state=TrialState.COMPLETE, values=values)

@@ -18,8 +18,10 @@ class SearchContext:
     """Plain values only: it travels to every process of the search.
 
     `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
-    `generation` is what is asked of the models at evaluations. `finished_trials` had ended before the search was resumed:
-    they are not run again. Each has its last report. `earlier_trials` are those of other searches, for a sampler that learns.
+    `rungs` are where trials report beside their regular evaluations, in target tokens. `generation` is what is asked of the
+    models at evaluations. `dollars_per_worker_hour` is known of the branches in it. `finished_trials` had ended before the
+    search was resumed: they are not run again. Each has its last report. `earlier_trials` are those of other searches, for
+    a sampler that learns.
     """
 
     experiment: ExperimentSpec
@@ -31,6 +33,8 @@ class SearchContext:
     base: BaseReference
     layout: Layout = "trees"
     generation: GenerationPlan | None = None
+    rungs: tuple[int, ...] = ()
+    dollars_per_worker_hour: dict[str, float] = field(default_factory=dict)
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
     earlier_trials: tuple[EarlierTrial, ...] = ()
 

@@ -89,7 +89,7 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         metric=context.experiment.search.metric,
         generation=context.generation,
     )
-    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
+    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints, context.rungs)
 
 
 def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:

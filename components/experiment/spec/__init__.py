@@ -13,7 +13,16 @@ from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.objectives import GROW_WITH_THE_BUDGET, OTHER_METRICS
 from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
-from components.experiment.spec.search import AshaSpec, ConfirmSpec, NoSchedulerSpec, Scheduler, SearchSpec
+from components.experiment.spec.schedulers import (
+    AshaSpec,
+    HyperbandSpec,
+    MedianSpec,
+    NoSchedulerSpec,
+    PlateauSpec,
+    Scheduler,
+)
+from components.experiment.spec.search import ConfirmSpec, SearchSpec
+from components.experiment.spec.search_budget import SearchBudgetSpec
 from components.experiment.spec.section import Dtype, Fraction, Name, Share, Spec
 from components.experiment.spec.storage import PREPARED, STORAGE, StorageSpec
 from components.experiment.spec.trial import BatchSpec, BudgetSpec, OptimizerSpec, ScheduleSpec, TrialSpec
@@ -39,17 +48,21 @@ __all__ = [
     "Fraction",
     "FullMethod",
     "GenerateSpec",
+    "HyperbandSpec",
     "LoraMethod",
+    "MedianSpec",
     "Method",
     "MetricSpec",
     "ModelSpec",
     "Name",
     "NoSchedulerSpec",
     "OptimizerSpec",
+    "PlateauSpec",
     "RegistrySpec",
     "ResourcesSpec",
     "ScheduleSpec",
     "Scheduler",
+    "SearchBudgetSpec",
     "SearchSpec",
     "Share",
     "Spec",

@@ -1,43 +1,18 @@
-"""The section `search:`: the space of trials, the sampler and the scheduler."""
+"""The section `search:`: the space of trials, the sampler, the scheduler and the budget."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from components.experiment.spec.metric import Metric, MetricSpec
 from components.experiment.spec.objectives import check_metrics
+from components.experiment.spec.schedulers import AshaSpec, PlateauSpec, Scheduler
+from components.experiment.spec.search_budget import SearchBudgetSpec
 from components.experiment.spec.section import Name, Spec, fill_in_tag
 
 LEARNING = "tpe, gp or cmaes"
-
-
-class AshaSpec(Spec):
-    """Asynchronous successive halving. Rung k is at first_rung x reduction_factor^k target tokens."""
-
-    name: Literal["asha"] = "asha"
-    first_rung_target_tokens: PositiveInt | None = Field(None, description="By default the budget's first evaluation.")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="One in this many trials passes each rung.")
-    brackets: Literal["per_branch", "shared"] = Field(
-        "per_branch", description="`per_branch`: a trial competes with trials of its own branch; `shared`: with all."
-    )
-
-    def rungs(self, budget: int, evaluations: int) -> tuple[int, ...]:
-        """Returns the rungs below a trial's budget, ascending; rungs and budget are in target tokens."""
-        first = self.first_rung_target_tokens or max(1, budget // evaluations)
-        milestones = (first * self.reduction_factor**k for k in itertools.count())
-        return tuple(itertools.takewhile(lambda milestone: milestone < budget, milestones))
-
-
-class NoSchedulerSpec(Spec):
-    """Every trial spends its whole budget."""
-
-    name: Literal["none"] = "none"
-
-
-Scheduler = Annotated[AshaSpec | NoSchedulerSpec, Field(discriminator="name")]
 
 
 class ConfirmSpec(Spec):
@@ -81,6 +56,8 @@ class SearchSpec(Spec):
         description="What trials are ranked, stopped and drawn by: eval_loss, a score of what the model says, or a function"
         " of yours as {name: module:function, direction: maximize}.",
     )
+    plateau: PlateauSpec | None = Field(None, description="By default no trial ends for this.")
+    budget: SearchBudgetSpec | None = Field(None, description="By default as much as the trials take.")
     trials: PositiveInt | None = Field(
         None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
     )
