@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment,
         command=command_line("train", argv),
         resume=arguments.resume,
+        new=arguments.new,
         register=arguments.register,
         as_json=arguments.json,
     )

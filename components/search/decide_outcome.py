@@ -63,11 +63,11 @@ class SearchResult(SearchOutcome):
         return html_of(Group(Text(self.message, style="bold"), table))
 
 
-def resume_command(command: str, search_id: str = "") -> str:
-    """How to go on with a search that was started by `command`; if that is empty, by a call of run()."""
+def resume_command(command: str) -> str:
+    """How to go on with a search that was started by `command`: the same again. If it is empty, by a call of run()."""
     if not command:
-        return f"run(experiment, resume={search_id!r})" if search_id else "run(experiment, resume=NEWEST)"
-    return command if "--resume" in command else f"{command} --resume {search_id}".rstrip()
+        return "run(experiment)"
+    return " ".join(word for word in command.split(" ") if word != "--new")  # which would begin yet another one
 
 
 def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) -> SearchOutcome | None:

@@ -35,8 +35,9 @@ from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
-from components.search.find import find_interrupted
-from components.storage.folder import Folder, Lock
+from components.search.choose_search import ChosenSearch, choose_search, how_far
+from components.search.search_lock import SearchLock
+from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
 from components.training.model_abilities import Layout
@@ -58,7 +59,7 @@ class PreparedSearch:
     """
 
     manifest: SearchManifest
-    lock: Lock
+    lock: SearchLock
     experiment: ExperimentSpec
     dataset: PreparedDataset
     budget: int
@@ -84,8 +85,9 @@ class PreparedSearch:
         return self.experiment.folder / self.search_id
 
     def begin(self) -> None:
-        """Writes the manifest: from here on the search can be found and resumed."""
+        """Writes the manifest: from here on the search can be found, and the same command goes on with it."""
         self.manifest.write(self.folder)
+        self.lock.begun()
 
     def finish(self) -> None:
         """Marks the search as finished: it cannot be resumed any more."""
@@ -110,20 +112,30 @@ def prepare_search(
     written: ExperimentSpec,
     *,
     resume: str | None = None,
+    new: bool = False,
     register: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> PreparedSearch:
-    """Opens a new search, or an interrupted one. Raises InputError, or another ValueError, if it cannot run.
+    """Opens a new search, or an unfinished one. Raises InputError, or another ValueError, if it cannot run.
 
     Args:
-        resume: the id of an interrupted search of this experiment, or NEWEST.
+        resume, new: which search is meant, as for choose_search. Without them an unfinished one whose data files have changed
+            since is left behind.
         register: check that the registry can take the best trial, and that it can be verified on this machine.
         on_message: takes what people should know: the model, the data, and warnings.
     """
     check_not_connected()
-    opened = time.monotonic()
     _check_storage(written)
-    manifest = None if resume is None else find_interrupted(written, resume)
+    choice = choose_search(written, resume=resume, new=new, on_message=on_message)
+    try:
+        return _open(written, choice, register, on_message)
+    except BaseException:
+        choice.lock.close()
+        raise
+
+
+def _open(written: ExperimentSpec, choice: ChosenSearch, register: bool, on_message: OnMessage) -> PreparedSearch:
+    opened = time.monotonic()
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
@@ -133,26 +145,22 @@ def prepare_search(
     on_message(f"base model {written.model.path}")
     directory = resolve_model(written.model)
     check_base(written.model)
-    model = _on_every_node(written.model, directory)
-    if manifest is not None and manifest.attention is not None:  # what the search began with, whatever this machine has
-        model = model.model_copy(update={"attention": manifest.attention})
-    experiment = written.model_copy(update={"model": model})
+    experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     config = config_of(directory)
     trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
-    abilities = abilities_for(experiment, config)
     tokenizer = load_tokenizer(directory)
     format_spec = format_spec_in(directory, experiment.format_spec)
     chat_format = load_chat_format(tokenizer, format_spec)
     for remark in date_remarks(chat_format):
         on_message(remark)
-    dataset = (
-        prepare_experiment(experiment, directory, context=context_of(directory))
-        if manifest is None
-        else _prepared_for(manifest)
-    )
+    dataset, begun = _data_of(choice, experiment, directory, on_message)
     on_message(dataset.summary())
+    if begun is not None and begun.attention is not None:  # what the search began with, whatever this machine has
+        model = experiment.model.model_copy(update={"attention": begun.attention})
+        experiment = experiment.model_copy(update={"model": model})
+    abilities = abilities_for(experiment, config)
     settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
     experiment = settings.experiment
     on_message(settings.sentence)
@@ -167,10 +175,12 @@ def prepare_search(
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
-    manifest = manifest or _new_manifest(written, dataset, budget, experiment.model.attention)
+    manifest = begun or _new_manifest(written, dataset, budget, experiment.model.attention)
+    if begun is None:
+        choice.lock.take(written.folder / manifest.search_id, new=True)
     return PreparedSearch(
         manifest=manifest,
-        lock=lock_search(experiment.folder / manifest.search_id),
+        lock=choice.lock,
         experiment=experiment,
         dataset=dataset,
         budget=budget,
@@ -179,7 +189,7 @@ def prepare_search(
         decode=verbatim(tokenizer),
         probes=probes,
         uri=uri,
-        resumed=resume is not None,
+        resumed=begun is not None,
         register=register,
         trained=trained,
         format_facts=format_facts(format_spec, chat_format),
@@ -218,20 +228,34 @@ def _check_storage(written: ExperimentSpec) -> None:
         ) from None
 
 
-def lock_search(folder: Folder) -> Lock:
-    """Keeps a second driver out, which would undo this one's work. Raises InputError if another driver has the search."""
-    try:
-        return folder.lock("lock")
-    except BlockingIOError:
-        raise InputError(
-            f"--resume {folder.name}: that search is running; wait for it, or name another one by its id"
-        ) from None
-
-
 def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
     """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
     is_local = model.path not in BUNDLED_MODELS and Path(model.path).expanduser().is_dir()
     return model.model_copy(update={"path": str(directory)}) if is_local else model
+
+
+def _data_of(
+    choice: ChosenSearch, experiment: ExperimentSpec, model_path: Path, on_message: OnMessage
+) -> tuple[PreparedDataset, SearchManifest | None]:
+    """The data of the search, and its manifest if it goes on: with other data than it began with, a new search begins."""
+    manifest = choice.manifest
+    if manifest is not None and choice.keeps_data:
+        dataset = _prepared_for(manifest)
+    else:
+        dataset = prepare_experiment(experiment, model_path, context=context_of(model_path))
+    if manifest is None:
+        return dataset, None
+    search_id = manifest.search_id
+    if str(dataset.directory) != manifest.prepared:
+        on_message(
+            f"search {search_id} is unfinished, but its data has changed since (from {folder_at(manifest.prepared).name[:12]}"
+            f" to {dataset.digest[:12]}): a new search begins. --resume {search_id} goes on with the data of then"
+        )
+        choice.lock.leave()
+        return dataset, None
+    far = how_far(experiment.folder / search_id, manifest)
+    on_message(f"search {search_id} goes on: {far}. --new begins another one")
+    return dataset, manifest
 
 
 def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
@@ -239,7 +263,7 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     directory = folder_at(manifest.prepared)
     if not directory.is_complete():
         raise InputError(
-            f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
+            f"--resume {manifest.search_id}: its prepared data {directory} is gone; begin another search with --new"
         )
     return PreparedDataset.open(directory).verify()
 

@@ -111,7 +111,7 @@ class SearchRun:
 
     @property
     def resume_command(self) -> str:
-        return resume_command(self.command, self.prepared.search_id)
+        return resume_command(self.command)
 
     def run_trials(self, on_event: Subscriber | None = None) -> TrialsResult:
         """Returns once every trial has ended, or the search was stopped. Called once."""
