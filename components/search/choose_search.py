@@ -55,11 +55,12 @@ def choose_search(
     try:
         if resume in (None, NEWEST):
             lock.begin_choice()
-            manifest = _unfinished(experiment, explicit=resume is not None, on_message=on_message)
-        else:
-            manifest = find_interrupted(experiment, str(resume))
-        if manifest is not None:
-            lock.take(experiment.folder / manifest.search_id)
+        while (manifest := _meant(experiment, resume, on_message)) is not None:
+            folder = experiment.folder / manifest.search_id
+            lock.take(folder)
+            if not SearchManifest.read(folder).finished:
+                break
+            lock.leave()  # its driver has ended it between the look and the lock: look again
     except BaseException:
         lock.close()
         raise
@@ -74,8 +75,11 @@ def how_far(folder: Folder, manifest: SearchManifest) -> str:
     return f"{ended} of {planned} trials have ended, {len(histories) - ended} are under way"
 
 
-def _unfinished(experiment: ExperimentSpec, *, explicit: bool, on_message: OnMessage) -> SearchManifest | None:
-    """The search to go on with. `explicit`: by --resume, which also goes on with one that a newer search has left behind."""
+def _meant(experiment: ExperimentSpec, resume: str | None, on_message: OnMessage) -> SearchManifest | None:
+    """The search to go on with, if any. --resume also goes on with one that a newer search has left behind."""
+    if resume not in (None, NEWEST):
+        return find_interrupted(experiment, str(resume))
+    explicit = resume is not None
     found = searches_in(experiment.folder)
     equal = [manifest for manifest in found if not differences(manifest.experiment, experiment)]
     mine = [manifest for manifest in equal if not manifest.finished]

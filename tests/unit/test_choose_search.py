@@ -129,6 +129,21 @@ def test_a_search_that_runs_is_not_begun_a_second_time(experiment):
     assert chosen(experiment)[0] == "one"
 
 
+def test_a_search_that_ends_between_the_look_and_the_lock_is_not_begun_again(experiment, monkeypatch):
+    begun(experiment, "one", 1.0)
+    take = SearchLock.take
+
+    def take_late(lock, folder, **options):
+        begun(experiment, "one", 1.0, finished=True)
+        take(lock, folder, **options)
+
+    monkeypatch.setattr(SearchLock, "take", take_late)
+    assert chosen(experiment) == (None, "")
+    begun(experiment, "one", 1.0)
+    with pytest.raises(InputError, match="--resume one: that search has ended"):
+        choose_search(experiment, resume="one")
+
+
 def test_of_equal_commands_at_once_one_begins_and_the_others_are_told(experiment):
     together, opened, refused = threading.Barrier(4), [], []
 
