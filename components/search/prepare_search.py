@@ -55,8 +55,9 @@ class PreparedSearch:
     `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
-    is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format.
+    `register`: the best trial will be sent to the registry. `opened` is when opening began, by time.monotonic(). `lock`
+    must be closed in the end.
     """
 
     manifest: SearchManifest
