@@ -22,7 +22,7 @@ COLORS: dict[TrialState, str] = {
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
-    """Sorts by the metric of the search, then by eval loss; trials without a report come after the others, and failed ones last."""
+    """Sorts by the metric of the search, then by eval loss; trials without a report come later, and failed ones last."""
     return sorted(
         histories, key=lambda history: (history.state is TrialState.FAILED, standing(history), history.started.number)
     )

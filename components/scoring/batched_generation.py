@@ -1,8 +1,8 @@
 """Generates the replies to many prompts, greedily, several at a time with one cache of keys and values.
 
 Prompts of a batch end together: the shorter ones are padded on the left. A model that padding would change gets prompts of
-one length together instead, or one at a time (padding.py tries it). So a prompt has the same reply in any company, up to rounding: where two tokens are equally
-likely to the last bits, another shape of the matrices may choose the other one.
+one length together instead, or one at a time (padding.py tries it). So a prompt has the same reply in any company, up to
+rounding: where two tokens are equally likely to the last bits, another shape of the matrices may choose the other one.
 
 B prompts, T tokens in the longest of them, N tokens after it. These letters are used in this file only.
 """

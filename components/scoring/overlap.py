@@ -1,4 +1,4 @@
-"""How much of a reference is in an answer, by the libraries that papers use: chrF and BLEU (sacrebleu), ROUGE-L (rouge-score).
+"""How much of a reference is in an answer: chrF and BLEU by sacrebleu, ROUGE-L by rouge-score, as papers have them.
 
 The libraries are imported when a score is first asked for: rouge-score brings nltk, whose import takes a second.
 """

@@ -1,4 +1,4 @@
-"""Which script a text is written in, and its words: Chinese, Japanese and Thai write none, so their characters are counted."""
+"""Which script a text is written in, and its words. Where a script writes no spaces, as Chinese, each character is one."""
 
 from __future__ import annotations
 

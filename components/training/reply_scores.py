@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ from components.scoring.score_model import GenerationPlan, askable, by_conversat
 from components.scoring.scores import Numbers
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,9 @@ class ReplyScores:
             scored.train(was_training)
         (failed,) = workers.sum([float(problem is not None)])
         if failed:
-            raise problem or InputError(f"{failed:.0f} of {workers.count} workers could not score what they generated")
+            raise problem or InputError(
+                f"{failed:.0f} of {workers.count} workers could not score what they generated; its log says why"
+            )
         names = [score.name for score in self.plan.generate.scores]
         mine = [by_conversation(questions, numbers[name], self.count) for name in names]
         totals = workers.sum([number for each in mine for number in (*each.sums, *each.weights)])
@@ -101,6 +106,7 @@ class ReplyScores:
         try:
             return mine, self.plan.numbers(mine, replies), None
         except InputError as error:
+            log.error("%s", error)
             return mine, {}, error
 
 

@@ -25,7 +25,10 @@ EXPECT_KEY = "expect"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawConversation:
-    """A record's messages, tools, group and expectation. `notes` are its keys that change no token, `unknown` those that might."""
+    """A record's messages, tools, group and expectation.
+
+    `notes` are its keys that change no token, `unknown` those that might.
+    """
 
     messages: list[RawMessage]
     tools: tuple[dict[str, Any], ...] = ()

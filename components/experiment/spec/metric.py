@@ -17,12 +17,12 @@ EVAL_LOSS = "eval_loss"
 # their mean over the conversations that it says something of.
 SCORES_OF_REPLIES: Mapping[str, tuple[Direction, str]] = {
     "chrf": ("maximize", "chrF of the answer against the reference, 0 to 100: n-grams of letters (sacrebleu)"),
-    "bleu": ("maximize", "sentence BLEU, 0 to 100: n-grams of words; of characters in Chinese and Japanese (sacrebleu)"),
-    "rouge_l": ("maximize", "ROUGE-L's F, 0 to 1: the longest common sequence of words, or of Chinese characters (rouge-score)"),
+    "bleu": ("maximize", "BLEU of the answer, 0 to 100: n-grams of words, or of Chinese characters (sacrebleu)"),
+    "rouge_l": ("maximize", "ROUGE-L, 0 to 1: longest common sequence of words, or of Chinese characters (rouge-score)"),
     "exact_match": ("maximize", "1 if the answer is the reference, space at both ends aside"),
     "expect": ("maximize", "1 if the answer holds the record's `expect`: words, or a regular expression as /.../"),
     "json_valid": ("maximize", "1 if the answer is one JSON value, where the reference is a JSON object or list"),
-    "json_schema": ("maximize", "1 if the answer is JSON that evaluation.generate.json_schema allows, where the reference is"),
+    "json_schema": ("maximize", "1 if the answer is JSON that evaluation.generate.json_schema allows, as the reference is"),
     "tool_call": ("maximize", "1 if the calls have the reference's names and arguments, in its order, where it calls"),
     "stop_rate": ("maximize", "1 if the model ended its answer itself, before max_new_tokens"),
     "length_ratio": ("maximize", "letters of the shorter of answer and reference over those of the longer, 0 to 1"),
@@ -69,7 +69,7 @@ def _read_metric(value: Any) -> Any:
     if _FUNCTION.fullmatch(name):
         if direction is None:
             raise ValueError(
-                f"{name} is a function of yours: say where it is better, as {{name: {name!r}, direction: maximize}} or minimize"
+                f"{name} is a function of yours: say where it is better, as {{name: {name}, direction: maximize}} or minimize"
             )
         return given
     known: dict[str, Direction] = {EVAL_LOSS: "minimize", **{key: each for key, (each, _) in SCORES_OF_REPLIES.items()}}
