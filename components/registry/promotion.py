@@ -71,6 +71,7 @@ def register_best(
         candidate_answers=outcome.report.candidate_answers,
         base_loss=outcome.comparisons[0].other_loss,
         candidate_loss=outcome.comparisons[0].candidate_loss,
+        judged_by="eval" if dataset.verdict is None else "verdict",
     )
 
 

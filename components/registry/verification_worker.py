@@ -48,12 +48,15 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
     losses = _score(candidate, request)
+    in_training = [] if request.eval_store is None else _score(candidate, request, request.eval_store)
     return PhaseResult(
         code=INSTALLED,
         digest=candidate.chat_format.digest(),
         reply=text_of_reply(reply["choices"][0]["message"]) or text_of_thought(reply),
         candidate_sums=_sums(losses),
-        num_targets=tuple(loss.num_targets for loss in losses),
+        num_targets=_targets(losses),
+        eval_sums=_sums(in_training),
+        eval_targets=_targets(in_training),
         candidate_answers=_answer_probes(candidate, request),
         **_score_without_adapter(candidate, request),
     )
@@ -98,7 +101,7 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
         incumbent, trained_on = _frozen(load_trained(package)), read_trained_on(package)
     except (ValueError, OSError) as error:
         return _incomparable(f"cannot be loaded here: {error}")
-    store = TokenStore(request.eval_store)
+    store = TokenStore(request.judged_store)
     if problem := _difference_in_tokens(incumbent.chat_format, store, request):
         return _incomparable(problem)
     sums = _sums(_score(incumbent, request))
@@ -125,13 +128,18 @@ def text_of_thought(reply: dict[str, Any]) -> str:
     return str((reply.get("custom_outputs") or {}).get("reasoning_content", ""))
 
 
-def _score(loaded: LoadedModel, request: VerificationRequest) -> list[ConversationLoss]:
-    store = TokenStore(request.eval_store)
-    return score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
+def _score(loaded: LoadedModel, request: VerificationRequest, store: Path | None = None) -> list[ConversationLoss]:
+    """On the split that judges, or on another store."""
+    opened = TokenStore(store or request.judged_store)
+    return score(loaded, opened, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
 
 
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
     return tuple(loss.loss_sum for loss in losses)
+
+
+def _targets(losses: Sequence[ConversationLoss]) -> tuple[int, ...]:
+    return tuple(loss.num_targets for loss in losses)
 
 
 def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:

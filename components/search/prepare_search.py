@@ -153,7 +153,9 @@ def prepare_search(
         else _prepared_for(manifest)
     )
     on_message(dataset.summary())
-    settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
+    if dataset.verdict_note:
+        on_message(dataset.verdict_note)
+    settings = settle(experiment, config, abilities, has_trees=any(store.has_forks for store in dataset.stores))
     experiment = settings.experiment
     on_message(settings.sentence)
     if problem := too_few_held_out(dataset, experiment.data):
