@@ -116,9 +116,17 @@ def _unused_resources(experiment: ExperimentSpec, branches: list[Branch]) -> Ite
 
 
 def _unused_split(data: DataSpec) -> Iterator[str]:
-    written = [f"data.{name}" for name in ("eval_fraction", "split_seed") if name in data.model_fields_set]
-    if data.eval is not None and written:
-        yield f"{' and '.join(written)} {'do' if len(written) > 1 else 'does'} nothing: data.eval names what is held out"
+    nothing_is_split = data.eval is not None and not data.verdict_is_split
+    named_by = {
+        "eval_fraction": "eval" if data.eval is not None else None,
+        "split_seed": "eval" if nothing_is_split else None,
+        "verdict_fraction": "verdict" if data.verdict is not None else None,
+    }
+    for name in ("eval", "verdict"):
+        written = [f"data.{key}" for key, by in named_by.items() if by == name and key in data.model_fields_set]
+        what = {"eval": "what is held out", "verdict": "what the gate judges by"}[name]
+        if written:
+            yield f"{' and '.join(written)} {'do' if len(written) > 1 else 'does'} nothing: data.{name} names {what}"
 
 
 def _unused_revision(model: ModelSpec) -> Iterator[str]:

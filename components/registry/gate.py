@@ -35,8 +35,8 @@ class GateDecision:
 
 def check_report(report: VerificationReport, trained_loss: float, version_uri: str) -> None:
     """Raises VerificationError if the version does not answer, or does not score what its trial scored in training."""
-    loss = report.candidate_loss
-    rounding = ROUNDING / math.sqrt(sum(report.num_targets))
+    loss = report.eval_loss
+    rounding = ROUNDING / math.sqrt(report.num_eval_targets)
     if not abs(loss - trained_loss) <= MAX_DEVIATION * trained_loss + rounding:
         raise VerificationError(
             f"{version_uri} scores {loss:.4f} nats per target after loading, and scored {trained_loss:.4f} in training"

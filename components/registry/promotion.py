@@ -81,6 +81,7 @@ def register_best(
         candidate_loss=outcome.comparisons[0].candidate_loss,
         base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
         candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
+        judged_by="eval" if dataset.verdict is None else "verdict",
     )
 
 

@@ -62,7 +62,8 @@ def verify_in_subprocess(
         request = VerificationRequest(
             model=model,
             incumbent=None,
-            eval_store=prepared.eval.path,
+            judged_store=prepared.judged.path,
+            eval_store=None if prepared.verdict is None else prepared.eval.path,
             max_tokens=settings.max_tokens,
             context=prepared.context,
             rows_per_batch=settings.rows_per_batch,

@@ -23,8 +23,8 @@ ABOUT_INCUMBENT = (  # fields of VerificationReport
 class VerificationSettings:
     """How a search verifies its candidate.
 
-    `prepared` is the folder of the search's prepared data, whose eval split is scored. `rows_per_batch` is the trial's, so
-    that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent.
+    `prepared` is the folder of the search's prepared data, whose held-out splits are scored. `rows_per_batch` is the
+    trial's, so that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent.
     """
 
     prepared: Folder
@@ -37,6 +37,8 @@ class VerificationSettings:
 class VerificationRequest(BaseModel):
     """What one process is asked. `model` and `incumbent` are folders of downloaded versions.
 
+    All three models are scored on `judged_store`: the verdict split, or eval where there is none. `eval_store` is scored by
+    the candidate too, as it was in training; None where it is the one that judges.
     `digest` is that of the candidate's chat format, which the incumbent's is compared with. `context` is that of the
     prepared data. `scores_thoughts`: whether reasoning is scored in it.
     """
@@ -47,7 +49,8 @@ class VerificationRequest(BaseModel):
     model: Path
     incumbent: Path | None
     digest: str = ""
-    eval_store: Path
+    judged_store: Path
+    eval_store: Path | None = None
     max_tokens: int
     context: int | None = None
     scores_thoughts: bool = True
@@ -77,12 +80,17 @@ class PhaseResult(BaseModel):
     incumbent_note: str | None = None
     num_targets: tuple[int, ...] = ()
     target_bytes: tuple[int, ...] = ()
+    eval_sums: tuple[float, ...] = ()
+    eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...] = ()
     base_answers: tuple[str, ...] = ()
 
 
 class VerificationReport(BaseModel):
-    """Loss sums are nats per conversation of the eval split, in order.
+    """Loss sums are nats per conversation of the split that judges, in order: the verdict split, or eval without one.
+
+    `eval_sums` and `eval_targets` are the candidate's on eval, for its loss in training was found there; empty where eval
+    judges, and the other fields have them.
 
     `incumbent_sums` is None if there is no incumbent, or it cannot be compared; then `incumbent_problem` says why.
     `incumbent_unseen` are the conversations that the incumbent was not trained on, None if the version does not say.
@@ -107,10 +115,16 @@ class VerificationReport(BaseModel):
     incumbent_note: str | None = None
     num_targets: tuple[int, ...]
     target_bytes: tuple[int, ...] = ()
+    eval_sums: tuple[float, ...] = ()
+    eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
 
     @property
-    def candidate_loss(self) -> float:
-        """Nats per target over the whole eval split."""
-        return sum(self.candidate_sums) / sum(self.num_targets)
+    def eval_loss(self) -> float:
+        """The candidate's, in nats per target over the whole eval split."""
+        return sum(self.eval_sums or self.candidate_sums) / self.num_eval_targets
+
+    @property
+    def num_eval_targets(self) -> int:
+        return sum(self.eval_targets or self.num_targets)

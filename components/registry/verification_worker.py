@@ -50,14 +50,17 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
     losses = _score(candidate, request)
+    in_training = [] if request.eval_store is None else _score_on(candidate, TokenStore(request.eval_store), request)
     return PhaseResult(
         code=INSTALLED,
         digest=candidate.chat_format.digest(),
         scores_thoughts=candidate.chat_format.scores_thoughts,
         reply=text_of_reply(reply["choices"][0]["message"]) or text_of_thought(reply),
         candidate_sums=_sums(losses),
-        num_targets=tuple(loss.num_targets for loss in losses),
-        target_bytes=tuple(TokenStore(request.eval_store).target_bytes.tolist()),
+        target_bytes=tuple(TokenStore(request.judged_store).target_bytes.tolist()),
+        num_targets=_targets(losses),
+        eval_sums=_sums(in_training),
+        eval_targets=_targets(in_training),
         candidate_answers=_answer_probes(candidate, request),
         **_score_without_adapter(candidate, request),
     )
@@ -105,7 +108,7 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
         incumbent, trained_on = _frozen(load_trained(package)), read_trained_on(package)
     except (ValueError, OSError) as error:
         return _incomparable(f"cannot be loaded here: {error}")
-    store = TokenStore(request.eval_store)
+    store = TokenStore(request.judged_store)
     others = find_render_differences(store, incumbent.chat_format, request.max_tokens, request.context)
     # Where the prepared data keeps no conversations, only an equal format is sure to give equal tokens.
     if others is None and incumbent.chat_format.digest() != request.digest:
@@ -155,7 +158,8 @@ def text_of_thought(reply: dict[str, Any]) -> str:
 
 
 def _score(loaded: LoadedModel, request: VerificationRequest) -> list[ConversationLoss]:
-    return _score_on(loaded, TokenStore(request.eval_store), request)
+    """On the split that judges."""
+    return _score_on(loaded, TokenStore(request.judged_store), request)
 
 
 def _score_on(loaded: LoadedModel, store: TokenStore, request: VerificationRequest) -> list[ConversationLoss]:
@@ -164,6 +168,10 @@ def _score_on(loaded: LoadedModel, store: TokenStore, request: VerificationReque
 
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
     return tuple(loss.loss_sum for loss in losses)
+
+
+def _targets(losses: Sequence[ConversationLoss]) -> tuple[int, ...]:
+    return tuple(loss.num_targets for loss in losses)
 
 
 def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:

@@ -120,8 +120,8 @@ def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchO
     if registry.promoted:
         outcome = Outcome.CHAMPION
         message = (
-            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, eval loss"
-            f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}{_in_bits(registry)}"
+            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, {registry.judged_by}"
+            f" loss {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}{_in_bits(registry)}"
         )
     else:
         outcome = Outcome.NOT_PROMOTED

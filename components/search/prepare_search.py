@@ -192,7 +192,9 @@ def _open(
         experiment = experiment.model_copy(update={"model": model})
     abilities = abilities_for(experiment, config)
     generation = plan_generation(experiment, dataset, chat_format, config, probes, on_message)
-    settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
+    if dataset.verdict_note:
+        on_message(dataset.verdict_note)
+    settings = settle(experiment, config, abilities, has_trees=any(store.has_forks for store in dataset.stores))
     experiment = settings.experiment
     on_message(settings.sentence)
     if problem := too_few_held_out(dataset, experiment.data):

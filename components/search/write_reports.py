@@ -28,6 +28,8 @@ def log_inputs(runs: SearchRuns, prepared: PreparedSearch) -> None:
     """Logs what the search trains on: the data sets, and a page that shows the mask."""
     dataset, experiment = prepared.dataset, prepared.experiment
     digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
+    if dataset.verdict_digest is not None:
+        digests["verdict"] = dataset.verdict_digest
     runs.log_data(experiment.name, str(experiment.data.train), digests, dataset.counts)
     records = stored_records(dataset.train, PREVIEWED)
     title = f"{experiment.name}: what is trained on"

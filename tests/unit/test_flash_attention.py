@@ -193,7 +193,7 @@ def test_a_version_that_was_trained_with_it_is_verified_with_it(flash, toy, tmp_
         request = VerificationRequest(
             model=tmp_path / name / "version",
             incumbent=tmp_path / "lora" / "version",
-            eval_store=of.running.eval_store.path,
+            judged_store=of.running.eval_store.path,
             max_tokens=MAX_TOKENS,
             rows_per_batch=4,
             probes=(Probe(messages=({"role": "user", "content": "say ab"},)),),

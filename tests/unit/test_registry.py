@@ -367,7 +367,7 @@ def verify_incumbent(trials, packaged, incumbent):
         phase="incumbent",
         model=trials.folder,
         incumbent=incumbent,
-        eval_store=trials.dataset.eval.path,
+        judged_store=trials.dataset.eval.path,
         max_tokens=MAX_TOKENS,
         rows_per_batch=4,
         probes=(),

@@ -10,6 +10,7 @@ from typing import Literal
 
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import ConversationError, DataProblem
+from components.conversations.readers.groups import add_group
 from components.conversations.readers.mending import mend
 from components.conversations.readers.raw_message import RecordFormatError
 from components.conversations.readers.record_formats import RECORD_FORMATS, RawConversation, detect_record_format
@@ -65,6 +66,7 @@ def read_conversations(
     format: str = "auto",
     on_bad_row: OnBadRow = "fail",
     unknown_keys: OnUnknownKeys = "fail",
+    group_by: str | None = None,
 ) -> ReadResult:
     """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT][@REVISION].
 
@@ -75,6 +77,7 @@ def read_conversations(
             mending.py), skips the others, and returns what was done and their problems.
         unknown_keys: fail makes a record bad if an unknown key might change what is trained; unknown keys of a whole
             record that change no token are only counted.
+        group_by: the field of each record whose value is its group; by default `group`, which a record may lack.
 
     Raises:
         ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
@@ -95,7 +98,7 @@ def read_conversations(
         digests.append(content.digest)
         problems.extend(content.problems)
         for record in content.records:
-            reading = _read(record, record_format, on_bad_row, unknown_keys)
+            reading = _read(record, record_format, on_bad_row, unknown_keys, group_by)
             problems.extend(map(record.problem, reading.problems))
             readings.append(reading)
     if unreadable or (problems and on_bad_row == "fail"):
@@ -133,9 +136,11 @@ def _record_format_of(file: str, records: Sequence[SourceRecord], format: str) -
     raise ConversationError([DataProblem(file=file, location=records[0].location, text=text)], {})
 
 
-def _read(record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys) -> _Reading:
+def _read(
+    record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys, group_by: str | None
+) -> _Reading:
     try:
-        raw = RECORD_FORMATS[record_format](record.value)
+        raw = add_group(RECORD_FORMATS[record_format](record.value), record.value, group_by)
     except RecordFormatError as error:
         return _Reading(problems=[str(error)])
     source = f"{record.file}, {record.location}"

@@ -25,9 +25,9 @@ EXPECT_KEY = "expect"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawConversation:
-    """A record's messages, tools, group and expectation.
+    """A record's messages, tools and expectation. `notes` are its keys that change no token, `unknown` those that might.
 
-    `notes` are its keys that change no token, `unknown` those that might.
+    `group` is added by groups.py, which knows the field that is asked for.
     """
 
     messages: list[RawMessage]
@@ -136,19 +136,7 @@ def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str])
     if listed and tools != listed:
         raise RecordFormatError("has tools for the record and others in its system message; give them once")
     messages = to_openai_messages(messages, tool_names(tools))
-    return RawConversation(
-        messages=messages, tools=tools, group=_group(record), expect=_expect(record), unknown=unknown, notes=notes
-    )
-
-
-def _group(record: Raw) -> str | None:
-    """Returns the group of conversations that belong together, e.g. those of one user: a text or a whole number."""
-    group = record.get(GROUP_KEY)
-    if group is None or (isinstance(group, str) and not group.strip()):
-        return None
-    if isinstance(group, bool) or not isinstance(group, str | int):
-        raise RecordFormatError(f'"{GROUP_KEY}" must be a text or a whole number, not {type(group).__name__}')
-    return str(group)
+    return RawConversation(messages=messages, tools=tools, expect=_expect(record), unknown=unknown, notes=notes)
 
 
 def _expect(record: Raw) -> str | None:
