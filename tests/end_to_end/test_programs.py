@@ -9,9 +9,10 @@ import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
+from components.data.prepare import PreparedDataset
 from components.records.events import replay
 from components.records.journal import Journal
-from components.records.manifest import searches_in
+from components.records.manifest import SearchManifest, searches_in
 from components.storage.open_folder import folder_at
 from tests.support.programs import SECONDS, command, environment, new_folder, outcomes, ran, summary_of
 from tests.support.toy import toy_conversations, write_messages_jsonl
@@ -37,6 +38,15 @@ def test_a_search_ends_with_a_champion_that_beats_the_base(place, searched):
     assert [trial["state"] for trial in searched["trials"]] == ["completed"] * 4
     assert sorted(trial["branch"] for trial in searched["trials"]) == ["full", "full", "lora", "lora"]
     assert str(store(place).get_model_version_by_alias("toy", "champion").version) == "1"  # a number, from a file
+
+
+def test_the_verdict_says_what_the_champion_was_chosen_from_unless_others_chose_it(place, searched):
+    prepared = folder_at(SearchManifest.read(folder_at(searched["folder"])).prepared)
+    chose_nothing = PreparedDataset.open(prepared).verdict is not None
+    (verdict,) = searched["registry"]["verdicts"]
+    expected = None if chose_nothing else {"evaluations": 16, "trials": 4, "missing": 0}
+    assert (verdict["chosen_from"], verdict["joint_confidence"]) == (expected, 0.95)
+    assert ("the best of 16 evaluations of 4 trials" in searched["registry"]["reason"]) == (not chose_nothing)
 
 
 def test_every_trial_is_a_child_run_of_the_search_with_all_its_metrics(place, searched):
