@@ -72,7 +72,9 @@ def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:
-    return read_conversations(source, format=data.format, on_bad_row=data.on_bad_row, unknown_keys=data.unknown_keys)
+    return read_conversations(
+        source, format=data.format, on_bad_row=data.on_bad_row, unknown_keys=data.unknown_keys, tag=data.tag
+    )
 
 
 def _by_record(problems: Sequence[DataProblem]) -> tuple[str, ...]:
@@ -113,6 +115,6 @@ def _deduplicate(conversations: Sequence[Conversation]) -> tuple[list[Conversati
     """Returns (distinct conversations, number of duplicates). Equal conversations have the same tokens in every format."""
     first: dict[str, Conversation] = {}
     for conversation in conversations:
-        content = asdict(replace(conversation, source="", group=None))
+        content = asdict(replace(conversation, source="", group=None, tag=None))
         first.setdefault(json.dumps(content, sort_keys=True), conversation)
     return list(first.values()), len(conversations) - len(first)

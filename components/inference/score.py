@@ -13,9 +13,9 @@ from components.conversations.messages import Conversation
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
 from components.models.load_trained import LoadedModel
+from components.records.loss_views import LossViews
 from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
-from components.training.evaluate import ConversationLoss
-from components.training.evaluate import score as conversation_losses
+from components.training.evaluate import ConversationLoss, score_with_views
 
 ROWS_PER_BATCH = 4
 MAX_TOKENS = 1024
@@ -26,11 +26,13 @@ class Score:
     """The losses of one model on conversations, in the order of the data.
 
     `sources` is where each conversation came from, `rendered` the tokens that the model's chat format made of it.
+    `views` show the loss by turn, length, language, source and tag.
     """
 
     losses: tuple[ConversationLoss, ...]
     sources: tuple[str, ...]
     rendered: tuple[RenderedConversation, ...]
+    views: LossViews
 
     @property
     def num_targets(self) -> int:
@@ -64,12 +66,16 @@ def score(model: LoadedModel, conversations: Sequence[Conversation], *, max_toke
         raise InputError("there is no conversation to score")
     rendered = [_fit(model, conversation, max_tokens) for conversation in conversations]
     sources = [conversation.source for conversation in conversations]
-    entries = [Entry(source=source, rendered=each) for source, each in zip(sources, rendered, strict=True)]
+    entries = [
+        Entry(source=conversation.source, rendered=each, conversation=conversation)
+        for conversation, each in zip(conversations, rendered, strict=True)
+    ]
     with tempfile.TemporaryDirectory(prefix="turnwise-evaluate-") as folder:
         write_store(Path(folder) / "data.arrow", entries)
         store = TokenStore(Path(folder) / "data.arrow")
-        losses = conversation_losses(model, store, max_tokens=max_tokens, rows_per_batch=ROWS_PER_BATCH)
-    return Score(losses=tuple(losses), sources=tuple(sources), rendered=tuple(rendered))
+        losses, views = score_with_views(model, store, max_tokens=max_tokens, rows_per_batch=ROWS_PER_BATCH)
+    assert views is not None  # the store has just been written with all that they need
+    return Score(losses=tuple(losses), sources=tuple(sources), rendered=tuple(rendered), views=views)
 
 
 def compare_scores(score: Score, other: Score, *, name: str, other_name: str, confidence: float = 0.95) -> Comparison:

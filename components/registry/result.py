@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
 from components.registry.probes import Probe
+from components.registry.side_results import SideResults
 from components.statistics.paired_bootstrap import Comparison, number_needed
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class RegistryResult(BaseModel):
     candidate_answers: tuple[str, ...]
     base_loss: float
     candidate_loss: float
+    sides: SideResults = SideResults()
 
 
 def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:

@@ -8,12 +8,21 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from components.records.general_scores import GeneralScores
+from components.records.loss_views import LossViews
 from components.registry.probes import Probe
 from components.storage.folder import Folder
 
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
 Phase = Literal["candidate", "base", "incumbent"]
-ABOUT_INCUMBENT = ("incumbent_sums", "incumbent_problem", "incumbent_unseen")  # fields of VerificationReport
+ABOUT_INCUMBENT = (  # fields of VerificationReport
+    "incumbent_sums",
+    "incumbent_problem",
+    "incumbent_unseen",
+    "incumbent_general",
+    "incumbent_said",
+)
+ABOUT_BASE = ("base_sums", "base_answers", "base_views", "base_general", "base_said")  # fields of the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +30,8 @@ class VerificationSettings:
     """How a search verifies its candidate.
 
     `prepared` is the folder of the search's prepared data, whose eval split is scored. `rows_per_batch` is the trial's, so
-    that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent.
+    that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent. `general` are texts that show what
+    was forgotten. If answers are to be `judged`, `more_questions` are asked after the probes.
     """
 
     prepared: Folder
@@ -29,6 +39,9 @@ class VerificationSettings:
     rows_per_batch: int
     probes: tuple[Probe, ...]
     timeout_seconds: float = 1800.0
+    general: tuple[str, ...] = ()
+    more_questions: tuple[Probe, ...] = ()
+    judged: bool = False
 
 
 class VerificationRequest(BaseModel):
@@ -50,6 +63,9 @@ class VerificationRequest(BaseModel):
     rows_per_batch: int
     probes: tuple[Probe, ...]
     max_new_tokens: int = 64
+    general: tuple[str, ...] = ()
+    more_questions: tuple[Probe, ...] = ()
+    judged: bool = False
 
 
 class PhaseResult(BaseModel):
@@ -71,6 +87,14 @@ class PhaseResult(BaseModel):
     num_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...] = ()
     base_answers: tuple[str, ...] = ()
+    candidate_views: LossViews | None = None
+    base_views: LossViews | None = None
+    candidate_general: GeneralScores | None = None
+    base_general: GeneralScores | None = None
+    incumbent_general: GeneralScores | None = None
+    candidate_said: tuple[str, ...] = ()
+    base_said: tuple[str, ...] = ()
+    incumbent_said: tuple[str, ...] | None = None
 
 
 class VerificationReport(BaseModel):
@@ -78,7 +102,9 @@ class VerificationReport(BaseModel):
 
     `incumbent_sums` is None if there is no incumbent, or it cannot be compared; then `incumbent_problem` says why.
     `incumbent_unseen` are the conversations that the incumbent was not trained on, None if the version does not say.
-    `code` is the folder of the code that ran, `digest` that of the candidate's chat format.
+    `code` is the folder of the code that ran, `digest` that of the candidate's chat format. `..._general` are losses on
+    general text, None where they were not asked for. `..._said` are answers to the probes and to `more_questions`, none
+    where no judge is asked.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -94,6 +120,14 @@ class VerificationReport(BaseModel):
     num_targets: tuple[int, ...]
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
+    candidate_views: LossViews | None = None
+    base_views: LossViews | None = None
+    candidate_general: GeneralScores | None = None
+    base_general: GeneralScores | None = None
+    incumbent_general: GeneralScores | None = None
+    candidate_said: tuple[str, ...] = ()
+    base_said: tuple[str, ...] = ()
+    incumbent_said: tuple[str, ...] | None = None
 
     @property
     def candidate_loss(self) -> float:

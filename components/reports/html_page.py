@@ -7,6 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from components.experiment.varied import hyperparameters
+from components.records.loss_views import LossViews, sides_of
+from components.reports.loss_sides import ends_sentence
 from components.reports.search_summary import SearchSummary
 
 PAGE = Path(__file__).with_name("html_page.html.jinja")
@@ -15,6 +17,23 @@ PAGE = Path(__file__).with_name("html_page.html.jinja")
 def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
     """Returns HTML. `curves` is an SVG picture; `command` is the command line that started the search, or empty."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
+    views = _views(summary)
     return template.render(
-        summary=summary, command=command, hyperparameters=hyperparameters, curves=curves[curves.index("<svg") :]
+        summary=summary,
+        command=command,
+        hyperparameters=hyperparameters,
+        curves=curves[curves.index("<svg") :],
+        has_general=any(trial.general_loss is not None for trial in summary.trials),
+        views=views,
+        sides=list(sides_of(list(views.values()))) if views else [],
+        ends_sentence=ends_sentence,
     )
+
+
+def _views(summary: SearchSummary) -> dict[str, LossViews]:
+    """The candidate's views and, where it was looked at, the base's; nothing without a candidate."""
+    if summary.registry is None or summary.registry.sides.candidate_views is None:
+        return {}
+    beside = summary.registry.sides.base_views
+    own = {f"version {summary.registry.version}": summary.registry.sides.candidate_views}
+    return own if beside is None else {**own, "base": beside}

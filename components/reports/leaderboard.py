@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from components.experiment.varied import hyperparameters
+from components.records.evaluation_record import GENERAL_LOSS
 from components.records.events import TrialHistory, TrialState
 
 COLORS: dict[TrialState, str] = {
@@ -36,6 +37,12 @@ def best_loss(history: TrialHistory) -> float:
     return history.best.eval_loss if history.best else math.inf
 
 
+def general_loss(history: TrialHistory) -> float | None:
+    """Returns the loss on general text at the end of the trial's budget, if it was measured and is finite."""
+    found = [report.scores[GENERAL_LOSS] for report in history.reports if GENERAL_LOSS in report.scores]
+    return found[-1] if found and math.isfinite(found[-1]) else None
+
+
 def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
     """One line per trial, in the order given. `budget` is that of a trial without extensions, in target tokens."""
     histories = list(histories)
@@ -44,11 +51,12 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
     table.add_column("hyperparameters", min_width=24)
-    for name in ("target tokens", "eval loss", "worker s"):
+    has_general = any(general_loss(history) is not None for history in histories)
+    for name in ("target tokens", "eval loss", *(["general"] if has_general else []), "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for history in histories:
-        table.add_row(*_row(history, budget, numbers))
+        table.add_row(*_row(history, budget, numbers, has_general=has_general))
     return table
 
 
@@ -76,7 +84,8 @@ def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
     return f"{warm}clone of {numbers.get(history.started.parent, history.started.parent)}"
 
 
-def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list[str | Text]:
+def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], *, has_general: bool) -> list[str | Text]:
+    general = general_loss(history)
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
@@ -87,6 +96,7 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
         f"{best_loss(history):.4f}" if history.best else "-",
+        *(["-" if general is None else f"{general:.3f}"] if has_general else []),
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),
     ]

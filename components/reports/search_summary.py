@@ -11,7 +11,7 @@ from components.records.events import TrialHistory, TrialState
 from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
-from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.reports.leaderboard import best_loss, general_loss, ranked, worker_seconds
 
 
 class TrialSummary(BaseModel):
@@ -29,6 +29,9 @@ class TrialSummary(BaseModel):
     target_tokens: int
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     worker_seconds: float
+    general_loss: float | None = Field(
+        None, description="Nats per token of general text, at the end of its budget: what it has forgotten."
+    )
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
@@ -47,6 +50,7 @@ class TrialSummary(BaseModel):
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
             eval_loss=loss if math.isfinite(loss) else None,
             worker_seconds=worker_seconds(history),
+            general_loss=general_loss(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),

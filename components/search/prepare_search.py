@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from components.conversations.format_facts import date_remarks, format_facts
 from components.conversations.load_format import format_spec_in
 from components.conversations.preview.mask_preview import Decode, verbatim
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
+from components.data.general_text import Passage, encode_passages, load_general_text, token_ids_of
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
@@ -28,6 +31,7 @@ from components.models.base.load_base import check_base, config_of, resolve_mode
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.digest import model_digest
+from components.models.token_id_check import check_token_ids, rows_of_config
 from components.models.trainable_summary import describe_branch_training
 from components.planning.verification_memory import check_verifiable
 from components.records.events import Progress
@@ -43,6 +47,7 @@ from components.training.model_abilities import Layout
 from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 
+GENERAL = "general_text.json"  # in the folder of a search
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 
 
@@ -54,7 +59,7 @@ class PreparedSearch:
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
     adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
-    is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    is when opening began, by time.monotonic(). `lock` must be closed in the end. `general` is `general_texts` in tokens.
     """
 
     manifest: SearchManifest
@@ -73,6 +78,8 @@ class PreparedSearch:
     format_facts: Mapping[str, str]
     settings: str
     layout: Layout
+    general_texts: tuple[str, ...]
+    general: tuple[Passage, ...]
     opened: float
 
     @property
@@ -85,6 +92,8 @@ class PreparedSearch:
 
     def begin(self) -> None:
         """Writes the manifest: from here on the search can be found and resumed."""
+        if not self.folder.has_file(GENERAL):
+            self.folder.write_text(GENERAL, json.dumps(self.general_texts, ensure_ascii=False))
         self.manifest.write(self.folder)
 
     def finish(self) -> None:
@@ -102,6 +111,7 @@ class PreparedSearch:
             pad_token_id=self.pad_token_id,
             base=self.base,
             layout=self.layout,
+            general=self.general,
             finished_trials=dict(finished_trials),
         )
 
@@ -163,6 +173,12 @@ def prepare_search(
     unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
     if unused:
         on_message(f"Warning: {unused}")
+    texts = _general_texts(written, manifest)
+    general = encode_passages(
+        texts, tokenizer, max_tokens=min(experiment.data.max_tokens, dataset.context or sys.maxsize)
+    )
+    in_text = dict.fromkeys(token_ids_of(general), "is in the general text (evaluation.general)")
+    check_token_ids(rows_of_config(config), in_text, tokenizer, name=written.model.path)
     if register:
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
@@ -185,8 +201,18 @@ def prepare_search(
         format_facts=format_facts(format_spec, chat_format),
         settings=settings.sentence,
         layout=settings.layout,
+        general_texts=texts,
+        general=general,
         opened=opened,
     )
+
+
+def _general_texts(written: ExperimentSpec, manifest: SearchManifest | None) -> tuple[str, ...]:
+    """Returns the general text; that with which the search began, even if the file has changed since."""
+    folder = None if manifest is None else written.folder / manifest.search_id
+    if folder is not None and folder.has_file(GENERAL):
+        return tuple(json.loads(folder.read_text(GENERAL)))
+    return load_general_text(written.evaluation.general)
 
 
 def _check_packages(experiment: ExperimentSpec, on_message: OnMessage) -> None:

@@ -154,6 +154,7 @@ class SearchRun:
                 prepared.dataset,
                 prepared.probes,
                 self._executor(best),
+                general=prepared.general_texts,
             )
         except VerificationError as error:
             return self._not_registered(

@@ -129,6 +129,15 @@ class SearchRuns:
         for key, value in metrics.items():
             self.client.log_metric(self.parent_id, key, value)
 
+    def log_trial_metrics(self, trial_id: str, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers that are measured once, after a trial has ended. Those that its run has already stay."""
+        if not metrics:
+            return
+        run_id = self.trial_run(trial_id)
+        known = self.client.get_run(run_id).data.metrics
+        fresh = {key: value for key, value in metrics.items() if key not in known}
+        self.client.log_batch(run_id, metrics=list(_finite(fresh, int(time.time() * 1000), step)))
+
     def end_search(self, state: str) -> None:
         self.client.set_tag(self.parent_id, STATE_TAG, state)
         self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))
@@ -284,6 +293,7 @@ def _report(progress: Progress) -> dict[str, float]:
         "train/tokens_per_second": progress.tokens_per_second,
         "train/seconds": progress.seconds,
         "train/epoch": progress.epoch,
+        **{f"eval/{name}": value for name, value in progress.scores.items()},
     }
 
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from components.data.batch import Batch
 from components.data.collate import collate
+from components.data.general_text import Passage, PassageRows
 from components.data.prepare import PreparedDataset
-from components.data.rows import rows_of
+from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
-from components.records.evaluation_record import EvaluationRecord
+from components.records.evaluation_record import GENERAL_LOSS, ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
@@ -46,12 +47,13 @@ from components.training.workers import Workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The data that all trials of a search train on."""
+    """The data that all trials of a search train on. `general` is text that none of them is trained on."""
 
     dataset: PreparedDataset
     max_tokens: int
     pad_token_id: int
     layout: Layout = "trees"
+    general: tuple[Passage, ...] = ()
 
 
 class Diverged(Exception):
@@ -203,17 +205,23 @@ class Trainer:
         ]
 
     def _evaluate(self) -> EvaluationRecord:
-        losses = all_losses(
+        losses = self._losses_on(self.eval_store)
+        if not math.isfinite(losses.value):
+            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
+        metrics = {"eval_loss": losses}
+        if self.done and self.data.general:  # what it has forgotten in all; small beside the budget
+            metrics[GENERAL_LOSS] = self._losses_on(PassageRows(self.data.general))
+        return EvaluationRecord(metrics=metrics)
+
+    def _losses_on(self, store: RowStore) -> ConversationScores:
+        return all_losses(
             self.scored,
-            self.eval_store,
+            store,
             self.workers,
             max_tokens=self.data.max_tokens,
             rows_per_batch=self.spec.batch.rows_per_micro_batch,
             pad_token_id=self.data.pad_token_id,
         )
-        if not math.isfinite(losses.value):
-            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        return EvaluationRecord(metrics={"eval_loss": losses})
 
     def _progress(self, diverged: str | None = None) -> Progress:
         losses = self.evaluation.metrics["eval_loss"] if self.evaluation else None
@@ -231,7 +239,12 @@ class Trainer:
             steps=tuple(self.interval.steps),
             done=self.done or diverged is not None,
             diverged=diverged,
+            scores=self._scores(),
         )
+
+    def _scores(self) -> dict[str, float]:
+        metrics = self.evaluation.metrics if self.evaluation else {}
+        return {name: scores.value for name, scores in metrics.items() if name != "eval_loss"}
 
     def _write(self, directory: Path) -> None:
         """Writes this worker's files of a checkpoint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from components.data.general_text import Passage
 from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.events import Progress
@@ -28,6 +29,7 @@ class SearchContext:
     base: BaseReference
     layout: Layout = "trees"
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
+    general: tuple[Passage, ...] = ()
 
     @property
     def checkpoints(self) -> Folder:

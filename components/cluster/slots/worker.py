@@ -86,6 +86,7 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=context.pad_token_id,
         layout=context.layout,
+        general=context.general,
     )
     return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
 

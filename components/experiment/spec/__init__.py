@@ -10,7 +10,7 @@ from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
 from components.experiment.spec.metric import MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
-from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
+from components.experiment.spec.registry import CHALLENGER, JudgeSpec, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.search import AshaSpec, NoSchedulerSpec, Scheduler, SearchSpec
 from components.experiment.spec.section import Dtype, Fraction, Name, Share, Spec
@@ -32,6 +32,7 @@ __all__ = [
     "ExperimentSpec",
     "Fraction",
     "FullMethod",
+    "JudgeSpec",
     "LoraMethod",
     "Method",
     "MetricSpec",
