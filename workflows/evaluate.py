@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sentence = f"{arguments.model} {verdict.sentence()}"
     console.print(sides_table(views))
     for name, view in views.items():
-        console.print(f"{name}: perplexity {view.whole.perplexity:.2f}, {ends_sentence(view.ends)}", soft_wrap=True)
+        console.print(
+            f"{name}: perplexity {view.whole.perplexity:.2f}, {ends_sentence(view.ends)}", soft_wrap=True, markup=False
+        )
     console.print(sentence, soft_wrap=True)
     if arguments.json:
         print(json_line(result | {"sentence": sentence}))
