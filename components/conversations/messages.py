@@ -34,6 +34,7 @@ class Conversation:
 
     Conversations of one `group` (of one user, of one document) stay on one side of the split: trained on, or held out.
     `expect` is what its last answer should hold: words, or a regular expression as /.../ (expected.py).
+    `tag` is the label that data.tag names; losses are shown by it.
     """
 
     messages: tuple[Message, ...]
@@ -41,6 +42,7 @@ class Conversation:
     source: str = ""
     group: str | None = None
     expect: str | None = None
+    tag: str | None = None
 
 
 def prepend_system(messages: Sequence[Message]) -> list[Message]:

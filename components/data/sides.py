@@ -91,6 +91,6 @@ def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
     """Equal conversations have the same tokens in every format."""
     first: dict[str, Conversation] = {}
     for conversation in conversations:
-        content = asdict(replace(conversation, source="", group=None))
+        content = asdict(replace(conversation, source="", group=None, tag=None))
         first.setdefault(json.dumps(content, sort_keys=True), conversation)
     return list(first.values())

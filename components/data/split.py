@@ -134,6 +134,7 @@ def read_side(source: str | Sequence[str], data: DataSpec, *, drop: bool = False
         on_bad_row="drop" if drop else data.on_bad_row,
         unknown_keys=data.unknown_keys,
         group_by=data.group_by,
+        tag=data.tag,
     )
 
 

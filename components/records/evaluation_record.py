@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from components.storage.folder import Folder
 
 EVALUATIONS = "evaluations"
+GENERAL_LOSS = "general_loss"  # its "conversations" are the passages of the general text
 
 
 class ConversationScores(BaseModel):
@@ -31,7 +32,7 @@ class ConversationScores(BaseModel):
 
 
 class EvaluationRecord(BaseModel):
-    """`metrics` by name; `eval_loss` is always there."""
+    """`metrics` by name; `eval_loss` is always there. `general_loss` is at a trial's last evaluation, passage by passage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

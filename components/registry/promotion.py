@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
@@ -13,8 +14,10 @@ from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
+from components.registry.judge_questions import questions_of
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
+from components.registry.side_results import SideResults, side_results
 from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
@@ -45,8 +48,10 @@ def register_best(
     dataset: PreparedDataset,
     probes: Sequence[Probe],
     executor: Executor = run_locally,
+    *,
     replace: str | None = None,
     selection: Selection | None = None,
+    general: Sequence[str] = (),
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -58,15 +63,17 @@ def register_best(
         replace: a person's reason to replace an incumbent that cannot be compared.
         selection: what the candidate was chosen from on the conversations that the gate judges by; None if it was chosen on
             others.
+        general: texts on which candidate, base and incumbent are scored too, to see what was forgotten.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
         runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset
     )
     number = find_version(candidate) or create_version(candidate)
-    promotion = Promotion(candidate, number, probes, executor, selection)
+    promotion = Promotion(candidate, number, probes, executor, selection=selection, replace=replace, general=general)
     with explain_deletion(candidate, number):
         outcome = promotion.run()
+        sides = promotion.look_beside(outcome.report)
     return RegistryResult(
         name=candidate.name,
         version=number,
@@ -82,6 +89,7 @@ def register_best(
         base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
         candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
         judged_by="eval" if dataset.verdict is None else "verdict",
+        sides=sides,
     )
 
 
@@ -94,6 +102,15 @@ class PromotionOutcome:
     decision: GateDecision
 
 
+def _for_judge(candidate: RegistryCandidate, num_probes: int) -> dict[str, Any]:
+    """Fields of the settings: the questions of held-out conversations that a judge sees after the probes."""
+    judge = candidate.experiment.registry.judge
+    if judge is None:
+        return {}
+    store = candidate.dataset.verdict or candidate.dataset.eval
+    return {"judged": True, "more_questions": questions_of(store, judge.questions - num_probes)}
+
+
 class Promotion:
     """One version's way through the gate, in a registry whose aliases others may move at any time."""
 
@@ -103,8 +120,10 @@ class Promotion:
         number: str,
         probes: Sequence[Probe],
         executor: Executor,
-        selection: Selection | None,
+        *,
+        selection: Selection | None = None,
         replace: str | None = None,
+        general: Sequence[str] = (),
     ) -> None:
         self.candidate, self.number, self.executor = candidate, number, executor
         self.selection, self.replace = selection, replace
@@ -116,6 +135,8 @@ class Promotion:
             rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
             probes=tuple(probes),
             timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
+            general=tuple(general),
+            **_for_judge(candidate, len(probes)),
         )
 
     def run(self) -> PromotionOutcome:
@@ -140,6 +161,17 @@ class Promotion:
                 return PromotionOutcome(report=report, comparisons=comparisons, decision=decision)
         assert report is not None
         return PromotionOutcome(report=report, comparisons=comparisons, decision=self._give_up())
+
+    def look_beside(self, report: VerificationReport) -> SideResults:
+        """What a verification found beside the losses: as tags of the version, and as metrics of its trial's run."""
+        questions = (*self.settings.probes, *self.settings.more_questions)
+        sides = side_results(self.candidate.experiment.registry, report, questions)
+        for key, value in sides.tags().items():
+            self._tag(key, value)
+        self.candidate.runs.log_trial_metrics(
+            self.candidate.trial.trial_id, sides.metrics(), self.candidate.report.step
+        )
+        return sides
 
     def _verify(self, incumbent: str | None, earlier: VerificationReport | None) -> VerificationReport:
         """`earlier`: beside another incumbent."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
 from components.registry.probes import Probe
+from components.registry.side_results import SideResults
 from components.statistics.paired_bootstrap import Comparison, number_needed
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class RegistryResult(BaseModel):
     base_bits_per_byte: float | None = None
     candidate_bits_per_byte: float | None = None
     judged_by: Literal["eval", "verdict"] = "eval"
+    sides: SideResults = SideResults()
 
 
 def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:

@@ -20,6 +20,7 @@ from components.errors import VerificationError
 from components.registry.library_path import library_path
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_messages import (
+    ABOUT_BASE,
     ABOUT_INCUMBENT,
     OUT_OF_MEMORY,
     PhaseResult,
@@ -68,6 +69,9 @@ def verify_in_subprocess(
             context=prepared.context,
             rows_per_batch=settings.rows_per_batch,
             probes=settings.probes,
+            general=settings.general,
+            more_questions=settings.more_questions,
+            judged=settings.judged,
         )
         report = earlier or verify_candidate(request, version_uri, settings.timeout_seconds)
         about: dict[str, Any] = dict.fromkeys(ABOUT_INCUMBENT)
@@ -89,7 +93,7 @@ def verify_candidate(request: VerificationRequest, version_uri: str, timeout_sec
             base = run_phase(request.model_copy(update={"phase": "base"}), timeout_seconds)
         except _PhaseError as error:
             raise VerificationError(f"the base model of {version_uri}, which it is compared with, {error}") from None
-        found = found.model_copy(update={"base_sums": base.base_sums, "base_answers": base.base_answers})
+        found = found.model_copy(update={name: getattr(base, name) for name in ABOUT_BASE})
     return VerificationReport.model_validate(found.model_dump())
 
 

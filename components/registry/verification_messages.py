@@ -8,15 +8,23 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from components.records.general_scores import GeneralScores
+from components.records.loss_views import LossViews
 from components.registry.probes import Probe
 from components.storage.folder import Folder
 
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
 Phase = Literal["candidate", "base", "incumbent"]
 ABOUT_INCUMBENT = (  # fields of VerificationReport
-    *("incumbent_sums", "incumbent_problem", "incumbent_unseen"),
-    *("incumbent_by_bytes", "incumbent_note"),
+    "incumbent_sums",
+    "incumbent_problem",
+    "incumbent_unseen",
+    "incumbent_by_bytes",
+    "incumbent_note",
+    "incumbent_general",
+    "incumbent_said",
 )
+ABOUT_BASE = ("base_sums", "base_answers", "base_views", "base_general", "base_said")  # fields of the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +32,8 @@ class VerificationSettings:
     """How a search verifies its candidate.
 
     `prepared` is the folder of the search's prepared data, whose held-out splits are scored. `rows_per_batch` is the
-    trial's, so that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent.
+    trial's, so that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent. `general` are texts that
+    show what was forgotten. If answers are to be `judged`, `more_questions` are asked after the probes.
     """
 
     prepared: Folder
@@ -32,6 +41,9 @@ class VerificationSettings:
     rows_per_batch: int
     probes: tuple[Probe, ...]
     timeout_seconds: float = 1800.0
+    general: tuple[str, ...] = ()
+    more_questions: tuple[Probe, ...] = ()
+    judged: bool = False
 
 
 class VerificationRequest(BaseModel):
@@ -57,6 +69,9 @@ class VerificationRequest(BaseModel):
     rows_per_batch: int
     probes: tuple[Probe, ...]
     max_new_tokens: int = 64
+    general: tuple[str, ...] = ()
+    more_questions: tuple[Probe, ...] = ()
+    judged: bool = False
 
 
 class PhaseResult(BaseModel):
@@ -84,6 +99,14 @@ class PhaseResult(BaseModel):
     eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...] = ()
     base_answers: tuple[str, ...] = ()
+    candidate_views: LossViews | None = None
+    base_views: LossViews | None = None
+    candidate_general: GeneralScores | None = None
+    base_general: GeneralScores | None = None
+    incumbent_general: GeneralScores | None = None
+    candidate_said: tuple[str, ...] = ()
+    base_said: tuple[str, ...] = ()
+    incumbent_said: tuple[str, ...] | None = None
 
 
 class VerificationReport(BaseModel):
@@ -96,8 +119,9 @@ class VerificationReport(BaseModel):
     `incumbent_unseen` are the conversations that the incumbent was not trained on, None if the version does not say.
     `incumbent_by_bytes`: its chat format gives other tokens, so it is compared in bits per byte, on these conversations;
     `incumbent_note` counts the others. None if it is compared by targets. `target_bytes` are empty in earlier reports.
-    `code` is the folder of the code that ran, `digest` that of the candidate's chat format, and
-    `scores_thoughts` whether that one scores reasoning.
+    `code` is the folder of the code that ran, `digest` that of the candidate's chat format, and `scores_thoughts` whether that
+    one scores reasoning. `..._general` are losses on general text, None where they were not asked for. `..._said` are answers
+    to the probes and to `more_questions`, none where no judge is asked.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -119,6 +143,14 @@ class VerificationReport(BaseModel):
     eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
+    candidate_views: LossViews | None = None
+    base_views: LossViews | None = None
+    candidate_general: GeneralScores | None = None
+    base_general: GeneralScores | None = None
+    incumbent_general: GeneralScores | None = None
+    candidate_said: tuple[str, ...] = ()
+    base_said: tuple[str, ...] = ()
+    incumbent_said: tuple[str, ...] | None = None
 
     @property
     def eval_loss(self) -> float:

@@ -28,13 +28,17 @@ from components.data.trained_on import read_trained_on
 from components.inference.generate import reply_to
 from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel, load_base_of, load_trained
+from components.records.general_scores import GeneralScores
+from components.records.loss_views import LossViews
 from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
 from components.registry.probes import Probe
 from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult, VerificationRequest
-from components.training.evaluate import ConversationLoss, score
+from components.training.evaluate import ConversationLoss, score, score_with_views
+from components.training.general_loss import score_general_text
 
 ROOM_FOR_THOUGHTS = 512  # tokens
+JUDGED_TOKENS = 128  # of an answer that only a judge reads
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 
 
@@ -49,8 +53,9 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     candidate = _frozen(served.get_raw_model().loaded)
     question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
-    losses = _score(candidate, request)
     in_training = [] if request.eval_store is None else _score_on(candidate, TokenStore(request.eval_store), request)
+    losses, views = _score_with_views(candidate, request)
+    answers = _answer_probes(candidate, request)
     return PhaseResult(
         code=INSTALLED,
         digest=candidate.chat_format.digest(),
@@ -61,7 +66,10 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
         num_targets=_targets(losses),
         eval_sums=_sums(in_training),
         eval_targets=_targets(in_training),
-        candidate_answers=_answer_probes(candidate, request),
+        candidate_answers=answers,
+        candidate_views=views,
+        candidate_general=_score_general(candidate, request),
+        candidate_said=_said(candidate, request, answers),
         **_score_without_adapter(candidate, request),
     )
 
@@ -94,7 +102,15 @@ def _frozen(loaded: LoadedModel) -> LoadedModel:
 
 
 def _about_base(base: LoadedModel, request: VerificationRequest) -> dict[str, Any]:
-    return {"base_sums": _sums(_score(base, request)), "base_answers": _answer_probes(base, request)}
+    losses, views = _score_with_views(base, request)
+    answers = _answer_probes(base, request)
+    return {
+        "base_sums": _sums(losses),
+        "base_answers": answers,
+        "base_views": views,
+        "base_general": _score_general(base, request),
+        "base_said": _said(base, request, answers),
+    }
 
 
 def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
@@ -108,6 +124,16 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
         incumbent, trained_on = _frozen(load_trained(package)), read_trained_on(package)
     except (ValueError, OSError) as error:
         return _incomparable(f"cannot be loaded here: {error}")
+    beside = {
+        "incumbent_general": _score_general(incumbent, request),
+        "incumbent_said": _said(incumbent, request, None),
+    }
+    return _compare_incumbent(incumbent, trained_on, request).model_copy(update=beside)
+
+
+def _compare_incumbent(
+    incumbent: LoadedModel, trained_on: frozenset[str] | None, request: VerificationRequest
+) -> PhaseResult:
     store = TokenStore(request.judged_store)
     others = find_render_differences(store, incumbent.chat_format, request.max_tokens, request.context)
     # Where the prepared data keeps no conversations, only an equal format is sure to give equal tokens.
@@ -166,6 +192,18 @@ def _score_on(loaded: LoadedModel, store: TokenStore, request: VerificationReque
     return score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
 
 
+def _score_with_views(
+    loaded: LoadedModel, request: VerificationRequest
+) -> tuple[list[ConversationLoss], LossViews | None]:
+    store = TokenStore(request.judged_store)
+    return score_with_views(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
+
+
+def _score_general(loaded: LoadedModel, request: VerificationRequest) -> GeneralScores | None:
+    longest = min(request.max_tokens, request.context or request.max_tokens)
+    return score_general_text(loaded, request.general, max_tokens=longest, rows_per_batch=request.rows_per_batch)
+
+
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
     return tuple(loss.loss_sum for loss in losses)
 
@@ -176,6 +214,14 @@ def _targets(losses: Sequence[ConversationLoss]) -> tuple[int, ...]:
 
 def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:
     return tuple(answer_to(loaded, probe, request.max_new_tokens) for probe in request.probes)
+
+
+def _said(loaded: LoadedModel, request: VerificationRequest, to_probes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the answers that a judge compares; none where no judge is asked. `to_probes`: if they have been given."""
+    if not request.judged:
+        return ()
+    first = _answer_probes(loaded, request) if to_probes is None else to_probes
+    return (*first, *(answer_to(loaded, question, JUDGED_TOKENS) for question in request.more_questions))
 
 
 def answer_to(loaded: LoadedModel, probe: Probe, max_new_tokens: int) -> str:

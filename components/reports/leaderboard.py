@@ -10,6 +10,7 @@ from rich.text import Text
 
 from components.experiment.spec import EVAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
+from components.records.evaluation_record import GENERAL_LOSS
 from components.records.events import NO_STANDING, TrialHistory, TrialState
 from components.records.objectives import pareto_front
 
@@ -38,6 +39,12 @@ def best_loss(history: TrialHistory) -> float:
     return history.best.eval_loss if history.best else math.inf
 
 
+def general_loss(history: TrialHistory) -> float | None:
+    """Returns the loss on general text at the end of the trial's budget, if it was measured and is finite."""
+    found = [report.scores[GENERAL_LOSS] for report in history.reports if GENERAL_LOSS in report.scores]
+    return found[-1] if found and math.isfinite(found[-1]) else None
+
+
 def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()) -> Table:
     """One line per trial, in the order given.
 
@@ -54,7 +61,8 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequ
     table.add_column("hyperparameters", min_width=24)
     metric = metric_of(histories)
     beside = [] if metric.name == EVAL_LOSS else [metric.title]
-    for name in ("target tokens", *beside, "eval loss", "worker s"):
+    has_general = any(general_loss(history) is not None for history in histories)
+    for name in ("target tokens", *beside, "eval loss", *(["general"] if has_general else []), "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     if metrics:
@@ -62,7 +70,7 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequ
         table.caption, table.caption_justify = front_sentence(metrics), "left"
     for history in histories:
         mark = ["*" if history.trial_id in front else ""] if metrics else []
-        table.add_row(*_row(history, budget, numbers, metric), *mark)
+        table.add_row(*_row(history, budget, numbers, metric, has_general=has_general), *mark)
     return table
 
 
@@ -109,7 +117,10 @@ def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
     return f"{kind} of {numbers.get(history.started.parent, history.started.parent)}"
 
 
-def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], metric: MetricSpec) -> list[str | Text]:
+def _row(
+    history: TrialHistory, budget: int, numbers: Mapping[str, int], metric: MetricSpec, *, has_general: bool
+) -> list[str | Text]:
+    general = general_loss(history)
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
@@ -121,6 +132,7 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], metric:
         f"{spent(history):,} ({share_spent(history, budget)})",
         *([] if metric.name == EVAL_LOSS else [best_value(history, metric)]),
         f"{best_loss(history):.4f}" if history.best else "-",
+        *(["-" if general is None else f"{general:.3f}"] if has_general else []),
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),
     ]

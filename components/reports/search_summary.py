@@ -16,7 +16,7 @@ from components.records.search_cost import SearchCost, TrialCost
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
-from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.reports.leaderboard import best_loss, general_loss, ranked, worker_seconds
 from components.reports.rung_correlation import RungCorrelation
 from components.scoring.expectations import is_met
 
@@ -39,6 +39,9 @@ class TrialSummary(BaseModel):
     scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
     worker_seconds: float = Field(description="Of training and evaluation.")
     cost: TrialCost = Field(description="All worker-seconds that it held, by what they went into.")
+    general_loss: float | None = Field(
+        None, description="Nats per token of general text, at the end of its budget: what it has forgotten."
+    )
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
@@ -63,6 +66,7 @@ class TrialSummary(BaseModel):
             scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
             cost=TrialCost.of(history),
+            general_loss=general_loss(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),

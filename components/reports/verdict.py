@@ -24,6 +24,8 @@ def print_verdict(console: Console, summary: SearchSummary) -> None:
     style = "bold green" if summary.outcome is Outcome.CHAMPION else "bold yellow"
     console.print(Text(summary.message, style=style))
     console.print(Text(summary.cost.sentence), soft_wrap=True)
+    for sentence in summary.registry.sides.sentences() if summary.registry is not None else ():
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 def answers_side_by_side(registry: RegistryResult) -> Table:

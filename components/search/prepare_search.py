@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from components.conversations.format_facts import date_remarks, format_facts
 from components.conversations.load_format import format_spec_in
 from components.conversations.preview.mask_preview import Decode, verbatim
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
+from components.data.general_text import Passage, encode_passages, load_general_text, token_ids_of
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
@@ -31,6 +34,7 @@ from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.digest import model_digest
 from components.models.meta_tensors import count_parameters
+from components.models.token_id_check import check_token_ids, rows_of_config
 from components.models.trainable_summary import describe_branch_training
 from components.planning.verification_memory import check_verifiable
 from components.records.earlier_trials import EarlierTrial
@@ -51,6 +55,7 @@ from components.training.model_abilities import Layout
 from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 
+GENERAL = "general_text.json"  # in the folder of a search
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 
 
@@ -64,7 +69,7 @@ class PreparedSearch:
     adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format.
     `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an incumbent that
     cannot be compared. `opened` is when opening began, by time.monotonic(). `earlier` are trials of other searches, for the
-    sampler. `lock` must be closed in the end.
+    sampler. `general` is `general_texts` in tokens. `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
@@ -84,6 +89,8 @@ class PreparedSearch:
     format_facts: Mapping[str, str]
     settings: str
     layout: Layout
+    general_texts: tuple[str, ...]
+    general: tuple[Passage, ...]
     opened: float
     generation: GenerationPlan | None = None
     earlier: tuple[EarlierTrial, ...] = ()
@@ -98,6 +105,8 @@ class PreparedSearch:
 
     def begin(self) -> None:
         """Writes the manifest: from here on the search can be found, and the same command goes on with it."""
+        if not self.folder.has_file(GENERAL):
+            self.folder.write_text(GENERAL, json.dumps(self.general_texts, ensure_ascii=False))
         self.manifest.write(self.folder)
         self.lock.begun()
 
@@ -124,6 +133,7 @@ class PreparedSearch:
             generation=self.generation,
             rungs=rungs_of(self.experiment, self.budget),
             dollars_per_worker_hour=dict(prices or {}),
+            general=self.general,
             finished_trials=dict(finished_trials),
             earlier_trials=self.earlier,
         )
@@ -207,6 +217,12 @@ def _open(
     unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
     if unused:
         on_message(f"Warning: {unused}")
+    texts = _general_texts(written, begun)
+    general = encode_passages(
+        texts, tokenizer, max_tokens=min(experiment.data.max_tokens, dataset.context or sys.maxsize)
+    )
+    in_text = dict.fromkeys(token_ids_of(general), "is in the general text (evaluation.general)")
+    check_token_ids(rows_of_config(config), in_text, tokenizer, name=written.model.path)
     if register:
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
@@ -232,10 +248,20 @@ def _open(
         format_facts=format_facts(format_spec, chat_format),
         settings=settings.sentence,
         layout=settings.layout,
+        general_texts=texts,
+        general=general,
         opened=opened,
         generation=generation,
         earlier=start.trials,
     )
+
+
+def _general_texts(written: ExperimentSpec, manifest: SearchManifest | None) -> tuple[str, ...]:
+    """Returns the general text; that with which the search began, even if the file has changed since."""
+    folder = None if manifest is None else written.folder / manifest.search_id
+    if folder is not None and folder.has_file(GENERAL):
+        return tuple(json.loads(folder.read_text(GENERAL)))
+    return load_general_text(written.evaluation.general)
 
 
 def _check_packages(experiment: ExperimentSpec, on_message: OnMessage) -> None:

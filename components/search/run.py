@@ -183,8 +183,9 @@ class SearchRun:
                 prepared.dataset,
                 prepared.probes,
                 self._executor(best),
-                prepared.replace,
-                self._selection(),
+                replace=prepared.replace,
+                selection=self._selection(),
+                general=prepared.general_texts,
             )
         except VerificationError as error:
             return self._not_registered(

@@ -40,9 +40,7 @@ class Comparison(BaseModel):
 
     other: str = Field(description="base or incumbent")
     metric: str = Field(LOSS, description="What is compared.")
-    unit: str = Field(
-        NATS, description="Of values, difference and interval; empty for a metric without one."
-    )
+    unit: str = Field(NATS, description="Of values, difference and interval; empty for a metric without one.")
     candidate_loss: float = Field(description="The metric's value over all conversations together, a loss or not.")
     other_loss: float
     difference: float

@@ -143,6 +143,15 @@ class SearchRuns:
             tags.append(RunTag(f"{COST_TAG}.dollars", f"{cost.dollars:.2f}"))
         self.client.log_batch(self.parent_id, tags=tags)
 
+    def log_trial_metrics(self, trial_id: str, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers that are measured once, after a trial has ended. Those that its run has already stay."""
+        if not metrics:
+            return
+        run_id = self.trial_run(trial_id)
+        known = self.client.get_run(run_id).data.metrics
+        fresh = {key: value for key, value in metrics.items() if key not in known}
+        self.client.log_batch(run_id, metrics=list(_finite(fresh, int(time.time() * 1000), step)))
+
     def end_search(self, state: str) -> None:
         self.client.set_tag(self.parent_id, STATE_TAG, state)
         self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))

@@ -17,14 +17,15 @@ from torch import Tensor
 from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
+from components.data.general_text import Passage, PassageRows
 from components.data.prepare import PreparedDataset
-from components.data.rows import rows_of
+from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
 from components.experiment.report_marks import next_mark
 from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
-from components.records.evaluation_record import ConversationScores, EvaluationRecord
+from components.records.evaluation_record import GENERAL_LOSS, ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
 from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
@@ -50,7 +51,7 @@ from components.training.workers import Workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The data that all trials of a search train on."""
+    """The data that all trials of a search train on. `general` is text that none of them is trained on."""
 
     dataset: PreparedDataset
     max_tokens: int
@@ -58,6 +59,7 @@ class TrainingData:
     layout: Layout = "trees"
     metric: MetricSpec = field(default_factory=MetricSpec)  # what the search ranks its trials by
     generation: GenerationPlan | None = None  # what is asked of the model at evaluations
+    general: tuple[Passage, ...] = ()
 
 
 class Diverged(Exception):
@@ -227,17 +229,23 @@ class Trainer:
             self.counters.evaluation_worker_seconds += elapsed * self.workers.count
 
     def _measure(self, *, last: bool) -> EvaluationRecord:
-        losses = all_losses(
+        losses = self._losses_on(self.eval_store)
+        if not math.isfinite(losses.value):
+            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
+        metrics = {EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)}
+        if self.done and self.data.general:  # what it has forgotten in all; small beside the budget
+            metrics[GENERAL_LOSS] = self._losses_on(PassageRows(self.data.general))
+        return EvaluationRecord(metrics=metrics)
+
+    def _losses_on(self, store: RowStore) -> ConversationScores:
+        return all_losses(
             self.scored,
-            self.eval_store,
+            store,
             self.workers,
             max_tokens=self.data.max_tokens,
             rows_per_batch=self.spec.batch.rows_per_micro_batch,
             pad_token_id=self.data.pad_token_id,
         )
-        if not math.isfinite(losses.value):
-            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        return EvaluationRecord(metrics={EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)})
 
     def _in_bits(self, losses: ConversationScores) -> dict[str, ConversationScores]:
         """The same losses per byte of what the assistant says, which another tokenizer's compare with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from components.data.general_text import Passage
 from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.earlier_trials import EarlierTrial
@@ -37,6 +38,7 @@ class SearchContext:
     dollars_per_worker_hour: dict[str, float] = field(default_factory=dict)
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
     earlier_trials: tuple[EarlierTrial, ...] = ()
+    general: tuple[Passage, ...] = ()
 
     @property
     def checkpoints(self) -> Folder:

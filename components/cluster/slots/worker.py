@@ -88,6 +88,7 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         layout=context.layout,
         metric=context.experiment.search.metric,
         generation=context.generation,
+        general=context.general,
     )
     return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints, context.rungs)
 

@@ -11,7 +11,7 @@ from components.experiment.spec.method import FullMethod, LoraMethod, Method
 from components.experiment.spec.metric import EVAL_LOSS, SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.objectives import GROW_WITH_THE_BUDGET, OTHER_METRICS
-from components.experiment.spec.registry import CHALLENGER, RegistrySpec, TrackingSpec
+from components.experiment.spec.registry import CHALLENGER, JudgeSpec, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.schedulers import (
     AshaSpec,
@@ -49,6 +49,7 @@ __all__ = [
     "FullMethod",
     "GenerateSpec",
     "HyperbandSpec",
+    "JudgeSpec",
     "LoraMethod",
     "MedianSpec",
     "Method",

@@ -59,6 +59,11 @@ class DataSpec(Spec):
         description="A key that nothing reads and that might change what is trained makes its record a bad one, or is"
         " counted and left out. Keys of a whole record that change no token (`id`, `source`) are only counted.",
     )
+    tag: str | None = Field(
+        None,
+        min_length=1,
+        description="A key of each record whose value is a label (`topic`): the loss on held-out data is shown by it.",
+    )
     system: SystemPlace = Field(
         "native",
         description="`prepend` writes a system text at the head of the first question, for chat templates without a system"

@@ -60,3 +60,14 @@ class EvaluationSpec(Spec):
     generate: GenerateSpec | None = Field(
         None, description="Score what the model says; by default only where search.metric needs it."
     )
+    general: bool | str = Field(
+        True,
+        description="Text whose loss shows what a model has forgotten: `true` is the set that comes with this project, else a"
+        ' file with a passage on each line (.jsonl: {"text": ...}); `false` measures nothing.',
+    )
+
+    @model_validator(mode="after")
+    def _names_a_file(self) -> Self:
+        if isinstance(self.general, str) and not self.general.strip():
+            raise ValueError("general: names no file; give one, or true, or false")
+        return self

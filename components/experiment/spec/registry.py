@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from components.experiment.spec.section import Name, Share, Spec
 
@@ -44,6 +45,32 @@ class TrackingSpec(Spec):
     )
 
 
+class JudgeSpec(Spec):
+    """A model elsewhere that is asked whose answers are better. It decides nothing, and its key is in no record."""
+
+    url: str = Field(description="Of an OpenAI-compatible API, up to `/v1`: `http://localhost:8000/v1`.")
+    model: str = Field(min_length=1, description="The name that the endpoint knows its model by.")
+    key_env: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds the key; where it is not set, none is sent.",
+    )
+    questions: PositiveInt = Field(
+        64, description="How many at most: the probes, then the last questions of the conversations that judge."
+    )
+    timeout_seconds: PositiveFloat = Field(60.0, description="Longest wait for one reply; it is tried three times.")
+
+    @model_validator(mode="after")
+    def _is_address(self) -> Self:
+        """Of the whole section: in the error of a field pydantic would show the value, which may hold a key."""
+        address = urlsplit(self.url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("url: must begin with http:// or https:// and a host, e.g. https://api.openai.com/v1")
+        if address.username or address.password or address.query or address.fragment:
+            raise ValueError("url: must hold no user, password, query or fragment; the key is read from key_env")
+        return self
+
+
 class RegistrySpec(Spec):
     """What a candidate must pass before it becomes a registered model."""
 
@@ -65,4 +92,7 @@ class RegistrySpec(Spec):
     probes: str | None = Field(
         None,
         description="JSONL of held-out questions, asked of base and champion side by side; `expect` names a wanted word.",
+    )
+    judge: JudgeSpec | None = Field(
+        None, description="Asked for the win rate of the candidate's answers against the base's and the incumbent's."
     )
