@@ -114,7 +114,7 @@ def test_the_quickstart_repeats_itself_on_purpose_and_only_a_few_are_near():
     for bit in range(8):  # any two numbers differ in a bit
         found = finder.find([n for n in numbers if n >> bit & 1], [n for n in numbers if not n >> bit & 1])
         near |= {(pair.index, pair.other) for pair in found.values()}
-    assert {n + 1 for pair in near for n in pair} == {1, 8, 13, 19, 27, 28, 42, 68, 70}  # lines
+    assert {n + 1 for pair in near for n in pair} == {8, 13, 19, 27, 28, 42, 70}  # lines
 
 
 def test_the_toy_conversations_of_these_tests_are_all_different():
