@@ -45,7 +45,7 @@ def similarity(one, other, threshold=0.7):
     ids=["English", "Chinese", "code"],
 )
 def test_a_word_that_is_changed_here_and_there_leaves_a_near_duplicate(words, changes):
-    changed = [text for text in words]
+    changed = list(words)
     for old, new in changes:
         changed = [text.replace(old, new) for text in changed]
     assert changed != list(words)
@@ -108,13 +108,13 @@ def test_planted_near_duplicates_are_found_and_only_these():
 
 
 def test_the_quickstart_repeats_itself_on_purpose_and_only_a_few_are_near():
-    talks = read_conversations(QUICKSTART).conversations[:150]
-    finder, numbers = NearDuplicates(talks, threshold=0.7), range(150)
+    talks = read_conversations(QUICKSTART).conversations
+    finder, numbers = NearDuplicates(talks, threshold=0.7), range(len(talks))
     near = set()
     for bit in range(8):  # any two numbers differ in a bit
         found = finder.find([n for n in numbers if n >> bit & 1], [n for n in numbers if not n >> bit & 1])
         near |= {(pair.index, pair.other) for pair in found.values()}
-    assert {n + 1 for pair in near for n in pair} == {1, 8, 13, 19, 27, 28, 42, 68, 70}  # lines
+    assert {n + 1 for pair in near for n in pair} == {8, 13, 19, 27, 28, 42, 70}  # lines
 
 
 def test_the_toy_conversations_of_these_tests_are_all_different():

@@ -133,7 +133,8 @@ def test_near_ones_leave_training_for_eval_and_eval_for_the_verdict(tmp_path, te
     assert (len(split.train), len(split.eval), len(split.verdict)) == (2, 3, 2)
     (line,) = split.sides.dropped
     file = tmp_path / "data.jsonl"
-    assert line.startswith(f"{file}, line 8: says nearly (0.") and line.endswith(f"what {file}, line 7 says (eval)")
+    assert line.startswith(f"{file}, line 8: says nearly (0.")
+    assert line.endswith(f"what {file}, line 7 says (eval)")
     split = split_of(tmp_path, [*fill, of_eval, of_train, of_verdict], **shares)
     assert (split.sides.near_duplicates, split.sides.eval_leaked) == (1, 1)
     assert keys([of_verdict]) <= keys(split.verdict)
@@ -144,9 +145,7 @@ def test_near_ones_leave_training_for_eval_and_eval_for_the_verdict(tmp_path, te
 
 def test_all_of_training_near_what_is_held_out_is_an_error_with_a_way_out(tmp_path):
     write_messages_jsonl(tmp_path / "eval.jsonl", [said(ENGLISH.format("noon"), "noted")])
-    with pytest.raises(
-        ValueError, match="so there is none to train on; data.near_duplicates=1 leaves out only what is"
-    ):
+    with pytest.raises(ValueError, match=r"none to train on; data\.near_duplicates=1 leaves out only what is"):
         split_of(tmp_path, [said(ENGLISH.format("night"), "noted")], eval=str(tmp_path / "eval.jsonl"))
 
 
