@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def score_by_name(name: str) -> Score:
         model = load_by_name(name, chat_format=format_spec_of(arguments), tracking=arguments.tracking_uri)
-        return score(model, conversations, max_tokens=arguments.max_tokens)
+        both = arguments.against is not None  # what one of them cannot render is left out for both
+        return score(model, conversations, max_tokens=arguments.max_tokens, leave_out=both)
 
     with exit_on_error():
         read = read_conversations(arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys)
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, object] = {
             "model": arguments.model,
             "loss": scored.loss,
+            "bits_per_byte": scored.bits_per_byte,
             "num_targets": scored.num_targets,
             "conversations": len(scored.losses),
         }
@@ -64,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, help="conversations: a file, a glob or hf:DATASET[:SPLIT][@REVISION]")
     parser.add_argument("--format", default="auto", help="of the data")
     parser.add_argument("--unknown-keys", default="fail", choices=["fail", "ignore"], help="as data.unknown_keys")
-    parser.add_argument("--against", metavar="MODEL", help="another model with the same tokenizer and chat format")
+    parser.add_argument("--against", metavar="MODEL", help="another model; in bits per byte if its tokens differ")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the comparison (default: 0.95)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="longer conversations lose their last turns")
     add_format_arguments(parser, "of a base model; trained ones know theirs")

@@ -20,6 +20,7 @@ from components.conversations.readers.data_problems import MAX_SHOWN, Conversati
 from components.conversations.readers.mending import mended_sentence
 from components.conversations.readers.read import content_digest, read_conversations
 from components.conversations.readers.unknown_keys import unused_keys_sentences
+from components.conversations.target_bytes import target_bytes
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.rows import rows_of
@@ -30,7 +31,7 @@ from components.errors import InputError
 from components.experiment.spec import PREPARED, ChatFormatSpec, DataSpec, ExperimentSpec
 from components.storage.folder import Folder
 
-STORE_VERSION = 4  # of the files below; part of the digest
+STORE_VERSION = 5  # of the files below; part of the digest
 PREPARED_MANIFEST = "manifest.json"
 MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, and mended ones, in the manifest
 MAX_READS = 3
@@ -240,6 +241,7 @@ class _Tally:
         self.counts[f"{name}_conversations"] = len(store)
         self.counts[f"{name}_tokens"] = int(store.lengths.sum())
         self.counts[f"{name}_targets"] = store.total_targets
+        self.counts[f"{name}_target_bytes"] = int(store.target_bytes.sum())
         self.counts[f"{name}_trees"] = sum(bool(store.forks(index)) for index in range(len(store)))
         self.counts[f"{name}_separate_tokens"] = int(rows_of(store, separate=True).lengths.sum())
 
@@ -290,6 +292,11 @@ def _entries(
                     source=conversation.source,
                     rendered=fitted,
                     truncated=truncated,
+                    target_bytes=target_bytes(
+                        conversation,
+                        turns=len(fitted.turn_ends) if truncated else None,
+                        thoughts=renderer.chat_format.scores_thoughts,
+                    ),
                     keys=keys_of(conversation),
                     conversation=conversation if keep else None,
                 )

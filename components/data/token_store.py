@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
         "fork_starts": pa.list_(pa.int32()),
         "fork_depths": pa.list_(pa.int32()),
         "num_targets": pa.int32(),
+        "target_bytes": pa.int32(),
         "truncated": pa.bool_(),
         "source": pa.string(),
         "keys": pa.list_(pa.string()),
@@ -40,12 +41,14 @@ ROWS_PER_CHUNK = 1024
 class Entry:
     """One conversation of a store. `truncated` says that its last turns were removed to fit.
 
+    `target_bytes` is the number of bytes of what is scored (conversations/target_bytes.py), 0 if nobody counted them.
     `keys` are those of split_membership.keys_of. `conversation` is the text, kept if it may be rendered again.
     """
 
     source: str
     rendered: RenderedConversation
     truncated: bool = False
+    target_bytes: int = 0
     keys: tuple[str, ...] = ()
     conversation: Conversation | None = None
 
@@ -62,6 +65,7 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
                     "fork_starts": [fork.start for fork in entry.rendered.forks],
                     "fork_depths": [fork.depth for fork in entry.rendered.forks],
                     "num_targets": entry.rendered.num_targets,
+                    "target_bytes": entry.target_bytes,
                     "truncated": entry.truncated,
                     "source": entry.source,
                     "keys": entry.keys,
@@ -132,6 +136,13 @@ class TokenStore:
     def total_targets(self) -> int:
         return int(self.num_targets.sum())
 
+    @cached_property
+    def target_bytes(self) -> np.ndarray:
+        """The number of scored bytes of each conversation, int32; 0 where nobody counted them, as in earlier versions."""
+        if "target_bytes" not in self._table.column_names:
+            return np.zeros(len(self), dtype=np.int32)
+        return np.asarray(self._table.column("target_bytes").to_numpy())
+
     def token_ids_from(self, first: int) -> list[int]:
         """Returns the distinct token ids in the store that are `first` or more, in order."""
         found: set[int] = set()
@@ -194,6 +205,8 @@ _CONVERSATION = TypeAdapter(Conversation)
 
 def _to_json(conversation: Conversation) -> str:
     tree = asdict(conversation)
+    if conversation.expect is None:
+        del tree["expect"]
     tree["messages"] = [_rename_keys(message, {"loss_weight": "loss"}) for message in tree["messages"]]
     return json.dumps(tree)
 

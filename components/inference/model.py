@@ -11,10 +11,11 @@ from rich.table import Table
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
-from components.inference.generate import Reply, ReplyOptions, reply_to, stream_reply
+from components.inference.generate import ReplyOptions, reply_to, stream_reply
 from components.inference.score import MAX_TOKENS, Score, compare_scores, score
 from components.models.load_trained import LoadedModel
 from components.notebook import html_of
+from components.scoring.reply import Reply
 from components.statistics.paired_bootstrap import Comparison
 
 Question = str | Sequence[Message | Mapping[str, Any]]
@@ -82,11 +83,13 @@ class Model:
     ) -> Comparison:
         """Whether this model is better than another one on the same conversations, by a paired bootstrap.
 
-        Arguments and errors are those of `score`. Besides, InputError if the two models turn a conversation into different
-        tokens, so that their losses cannot be compared.
+        Arguments are those of `score`. Two models that turn conversations into different tokens are compared in bits per
+        byte. Raises ValueError for data that cannot be read, and InputError if there is no conversation for both.
         """
         read = read_conversations(data, format=format, unknown_keys=unknown_keys)
-        scores = [score(model.loaded, read.conversations, max_tokens=max_tokens) for model in (self, other)]
+        scores = [
+            score(model.loaded, read.conversations, max_tokens=max_tokens, leave_out=True) for model in (self, other)
+        ]
         return compare_scores(*scores, name=self.name, other_name=other.name, confidence=confidence)
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.experiment.base_precisions import dtype_warnings
+from components.experiment.report_marks import rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
@@ -129,7 +130,8 @@ def _branch_plan(
 ) -> BranchPlan:
     experiment, workers, spec = estimator.experiment, estimate.case.workers, estimate.case.spec
     trials = sum(turn.name == name for turn in branch_order(experiment))
-    low, high = trials_worth(experiment.search.scheduler, spec.budget, estimate.workload.target_tokens, trials)
+    budget = estimate.workload.target_tokens
+    low, high = trials_worth(experiment.search.scheduler, budget, trials, rungs_of(experiment, budget))
     worth = Span(low=low, high=high)
     offered = estimator.bytes_per_worker(workers).items()
     fits = tuple(_node_fit(estimator.table, node, size, estimate, worth, measured) for node, size in offered)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from components.errors import VerificationError
 from components.experiment.spec import MetricSpec
 from components.records.evaluation_record import ConversationScores
+from components.registry.incumbent_bits import in_comparable_units, in_units_of, with_unit
 from components.registry.verification_messages import VerificationReport
 from components.statistics.paired_bootstrap import Comparison, compare
 from components.statistics.selection import Selection
@@ -25,10 +26,11 @@ NOTHING_SAYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GateDecision:
-    """Whether the candidate passes, and why."""
+    """Whether the candidate passes, and why. `replaced_because` is the reason that a person gave for no comparison."""
 
     passed: bool
     reason: str
+    replaced_because: str | None = None
 
 
 def check_report(report: VerificationReport, trained_loss: float, version_uri: str) -> None:
@@ -54,16 +56,23 @@ def compare_losses(
     Args:
         selection: what the candidate was chosen from, if that was on these conversations: then the intervals are corrected.
     """
+    family = 1 if report.incumbent_sums is None else 2
     everything = tuple(range(len(report.num_targets)))
-    compared = partial(_compare, report, confidence, selection, 1 if report.incumbent_sums is None else 2)
-    base = compared("base", report.base_sums, everything)
+    base = _compare(report, confidence, selection, family, "base", report.base_sums, everything)
     if report.incumbent_sums is None:
         return (base,)
+    compared = partial(_compare, in_comparable_units(report), confidence, in_units_of(report, selection), family)
+    return base, with_unit(_compare_incumbent(in_comparable_units(report), compared), report)
+
+
+def _compare_incumbent(report: VerificationReport, compared: Callable[..., Comparison]) -> Comparison:
+    everything = tuple(range(len(report.num_targets)))
+    assert report.incumbent_sums is not None
     if report.incumbent_unseen is None:
-        return base, compared("incumbent", report.incumbent_sums, everything, NOTHING_SAYS)
+        return compared("incumbent", report.incumbent_sums, everything, NOTHING_SAYS)
     seen = len(everything) - len(report.incumbent_unseen)
     note = f"the incumbent was trained on {seen} more of the held-out ones, which do not count" if seen else ""
-    return base, compared("incumbent", report.incumbent_sums, report.incumbent_unseen, note)
+    return compared("incumbent", report.incumbent_sums, report.incumbent_unseen, note)
 
 
 def _compare(
@@ -96,15 +105,22 @@ def _compare(
     return found if chosen else found.model_copy(update={"beats": False, "conversations": 0, "effective": 0.0})
 
 
-def decide(incumbent: str | None, report: VerificationReport, comparisons: Sequence[Comparison]) -> GateDecision:
-    """`incumbent` is the number of the version that holds the alias, None if there is none to beat."""
-    if report.incumbent_problem is not None:
-        return GateDecision(
-            passed=False,
-            reason=f"version {incumbent} holds the alias and {report.incumbent_problem}; move the alias by hand, or choose"
-            " another registry.name",
-        )
+def decide(
+    incumbent: str | None, report: VerificationReport, comparisons: Sequence[Comparison], *, replace: str | None = None
+) -> GateDecision:
+    """`incumbent` is the number of the version that holds the alias, None if there is none to beat.
+
+    `replace`: a person's reason to replace an incumbent that cannot be compared. One that can must be beaten all the same.
+    """
+    holder = f"version {incumbent} holds the alias and {report.incumbent_problem}"
+    unknown = report.incumbent_problem is not None
+    if unknown and replace is None:
+        way_out = 'move the alias by hand, choose another registry.name, or search with --replace "REASON"'
+        return GateDecision(passed=False, reason=f"{holder}; {way_out}")
     for comparison in comparisons:
         if not comparison.beats:
             return GateDecision(passed=False, reason=comparison.sentence())
-    return GateDecision(passed=True, reason="; ".join(comparison.sentence() for comparison in comparisons))
+    reasons = [comparison.sentence() for comparison in comparisons]
+    if unknown:
+        reasons.append(f"{holder}; it is replaced uncompared because somebody said so: {replace}")
+    return GateDecision(passed=True, reason="; ".join(reasons), replaced_because=replace if unknown else None)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
@@ -23,6 +24,7 @@ from components.tracking.mlflow_runs import SearchRuns
 
 GATE_TAG = "turnwise.gate"  # the decision in a sentence
 PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that was moved by hand says nothing
+REPLACED_BECAUSE_TAG = "turnwise.replaced_because"  # a person's reason, where no comparison was possible
 REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
 MAX_ROUNDS = 3
 
@@ -43,6 +45,7 @@ def register_best(
     dataset: PreparedDataset,
     probes: Sequence[Probe],
     executor: Executor = run_locally,
+    replace: str | None = None,
     selection: Selection | None = None,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
@@ -52,6 +55,7 @@ def register_best(
 
     Args:
         executor: where the version is verified; the machine must reach the registry, the data and the base model.
+        replace: a person's reason to replace an incumbent that cannot be compared.
         selection: what the candidate was chosen from on the conversations that the gate judges by; None if it was chosen on
             others.
     """
@@ -75,6 +79,8 @@ def register_best(
         candidate_answers=outcome.report.candidate_answers,
         base_loss=outcome.comparisons[0].other_loss,
         candidate_loss=outcome.comparisons[0].candidate_loss,
+        base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
+        candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
     )
 
 
@@ -97,8 +103,10 @@ class Promotion:
         probes: Sequence[Probe],
         executor: Executor,
         selection: Selection | None,
+        replace: str | None = None,
     ) -> None:
-        self.candidate, self.number, self.executor, self.selection = candidate, number, executor, selection
+        self.candidate, self.number, self.executor = candidate, number, executor
+        self.selection, self.replace = selection, replace
         self.client, self.name = candidate.client, candidate.name
         self.alias = candidate.experiment.registry.alias
         self.settings = VerificationSettings(
@@ -120,7 +128,7 @@ class Promotion:
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
             comparisons = compare_losses(report, self.candidate.experiment.registry.confidence, self.selection)
-            decision = decide(incumbent, report, comparisons)
+            decision = decide(incumbent, report, comparisons, replace=self.replace)
             if holder == self.number:
                 if reason := self._reason_of_earlier_pass():
                     passed = GateDecision(passed=True, reason=reason)
@@ -165,6 +173,8 @@ class Promotion:
             self._tag(AGAINST_TAG.format(comparison.other), comparison.sentence())
         if decision.passed and holder not in (None, self.number):
             self._tag(REPLACES_TAG, str(holder))
+        if decision.passed and decision.replaced_because is not None:
+            self._tag(REPLACED_BECAUSE_TAG, decision.replaced_because)
         self._record(decision)
         if decision.passed and alias_holder(self.candidate, CHALLENGER) == self.number:
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
@@ -180,7 +190,7 @@ class Promotion:
     def _retract(self) -> None:
         """Takes back a decision against a version that no longer holds the alias."""
         self._record(GateDecision(passed=False, reason="not decided: the alias moved while this version was compared"))
-        for key in (REPLACES_TAG, AGAINST_TAG.format("incumbent")):
+        for key in (REPLACES_TAG, REPLACED_BECAUSE_TAG, AGAINST_TAG.format("incumbent")):
             self.client.delete_model_version_tag(self.name, self.number, key)
 
     def _give_up(self) -> GateDecision:

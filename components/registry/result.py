@@ -32,6 +32,8 @@ class RegistryResult(BaseModel):
     candidate_answers: tuple[str, ...]
     base_loss: float
     candidate_loss: float
+    base_bits_per_byte: float | None = None
+    candidate_bits_per_byte: float | None = None
 
 
 def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:

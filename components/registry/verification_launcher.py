@@ -71,7 +71,8 @@ def verify_in_subprocess(
         report = earlier or verify_candidate(request, version_uri, settings.timeout_seconds)
         about: dict[str, Any] = dict.fromkeys(ABOUT_INCUMBENT)
         if incumbent_uri is not None:
-            request = request.model_copy(update={"phase": "incumbent", "digest": report.digest})
+            asked = {"digest": report.digest, "scores_thoughts": report.scores_thoughts}
+            request = request.model_copy(update={"phase": "incumbent", **asked})
             about |= verify_incumbent(request, incumbent_uri, uri, folder / "incumbent", settings.timeout_seconds)
         return report.model_copy(update=about)
 

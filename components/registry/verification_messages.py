@@ -13,7 +13,10 @@ from components.storage.folder import Folder
 
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
 Phase = Literal["candidate", "base", "incumbent"]
-ABOUT_INCUMBENT = ("incumbent_sums", "incumbent_problem", "incumbent_unseen")  # fields of VerificationReport
+ABOUT_INCUMBENT = (  # fields of VerificationReport
+    *("incumbent_sums", "incumbent_problem", "incumbent_unseen"),
+    *("incumbent_by_bytes", "incumbent_note"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ class VerificationRequest(BaseModel):
     """What one process is asked. `model` and `incumbent` are folders of downloaded versions.
 
     `digest` is that of the candidate's chat format, which the incumbent's is compared with. `context` is that of the
-    prepared data.
+    prepared data. `scores_thoughts`: whether reasoning is scored in it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +50,7 @@ class VerificationRequest(BaseModel):
     eval_store: Path
     max_tokens: int
     context: int | None = None
+    scores_thoughts: bool = True
     rows_per_batch: int
     probes: tuple[Probe, ...]
     max_new_tokens: int = 64
@@ -62,13 +66,17 @@ class PhaseResult(BaseModel):
 
     code: Path
     digest: str = ""
+    scores_thoughts: bool = True
     reply: str = ""
     candidate_sums: tuple[float, ...] = ()
     base_sums: tuple[float, ...] | None = None
     incumbent_sums: tuple[float, ...] | None = None
     incumbent_problem: str | None = None
     incumbent_unseen: tuple[int, ...] | None = None
+    incumbent_by_bytes: tuple[int, ...] | None = None
+    incumbent_note: str | None = None
     num_targets: tuple[int, ...] = ()
+    target_bytes: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...] = ()
     base_answers: tuple[str, ...] = ()
 
@@ -78,20 +86,27 @@ class VerificationReport(BaseModel):
 
     `incumbent_sums` is None if there is no incumbent, or it cannot be compared; then `incumbent_problem` says why.
     `incumbent_unseen` are the conversations that the incumbent was not trained on, None if the version does not say.
-    `code` is the folder of the code that ran, `digest` that of the candidate's chat format.
+    `incumbent_by_bytes`: its chat format gives other tokens, so it is compared in bits per byte, on these conversations;
+    `incumbent_note` counts the others. None if it is compared by targets. `target_bytes` are empty in earlier reports.
+    `code` is the folder of the code that ran, `digest` that of the candidate's chat format, and
+    `scores_thoughts` whether that one scores reasoning.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     code: Path
     digest: str = ""
+    scores_thoughts: bool = True
     reply: str
     candidate_sums: tuple[float, ...]
     base_sums: tuple[float, ...]
     incumbent_sums: tuple[float, ...] | None
     incumbent_problem: str | None
     incumbent_unseen: tuple[int, ...] | None = None
+    incumbent_by_bytes: tuple[int, ...] | None = None
+    incumbent_note: str | None = None
     num_targets: tuple[int, ...]
+    target_bytes: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from typing import Any
 import mlflow.pyfunc
 import torch
 
-from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.chat_formats import with_thoughts
 from components.conversations.openai_messages import openai_call
-from components.data.comparable_conversations import find_render_differences, unseen_conversations
-from components.data.token_store import TokenStore
+from components.data.comparable_conversations import find_render_differences, render_anew, unseen_conversations
+from components.data.token_store import TokenStore, write_store
 from components.data.trained_on import read_trained_on
 from components.inference.generate import reply_to
+from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel, load_base_of, load_trained
 from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
@@ -51,9 +53,11 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     return PhaseResult(
         code=INSTALLED,
         digest=candidate.chat_format.digest(),
+        scores_thoughts=candidate.chat_format.scores_thoughts,
         reply=text_of_reply(reply["choices"][0]["message"]) or text_of_thought(reply),
         candidate_sums=_sums(losses),
         num_targets=tuple(loss.num_targets for loss in losses),
+        target_bytes=tuple(TokenStore(request.eval_store).target_bytes.tolist()),
         candidate_answers=_answer_probes(candidate, request),
         **_score_without_adapter(candidate, request),
     )
@@ -91,7 +95,10 @@ def _about_base(base: LoadedModel, request: VerificationRequest) -> dict[str, An
 
 
 def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
-    """Scores the version that holds the alias, or says why its losses cannot be compared with the candidate's."""
+    """Scores the version that holds the alias, or says why its losses cannot be compared with the candidate's.
+
+    On the candidate's own tokens if its chat format gives the same ones, else on the same words, for bits per byte.
+    """
     assert request.incumbent is not None
     package = package_in(request.incumbent)
     try:
@@ -99,12 +106,34 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
     except (ValueError, OSError) as error:
         return _incomparable(f"cannot be loaded here: {error}")
     store = TokenStore(request.eval_store)
-    if problem := _difference_in_tokens(incumbent.chat_format, store, request):
-        return _incomparable(problem)
-    sums = _sums(_score(incumbent, request))
+    others = find_render_differences(store, incumbent.chat_format, request.max_tokens, request.context)
+    # Where the prepared data keeps no conversations, only an equal format is sure to give equal tokens.
+    if others is None and incumbent.chat_format.digest() != request.digest:
+        return _incomparable(
+            "has another tokenizer or chat format, and this prepared data keeps no text to render for it"
+        )
+    found = _score_by_bytes(incumbent, store, request) if others else _scored(_sums(_score(incumbent, request)))
+    return found.model_copy(update={"incumbent_unseen": unseen_conversations(store, trained_on)})
+
+
+def _score_by_bytes(incumbent: LoadedModel, store: TokenStore, request: VerificationRequest) -> PhaseResult:
+    """Scores the incumbent on the same words in its own tokens, as far as both chat formats have them."""
+    chat_format = with_thoughts(incumbent.chat_format, request.scores_thoughts)
+    own = render_anew(store, chat_format, request.max_tokens, longest_of(incumbent.model.config))
+    if not own.entries:
+        return _incomparable(f"has no held-out conversation in common with the candidate; {own.left_out()}")
+    with tempfile.TemporaryDirectory(prefix="turnwise-incumbent-") as folder:
+        write_store(Path(folder) / "own.arrow", own.entries.values())
+        losses = _score_on(incumbent, TokenStore(Path(folder) / "own.arrow"), request)
+    sums = dict(zip(own.entries, _sums(losses), strict=True))
+    found = _scored(tuple(sums.get(index, 0.0) for index in range(len(store))))
+    return found.model_copy(update={"incumbent_by_bytes": tuple(own.entries), "incumbent_note": own.left_out() or None})
+
+
+def _scored(sums: tuple[float, ...]) -> PhaseResult:
     if not math.isfinite(total := sum(sums)):
         return _incomparable(f"scores {total} nats here, which nothing can be compared with")
-    return PhaseResult(code=INSTALLED, incumbent_sums=sums, incumbent_unseen=unseen_conversations(store, trained_on))
+    return PhaseResult(code=INSTALLED, incumbent_sums=sums)
 
 
 def _incomparable(problem: str) -> PhaseResult:
@@ -126,7 +155,10 @@ def text_of_thought(reply: dict[str, Any]) -> str:
 
 
 def _score(loaded: LoadedModel, request: VerificationRequest) -> list[ConversationLoss]:
-    store = TokenStore(request.eval_store)
+    return _score_on(loaded, TokenStore(request.eval_store), request)
+
+
+def _score_on(loaded: LoadedModel, store: TokenStore, request: VerificationRequest) -> list[ConversationLoss]:
     return score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
 
 
@@ -147,20 +179,6 @@ def answer_to(loaded: LoadedModel, probe: Probe, max_new_tokens: int) -> str:
         return reply.text
     calls = [dict(zip(("name", "arguments"), openai_call(call), strict=True)) for call in reply.message.tool_calls]
     return text_of_reply({"content": reply.message.content, "tool_calls": [{"function": call} for call in calls]})
-
-
-def _difference_in_tokens(chat_format: ChatFormat, store: TokenStore, request: VerificationRequest) -> str | None:
-    """Why losses under the incumbent's chat format cannot be compared with losses under the candidate's."""
-    others = find_render_differences(store, chat_format, request.max_tokens, request.context)
-    if others is None:  # the prepared data keeps no conversations: only an equal format is sure to give equal tokens
-        same = chat_format.digest() == request.digest
-        return None if same else "has another tokenizer or chat format, so losses per target cannot be compared"
-    if not others:
-        return None
-    return (
-        f"renders {len(others)} of {len(store)} held-out conversations to other tokens (the first: {others[0]}), so losses"
-        " per target cannot be compared"
-    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.conversations.target_bytes import BITS_PER_BYTE
+from components.experiment.spec import MetricSpec
 from components.records.events import TrialHistory, TrialState
+from components.records.objectives import pareto_front
 from components.records.outcome import Outcome
+from components.records.search_cost import SearchCost, TrialCost
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
+from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.reports.rung_correlation import RungCorrelation
+from components.scoring.expectations import is_met
 
 
 class TrialSummary(BaseModel):
@@ -28,13 +35,19 @@ class TrialSummary(BaseModel):
     reason: str
     target_tokens: int
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
-    worker_seconds: float
+    bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
+    scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
+    worker_seconds: float = Field(description="Of training and evaluation.")
+    cost: TrialCost = Field(description="All worker-seconds that it held, by what they went into.")
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
+    on_front: bool | None = Field(
+        None, description="Whether no other trial beats it in search.metrics; null without them."
+    )
 
     @classmethod
-    def of(cls, history: TrialHistory) -> TrialSummary:
+    def of(cls, history: TrialHistory, *, on_front: bool | None = None) -> TrialSummary:
         loss = best_loss(history)
         return cls(
             number=history.started.number,
@@ -45,11 +58,15 @@ class TrialSummary(BaseModel):
             state=history.state,
             reason=history.reason,
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
+            bits_per_byte=history.best.scores.get(BITS_PER_BYTE) if history.best else None,
             eval_loss=loss if math.isfinite(loss) else None,
+            scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
+            cost=TrialCost.of(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),
+            on_front=on_front,
         )
 
 
@@ -68,15 +85,30 @@ class SearchSummary(BaseModel):
     folder: str
     tracking_uri: str
     run_id: str = Field(description="MLflow's, of the search.")
+    metric: MetricSpec = Field(MetricSpec(), description="What the trials are ranked by.")
+    cost: SearchCost = Field(SearchCost(), description="Over all resumes.")
+    rung_correlations: tuple[RungCorrelation, ...] = Field(
+        (), description="How the order of trials at each rung and evaluation agrees with their order at the end."
+    )
     trials: tuple[TrialSummary, ...]
+    finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
+    metrics: tuple[str, ...] = Field((), description="Those of search.metrics, which trials trade off.")
     registry: RegistryResult | None
 
 
-def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ...]:
-    return tuple(TrialSummary.of(history) for history in ranked(histories))
+def trial_summaries(
+    histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()
+) -> tuple[TrialSummary, ...]:
+    """`budget` is that of each trial, in target tokens; `metrics` are those of `search.metrics`."""
+    histories = list(histories)
+    front = pareto_front(histories, metrics, budget)
+    return tuple(
+        TrialSummary.of(history, on_front=history.trial_id in front if metrics else None)
+        for history in ranked(histories)
+    )
 
 
 def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
-    """Returns how many answers have the expected word, and how many probes expect one."""
+    """Returns how many answers hold what was expected, and how many probes expect one."""
     wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
-    return sum(word.lower() in answer.lower() for answer, word in wanted), len(wanted)
+    return sum(is_met(expect, answer) for answer, expect in wanted), len(wanted)

@@ -20,6 +20,8 @@ from components.data.prepare import PreparedDataset, prepare_experiment
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
 from components.experiment.experiment_warnings import experiment_warnings
+from components.experiment.learning_rate_prior import settle_learning_rates
+from components.experiment.report_marks import rungs_of
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
 from components.models import attention_backend, quantization_backend
@@ -28,15 +30,21 @@ from components.models.base.load_base import check_base, config_of, resolve_mode
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.digest import model_digest
+from components.models.meta_tensors import count_parameters
 from components.models.trainable_summary import describe_branch_training
 from components.planning.verification_memory import check_verifiable
+from components.records.earlier_trials import EarlierTrial
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
-from components.search.find import find_interrupted
-from components.storage.folder import Folder, Lock
+from components.scoring.score_model import GenerationPlan
+from components.search.choose_search import ChosenSearch, choose_search, how_far
+from components.search.plan_generation import plan_generation
+from components.search.search_lock import SearchLock
+from components.search.start_from import start_from
+from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
 from components.training.model_abilities import Layout
@@ -53,12 +61,14 @@ class PreparedSearch:
     `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry. `opened`
-    is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format.
+    `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an incumbent that
+    cannot be compared. `opened` is when opening began, by time.monotonic(). `earlier` are trials of other searches, for the
+    sampler. `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
-    lock: Lock
+    lock: SearchLock
     experiment: ExperimentSpec
     dataset: PreparedDataset
     budget: int
@@ -69,11 +79,14 @@ class PreparedSearch:
     uri: str
     resumed: bool
     register: bool
+    replace: str | None
     trained: Mapping[str, str]
     format_facts: Mapping[str, str]
     settings: str
     layout: Layout
     opened: float
+    generation: GenerationPlan | None = None
+    earlier: tuple[EarlierTrial, ...] = ()
 
     @property
     def search_id(self) -> str:
@@ -84,15 +97,21 @@ class PreparedSearch:
         return self.experiment.folder / self.search_id
 
     def begin(self) -> None:
-        """Writes the manifest: from here on the search can be found and resumed."""
+        """Writes the manifest: from here on the search can be found, and the same command goes on with it."""
         self.manifest.write(self.folder)
+        self.lock.begun()
 
     def finish(self) -> None:
         """Marks the search as finished: it cannot be resumed any more."""
         self.manifest.model_copy(update={"finished": True}).write(self.folder)
 
-    def context(self, finished_trials: Mapping[str, Progress | None]) -> SearchContext:
-        """What the processes of the cluster need. `finished_trials` need not run; each has its last report."""
+    def context(
+        self, finished_trials: Mapping[str, Progress | None], prices: Mapping[str, float] | None = None
+    ) -> SearchContext:
+        """What the processes of the cluster need. `finished_trials` need not run; each has its last report.
+
+        `prices`: dollars of a worker-hour, by branch.
+        """
         return SearchContext(
             experiment=self.experiment,
             search_id=self.search_id,
@@ -102,7 +121,11 @@ class PreparedSearch:
             pad_token_id=self.pad_token_id,
             base=self.base,
             layout=self.layout,
+            generation=self.generation,
+            rungs=rungs_of(self.experiment, self.budget),
+            dollars_per_worker_hour=dict(prices or {}),
             finished_trials=dict(finished_trials),
+            earlier_trials=self.earlier,
         )
 
 
@@ -110,20 +133,36 @@ def prepare_search(
     written: ExperimentSpec,
     *,
     resume: str | None = None,
+    new: bool = False,
     register: bool = False,
+    replace: str | None = None,
     on_message: OnMessage = ignore_message,
 ) -> PreparedSearch:
-    """Opens a new search, or an interrupted one. Raises InputError, or another ValueError, if it cannot run.
+    """Opens a new search, or an unfinished one. Raises InputError, or another ValueError, if it cannot run.
 
     Args:
-        resume: the id of an interrupted search of this experiment, or NEWEST.
+        resume, new: which search is meant, as for choose_search. Without them an unfinished one whose data files have changed
+            since is left behind.
         register: check that the registry can take the best trial, and that it can be verified on this machine.
+        replace: a reason to replace an incumbent that cannot be compared, for its version's tags.
         on_message: takes what people should know: the model, the data, and warnings.
     """
+    if replace is not None and not (register and replace.strip()):
+        raise InputError('--replace: takes a reason, e.g. "it answers in another language", and needs a registration')
     check_not_connected()
-    opened = time.monotonic()
     _check_storage(written)
-    manifest = None if resume is None else find_interrupted(written, resume)
+    choice = choose_search(written, resume=resume, new=new, on_message=on_message)
+    try:
+        return _open(written, choice, register, replace, on_message)
+    except BaseException:
+        choice.lock.close()
+        raise
+
+
+def _open(
+    written: ExperimentSpec, choice: ChosenSearch, register: bool, replace: str | None, on_message: OnMessage
+) -> PreparedSearch:
+    opened = time.monotonic()
     uri = tracking_uri(written)
     check_tracking(uri)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
@@ -133,26 +172,26 @@ def prepare_search(
     on_message(f"base model {written.model.path}")
     directory = resolve_model(written.model)
     check_base(written.model)
-    model = _on_every_node(written.model, directory)
-    if manifest is not None and manifest.attention is not None:  # what the search began with, whatever this machine has
-        model = model.model_copy(update={"attention": manifest.attention})
-    experiment = written.model_copy(update={"model": model})
+    experiment = written.model_copy(update={"model": _on_every_node(written.model, directory)})
     config = config_of(directory)
+    experiment, rates = settle_learning_rates(experiment, count_parameters(config))
+    for rate in rates:
+        on_message(rate)
     trained = describe_branch_training(experiment, config)
     for branch, sentence in trained.items():
         on_message(f"{branch}: {sentence}")
-    abilities = abilities_for(experiment, config)
     tokenizer = load_tokenizer(directory)
     format_spec = format_spec_in(directory, experiment.format_spec)
     chat_format = load_chat_format(tokenizer, format_spec)
     for remark in date_remarks(chat_format):
         on_message(remark)
-    dataset = (
-        prepare_experiment(experiment, directory, context=context_of(directory))
-        if manifest is None
-        else _prepared_for(manifest)
-    )
+    dataset, begun = _data_of(choice, experiment, directory, on_message)
     on_message(dataset.summary())
+    if begun is not None and begun.attention is not None:  # what the search began with, whatever this machine has
+        model = experiment.model.model_copy(update={"attention": begun.attention})
+        experiment = experiment.model_copy(update={"model": model})
+    abilities = abilities_for(experiment, config)
+    generation = plan_generation(experiment, dataset, chat_format, config, probes, on_message)
     settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
     experiment = settings.experiment
     on_message(settings.sentence)
@@ -160,6 +199,9 @@ def prepare_search(
         on_message(problem)
     budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
     check_rungs(experiment, budget)
+    start = start_from(experiment, begun, digest=dataset.digest, budget=budget)
+    for sentence in start.sentences:
+        on_message(sentence)
     unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
     if unused:
         on_message(f"Warning: {unused}")
@@ -167,10 +209,12 @@ def prepare_search(
         check_model_name(uri, experiment.registered_model)
         check_verifiable(experiment)
     base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
-    manifest = manifest or _new_manifest(written, dataset, budget, experiment.model.attention)
+    manifest = begun or _new_manifest(written, dataset, budget, experiment.model.attention, start.searches)
+    if begun is None:
+        choice.lock.take(written.folder / manifest.search_id, new=True)
     return PreparedSearch(
         manifest=manifest,
-        lock=lock_search(experiment.folder / manifest.search_id),
+        lock=choice.lock,
         experiment=experiment,
         dataset=dataset,
         budget=budget,
@@ -179,13 +223,16 @@ def prepare_search(
         decode=verbatim(tokenizer),
         probes=probes,
         uri=uri,
-        resumed=resume is not None,
+        resumed=begun is not None,
         register=register,
+        replace=replace,
         trained=trained,
         format_facts=format_facts(format_spec, chat_format),
         settings=settings.sentence,
         layout=settings.layout,
         opened=opened,
+        generation=generation,
+        earlier=start.trials,
     )
 
 
@@ -218,20 +265,34 @@ def _check_storage(written: ExperimentSpec) -> None:
         ) from None
 
 
-def lock_search(folder: Folder) -> Lock:
-    """Keeps a second driver out, which would undo this one's work. Raises InputError if another driver has the search."""
-    try:
-        return folder.lock("lock")
-    except BlockingIOError:
-        raise InputError(
-            f"--resume {folder.name}: that search is running; wait for it, or name another one by its id"
-        ) from None
-
-
 def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
     """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
     is_local = model.path not in BUNDLED_MODELS and Path(model.path).expanduser().is_dir()
     return model.model_copy(update={"path": str(directory)}) if is_local else model
+
+
+def _data_of(
+    choice: ChosenSearch, experiment: ExperimentSpec, model_path: Path, on_message: OnMessage
+) -> tuple[PreparedDataset, SearchManifest | None]:
+    """The data of the search, and its manifest if it goes on: with other data than it began with, a new search begins."""
+    manifest = choice.manifest
+    if manifest is not None and choice.keeps_data:
+        dataset = _prepared_for(manifest)
+    else:
+        dataset = prepare_experiment(experiment, model_path, context=context_of(model_path))
+    if manifest is None:
+        return dataset, None
+    search_id = manifest.search_id
+    if str(dataset.directory) != manifest.prepared:
+        on_message(
+            f"search {search_id} is unfinished, but its data has changed since (from {folder_at(manifest.prepared).name[:12]}"
+            f" to {dataset.digest[:12]}): a new search begins. --resume {search_id} goes on with the data of then"
+        )
+        choice.lock.leave()
+        return dataset, None
+    far = how_far(experiment.folder / search_id, manifest)
+    on_message(f"search {search_id} goes on: {far}. --new begins another one")
+    return dataset, manifest
 
 
 def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
@@ -239,12 +300,14 @@ def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
     directory = folder_at(manifest.prepared)
     if not directory.is_complete():
         raise InputError(
-            f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
+            f"--resume {manifest.search_id}: its prepared data {directory} is gone; begin another search with --new"
         )
     return PreparedDataset.open(directory).verify()
 
 
-def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str) -> SearchManifest:
+def _new_manifest(
+    written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str, started_from: tuple[str, ...]
+) -> SearchManifest:
     return SearchManifest(
         search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         experiment=written,
@@ -252,5 +315,6 @@ def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int
         prepared=str(dataset.directory),
         budget=budget,
         attention=attention,
+        started_from=started_from,
         layout=LAYOUT,
     )

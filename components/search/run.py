@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
@@ -20,9 +22,13 @@ from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
 from components.records.on_message import OnMessage, ignore_message
 from components.records.outcome import Outcome
+from components.records.search_cost import cost_of_search
 from components.records.stop_flag import StopRequest
 from components.registry.promotion import Executor, register_best, run_locally
+from components.registry.verification_messages import VerificationReport
 from components.reports.leaderboard import ranked
+from components.search.branch_prices import branch_prices, priced_by
+from components.search.choose_candidate import choose, compare_branches
 from components.search.decide_outcome import (
     SearchOutcome,
     SearchResult,
@@ -32,6 +38,7 @@ from components.search.decide_outcome import (
     outcome_of_stop,
     outcome_of_unfinished,
     resume_command,
+    within_budget,
 )
 from components.search.prepare_search import PreparedSearch
 from components.search.read_selection import read_selection
@@ -57,16 +64,21 @@ def driver_session(
 ) -> Iterator[SearchRun]:
     """Inside, Ray is connected and the search is known to others: its driver has a heartbeat and takes requests.
 
-    Raises InsufficientCapacityError if the cluster can never hold a trial, and TrackingError if MLflow is away.
+    Raises InsufficientCapacityError if the cluster can never hold a trial, InputError for a budget in dollars where a price
+    is not known, and TrackingError if MLflow is away.
     """
     with contextlib.closing(prepared.lock), connected() as dashboard:
         capacity = capacity_of_cluster()
         check_capacity(prepared.experiment, capacity)
-        for remark in remarks(prepared.experiment, prepared.budget, capacity):
+        known = [trial.branch for trial in prepared.earlier]
+        for remark in remarks(prepared.experiment, prepared.budget, capacity, known):
             on_message(remark)
+        prices = branch_prices(prepared.experiment, capacity)
         prepared.begin()
         with DriverInbox(prepared.folder) as inbox:
-            yield SearchRun(prepared, inbox, dashboard, on_message=on_message, stop=stop, command=command)
+            yield SearchRun(
+                prepared, inbox, dashboard, on_message=on_message, stop=stop, command=command, prices=prices
+            )
 
 
 class SearchRun:
@@ -84,7 +96,10 @@ class SearchRun:
         on_message: OnMessage,
         stop: StopRequest | None,
         command: str,
+        prices: Mapping[str, float],
     ) -> None:
+        """`prices`: dollars of a worker-hour, of the branches where it is known."""
+        self.prices = dict(prices)
         self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
         self.stop = stop or StopRequest()
         self._taken_over: str | None = None
@@ -113,7 +128,7 @@ class SearchRun:
 
     @property
     def resume_command(self) -> str:
-        return resume_command(self.command, self.prepared.search_id)
+        return resume_command(self.command)
 
     def run_trials(self, on_event: Subscriber | None = None) -> TrialsResult:
         """Returns once every trial has ended, or the search was stopped. Called once."""
@@ -127,20 +142,32 @@ class SearchRun:
             for trial_id, history in self.histories.items()
             if history.state is not TrialState.RUNNING
         }
-        context, hopeless = self.prepared.context(finished), None
+        context, hopeless, limit = self.prepared.context(finished, self.prices), None, None
         try:
-            run_search(context, self.histories, resume=resume, inbox=self.inbox, stop=self.stop)
+            limit = run_search(
+                context,
+                self.histories,
+                resume=resume,
+                inbox=self.inbox,
+                stop=self.stop,
+                running_seconds=lambda: self.inbox.ran_seconds,
+                last_sign=self.inbox.last_sign,
+            )
         except UnfitWorkersError as error:
             hopeless = str(error)
         finally:
             undelivered = sync.close(MLFLOW_SECONDS, self.stop)
         return TrialsResult(
-            histories=self.histories, undelivered=undelivered, stop_reason=self.stop.reason, hopeless=hopeless
+            histories=self.histories,
+            undelivered=undelivered,
+            stop_reason=self.stop.reason,
+            hopeless=hopeless,
+            limit=limit,
         )
 
     def conclude(self, trials: TrialsResult) -> SearchResult:
         """Registers the best trial, if that was asked for and there is one, and reports."""
-        return self.report(self._decide(trials))
+        return self.report(within_budget(self._decide(trials), trials, self.planned))
 
     def register(self, best: TrialHistory) -> SearchOutcome:
         """Packages the trial, verifies it, and sends it through the registry's gate."""
@@ -156,6 +183,7 @@ class SearchRun:
                 prepared.dataset,
                 prepared.probes,
                 self._executor(best),
+                prepared.replace,
                 self._selection(),
             )
         except VerificationError as error:
@@ -176,7 +204,15 @@ class SearchRun:
         """Writes the reports, marks the search as finished unless it can go on, and tells others of the outcome."""
         self._check_lock()
         prepared = self.prepared
-        summary = summarize(prepared, self.histories, outcome, run_id=self._runs.parent_id)
+        cost = cost_of_search(
+            self.histories.values(),
+            proof=self.inbox.proof_seconds,
+            proven_branch=outcome.best.started.branch if outcome.best else "",
+            driver_seconds=self.inbox.ran_seconds,
+            prices=self.prices,
+            priced_by=priced_by(prepared.experiment),
+        )
+        summary = summarize(prepared, self.histories, outcome, run_id=self._runs.parent_id, cost=cost)
         page = write_reports(prepared, self._runs, summary, self.histories, self.command, self.on_message)
         self.inbox.close(outcome.outcome.value)
         return SearchResult(
@@ -193,9 +229,15 @@ class SearchRun:
     def _decide(self, trials: TrialsResult) -> SearchOutcome:
         if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
             return early
-        best = ranked(self._with_complete_checkpoints())[0]
-        if best.best is None or best.state is TrialState.FAILED:
+        histories = {history.trial_id: history for history in self._with_complete_checkpoints()}
+        leader = ranked(histories.values())[0]
+        if leader.best is None or leader.state is TrialState.FAILED:
             return outcome_of_no_success(self.histories.values())
+        finalists = compare_branches(self.prepared, histories)
+        return replace(self._conclude(trials, choose(histories, leader, finalists, self.prepared)), finalists=finalists)
+
+    def _conclude(self, trials: TrialsResult, best: TrialHistory) -> SearchOutcome:
+        assert best.best is not None
         if trials.undelivered:
             return self._not_registered(
                 Outcome.TRACKING_AWAY,
@@ -204,7 +246,9 @@ class SearchRun:
                 best,
             )
         if not self.prepared.register:
-            message = f"Eval loss {best.best.eval_loss:.4f}: {best.best.checkpoint}"
+            metric = best.best.metric
+            scored = f"{metric.name} {best.best.scores[metric.name]:.4f}, e" if metric.name in best.best.scores else "E"
+            message = f"{scored}val loss {best.best.eval_loss:.4f}: {best.best.checkpoint}"
             return SearchOutcome(outcome=Outcome.FINISHED, message=message, best=best)
         if self.stop.reason is not None:
             message = f"Interrupted before the best trial was registered. Go on with: {self.resume_command}"
@@ -247,7 +291,16 @@ class SearchRun:
     def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
         workers = self.prepared.experiment.resources.of(best.started.spec.method)
-        return partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
+        executor = partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
+        return partial(self._clocked, executor)
+
+    def _clocked(self, executor: Executor, work: Callable[[], VerificationReport]) -> VerificationReport:
+        """Counts what the proof takes, for the search's cost: also one that fails."""
+        began = time.monotonic()
+        try:
+            return executor(work)
+        finally:
+            self.inbox.proof_seconds += time.monotonic() - began
 
     def _connect_tracking(self) -> SearchRuns:
         prepared = self.prepared

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 
 from components.conversations.preview.mask_preview import preview_html
 from components.data.preview_records import stored_records, totals_of
+from components.experiment.report_marks import evaluation_marks, rungs_of
 from components.records.events import TrialHistory
 from components.records.on_message import OnMessage
+from components.records.search_cost import SearchCost
 from components.reports.html_page import search_page
 from components.reports.loss_curves import loss_curves_svg
+from components.reports.rung_correlation import RungCorrelation, rung_correlations
 from components.reports.search_summary import SearchSummary, trial_summaries
 from components.search.decide_outcome import SearchOutcome
 from components.search.prepare_search import PreparedSearch
@@ -32,7 +35,12 @@ def log_inputs(runs: SearchRuns, prepared: PreparedSearch) -> None:
 
 
 def summarize(
-    prepared: PreparedSearch, histories: Mapping[str, TrialHistory], outcome: SearchOutcome, *, run_id: str
+    prepared: PreparedSearch,
+    histories: Mapping[str, TrialHistory],
+    outcome: SearchOutcome,
+    *,
+    run_id: str,
+    cost: SearchCost,
 ) -> SearchSummary:
     """`run_id` is the search's MLflow run."""
     return SearchSummary(
@@ -46,8 +54,26 @@ def summarize(
         folder=str(prepared.folder),
         tracking_uri=without_secrets(prepared.uri),
         run_id=run_id,
-        trials=trial_summaries(histories.values()),
+        metric=prepared.experiment.search.metric,
+        trials=trial_summaries(histories.values(), budget=prepared.budget, metrics=prepared.experiment.search.metrics),
+        metrics=prepared.experiment.search.metrics,
+        cost=cost,
+        rung_correlations=_rung_correlations(prepared, histories),
         registry=outcome.registry,
+        finalists=outcome.finalists,
+    )
+
+
+def _rung_correlations(prepared: PreparedSearch, histories: Mapping[str, TrialHistory]) -> tuple[RungCorrelation, ...]:
+    """By branch where trials compete within it."""
+    experiment, budget = prepared.experiment, prepared.budget
+    shared = getattr(experiment.search.scheduler, "brackets", "shared") == "shared"
+    return rung_correlations(
+        histories.values(),
+        budget=budget,
+        rungs=rungs_of(experiment, budget),
+        evaluations=evaluation_marks(budget, experiment.trial.budget.evaluations),
+        branches=[None] if shared else list(experiment.search.space),
     )
 
 
@@ -72,6 +98,7 @@ def write_reports(
         runs.log_text(None, curves, "eval_loss.svg")
         runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
         runs.log_search_metrics({"eval/loss": min(losses)} if losses else {})
+        runs.log_cost(summary.cost)
         runs.end_search(summary.outcome.value)
     except MLFLOW_ERRORS as error:
         on_message(f"MLflow did not take the reports ({reason_of(error)}); they are in {prepared.folder}")

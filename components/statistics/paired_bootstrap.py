@@ -18,7 +18,7 @@ from components.statistics.selection import ChosenFrom, Selection
 # better is promoted in at most 2.5 % of cases at a confidence of 95 %: experiments/benchmarks/gate_calibration.md.
 LEAST = 20
 WAY_OUT = "add conversations, or hold out more of them (data.eval_fraction, data.eval)"
-LOSS, NATS_PER_TARGET = "eval_loss", "nats per target"
+LOSS, NATS, BITS = "eval_loss", "nats per target", "bits per byte"
 
 
 class ComparisonState(StrEnum):
@@ -40,9 +40,7 @@ class Comparison(BaseModel):
 
     other: str = Field(description="base or incumbent")
     metric: str = Field(LOSS, description="What is compared.")
-    unit: str = Field(
-        NATS_PER_TARGET, description="Of values, difference and interval; empty for a metric without one."
-    )
+    unit: str = Field(NATS, description="Of values, difference and interval; empty for a metric without one.")
     candidate_loss: float = Field(description="The metric's value over all conversations together, a loss or not.")
     other_loss: float
     difference: float
@@ -168,7 +166,7 @@ def compare(
     return Comparison(
         other=other,
         metric=metric.name,
-        unit=NATS_PER_TARGET if metric.name == LOSS else "",
+        unit=NATS if metric.name == LOSS else "",
         candidate_loss=float(sums.sum() / total),
         other_loss=float(opponents.sum() / total),
         difference=float(sign * (sums.sum() - opponents.sum()) / total),

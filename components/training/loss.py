@@ -17,9 +17,9 @@ from components.conversations.chat_formats.rendered import IGNORE_INDEX
 from components.data.attention_masks import mask_form
 from components.data.batch import Batch
 from components.data.model_inputs import Inputs, model_inputs
+from components.models.precision import computing, scores_dtype
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
 from components.training.packed_isolation import isolates_packed_rows, unscored_batch
-from components.training.precision import computing, scores_dtype
 
 log = logging.getLogger(__name__)
 MAX_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary

@@ -8,22 +8,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
 from components.data.prepare import PreparedDataset
 from components.data.rows import rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
-from components.experiment.spec import TrialSpec
+from components.experiment.report_marks import next_mark
+from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
-from components.records.evaluation_record import EvaluationRecord
+from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
+from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.training.checkpoint import (
@@ -40,6 +43,7 @@ from components.training.evaluate import all_losses
 from components.training.loss import ScoredModel
 from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.workers import Workers
 
@@ -52,6 +56,8 @@ class TrainingData:
     max_tokens: int
     pad_token_id: int
     layout: Layout = "trees"
+    metric: MetricSpec = field(default_factory=MetricSpec)  # what the search ranks its trials by
+    generation: GenerationPlan | None = None  # what is asked of the model at evaluations
 
 
 class Diverged(Exception):
@@ -68,13 +74,21 @@ class Trainer:
         data: TrainingData,
         workers: Workers,
         base: BaseReference,
+        rungs: tuple[int, ...] = (),
+        replies: ReplyScores | None = None,
     ) -> None:
+        """`rungs`: where the trial reports beside its regular evaluations, in target tokens, ascending.
+
+        `replies` scores what the model says at evaluations, if that was asked for.
+        """
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
+        self.replies = replies
         separate = data.layout == "separate"
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
         )
         self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.rungs = rungs
         self.budget = self.planned  # larger once the trial has been extended
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
@@ -89,18 +103,20 @@ class Trainer:
         return self.counters.target_tokens >= self.budget
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
-        """Trains up to the next evaluation, then evaluates. A trial that has diverged reports that and is done.
+        """Trains up to the next evaluation or rung, then evaluates. A trial that has diverged reports that and is done.
 
         The signals are read after every step. If any worker's trial is preempted, all workers return None after the same
         step. The next call continues from there, and its report is that of an uninterrupted interval. If any worker's
         trial must stop, it is evaluated after that step.
 
         The learning rate follows the share of the budget as of the interval's first step, so it rises with an extension.
-        The distance between evaluations stays the same.
+        The distance between evaluations stays the same. One step of a small data set may pass several marks; they share one
+        report.
         """
         self.budget = budget_at(self.counters.reported_step, self.planned, signals.extensions)
-        mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
+        mark = next_mark(self.counters.reported_tokens, self.planned, self.spec.budget.evaluations, self.rungs)
         self.scored.train()
+        stopped = False
         try:
             while self.counters.target_tokens < min(mark, self.budget):
                 self.step()
@@ -108,15 +124,13 @@ class Trainer:
                 if preempted:
                     return None
                 if stop:
+                    stopped = True
                     break
-            self.evaluation = self._evaluate()
+            self.evaluation = self._evaluate(last=self.done or stopped)
         except Diverged as reason:
             self.evaluation = None
             return self._progress(diverged=str(reason))
-        # One step of a small data set may pass several marks; they share one report.
-        passed = self.counters.target_tokens * self.spec.budget.evaluations // self.planned
-        self.counters.reports = max(self.counters.reports + 1, passed)
-        self.counters.reported_step = self.counters.step
+        self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.counters.target_tokens
         progress, self.interval = self._progress(), ReportInterval()
         return progress
 
@@ -202,7 +216,17 @@ class Trainer:
             for number, batch in enumerate(batches, start=1)
         ]
 
-    def _evaluate(self) -> EvaluationRecord:
+    def _evaluate(self, *, last: bool) -> EvaluationRecord:
+        """Evaluates, and counts the time that it takes: it is paid for like training."""
+        began = time.perf_counter()
+        try:
+            return self._measure(last=last)
+        finally:
+            elapsed = time.perf_counter() - began
+            self.counters.evaluation_seconds += elapsed
+            self.counters.evaluation_worker_seconds += elapsed * self.workers.count
+
+    def _measure(self, *, last: bool) -> EvaluationRecord:
         losses = all_losses(
             self.scored,
             self.eval_store,
@@ -213,10 +237,29 @@ class Trainer:
         )
         if not math.isfinite(losses.value):
             raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        return EvaluationRecord(metrics={"eval_loss": losses})
+        return EvaluationRecord(metrics={EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)})
+
+    def _in_bits(self, losses: ConversationScores) -> dict[str, ConversationScores]:
+        """The same losses per byte of what the assistant says, which another tokenizer's compare with."""
+        num_bytes = self.data.dataset.eval.target_bytes
+        if not num_bytes.any():
+            return {}
+        return {
+            BITS_PER_BYTE: ConversationScores(
+                sums=tuple(map(to_bits, losses.sums)), weights=tuple(map(float, num_bytes))
+            )
+        }
+
+    def _score_replies(self, *, last: bool) -> dict[str, ConversationScores]:
+        if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
+            return {}
+        # As many tokens at once as an evaluation of the loss has; a cache takes less memory than a training step.
+        at_once = self.spec.batch.rows_per_micro_batch * self.data.max_tokens
+        return self.replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
 
     def _progress(self, diverged: str | None = None) -> Progress:
-        losses = self.evaluation.metrics["eval_loss"] if self.evaluation else None
+        metrics = self.evaluation.metrics if self.evaluation else {}
+        losses = metrics.get(EVAL_LOSS)
         return Progress(
             step=self.counters.step,
             target_tokens=self.counters.target_tokens,
@@ -228,9 +271,13 @@ class Trainer:
             seconds=self.counters.seconds,
             workers=self.workers.count,
             worker_seconds=self.counters.worker_seconds,
+            evaluation_seconds=self.counters.evaluation_seconds,
+            evaluation_worker_seconds=self.counters.evaluation_worker_seconds,
             steps=tuple(self.interval.steps),
             done=self.done or diverged is not None,
             diverged=diverged,
+            metric=self.data.metric,
+            scores={name: score.value for name, score in metrics.items() if name != EVAL_LOSS},
         )
 
     def _write(self, directory: Path) -> None:

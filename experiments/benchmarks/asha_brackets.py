@@ -31,8 +31,9 @@ from components.cluster.scheduling.successive_halving import HalvingRule
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare_experiment
+from components.experiment.draw_trials import sample_trials
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import sample_trials
+from components.experiment.report_marks import largest_warmup
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
@@ -120,7 +121,7 @@ def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str
         now, _, index, curve = heapq.heappop(running)
         target_tokens, loss, seconds = curve.reports[index]
         history, is_last = histories[str(curve.number)], index + 1 == len(curve.reports)
-        stops = not is_last and halving.stops(histories, history.trial_id, target_tokens=target_tokens, eval_loss=loss)
+        stops = not is_last and halving.stops(histories, history.trial_id, target_tokens=target_tokens, objective=loss)
         report = _progress(index + 1, target_tokens, loss)
         histories[history.trial_id] = history.model_copy(update={"reports": (*history.reports, report)})
         if stops or is_last:
@@ -209,7 +210,7 @@ def policies_table(curves: Sequence[Curve], experiment: ExperimentSpec, budget: 
         for factor in (3, 2):
             for brackets in ("shared", "per_branch"):
                 asha = AshaSpec(reduction_factor=factor, brackets=brackets)
-                halving = HalvingRule.of(asha, budget, experiment.trial.budget.evaluations)
+                halving = HalvingRule.of(asha, asha.rungs(budget, largest_warmup(experiment)))
                 workers = {"lora": 1, "full": full_workers}
                 replays = [
                     replay_order(order, halving, workers) for order in orders(curves, wide_first=full_workers > 1)

@@ -126,7 +126,16 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
         driver.wait()
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     assert not manifest.finished
-    summary = summary_of(ran(folder, "tune", "toy.yaml", "--resume", "--json"))
+    changed = ran(folder, "tune", "toy.yaml", "--set", "trial.seed=5")
+    assert changed.returncode == 2
+    assert f"search {manifest.search_id} is unfinished, and was begun with another experiment:" in changed.stderr
+    assert (
+        "  trial.seed: was 0, is 5\nSet these back to go on with it, or begin another search with --new"
+        in changed.stderr
+    )
+    again = ran(folder, "tune", "toy.yaml", "--json")
+    assert f"search {manifest.search_id} goes on: " in again.stderr
+    summary = summary_of(again)
     assert summary["search_id"] == manifest.search_id
     assert outcomes(summary) == outcomes(searched)
     client = store(folder)
@@ -155,7 +164,7 @@ def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tm
     said = (folder / "output").read_text()
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     assert status == 143, said
-    assert f"Go on with: python workflows/tune.py toy.yaml --resume {manifest.search_id}" in said
+    assert "Go on with: python workflows/tune.py toy.yaml\n" in said
     assert not manifest.finished
     interim = list((folder / "runs" / "toy" / manifest.search_id / "checkpoints").glob("*/step_*+*"))
     assert interim

@@ -37,19 +37,37 @@ def letter_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFas
     )
 
 
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """As letter_tokenizer, but two of the letters a, b, c and d are one token: other tokens of the same words."""
+    pairs = [one + two for one in "abcd" for two in "abcd"]
+    vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, START, STOP, *dict.fromkeys(LETTERS), *pairs])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Split(Regex(r"[abcd]{2}|[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, eos_token=STOP, additional_special_tokens=[START]
+    )
+
+
 def save_letter_tokenizer(directory: Path, chat_template: str | None = None) -> None:
     letter_tokenizer(chat_template).save_pretrained(directory)
 
 
 def tiny_model_directory(
-    directory: Path, chat_template: str | None = None, *, tied: bool = True, least_rows: int = 0
+    directory: Path,
+    chat_template: str | None = None,
+    *,
+    tied: bool = True,
+    least_rows: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> None:
     """A random two-layer Llama and the letter tokenizer, loadable by AutoModelForCausalLM and AutoTokenizer.
 
     Args:
+        tokenizer: another one.
         least_rows: of the embeddings, for another tokenizer with more tokens.
     """
-    tokenizer = letter_tokenizer(chat_template)
+    tokenizer = tokenizer or letter_tokenizer(chat_template)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=max(len(tokenizer), least_rows),

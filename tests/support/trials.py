@@ -44,11 +44,11 @@ EPOCHS = {"lora": 2.0, "full": 6.0, "nf4": 2.0, "int8": 2.0}  # so that full is 
 class Trials:
     """A tiny base model, prepared data, and one trained checkpoint a method, made when it is first asked for."""
 
-    def __init__(self, folder, *, least_rows=0):
+    def __init__(self, folder, *, least_rows=0, tokenizer=None):
         torch.set_num_threads(1)
         self.folder = folder
         self.model = folder / "model"
-        tiny_model_directory(self.model, least_rows=least_rows)
+        tiny_model_directory(self.model, least_rows=least_rows, tokenizer=tokenizer)
         write_messages_jsonl(folder / "conversations.jsonl", toy_conversations(60, seed=0))
         data = DataSpec(train=str(folder / "conversations.jsonl"), eval_fraction=0.6, max_tokens=MAX_TOKENS)
         self.dataset = prepare(data, model_path=self.model, chat_format="auto", storage=folder_at(folder))

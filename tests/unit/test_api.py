@@ -323,7 +323,7 @@ def test_a_model_replies_streams_is_scored_and_compared(experiment, tmp_path):
     score = turnwise.score(model, str(tmp_path / "data.jsonl"))
     assert score.loss == pytest.approx(sum(each.loss_sum for each in score.losses) / score.num_targets)
     assert len(score.losses) == 25
-    assert "nats per target over" in repr(score)
+    assert f"nats per target ({score.bits_per_byte:.4f} bits per byte) over" in repr(score)
     same = turnwise.compare(model, model, str(tmp_path / "data.jsonl"))
     assert (same.difference, same.beats) == (0.0, False)
     exported = turnwise.export(model, tmp_path / "out")

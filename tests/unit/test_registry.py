@@ -12,7 +12,8 @@ from components.conversations.messages import Message
 from components.data.trained_on import TRAINED_ON, write_trained_on
 from components.errors import VerificationError
 from components.experiment.spec import ModelSpec
-from components.models.load_trained import load_base
+from components.inference.score import score
+from components.models.load_trained import load_base, load_trained
 from components.registry.chat_model import PackagedChatModel
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
 from components.registry.probes import load_probes
@@ -279,16 +280,17 @@ def test_an_incumbent_is_scored_on_the_candidates_conversations(trials, packaged
     )
 
 
-def test_an_incumbent_whose_chat_format_gives_other_tokens_cannot_be_compared(trials, packaged, tmp_path):
+def test_an_incumbent_whose_chat_format_gives_other_tokens_is_scored_in_its_own(trials, packaged, tmp_path):
     package = trials.packaged("full", tmp_path / "artifacts" / "package")
     template = package / "tokenizer" / "chat_template.jinja"
     template.write_text(CHATML_OF_OLD)
-    problem = verify_incumbent(trials, packaged, tmp_path).incumbent_problem
+    found = verify_incumbent(trials, packaged, tmp_path)
     store = trials.dataset.eval
-    assert problem == (
-        f"renders {len(store)} of {len(store)} held-out conversations to other tokens (the first: {store.source(0)}), so"
-        " losses per target cannot be compared"
-    )
+    everything = tuple(range(len(store)))
+    assert (found.incumbent_problem, found.incumbent_by_bytes, found.incumbent_note) == (None, everything, None)
+    # It never saw this format: it is scored in it all the same, as a person would who loads it.
+    anew = score(load_trained(package), [store.conversation(index) for index in everything], max_tokens=MAX_TOKENS)
+    assert found.incumbent_sums == pytest.approx([loss.loss_sum for loss in anew.losses], rel=1e-5)
     cut_short(package)
     problem = verify_incumbent(trials, packaged, tmp_path).incumbent_problem
     assert problem.startswith("cannot be loaded here: ")

@@ -91,7 +91,7 @@ class Contest:
             base_answers=(),
         )
 
-    def register(self, meanwhile=lambda contest, round_: None):
+    def register(self, meanwhile=lambda contest, round_: None, replace=None):
         """`meanwhile` happens during each proof; `asked` is which incumbent each proof was about."""
 
         def execute(work):
@@ -103,7 +103,7 @@ class Contest:
 
         candidate = self.candidate
         return register_best(
-            candidate.runs, candidate.uri, candidate.experiment, self.trial, candidate.dataset, (), execute
+            candidate.runs, candidate.uri, candidate.experiment, self.trial, candidate.dataset, (), execute, replace
         )
 
 
@@ -235,8 +235,22 @@ def test_an_incumbent_that_cannot_be_scored_is_a_reason_and_not_the_end(contest)
     result = contest.register()
     assert not result.promoted
     assert result.reason.startswith(f"version {holder} holds the alias and does not fit into the memory")
+    assert result.reason.endswith('or search with --replace "REASON"')
     assert contest.holder() == holder
     assert contest.holder("challenger") == number
+    replaced = contest.register(replace="a new tokenizer")
+    assert (replaced.promoted, contest.holder()) == (True, number)
+    assert contest.tags(number)["turnwise.replaced_because"] == "a new tokenizer"
+    assert replaced.reason.endswith("it is replaced uncompared because somebody said so: a new tokenizer")
+
+
+def test_a_reason_to_replace_does_not_spare_a_comparison_that_is_possible(contest):
+    better, number = contest.version(-5.0), contest.enter()
+    contest.hold(better)
+    result = contest.register(replace="because")
+    assert (result.promoted, contest.holder()) == (False, better)
+    assert result.reason.startswith("does not beat the incumbent")
+    assert "turnwise.replaced_because" not in contest.tags(number)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():
 
 
 def test_a_summary_is_json_without_infinities():
-    summaries = trial_summaries(replay(RECORDS).values())
+    summaries = trial_summaries(replay(RECORDS).values(), budget=BUDGET)
     assert [(trial.number, trial.eval_loss) for trial in summaries] == [(2, 0.7), (1, 0.9), (3, None)]
     assert all(trial.eval_loss is None or math.isfinite(trial.eval_loss) for trial in summaries)
 
@@ -158,7 +158,7 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
         folder="runs/toy/s",
         tracking_uri="sqlite:///mlflow.db",
         run_id="r",
-        trials=trial_summaries(replay(RECORDS).values()),
+        trials=trial_summaries(replay(RECORDS).values(), budget=BUDGET),
         registry=None,
     )
     curves = loss_curves_svg(replay(RECORDS).values(), base_loss=3.5)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from components.experiment.spec import ExperimentSpec
 from components.models.base.reference import BaseReference
+from components.records.earlier_trials import EarlierTrial
 from components.records.events import Progress
+from components.scoring.score_model import GenerationPlan
 from components.storage.folder import Folder
 from components.training.model_abilities import Layout
 
@@ -16,7 +18,10 @@ class SearchContext:
     """Plain values only: it travels to every process of the search.
 
     `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
-    `finished_trials` had ended before the search was resumed: they are not run again. Each has its last report.
+    `rungs` are where trials report beside their regular evaluations, in target tokens. `generation` is what is asked of the
+    models at evaluations. `dollars_per_worker_hour` is known of the branches in it. `finished_trials` had ended before the
+    search was resumed: they are not run again. Each has its last report. `earlier_trials` are those of other searches, for
+    a sampler that learns.
     """
 
     experiment: ExperimentSpec
@@ -27,7 +32,11 @@ class SearchContext:
     pad_token_id: int
     base: BaseReference
     layout: Layout = "trees"
+    generation: GenerationPlan | None = None
+    rungs: tuple[int, ...] = ()
+    dollars_per_worker_hour: dict[str, float] = field(default_factory=dict)
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
+    earlier_trials: tuple[EarlierTrial, ...] = ()
 
     @property
     def checkpoints(self) -> Folder:

@@ -86,8 +86,10 @@ def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=context.pad_token_id,
         layout=context.layout,
+        metric=context.experiment.search.metric,
+        generation=context.generation,
     )
-    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints)
+    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints, context.rungs)
 
 
 def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
@@ -55,6 +56,15 @@ def load_chat_format(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec | 
     if spec.name not in FORMATS:
         raise InputError(f"chat_format={spec.name}: unknown; valid are {', '.join(FORMATS)}")
     return FORMATS[spec.name](tokenizer, spec)
+
+
+def with_thoughts(chat_format: ChatFormat, scored: bool) -> ChatFormat:
+    """Returns the format as it would be with another data.train_on_reasoning, if it knows thoughts."""
+    if not isinstance(chat_format, TemplateFormat) or chat_format.spec.train_on_reasoning == scored:
+        return chat_format
+    other = copy.copy(chat_format)
+    other.spec = chat_format.spec.model_copy(update={"train_on_reasoning": scored})
+    return other
 
 
 def _check_no_template_keys(spec: ChatFormatSpec, name: str) -> None:

@@ -18,6 +18,11 @@ class ChatFormat(Protocol):
     template: str  # Jinja, saved with the tokenizer for programs without Turnwise
 
     @property
+    def scores_thoughts(self) -> bool:
+        """Returns whether reasoning is scored where a message has some. A format that knows none takes it for words."""
+        ...
+
+    @property
     def written_date(self) -> str | None:
         """Returns the date that is written as today's in every conversation; None if there is none."""
         ...

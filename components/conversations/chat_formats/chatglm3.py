@@ -104,6 +104,7 @@ class ChatGLM3Format:
     """With `ends_turns` every answer ends with </s>, as in chatglm3-base-tuning, not only the last of a conversation."""
 
     written_date: str | None = None
+    scores_thoughts = True  # they are text like any other
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, name: str, ends_turns: bool) -> None:
         """Raises InputError if the tokenizer is not ChatGLM3's."""

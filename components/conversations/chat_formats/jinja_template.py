@@ -95,6 +95,10 @@ class TemplateFormat:
         self.calls = learn_tool_calls(self._write_calls) or learn_listed_arguments(self._write_calls)
 
     @property
+    def scores_thoughts(self) -> bool:
+        return self.thoughts is None or self.spec.train_on_reasoning
+
+    @property
     def written_date(self) -> str | None:
         text = self._write_trial([self.dialect.raw(PROBE[0])], ask=True)
         return max((date for date in dates_of(self.template, self.name) if date in text), key=len, default=None)

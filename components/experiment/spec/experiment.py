@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, JsonValue
 
 from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
-from components.experiment.spec.evaluation import EvaluationSpec
+from components.experiment.spec.evaluation import EvaluationSpec, GenerateSpec
 from components.experiment.spec.model import ModelSpec
 from components.experiment.spec.registry import RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec
@@ -59,6 +59,16 @@ class ExperimentSpec(Spec):
             system=self.data.system,
             train_on_reasoning=self.data.train_on_reasoning,
         )
+
+    @property
+    def generation(self) -> GenerateSpec | None:
+        """What is generated at evaluations, search.metric included; None if nothing is."""
+        metric, generate = self.search.metric, self.evaluation.generate
+        if not metric.of_replies:
+            return generate
+        generate = generate or GenerateSpec()
+        others = tuple(score for score in generate.scores if score.name != metric.name)
+        return generate.model_copy(update={"scores": (metric, *others)})
 
     @property
     def registered_model(self) -> str:

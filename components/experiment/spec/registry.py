@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat
 
@@ -52,6 +52,11 @@ class RegistrySpec(Spec):
         "champion", description=f"Points to the version that passed the gate; not latest, v1, v2 ... or {CHALLENGER}."
     )
     confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
+    prefer: Literal["quality", "cheapest_within_noise"] = Field(
+        "quality",
+        description="Which branch's best is registered: the best one, or of all that are within noise of it the one that"
+        " trains the fewest weights.",
+    )
     proof_minutes: PositiveFloat = Field(
         30.0,
         description="Longest time the candidate, its base model and the incumbent may each take to load, talk and be scored"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from components.models.base.load_base import config_of
 
 
@@ -12,7 +14,12 @@ def context_of(directory: Path) -> int | None:
     if not (directory / "config.json").exists():
         return None
     try:
-        length = getattr(config_of(directory).get_text_config(), "max_position_embeddings", None)
+        return longest_of(config_of(directory))
     except ValueError:  # a family that transformers does not know: its tokenizer is enough for a preview
         return None
+
+
+def longest_of(config: PreTrainedConfig) -> int | None:
+    """Returns the most tokens that a model of this configuration is made for; None if it has no such bound."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
