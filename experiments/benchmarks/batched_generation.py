@@ -54,7 +54,7 @@ class Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, metavar="FILE", help="the table, as Markdown")
-    parser.add_argument("--new-tokens", type=int, default=32, help="at most, of each reply")
+    parser.add_argument("--new-tokens", type=int, default=24, help="at most, of each reply")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     rows = []

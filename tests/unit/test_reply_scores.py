@@ -6,17 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from components.conversations.load_format import load_format_of
 from components.conversations.messages import Conversation
+from components.data.prepare import PreparedDataset
 from components.errors import InputError
+from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import BudgetSpec, GenerateSpec, MetricSpec
+from components.models.base.load_base import config_of
 from components.models.load_trained import load_trained
 from components.records.evaluation_record import EvaluationRecord
 from components.records.events import best_report
+from components.registry.probes import Probe
 from components.scoring.questions import Question, generation_set
 from components.scoring.score_model import GenerationPlan, check_plan, score_model
 from components.scoring.user_function import SIGNATURE
+from components.search.plan_generation import plan_generation
 from components.storage.open_folder import folder_at
 from components.training.workers import TorchWorkers
+from tests.support.experiment_file import EXPERIMENT
 from tests.support.processes import run_together
 from tests.support.sessions import FULL, LORA, MAX_TOKENS, Signals, curve, prepared_toy, reports, session
 from tests.support.toy import assistant, user
@@ -142,3 +149,49 @@ def test_a_metric_that_says_nothing_of_any_conversation_is_refused(name, need):
         check_plan(silent, [question], of_it)
     (remark,) = check_plan(silent, [question], CHRF)
     assert remark.startswith(f"evaluation.generate.scores: {name} says nothing of any")
+
+
+# What a search says before it starts
+
+
+def planned(toy, folder, probes=(), **overrides):
+    """(the plan, what was said)."""
+    model, prepared, _ = toy
+    (folder / "toy.yaml").write_text(EXPERIMENT)
+    experiment = load_experiment(folder / "toy.yaml", {"evaluation.generate.max_new_tokens": 12, **overrides})
+    said = []
+    chat_format = load_format_of(model)
+    plan = plan_generation(
+        experiment, PreparedDataset.open(prepared), chat_format, config_of(model), probes, said.append
+    )
+    return plan, said
+
+
+def test_a_search_says_what_it_asks_and_which_scores_will_be_silent(toy, tmp_path):
+    asked, said = planned(toy, tmp_path, **{"search.metric": "chrf", "evaluation.generate.scores": ["chrf", "expect"]})
+    assert said[0].startswith("evaluation.generate: at each evaluation up to 12 tokens in answer to ")
+    assert said[0].endswith("conversations (eval): chrf, expect; trials are ranked by chrf (maximize)")
+    assert said[1].startswith("Warning: evaluation.generate.scores: expect says nothing of any of the ")
+    assert asked.generate.scores[0] == CHRF
+
+
+def test_probes_are_asked_where_the_file_says_so(toy, tmp_path):
+    probes = [Probe(messages=({"role": "user", "content": "say ab"},), expect="ab")]
+    overrides = {"evaluation.generate.from": "probes", "registry.probes": "p.jsonl", "search.metric": "expect"}
+    asked, said = planned(toy, tmp_path, probes, **overrides, **{"evaluation.generate.scores": ["stop_rate"]})
+    assert "in answer to 1 of 1 conversations (probes)" in said[0]
+    of = session(toy, tmp_path / "checkpoints", training={"generation": asked})
+    assert set(reports(of, FULL)[-1].scores) == {"expect", "stop_rate"}
+
+
+def test_a_schema_s_file_travels_to_the_workers(toy, tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    overrides = {
+        "evaluation.generate.scores": ["json_schema"],
+        "evaluation.generate.json_schema": str(tmp_path / "schema.json"),
+    }
+    asked, _ = planned(toy, tmp_path, **overrides)
+    assert asked.generate.json_schema == {"type": "object"}
+    (tmp_path / "schema.json").write_text("[]")
+    with pytest.raises(InputError, match=r"json_schema=.*schema.json: holds no JSON object"):
+        planned(toy, tmp_path, **overrides)

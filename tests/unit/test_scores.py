@@ -1,10 +1,18 @@
 """Every score of what a model says, in English and Chinese, against values computed by hand or published by its library."""
 
+import json
+import re
+
 import pytest
 
+from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Message
+from components.conversations.readers.data_problems import ConversationError
+from components.conversations.readers.read import read_conversations
+from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
 from components.experiment.spec import SCORES_OF_REPLIES
+from components.registry.probes import load_probes
 from components.scoring.questions import Question
 from components.scoring.reply import Reply
 from components.scoring.scores import built_in
@@ -101,8 +109,8 @@ def test_a_json_schema_is_held_to(said, allowed):
 
 
 def test_a_json_schema_that_is_none_is_refused():
-    with pytest.raises(InputError, match=r"evaluation.generate.json_schema: not a JSON Schema: 'objekt'"):
-        built_in("json_schema", {"type": "objekt"})
+    with pytest.raises(InputError, match=r"evaluation.generate.json_schema: not a JSON Schema: 'text'"):
+        built_in("json_schema", {"type": "text"})
 
 
 @pytest.mark.parametrize(
@@ -147,3 +155,37 @@ def test_words_are_those_of_all_scripts():
 @pytest.mark.parametrize(("text", "script"), [("Привет, you", "CYRILLIC"), ("漢字", "CJK"), ("3 + 4", None)])
 def test_the_script_of_most_letters_is_the_main_one(text, script):
     assert main_script(text) == script
+
+
+# Where an expectation comes from
+
+
+def written(folder, **keys):
+    record = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], **keys}
+    (folder / "data.jsonl").write_text(json.dumps(record) + "\n")
+    return str(folder / "data.jsonl")
+
+
+def test_a_record_says_what_its_answer_should_hold_and_a_store_keeps_it(tmp_path):
+    (conversation,) = read_conversations(written(tmp_path, expect="/y./")).conversations
+    rendered = RenderedConversation(token_ids=[1, 2], target_weights=[0.0, 1.0], turn_ends=[2])
+    write_store(tmp_path / "data.arrow", [Entry(source="a", rendered=rendered, conversation=conversation)])
+    assert TokenStore(tmp_path / "data.arrow").conversation(0) == conversation
+    assert conversation.expect == "/y./"
+
+
+@pytest.mark.parametrize(
+    ("expect", "problem"),
+    [
+        ("/(/", '"expect" /(/: no regular expression: missing ), unterminated subpattern'),
+        (3, '"expect" must be words or a regular expression as /.../, not 3'),
+    ],
+)
+def test_an_expectation_that_cannot_be_met_is_refused(tmp_path, expect, problem):
+    with pytest.raises(ConversationError, match=re.escape(problem)):
+        read_conversations(written(tmp_path, expect=expect))
+    (tmp_path / "probes.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "hi"}], "expect": "/(/"})
+    )
+    with pytest.raises(InputError, match="no regular expression"):
+        load_probes(tmp_path / "probes.jsonl")

@@ -2,13 +2,14 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from components.experiment.load_experiment import load_experiment
 from components.experiment.space import without_search
-from components.experiment.spec import EvaluationSpec, MetricSpec
+from components.experiment.spec import SCORES_OF_REPLIES, EvaluationSpec, MetricSpec
 from components.experiment.spec.evaluation import DEFAULT_SCORES
 from components.records.events import TrialHistory, TrialProgressed, best_report
 from components.records.outcome import Outcome
@@ -96,6 +97,13 @@ def test_a_section_is_kept_as_it_was_written(file):
     evaluation = load_experiment(file, given).evaluation
     assert EvaluationSpec.model_validate_json(evaluation.model_dump_json()) == evaluation
     assert evaluation.generate.scores == (TONE,)
+
+
+def test_the_readme_lists_the_scores_as_they_are():
+    text = (Path(__file__).parents[2] / "experiments" / "README.md").read_text(encoding="utf-8")
+    words = {"maximize": "higher", "minimize": "lower"}
+    for name, (direction, meaning) in SCORES_OF_REPLIES.items():
+        assert f"| `{name}` | {words[direction]} | {meaning} |" in text
 
 
 # What ranks trials
