@@ -13,6 +13,7 @@ from components.records.budget_rule import BudgetRule, Spent
 from components.records.driver_presence import DriverHeartbeat, DriverInbox
 from components.records.events import TrialEnded, TrialProgressed, replay
 from components.records.histories import TrialHistories
+from components.records.outcome import Outcome
 from components.records.search_cost import SearchCost, TrialCost, cost_of_search
 from components.records.slot_clock import SlotClock
 from components.search.branch_prices import branch_prices
@@ -268,7 +269,7 @@ def test_trials_that_the_budget_kept_from_starting_are_not_left_to_run():
     histories = replay([started("a"), TrialEnded(trial_id="a", state="stopped", time=2.0)])
     trials = TrialsResult(histories=histories, undelivered=0, limit="search.budget.hours=8")
     assert outcome_of_unfinished(trials, planned=8, resume="again") is None
-    said = within_budget(SearchOutcome(outcome="finished", message="Done"), trials, 8).message
+    said = within_budget(SearchOutcome(outcome=Outcome.FINISHED, message="Done"), trials, 8).message
     assert said == "Done (search.budget.hours=8 ended the search with 1 of 8 trials started)"
     stopped = TrialsResult(histories=histories, undelivered=0, limit="search.budget.hours=8", stop_reason="SIGTERM")
     assert "7 trials to go" in outcome_of_unfinished(stopped, planned=8, resume="again").message
