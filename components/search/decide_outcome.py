@@ -94,7 +94,7 @@ def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) ->
 
 def within_budget(outcome: SearchOutcome, trials: TrialsResult, planned: int) -> SearchOutcome:
     """Returns the outcome with what the budget of the search kept from happening, if it did. `planned`: without clones."""
-    if trials.limit is None:
+    if trials.limit is None or outcome.outcome.resumable:  # its message ends with the command to go on
         return outcome
     started = sum(history.started.parent is None for history in trials.histories.values())
     said = f"{trials.limit} ended the search with {started} of {planned} trials started"

@@ -106,10 +106,10 @@ def _reports(session: TrialRunner) -> Iterator[tuple[int, float, float]]:
 # --------------------------------------------------------------------------------------------------------------- replay_order
 
 
-def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str, int]) -> Replay:
-    """A search over these trials on CPUS places. A trial on twice the workers takes half the time."""
+def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str, int], places: int = CPUS) -> Replay:
+    """A search over these trials on so many places. A trial on twice the workers takes half the time."""
     histories: dict[str, TrialHistory] = {}
-    waiting, running, free, now = list(order), [], CPUS, 0.0
+    waiting, running, free, now = list(order), [], places, 0.0
     stopped: list[int] = []
     tokens = 0
     while waiting or running:
@@ -270,7 +270,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
-    known = _read(arguments.curves)
+    known = read_curves(arguments.curves)
     with tempfile.TemporaryDirectory(prefix="asha-brackets-") as folder:
         experiment = load_experiment(EXPERIMENT, [*arguments.set, f"storage.path={folder}"])
         for curve in train(experiment, Path(folder), known):
@@ -286,7 +286,7 @@ def main() -> None:
         arguments.write.write_text(text + "\n", encoding="utf-8")
 
 
-def _read(file: Path) -> list[Curve]:
+def read_curves(file: Path) -> list[Curve]:
     if not file.exists():
         return []
     plain = json.loads(file.read_text(encoding="utf-8"))

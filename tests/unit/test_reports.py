@@ -15,6 +15,7 @@ from components.records.events import (
 from components.records.histories import TrialHistories
 from components.records.loss_views import EndCalibration, LossSlice, LossViews
 from components.records.outcome import Outcome
+from components.records.search_cost import cost_of_search
 from components.registry.forgetting import GeneralChange
 from components.registry.judge import JudgeVerdict
 from components.registry.probes import Probe
@@ -25,6 +26,7 @@ from components.reports.leaderboard import leaderboard, ranked, worker_seconds
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.loss_sides import ends_sentence, sides_table
+from components.reports.rung_correlation import rung_correlations
 from components.reports.search_summary import SearchSummary, probes_answered, trial_summaries
 from components.reports.verdict import print_verdict
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
@@ -240,6 +242,10 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
         folder="runs/toy/s",
         tracking_uri="sqlite:///mlflow.db",
         run_id="r",
+        cost=cost_of_search(replay(RECORDS).values(), proof=100.0),
+        rung_correlations=rung_correlations(
+            replay(RECORDS).values(), budget=1000, rungs=(500,), evaluations=(1000,), branches=[None]
+        ),
         trials=trial_summaries(replay(RECORDS).values(), budget=BUDGET),
         registry=None,
     )
@@ -248,6 +254,8 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
     assert "It is done &amp; well." in page
     assert "toy &lt;script&gt;" in page
     assert page.count('class="stopped"') == 1
+    assert "cost: 120 worker-seconds: 20 training, 100 proof." in page
+    assert "rung at 500 target tokens: not known, for 1 of the 2 trials there came to the end" in page
     assert "Again: <code>python workflows/tune.py x.yaml</code></p>" in page
     assert "Again" not in search_page(summary, curves=curves, command="")
     assert "<svg" in page
