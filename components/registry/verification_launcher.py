@@ -106,7 +106,7 @@ def verify_incumbent(
         found = run_phase(request.model_copy(update={"incumbent": incumbent}), timeout_seconds)
     except _PhaseError as error:
         return {"incumbent_problem": str(error)}
-    return found.model_dump(include=set(ABOUT_INCUMBENT))
+    return {name: getattr(found, name) for name in ABOUT_INCUMBENT}
 
 
 def _download(version_uri: str, uri: str, target: Path, part: str = "") -> Path:

@@ -9,13 +9,15 @@ from tokenizers.processors import TemplateProcessing
 
 from components.data.general_text import Passage, encode_passages, load_general_text
 from components.errors import InputError
-from components.experiment.spec import ModelSpec
+from components.experiment.spec import DataSpec, EvaluationSpec, ExperimentSpec, ModelSpec, SearchSpec, StorageSpec
 from components.models.load_trained import load_base
 from components.records.evaluation_record import GENERAL_LOSS, EvaluationRecord
 from components.records.general_scores import GeneralScores
+from components.records.manifest import LAYOUT, SearchManifest
 from components.registry.forgetting import compare_general
 from components.registry.verification_worker import verify
 from components.reports.leaderboard import general_loss
+from components.search.prepare_search import GENERAL, _general_texts
 from components.storage.open_folder import folder_at
 from components.training.general_loss import score_general_text
 from tests.support.records import history
@@ -142,6 +144,24 @@ def test_the_leaderboard_shows_the_last_one_that_is_finite():
     assert general_loss(trial.model_copy(update={"reports": tuple(with_scores)})) == 3.5
     diverged = with_scores[1].model_copy(update={"scores": {GENERAL_LOSS: math.nan}})
     assert general_loss(trial.model_copy(update={"reports": (with_scores[0], diverged)})) is None
+
+
+def test_a_search_that_goes_on_keeps_the_text_that_it_began_with(tmp_path):
+    (tmp_path / "own.txt").write_text("one\ntwo\n")
+    experiment = ExperimentSpec(
+        name="toy",
+        model=ModelSpec(path="model"),
+        data=DataSpec(train="data.jsonl"),
+        search=SearchSpec(space={"lora": {"method": {"kind": "lora"}}}),
+        evaluation=EvaluationSpec(general=str(tmp_path / "own.txt")),
+        storage=StorageSpec(path=str(tmp_path / "runs")),
+    )
+    manifest = SearchManifest(search_id="one", experiment=experiment, created=1.0, prepared="", budget=1, layout=LAYOUT)
+    assert _general_texts(experiment, None) == _general_texts(experiment, manifest) == ("one", "two")
+    (experiment.folder / "one").write_text(GENERAL, json.dumps(["one", "two"]))
+    (tmp_path / "own.txt").write_text("three\n")
+    assert _general_texts(experiment, manifest) == ("one", "two")
+    assert _general_texts(experiment, None) == ("three",)
 
 
 # In a verdict

@@ -60,7 +60,7 @@ def taught_a_little(model, rendered):
 
 @pytest.fixture(scope="module", params=["thought_in_newest", "appends"])
 def loaded(request):
-    """A tiny model. One template shows only the newest thought, so that its conversations are trees; the others' are paths."""
+    """A tiny model. One template shows only the newest thought, so its conversations are trees; the others' are paths."""
     tokenizer = KINDS[request.param].tokenizer()
     chat_format = load_chat_format(tokenizer, "auto")
     return LoadedModel(
