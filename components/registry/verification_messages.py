@@ -119,7 +119,7 @@ class VerificationReport(BaseModel):
     `incumbent_unseen` are the conversations that the incumbent was not trained on, None if the version does not say.
     `incumbent_by_bytes`: its chat format gives other tokens, so it is compared in bits per byte, on these conversations;
     `incumbent_note` counts the others. None if it is compared by targets. `target_bytes` are empty in earlier reports.
-    `code` is the folder of the code that ran, `digest` that of the candidate's chat format, and `scores_thoughts` whether that
+    `code` is the folder of the code that ran, `digest` that of the candidate's chat format; `scores_thoughts`: whether that
     one scores reasoning. `..._general` are losses on general text, None where they were not asked for. `..._said` are answers
     to the probes and to `more_questions`, none where no judge is asked.
     """
