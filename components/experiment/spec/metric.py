@@ -13,6 +13,7 @@ from components.experiment.spec.section import Spec
 
 Direction = Literal["minimize", "maximize"]
 EVAL_LOSS = "eval_loss"
+GENERAL_LOSS = "general_loss"  # of text that no search trains on, passage by passage
 # Scores of what a model says to a held-out conversation's last question. Each is a number per conversation; a trial's is
 # their mean over the conversations that it says something of.
 SCORES_OF_REPLIES: Mapping[str, tuple[Direction, str]] = {
