@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from components.experiment.spec.section import Spec
 
@@ -87,4 +87,4 @@ def _read_metric(value: Any) -> Any:
 
 _MORE: dict[Direction, str] = {"minimize": "less", "maximize": "more"}
 # A metric as a user writes it.
-Metric = Annotated[MetricSpec, BeforeValidator(_read_metric, json_schema_input_type=str | MetricSpec), Field()]
+Metric = Annotated[MetricSpec, BeforeValidator(_read_metric, json_schema_input_type=str | MetricSpec)]
