@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.experiment.experiment_errors import ExperimentError, Problem, problems_of
-from components.experiment.generation_rules import generation_problems
+from components.experiment.generation_rules import gate_problems, generation_problems
 from components.experiment.parse_trial import to_yaml
 from components.experiment.space import (
     MAX_TRIALS_OF_A_GRID,
@@ -47,6 +47,7 @@ def check_search(experiment: ExperimentSpec) -> None:
             *_shared_points(experiment),
             *start_problems(experiment),
             *generation_problems(experiment, trials),
+            *gate_problems(experiment),
         )
         problems = {str(problem): problem for problem in rest}
     if problems:

@@ -5,9 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from components.experiment.experiment_errors import Problem
-from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, TrialSpec
+from components.experiment.spec import (
+    EVAL_LOSS,
+    GENERAL_LOSS,
+    SCORES_OF_REPLIES,
+    ExperimentSpec,
+    NoSchedulerSpec,
+    TrialSpec,
+)
 
 WITHOUT = "leave evaluation.generate out and set search.metric: eval_loss"
+
+
+def gate_problems(experiment: ExperimentSpec) -> Iterator[Problem]:
+    """Yields the problems of registry.gate: what nobody measures guards nothing."""
+    listed = {score.name for score in (experiment.generation.scores if experiment.generation else ())}
+    for name in experiment.registry.gate.no_worse:
+        location = f"registry.gate.no_worse.{name}"
+        if name == GENERAL_LOSS and experiment.evaluation.general is False:
+            text = "evaluation.general is false, so no general text is scored; set it to true, or leave this out"
+            yield Problem(location=location, text=text)
+        elif name == "json_schema" and name not in listed:
+            text = "needs evaluation.generate.json_schema, and json_schema among evaluation.generate.scores"
+            yield Problem(location=location, text=text)
+        elif name not in (EVAL_LOSS, GENERAL_LOSS, *SCORES_OF_REPLIES, *listed):
+            known = ", ".join((EVAL_LOSS, GENERAL_LOSS, *SCORES_OF_REPLIES))
+            text = f"no score has this name; there are {known}, and functions of yours that evaluation.generate.scores names"
+            yield Problem(location=location, text=text)
 
 
 def generation_problems(experiment: ExperimentSpec, trials: Iterable[TrialSpec]) -> Iterator[Problem]:

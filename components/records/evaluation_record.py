@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from components.storage.folder import Folder
 
 EVALUATIONS = "evaluations"
-GENERAL_LOSS = "general_loss"  # its "conversations" are the passages of the general text
 
 
 class ConversationScores(BaseModel):

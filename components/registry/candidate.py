@@ -66,7 +66,7 @@ class RegistryCandidate:
             "turnwise.method": self.trial.started.spec.method.kind,
             "turnwise.data_digest": self.dataset.digest,
             "turnwise.metric": "eval/loss" if metric.name == EVAL_LOSS else metric.name,
-            **({f"turnwise.{metric.name}": f"{scores[metric.name]:.6f}"} if metric.name in scores else {}),
+            **({"turnwise.score": f"{scores[metric.name]:.6f}"} if metric.name in scores else {}),
             "turnwise.eval_loss": f"{self.report.eval_loss:.6f}",
             "turnwise.base_model": base.model.path,
             "turnwise.base_digest": base.digest,

@@ -12,6 +12,8 @@ from components.experiment.spec import MetricSpec
 from components.records.evaluation_record import ConversationScores
 from components.registry.incumbent_bits import in_comparable_units, in_units_of, with_unit
 from components.registry.verification_messages import VerificationReport
+from components.registry.what_judges import Opponent, scores_of
+from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import Comparison, compare
 from components.statistics.selection import Selection
 
@@ -43,6 +45,29 @@ def check_report(report: VerificationReport, trained_loss: float, version_uri: s
         )
     if not report.reply.strip():
         raise VerificationError(f"{version_uri} loads, but answers nothing")
+
+
+def compare_by(
+    report: VerificationReport, metric: MetricSpec, confidence: float, selection: Selection | None = None
+) -> tuple[Comparison, ...]:
+    """Compares by the metric of the search: by loss as `compare_losses`, else by what the models say.
+
+    Raises VerificationError if the metric says nothing of the conversations that judge.
+    """
+    if not metric.of_replies:
+        return compare_losses(report, confidence, selection)
+    opponents: tuple[Opponent, ...] = ("base",) if report.incumbent_replies is None else ("base", "incumbent")
+    found = []
+    for opponent in opponents:
+        pair = scores_of(report, metric.name, opponent)
+        if pair is None or not any(a > 0 and b > 0 for a, b in zip(pair[0].weights, pair[1].weights, strict=True)):
+            raise VerificationError(
+                f"search.metric={metric.name} says nothing of the conversations that candidate and {opponent} share"
+            )
+        found.append(
+            compare(opponent, *pair, metric, confidence=confidence, selection=selection, family=len(opponents))
+        )
+    return tuple(found)
 
 
 def compare_losses(
@@ -106,11 +131,19 @@ def _compare(
 
 
 def decide(
-    incumbent: str | None, report: VerificationReport, comparisons: Sequence[Comparison], *, replace: str | None = None
+    incumbent: str | None,
+    report: VerificationReport,
+    comparisons: Sequence[Comparison],
+    *,
+    guarded: Sequence[NoWorse | str] = (),
+    probes_problem: str | None = None,
+    replace: str | None = None,
 ) -> GateDecision:
     """`incumbent` is the number of the version that holds the alias, None if there is none to beat.
 
-    `replace`: a person's reason to replace an incumbent that cannot be compared. One that can must be beaten all the same.
+    `guarded` are the scores that the candidate must not lose, each of which is a veto unless it holds; `probes_problem` is
+    one too. `replace`: a person's reason to replace an incumbent that cannot be compared. One that can must be beaten all
+    the same.
     """
     holder = f"version {incumbent} holds the alias and {report.incumbent_problem}"
     unknown = report.incumbent_problem is not None
@@ -120,7 +153,16 @@ def decide(
     for comparison in comparisons:
         if not comparison.beats:
             return GateDecision(passed=False, reason=comparison.sentence())
+    vetoes = [each if isinstance(each, str) else each.sentence() for each in guarded if not _holds(each)]
+    vetoes += [probes_problem] if probes_problem else []
+    if vetoes:
+        return GateDecision(passed=False, reason="; ".join(f"veto: {veto}" for veto in vetoes))
     reasons = [comparison.sentence() for comparison in comparisons]
+    reasons += [each.sentence() for each in guarded if not isinstance(each, str)]
     if unknown:
         reasons.append(f"{holder}; it is replaced uncompared because somebody said so: {replace}")
     return GateDecision(passed=True, reason="; ".join(reasons), replaced_because=replace if unknown else None)
+
+
+def _holds(guarded: NoWorse | str) -> bool:
+    return not isinstance(guarded, str) and guarded.holds

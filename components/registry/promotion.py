@@ -13,7 +13,7 @@ from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
-from components.registry.gate import GateDecision, check_report, compare_losses, decide
+from components.registry.gate import GateDecision, check_report, compare_by, decide
 from components.registry.judge_questions import questions_of
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
@@ -21,6 +21,9 @@ from components.registry.side_results import SideResults, side_results
 from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
+from components.registry.vetoes import probes_problem, vetoes_of
+from components.scoring.score_model import GenerationPlan
+from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import Comparison
 from components.statistics.selection import Selection
 from components.tracking.mlflow_runs import SearchRuns
@@ -29,6 +32,7 @@ GATE_TAG = "turnwise.gate"  # the decision in a sentence
 PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that was moved by hand says nothing
 REPLACED_BECAUSE_TAG = "turnwise.replaced_because"  # a person's reason, where no comparison was possible
 REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
+GUARDED_TAG = "turnwise.no_worse_{}"
 MAX_ROUNDS = 3
 
 
@@ -52,6 +56,7 @@ def register_best(
     replace: str | None = None,
     selection: Selection | None = None,
     general: Sequence[str] = (),
+    generation: GenerationPlan | None = None,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -64,13 +69,23 @@ def register_best(
         selection: what the candidate was chosen from on the conversations that the gate judges by; None if it was chosen on
             others.
         general: texts on which candidate, base and incumbent are scored too, to see what was forgotten.
+        generation: what candidate, base and incumbent are asked, where the gate judges or guards by their answers.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
         runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset
     )
     number = find_version(candidate) or create_version(candidate)
-    promotion = Promotion(candidate, number, probes, executor, selection=selection, replace=replace, general=general)
+    promotion = Promotion(
+        candidate,
+        number,
+        probes,
+        executor,
+        selection=selection,
+        replace=replace,
+        general=general,
+        generation=generation,
+    )
     with explain_deletion(candidate, number):
         outcome = promotion.run()
         sides = promotion.look_beside(outcome.report)
@@ -84,8 +99,8 @@ def register_best(
         probes=tuple(probes),
         base_answers=outcome.report.base_answers,
         candidate_answers=outcome.report.candidate_answers,
-        base_loss=outcome.comparisons[0].other_loss,
-        candidate_loss=outcome.comparisons[0].candidate_loss,
+        base_loss=sum(outcome.report.base_sums) / sum(outcome.report.num_targets),
+        candidate_loss=sum(outcome.report.candidate_sums) / sum(outcome.report.num_targets),
         base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
         candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
         judged_by="eval" if dataset.verdict is None else "verdict",
@@ -124,6 +139,7 @@ class Promotion:
         selection: Selection | None = None,
         replace: str | None = None,
         general: Sequence[str] = (),
+        generation: GenerationPlan | None = None,
     ) -> None:
         self.candidate, self.number, self.executor = candidate, number, executor
         self.selection, self.replace = selection, replace
@@ -136,6 +152,7 @@ class Promotion:
             probes=tuple(probes),
             timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
             general=tuple(general),
+            generation=generation,
             **_for_judge(candidate, len(probes)),
         )
 
@@ -149,8 +166,11 @@ class Promotion:
         for _ in range(MAX_ROUNDS):
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
-            comparisons = compare_losses(report, self.candidate.experiment.registry.confidence, self.selection)
-            decision = decide(incumbent, report, comparisons, replace=self.replace)
+            comparisons, guarded = self._compare(report)
+            problem = probes_problem(report, self.settings.probes)
+            decision = decide(
+                incumbent, report, comparisons, guarded=guarded, probes_problem=problem, replace=self.replace
+            )
             if holder == self.number:
                 if reason := self._reason_of_earlier_pass():
                     passed = GateDecision(passed=True, reason=reason)
@@ -172,6 +192,22 @@ class Promotion:
             self.candidate.trial.trial_id, sides.metrics(), self.candidate.report.step
         )
         return sides
+
+    def _compare(self, report: VerificationReport) -> tuple[tuple[Comparison, ...], tuple[NoWorse | str, ...]]:
+        """Returns the comparisons by the metric of the search, and what the candidate must not lose."""
+        experiment = self.candidate.experiment
+        confidence, generate = experiment.registry.confidence, experiment.gate_generation
+        directions = {score.name: score for score in (generate.scores if generate else ())}
+        try:
+            comparisons = compare_by(report, experiment.search.metric, confidence, self.selection)
+        except VerificationError as error:
+            self._record(GateDecision(passed=False, reason=f"not proven: {error}"))
+            raise
+        guarded = tuple(vetoes_of(report, experiment.registry.gate.no_worse, directions, confidence))
+        for each in guarded:
+            if not isinstance(each, str):
+                self._tag(GUARDED_TAG.format(each.comparison.metric.replace(":", "/")), each.sentence())
+        return comparisons, guarded
 
     def _verify(self, incumbent: str | None, earlier: VerificationReport | None) -> VerificationReport:
         """`earlier`: beside another incumbent."""

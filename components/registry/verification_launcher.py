@@ -70,6 +70,7 @@ def verify_in_subprocess(
             rows_per_batch=settings.rows_per_batch,
             probes=settings.probes,
             general=settings.general,
+            generation=settings.generation,
             more_questions=settings.more_questions,
             judged=settings.judged,
         )

@@ -8,9 +8,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from components.records.evaluation_record import ConversationScores
 from components.records.general_scores import GeneralScores
 from components.records.loss_views import LossViews
 from components.registry.probes import Probe
+from components.scoring.score_model import GenerationPlan
 from components.storage.folder import Folder
 
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL
@@ -23,8 +25,17 @@ ABOUT_INCUMBENT = (  # fields of VerificationReport
     "incumbent_note",
     "incumbent_general",
     "incumbent_said",
+    "incumbent_replies",
+    "incumbent_answers",
 )
-ABOUT_BASE = ("base_sums", "base_answers", "base_views", "base_general", "base_said")  # fields of the same
+ABOUT_BASE = (
+    "base_sums",
+    "base_answers",
+    "base_views",
+    "base_general",
+    "base_said",
+    "base_replies",
+)  # fields of the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +44,8 @@ class VerificationSettings:
 
     `prepared` is the folder of the search's prepared data, whose held-out splits are scored. `rows_per_batch` is the
     trial's, so that sums are alike. `timeout_seconds` is for each of candidate, base and incumbent. `general` are texts that
-    show what was forgotten. If answers are to be `judged`, `more_questions` are asked after the probes.
+    show what was forgotten. `generation` is what the gate judges or guards by in what the models say. If answers are to be
+    `judged`, `more_questions` are asked after the probes.
     """
 
     prepared: Folder
@@ -42,6 +54,7 @@ class VerificationSettings:
     probes: tuple[Probe, ...]
     timeout_seconds: float = 1800.0
     general: tuple[str, ...] = ()
+    generation: GenerationPlan | None = None
     more_questions: tuple[Probe, ...] = ()
     judged: bool = False
 
@@ -70,6 +83,7 @@ class VerificationRequest(BaseModel):
     probes: tuple[Probe, ...]
     max_new_tokens: int = 64
     general: tuple[str, ...] = ()
+    generation: GenerationPlan | None = None
     more_questions: tuple[Probe, ...] = ()
     judged: bool = False
 
@@ -106,6 +120,10 @@ class PhaseResult(BaseModel):
     incumbent_general: GeneralScores | None = None
     candidate_said: tuple[str, ...] = ()
     base_said: tuple[str, ...] = ()
+    candidate_replies: dict[str, ConversationScores] = {}
+    base_replies: dict[str, ConversationScores] = {}
+    incumbent_replies: dict[str, ConversationScores] | None = None
+    incumbent_answers: tuple[str, ...] | None = None
     incumbent_said: tuple[str, ...] | None = None
 
 
@@ -121,7 +139,8 @@ class VerificationReport(BaseModel):
     `incumbent_note` counts the others. None if it is compared by targets. `target_bytes` are empty in earlier reports.
     `code` is the folder of the code that ran, `digest` that of the candidate's chat format; `scores_thoughts`: whether that
     one scores reasoning. `..._general` are losses on general text, None where they were not asked for. `..._said` are answers
-    to the probes and to `more_questions`, none where no judge is asked.
+    to the probes and to `more_questions`, none where no judge is asked. `..._replies` are the scores of what is said on the
+    split that judges (or to probes), by name.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -150,6 +169,10 @@ class VerificationReport(BaseModel):
     incumbent_general: GeneralScores | None = None
     candidate_said: tuple[str, ...] = ()
     base_said: tuple[str, ...] = ()
+    candidate_replies: dict[str, ConversationScores] = {}
+    base_replies: dict[str, ConversationScores] = {}
+    incumbent_replies: dict[str, ConversationScores] | None = None
+    incumbent_answers: tuple[str, ...] | None = None
     incumbent_said: tuple[str, ...] | None = None
 
     @property

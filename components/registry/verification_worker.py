@@ -28,12 +28,14 @@ from components.data.trained_on import read_trained_on
 from components.inference.generate import reply_to
 from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel, load_base_of, load_trained
+from components.records.evaluation_record import ConversationScores
 from components.records.general_scores import GeneralScores
 from components.records.loss_views import LossViews
 from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
 from components.registry.probes import Probe
 from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult, VerificationRequest
+from components.scoring.score_model import asked_of, score_model
 from components.training.evaluate import ConversationLoss, score, score_with_views
 from components.training.general_loss import score_general_text
 
@@ -69,6 +71,7 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
         candidate_answers=answers,
         candidate_views=views,
         candidate_general=_score_general(candidate, request),
+        candidate_replies=_score_replies(candidate, request),
         candidate_said=_said(candidate, request, answers),
         **_score_without_adapter(candidate, request),
     )
@@ -109,6 +112,7 @@ def _about_base(base: LoadedModel, request: VerificationRequest) -> dict[str, An
         "base_answers": answers,
         "base_views": views,
         "base_general": _score_general(base, request),
+        "base_replies": _score_replies(base, request),
         "base_said": _said(base, request, answers),
     }
 
@@ -126,7 +130,9 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
         return _incomparable(f"cannot be loaded here: {error}")
     beside = {
         "incumbent_general": _score_general(incumbent, request),
-        "incumbent_said": _said(incumbent, request, None),
+        "incumbent_replies": _score_replies(incumbent, request),
+        "incumbent_answers": (answers := _answer_probes(incumbent, request)),
+        "incumbent_said": _said(incumbent, request, answers),
     }
     return _compare_incumbent(incumbent, trained_on, request).model_copy(update=beside)
 
@@ -204,6 +210,17 @@ def _score_general(loaded: LoadedModel, request: VerificationRequest) -> General
     return score_general_text(loaded, request.general, max_tokens=longest, rows_per_batch=request.rows_per_batch)
 
 
+def _score_replies(loaded: LoadedModel, request: VerificationRequest) -> dict[str, ConversationScores]:
+    """The scores of what the model says on the split that judges, each number at its conversation's place."""
+    if request.generation is None:
+        return {}
+    asked, count = asked_of(request.generation, TokenStore(request.judged_store))
+    at_once = request.rows_per_batch * request.max_tokens
+    return score_model(
+        loaded, asked, count, request.generation, max_tokens=request.max_tokens, max_batch_tokens=at_once
+    )
+
+
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
     return tuple(loss.loss_sum for loss in losses)
 
@@ -216,12 +233,11 @@ def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[s
     return tuple(answer_to(loaded, probe, request.max_new_tokens) for probe in request.probes)
 
 
-def _said(loaded: LoadedModel, request: VerificationRequest, to_probes: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Returns the answers that a judge compares; none where no judge is asked. `to_probes`: if they have been given."""
+def _said(loaded: LoadedModel, request: VerificationRequest, to_probes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the answers that a judge compares, those to the probes first; none where no judge is asked."""
     if not request.judged:
         return ()
-    first = _answer_probes(loaded, request) if to_probes is None else to_probes
-    return (*first, *(answer_to(loaded, question, JUDGED_TOKENS) for question in request.more_questions))
+    return (*to_probes, *(answer_to(loaded, question, JUDGED_TOKENS) for question in request.more_questions))
 
 
 def answer_to(loaded: LoadedModel, probe: Probe, max_new_tokens: int) -> str:

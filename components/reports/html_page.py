@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from components.conversations.target_bytes import BITS_PER_BYTE
+from components.experiment.spec import GENERAL_LOSS
 from components.experiment.varied import hyperparameters
-from components.records.evaluation_record import GENERAL_LOSS
 from components.records.loss_views import LossViews, sides_of
 from components.reports.leaderboard import front_sentence
 from components.reports.loss_sides import ends_sentence

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from components.experiment.spec import EVAL_LOSS, MetricSpec
+from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
-from components.records.evaluation_record import GENERAL_LOSS
 from components.records.events import NO_STANDING, TrialHistory, TrialState
 from components.records.objectives import pareto_front
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.messages import Conversation, Message
+from components.data.token_store import TokenStore
 from components.errors import InputError
 from components.experiment.spec import GenerateSpec, MetricSpec
 from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel
 from components.records.evaluation_record import ConversationScores
 from components.scoring.batched_generation import generate_replies
-from components.scoring.questions import Question, questions_of
+from components.scoring.questions import Question, generation_set, questions_of
 from components.scoring.reply import Reply
 from components.scoring.scores import Numbers, score_replies
 
@@ -42,6 +43,14 @@ class GenerationPlan:
         )
 
 
+def asked_of(plan: GenerationPlan, store: TokenStore) -> tuple[Sequence[tuple[int, Conversation]], int]:
+    """Returns the (index, conversation) pairs that are asked, and of how many conversations those are a choice."""
+    generate = plan.generate
+    if generate.source == "probes":
+        return list(enumerate(plan.probes))[: generate.conversations], len(plan.probes)
+    return generation_set(store, generate.conversations), len(store)
+
+
 def askable(
     conversations: Iterable[tuple[int, Conversation]],
     chat_format: ChatFormat,
@@ -63,13 +72,14 @@ def askable(
 
 def score_model(
     loaded: LoadedModel,
-    conversations: Sequence[Conversation],
+    conversations: Iterable[tuple[int, Conversation]],
+    count: int,
     plan: GenerationPlan,
     *,
     max_tokens: int,
     max_batch_tokens: int,
 ) -> dict[str, ConversationScores]:
-    """Returns the scores of a model on each conversation, by name, in their order.
+    """Returns the scores of a model on the (index, conversation) pairs, by name; the weight of the others of `count` is 0.
 
     A score that says nothing of a conversation, or a conversation whose question does not fit, has the weight 0 there.
 
@@ -82,12 +92,12 @@ def score_model(
     """
     new = plan.generate.max_new_tokens
     questions = askable(
-        enumerate(conversations), loaded.chat_format, loaded.model.config, max_tokens=max_tokens, max_new_tokens=new
+        conversations, loaded.chat_format, loaded.model.config, max_tokens=max_tokens, max_new_tokens=new
     )
     prompts = [question.prompt for question in questions]
     replies = generate_replies(loaded, prompts, max_new_tokens=new, max_batch_tokens=max_batch_tokens)
     numbers = plan.numbers(questions, replies)
-    return {name: by_conversation(questions, each, len(conversations)) for name, each in numbers.items()}
+    return {name: by_conversation(questions, each, count) for name, each in numbers.items()}
 
 
 def by_conversation(questions: Sequence[Question], numbers: Numbers, count: int) -> ConversationScores:

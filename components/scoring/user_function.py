@@ -60,6 +60,8 @@ def call_function(
     name: str, function: ScoreFunction, questions: Sequence[Question], replies: Sequence[Reply]
 ) -> list[float | None]:
     """Returns its number for each answer. Raises InputError if it fails, or returns something else."""
+    if not questions:  # a worker without a share
+        return []
     conversations = [_as_dict(question, reply) for question, reply in zip(questions, replies, strict=True)]
     try:
         returned = function(conversations, [reply.message.content for reply in replies])

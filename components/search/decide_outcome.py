@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rich.console import Group
 from rich.text import Text
 
+from components.experiment.spec import EVAL_LOSS
 from components.notebook import html_of
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.outcome import Outcome
@@ -120,10 +121,19 @@ def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchO
     if registry.promoted:
         outcome = Outcome.CHAMPION
         message = (
-            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, {registry.judged_by}"
-            f" loss {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}{_in_bits(registry)}"
+            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, {_by_metric(registry)}"
+            f"{registry.judged_by} loss {registry.candidate_loss:.4f} against the base model's"
+            f" {registry.base_loss:.4f}{_in_bits(registry)}"
         )
     else:
         outcome = Outcome.NOT_PROMOTED
         message = f"{registry.name} version {registry.version} is a challenger only: {registry.reason}"
     return SearchOutcome(outcome=outcome, message=message, best=best, registry=registry)
+
+
+def _by_metric(registry: RegistryResult) -> str:
+    """What the gate judged by, where that was not the loss."""
+    found = registry.verdicts[0] if registry.verdicts else None
+    if found is None or found.metric == EVAL_LOSS:
+        return ""
+    return f"{found.metric} {found.candidate_loss:.4f} against the base model's {found.other_loss:.4f}, "

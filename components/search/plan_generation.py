@@ -14,8 +14,7 @@ from components.errors import InputError
 from components.experiment.spec import ExperimentSpec, GenerateSpec
 from components.records.on_message import OnMessage
 from components.registry.probes import Probe
-from components.scoring.score_model import GenerationPlan, askable, check_plan
-from components.training.reply_scores import asked_of
+from components.scoring.score_model import GenerationPlan, askable, asked_of, check_plan
 
 
 def plan_generation(
@@ -37,11 +36,7 @@ def plan_generation(
     generate = experiment.generation
     if generate is None:
         return None
-    asked = tuple(
-        Conversation(messages=tuple(probe.conversation()), expect=probe.expect, source=f"probe {number}")
-        for number, probe in enumerate(probes, start=1)
-    )
-    plan = GenerationPlan(generate=_with_schema(generate), probes=asked, working_directory=str(Path.cwd()))
+    plan = _plan(generate, probes)
     conversations, count = asked_of(plan, dataset.eval)
     questions = askable(
         conversations,
@@ -55,6 +50,23 @@ def plan_generation(
     for remark in remarks:
         on_message(f"Warning: {remark}")
     return plan
+
+
+def plan_gate(experiment: ExperimentSpec, probes: Sequence[Probe]) -> GenerationPlan | None:
+    """Returns what candidate, base and incumbent are asked at the gate; None where it needs no answers.
+
+    Raises InputError if a JSON Schema cannot be read.
+    """
+    generate = experiment.gate_generation
+    return None if generate is None else _plan(generate, probes)
+
+
+def _plan(generate: GenerateSpec, probes: Sequence[Probe]) -> GenerationPlan:
+    asked = tuple(
+        Conversation(messages=tuple(probe.conversation()), expect=probe.expect, source=f"probe {number}")
+        for number, probe in enumerate(probes, start=1)
+    )
+    return GenerationPlan(generate=_with_schema(generate), probes=asked, working_directory=str(Path.cwd()))
 
 
 def _with_schema(generate: GenerateSpec) -> GenerateSpec:

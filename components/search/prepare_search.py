@@ -45,7 +45,7 @@ from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.scoring.score_model import GenerationPlan
 from components.search.choose_search import ChosenSearch, choose_search, how_far
-from components.search.plan_generation import plan_generation
+from components.search.plan_generation import plan_gate, plan_generation
 from components.search.search_lock import SearchLock
 from components.search.start_from import start_from
 from components.storage.folder import Folder
@@ -66,10 +66,10 @@ class PreparedSearch:
     `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
     without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
     `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `generation` is what is asked of the models at evaluations. `format_facts` are tags about the chat format.
-    `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an incumbent that
-    cannot be compared. `opened` is when opening began, by time.monotonic(). `earlier` are trials of other searches, for the
-    sampler. `general` is `general_texts` in tokens. `lock` must be closed in the end.
+    adapt. `generation` is what is asked of the models at evaluations, `gate_generation` at the gate. `format_facts` are tags
+    about the chat format. `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace
+    an incumbent that cannot be compared. `opened` is when opening began, by time.monotonic(). `earlier` are trials of other
+    searches, for the sampler. `general` is `general_texts` in tokens. `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
@@ -93,6 +93,7 @@ class PreparedSearch:
     general: tuple[Passage, ...]
     opened: float
     generation: GenerationPlan | None = None
+    gate_generation: GenerationPlan | None = None
     earlier: tuple[EarlierTrial, ...] = ()
 
     @property
@@ -252,6 +253,7 @@ def _open(
         general=general,
         opened=opened,
         generation=generation,
+        gate_generation=plan_gate(experiment, probes),
         earlier=start.trials,
     )
 

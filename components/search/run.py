@@ -17,6 +17,7 @@ from components.cluster.scheduling.search_warnings import remarks
 from components.errors import InputError, TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
 from components.records.driver_presence import DriverInbox
+from components.records.evaluation_record import EvaluationRecord
 from components.records.events import TrialHistory, TrialState
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
@@ -184,8 +185,9 @@ class SearchRun:
                 prepared.probes,
                 self._executor(best),
                 replace=prepared.replace,
-                selection=self._selection(),
+                selection=self._selection(best),
                 general=prepared.general_texts,
+                generation=prepared.gate_generation,
             )
         except VerificationError as error:
             return self._not_registered(
@@ -282,12 +284,19 @@ class SearchRun:
                 history = history.model_copy(update={"reports": tuple(reports)})
             yield history
 
-    def _selection(self) -> Selection | None:
+    def _selection(self, best: TrialHistory) -> Selection | None:
         """What the best trial was chosen from; None if the gate has conversations of its own, which chose nothing."""
-        dataset = self.prepared.dataset
-        if dataset.verdict is not None:
+        prepared, histories = self.prepared, self.histories.values()
+        metric, generate = prepared.experiment.search.metric, prepared.experiment.generation
+        by_probes = metric.of_replies and generate is not None and generate.source == "probes"
+        if prepared.dataset.verdict is not None and not by_probes:
             return None
-        return read_selection(self.prepared.folder, self.histories.values(), dataset.eval.num_targets.tolist())
+        if not metric.of_replies:
+            return read_selection(prepared.folder, histories, prepared.dataset.eval.num_targets.tolist())
+        assert best.best is not None
+        own = EvaluationRecord.read(prepared.folder, best.trial_id, best.best.step)
+        weights = own.metrics[metric.name].weights if own is not None and metric.name in own.metrics else ()
+        return read_selection(prepared.folder, histories, weights, metric.name)
 
     def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""

@@ -20,8 +20,8 @@ from components.models.base.reference import BaseReference
 from components.models.load_trained import LoadedModel
 from components.records.evaluation_record import ConversationScores
 from components.scoring.batched_generation import generate_replies
-from components.scoring.questions import Question, generation_set
-from components.scoring.score_model import GenerationPlan, askable, by_conversation
+from components.scoring.questions import Question
+from components.scoring.score_model import GenerationPlan, askable, asked_of, by_conversation
 from components.scoring.scores import Numbers
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
@@ -108,11 +108,3 @@ class ReplyScores:
         except InputError as error:
             log.error("%s", error)
             return mine, {}, error
-
-
-def asked_of(plan: GenerationPlan, store: TokenStore) -> tuple[Sequence[tuple[int, Conversation]], int]:
-    """Returns the (index, conversation) pairs that are asked, and of how many conversations those are a choice."""
-    generate = plan.generate
-    if generate.source == "probes":
-        return list(enumerate(plan.probes))[: generate.conversations], len(plan.probes)
-    return generation_set(store, generate.conversations), len(store)

@@ -22,10 +22,10 @@ from components.data.prepare import PreparedDataset
 from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
 from components.experiment.report_marks import next_mark
-from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
+from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
-from components.records.evaluation_record import GENERAL_LOSS, ConversationScores, EvaluationRecord
+from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
 from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload

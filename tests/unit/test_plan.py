@@ -409,7 +409,7 @@ search:
   scheduler: {name: asha, reduction_factor: 2}
   space:
     lora: {method: {kind: lora, rank: {choice: [2, 8]}}, optimizer: {learning_rate: {log_uniform: [1.0e-4, 1.0e-3]}}}
-    full: {method: {kind: full}}
+    full: {method: {kind: full}, optimizer: {learning_rate: {log_uniform: [1.0e-5, 1.0e-4]}}}
 resources: {lora: {gpus_per_worker: %(gpus)s}, full: {gpus_per_worker: %(gpus)s}}
 """
 NODE = "{gpu: Toy, gpus: 4, gpu_memory_gb: %s, bf16_tflops: 1, fp32_tflops: 1, dollars_per_hour: 8, spot_dollars_per_hour: 4}"
@@ -492,7 +492,7 @@ def test_a_winner_that_this_machine_cannot_hold_is_refused_before_the_search(tmp
 
 def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experiment):
     path = experiment(gpus=0)
-    drop = "search.space={full: {method: {kind: full}}}"
+    drop = "search.space={full: {method: {kind: full}, optimizer: {weight_decay: {uniform: [0, 0.1]}}}}"
     _, plan, people = planned(capsys, path, "--json", "--calibrate", "--set", drop)
     (full,) = plan["branches"]
     (fit,) = full["fits"]

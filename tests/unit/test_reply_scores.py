@@ -65,7 +65,9 @@ def test_the_checkpoint_of_a_report_has_its_scores_when_it_is_loaded(toy, tmp_pa
     store = of.data.dataset.eval
     conversations = [store.conversation(index) for index in range(len(store))]
     loaded = load_trained(Path(last.checkpoint))
-    found = score_model(loaded, conversations, plan(), max_tokens=MAX_TOKENS, max_batch_tokens=500)
+    found = score_model(
+        loaded, enumerate(conversations), len(conversations), plan(), max_tokens=MAX_TOKENS, max_batch_tokens=500
+    )
     assert {name: score.value for name, score in found.items() if any(score.weights)} == pytest.approx(last.scores)
 
 

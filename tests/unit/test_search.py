@@ -45,7 +45,7 @@ model: {path: model}
 data: {train: data.jsonl, eval_fraction: 0.2}
 search:
   trials: 2
-  space: {lora: {method: {kind: lora}}}
+  space: {lora: {method: {kind: lora, rank: {choice: [2, 4]}}}}
 storage: {path: %(folder)s/runs}
 """
 

@@ -9,7 +9,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from components.cluster.driver.trial_control import TrialController, controller_of
-from components.cluster.slots.slot_result import SlotResult
+from components.cluster.slots.slot_result import KEY, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import TrialEnded, TrialProgressed, TrialStarted, TrialState
 
@@ -73,7 +73,10 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = SlotResult.of(trial.last_result) if trial.last_result else None
+        if trial.trial_id not in self.controller.histories:
+            return  # the budget of the search has not let it start
+        # A trial that is stopped before its first step has a result of Tune's own.
+        result = SlotResult.of(trial.last_result) if KEY in (trial.last_result or {}) else None
         report = result.report if result is not None else None
         if result is not None and result.failure is not None:
             if result.ends_search:
@@ -92,9 +95,8 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         self._end(trial, TrialState.FAILED, _last_line(str(error)) if error else "its slot died")
 
     def _end(self, trial: Any, state: TrialState, reason: str) -> None:
-        """A trial that the budget did not let start has no history."""
         controller = self.controller
-        if trial.trial_id in controller.context.finished_trials or trial.trial_id not in controller.histories:
+        if trial.trial_id in controller.context.finished_trials:
             return
         held = controller.clock.take(trial.trial_id, ends=True)
         controller.histories.record(

@@ -8,10 +8,10 @@ from components.experiment.spec.data import DataSpec
 from components.experiment.spec.evaluation import EvaluationSpec, GenerateSpec
 from components.experiment.spec.experiment import ExperimentSpec
 from components.experiment.spec.method import FullMethod, LoraMethod, Method
-from components.experiment.spec.metric import EVAL_LOSS, SCORES_OF_REPLIES, MetricSpec
+from components.experiment.spec.metric import EVAL_LOSS, GENERAL_LOSS, SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.objectives import GROW_WITH_THE_BUDGET, OTHER_METRICS
-from components.experiment.spec.registry import CHALLENGER, JudgeSpec, RegistrySpec, TrackingSpec
+from components.experiment.spec.registry import CHALLENGER, GateSpec, JudgeSpec, RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.schedulers import (
     AshaSpec,
@@ -31,6 +31,7 @@ __all__ = [
     "CHALLENGER",
     "EVAL_LOSS",
     "FLASH_ATTENTION",
+    "GENERAL_LOSS",
     "GROW_WITH_THE_BUDGET",
     "OTHER_METRICS",
     "PREPARED",
@@ -47,6 +48,7 @@ __all__ = [
     "ExperimentSpec",
     "Fraction",
     "FullMethod",
+    "GateSpec",
     "GenerateSpec",
     "HyperbandSpec",
     "JudgeSpec",

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from components.experiment.spec.section import Spec
 
 Direction = Literal["minimize", "maximize"]
 EVAL_LOSS = "eval_loss"
+GENERAL_LOSS = "general_loss"  # of text that no search trains on, passage by passage
 # Scores of what a model says to a held-out conversation's last question. Each is a number per conversation; a trial's is
 # their mean over the conversations that it says something of.
 SCORES_OF_REPLIES: Mapping[str, tuple[Direction, str]] = {
@@ -86,4 +87,4 @@ def _read_metric(value: Any) -> Any:
 
 _MORE: dict[Direction, str] = {"minimize": "less", "maximize": "more"}
 # A metric as a user writes it.
-Metric = Annotated[MetricSpec, BeforeValidator(_read_metric, json_schema_input_type=str | MetricSpec), Field()]
+Metric = Annotated[MetricSpec, BeforeValidator(_read_metric, json_schema_input_type=str | MetricSpec)]

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from components.experiment.spec.section import Name, Share, Spec
 
@@ -71,6 +71,17 @@ class JudgeSpec(Spec):
         return self
 
 
+class GateSpec(Spec):
+    """What a candidate must not lose while it wins: vetoes beside the metric of the search."""
+
+    no_worse: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description="Score -> margin: the candidate may be worse than the incumbent, else than the base, by at most that, by"
+        " the whole interval. Scores of what is said (`stop_rate`, `json_valid`, a function of yours that"
+        " evaluation.generate names), `general_loss`, `eval_loss`. Nothing else is guarded.",
+    )
+
+
 class RegistrySpec(Spec):
     """What a candidate must pass before it becomes a registered model."""
 
@@ -79,6 +90,7 @@ class RegistrySpec(Spec):
         "champion", description=f"Points to the version that passed the gate; not latest, v1, v2 ... or {CHALLENGER}."
     )
     confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
+    gate: GateSpec = GateSpec()
     prefer: Literal["quality", "cheapest_within_noise"] = Field(
         "quality",
         description="Which branch's best is registered: the best one, or of all that are within noise of it the one that"
@@ -91,7 +103,7 @@ class RegistrySpec(Spec):
     )
     probes: str | None = Field(
         None,
-        description="JSONL of held-out questions, asked of base and champion side by side; `expect` names a wanted word.",
+        description="JSONL of questions for candidate, base and incumbent; `expect` is what an answer should hold.",
     )
     judge: JudgeSpec | None = Field(
         None, description="Asked for the win rate of the candidate's answers against the base's and the incumbent's."
