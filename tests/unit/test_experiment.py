@@ -38,7 +38,7 @@ def test_searches_are_kept_where_the_machine_says_unless_the_experiment_does(pat
 def test_a_misspelt_key_is_answered_with_the_nearest_valid_one(path):
     assert problems(path, "search.smapler=grid") == [
         'search.smapler: unknown key "smapler"; did you mean "sampler"? '
-        "(valid: max_concurrent_trials, max_failures, sampler, scheduler, seed, space, trials)"
+        "(valid: max_concurrent_trials, max_failures, metric, sampler, scheduler, seed, space, trials)"
     ]
 
 
