@@ -359,7 +359,7 @@ def markdown(
         "## No worse by more than a margin",
         "",
         "A metric that is right or wrong on a conversation. `wrong alone`: where the candidate is wrong and the other right;",
-        "`right alone`: where it is right and the other wrong. So it is worse by just the margin. `passed` of these are found",
+        "`right alone`: where it is right and the other wrong. So it is worse by the margin. `passed` of these are found",
         "no worse: at most 2.5 %. `shown` is that share if the two are wrong alone equally often,"
         f" {MARGIN_SAMPLES:,} simulations a number.",
         "",
