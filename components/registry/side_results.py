@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +12,10 @@ from components.records.loss_views import LossViews
 from components.registry.forgetting import GeneralChange, compare_general
 from components.registry.judge import JudgeVerdict, judge_answers
 from components.registry.probes import Probe
-from components.registry.verification_messages import VerificationReport
+
+if TYPE_CHECKING:
+    # It imports torch, through the code that generates; reports must be readable without torch.
+    from components.registry.verification_messages import VerificationReport
 
 
 class SideResults(BaseModel):

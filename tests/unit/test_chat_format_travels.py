@@ -17,7 +17,7 @@ from components.conversations.messages import Conversation
 from components.data.comparable_conversations import find_render_differences
 from components.data.prepare import prepare
 from components.experiment.load_experiment import load_experiment
-from components.experiment.spec import ChatFormatSpec, DataSpec, FullMethod, ModelSpec, TrialSpec
+from components.experiment.spec import ChatFormatSpec, DataSpec, FullMethod, MetricSpec, ModelSpec, TrialSpec
 from components.models.base.context import context_of
 from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
@@ -353,7 +353,11 @@ def test_a_version_is_tagged_with_what_decides_its_text(tmp_path):
         experiment=SimpleNamespace(name="toy"),
         trial=SimpleNamespace(trial_id="trial", started=started),
         report=SimpleNamespace(
-            step=3, eval_loss=1.0, checkpoint=str(checkpoint_of(model, tmp_path / "checkpoint", **spec))
+            step=3,
+            eval_loss=1.0,
+            metric=MetricSpec(),
+            scores={},
+            checkpoint=str(checkpoint_of(model, tmp_path / "checkpoint", **spec)),
         ),
         dataset=dataset,
     )

@@ -27,7 +27,7 @@ def stops(rule, histories, number, tokens, objective):
     return rule.stops(histories, str(number), target_tokens=tokens, objective=objective)
 
 
-def test_hyperband_judges_trials_at_their_own_first_rung_beside_those_that_begin_there():
+def test_hyperband_judges_trials_beside_those_with_the_same_first_rung():
     rule = HalvingRule(rungs=(100, 400), reduction_factor=4, per_branch=True, skips=(0, 0, 1, 2))
     known = replay([*curve(1, 1.0), *curve(2), *curve(3), *curve(4)])
     assert stops(rule, known, 2, 100, 2.0)
@@ -87,7 +87,11 @@ def test_reports_at_rungs_are_no_evaluations_of_a_plateau():
 
 
 def experiment(scheduler, **search):
-    space = {"lora": {"schedule": {"warmup_fraction": {"choice": [0.0, 0.2]}}}, "full": {"method": {"kind": "full"}}}
+    rates = {"optimizer": {"learning_rate": {"log_uniform": [1e-5, 1e-3]}}}
+    space = {
+        "lora": {"schedule": {"warmup_fraction": {"choice": [0.0, 0.2]}}, **rates},
+        "full": {"method": {"kind": "full"}, **rates},
+    }
     trial = {"budget": {"target_tokens": 1600, "evaluations": 4}, "schedule": {"warmup_fraction": 0.1}}
     tree = {"name": "toy", "model": {"path": "m"}, "data": {"train": "a.jsonl"}, "trial": trial}
     return ExperimentSpec.model_validate(

@@ -174,7 +174,7 @@ def test_deviations_of_resamples_are_those_of_repeated_conversations():
         assert found_C == pytest.approx((again.ratios - paired.ratios) / again.errors)
 
 
-def test_skewed_differences_of_equal_length_have_about_the_interval_of_scipys_bca_bootstrap():
+def test_skewed_differences_have_about_the_interval_of_scipys_bca_bootstrap():
     differences_N = 1 - np.random.default_rng(3).exponential(size=200)
     low, high, *_ = interval(differences_N)
     known = stats.bootstrap(

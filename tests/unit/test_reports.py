@@ -29,15 +29,10 @@ from components.reports.loss_sides import ends_sentence, sides_table
 from components.reports.rung_correlation import rung_correlations
 from components.reports.search_summary import SearchSummary, probes_answered, trial_summaries
 from components.reports.verdict import print_verdict
+from tests.support.printed import shown
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000
-
-
-def shown(renderable):
-    console = Console(file=io.StringIO(), width=140)
-    console.print(renderable)
-    return console.file.getvalue()
 
 
 def test_the_best_checkpoint_leads_and_what_has_none_comes_last():

@@ -20,9 +20,9 @@ from components.records.objectives import pareto_front
 from components.reports.leaderboard import leaderboard
 from components.reports.search_summary import trial_summaries
 from tests.support.experiment_file import problems
+from tests.support.printed import shown
 from tests.support.records import history, progress, started
-from tests.unit.test_reports import shown
-from tests.unit.test_tpe import BUDGET, experiment, result
+from tests.support.sampling import BUDGET, experiment, result
 
 LEARNING = ("tpe", "gp", "cmaes")
 SMOOTH = {

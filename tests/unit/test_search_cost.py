@@ -47,7 +47,7 @@ def test_what_a_slot_was_held_for_is_training_evaluation_and_the_rest():
     assert cost(started("a"), first, second, first, second) == (22.0, 8.0, 0.0, 6.0)  # the journal, told twice
 
 
-def test_work_that_a_dead_worker_group_repeats_is_counted_beside_the_work_that_counts():
+def test_work_that_is_repeated_after_a_death_is_counted_apart():
     first = reported("a", 1, held=14.0, time=2.0, trained=10.0, evaluated=4.0)
     died = reported("a", 2, held=30.0, time=3.0, trained=20.0, evaluated=8.0, restarts=1)
     assert cost(started("a"), first, died) == (20.0, 8.0, 16.0, 0.0)
@@ -79,7 +79,7 @@ def test_one_sentence_says_what_a_search_cost():
     assert SearchCost().sentence == "cost: 0 worker-seconds"
 
 
-def test_slots_are_held_from_start_to_end_but_not_while_a_trial_waits_for_another_one():
+def test_slots_are_held_from_start_to_end_but_not_while_a_trial_waits():
     now = [0.0]
     clock = SlotClock(lambda: now[0])
     clock.starts("a", workers=2)
@@ -207,7 +207,7 @@ class Searched:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_search_spends_its_budget_and_at_most_one_report_of_each_running_trial_more(seed):
+def test_a_search_spends_at_most_one_report_of_each_running_trial_more(seed):
     search = Searched(seed)
     spent = search.spending.spent().worker_seconds
     assert spent <= search.limit + search.places * (search.step + search.evaluation + 2.0)

@@ -10,7 +10,6 @@ from optuna.trial import TrialState
 from ray.tune import Trainable
 from ray.tune.experiment import Experiment
 from ray.tune.search import ConcurrencyLimiter
-from ray.tune.utils import flatten_dict
 
 from components.cluster.capacity.cluster_capacity import ClusterCapacity, NodeType
 from components.cluster.driver.trial_control import attached
@@ -18,36 +17,13 @@ from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.cluster.scheduling.samplers import random_only, startup_trials
 from components.cluster.scheduling.search_warnings import check_rungs, remarks
 from components.cluster.scheduling.tune_search import search_algorithm
-from components.cluster.slots.slot_result import ExitReason, SlotResult
+from components.cluster.slots.slot_result import ExitReason
 from components.experiment.draw_trials import sample_trials
 from components.experiment.spec import ExperimentSpec, TrialSpec
-from tests.support.records import progress
+from tests.support.sampling import BUDGET, SPACE, experiment, result
 
-BUDGET = 1000
 BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
 WORSE = {"lora": 0.0, "full": 5.0}  # full is far behind LoRA, whatever its learning rate
-SPACE = {
-    "lora": {"method": {"rank": {"choice": [4, 8]}}, "optimizer": {"learning_rate": {"log_uniform": [1e-5, 1e-1]}}},
-    "full": {"method": {"kind": "full"}, "optimizer": {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}},
-}
-
-
-def experiment(trials=24, space=SPACE, budget=BUDGET, evaluations=4, **search):
-    return ExperimentSpec.model_validate(
-        {
-            "name": "toy",
-            "model": {"path": "somewhere"},
-            "data": {"train": "a.jsonl"},
-            "trial": {"budget": {"target_tokens": budget, "evaluations": evaluations}},
-            "search": {"trials": trials, "sampler": "tpe", "space": space, **search},
-        }
-    )
-
-
-def result(target_tokens, eval_loss, *, failure=None, diverged=None, exit_reason=None):
-    """As a slot makes it and Tune flattens it."""
-    report = progress(1, eval_loss, target_tokens=target_tokens, diverged=diverged)
-    return flatten_dict(SlotResult(slot="s", progress=report, failure=failure, exit_reason=exit_reason).to_tune())
 
 
 def distance(branch, learning_rate):
@@ -314,7 +290,7 @@ def test_a_scheduler_that_does_less_than_it_seems_is_remarked_upon(scheduler, sa
     assert said in remarks(experiment(8, sampler="random", scheduler=scheduler), BUDGET, room(2))[0]
 
 
-def test_asha_stops_trials_that_are_evaluated_once_for_rungs_have_reports_of_their_own():
+def test_asha_stops_trials_that_are_evaluated_once_for_rungs_have_own_reports():
     assert remarks(experiment(8, evaluations=1, sampler="random"), BUDGET, room(2)) == []
     late = experiment(8, sampler="random", space={"lora": {"schedule": {"warmup_fraction": 1.0}}})
     (said,) = remarks(late, BUDGET, room(2))
