@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -125,11 +125,14 @@ _LEFT_OUT_WORDS = {
     "dropped_too_long": "dropped as too long",
     "truncated": "truncated",
     "duplicates": "duplicates left out",
+    "not_for_all": "left out, as another base model has other words of them",
     "leaked": "held out and therefore not trained on",
 }
 
 
-def prepare_experiment(experiment: ExperimentSpec, model_path: Path, *, context: int | None) -> PreparedDataset:
+def prepare_experiment(
+    experiment: ExperimentSpec, model_path: Path, *, context: int | None, shared: Set[str] | None = None
+) -> PreparedDataset:
     """Prepares an experiment's data on the storage that all experiments share, as `prepare` does."""
     return prepare(
         experiment.data,
@@ -137,6 +140,7 @@ def prepare_experiment(experiment: ExperimentSpec, model_path: Path, *, context:
         chat_format=experiment.format_spec,
         storage=experiment.folder.parent,
         context=context,
+        shared=shared,
     )
 
 
@@ -147,6 +151,7 @@ def prepare(
     chat_format: ChatFormatSpec | str,
     storage: Folder,
     context: int | None = None,
+    shared: Set[str] | None = None,
     processes: int | None = None,
 ) -> PreparedDataset:
     """Reads, splits, renders and stores conversations; returns the existing data if the same content was prepared before.
@@ -154,6 +159,7 @@ def prepare(
     Args:
         storage: prepared data is kept in storage/prepared/<digest>/.
         context: the most tokens that the model sees at once; None for any number.
+        shared: the sources of the conversations to use, if several base models have not the same words of the others.
         processes: for rendering; by default one per core.
 
     Raises:
@@ -165,7 +171,7 @@ def prepare(
     renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
     for _ in range(MAX_READS):
         contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
-        digest = _digest(data, loaded, contents, context)
+        digest = _digest(data, loaded, contents, context, shared)
         directory = storage / PREPARED / digest
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
@@ -177,14 +183,26 @@ def prepare(
             f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
             " they are written, or name copies of them"
         )
-    directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data, context))
+    directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data, context, shared))
     return PreparedDataset.open(directory, reused=False).verify()
 
 
-def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: DataSpec, context: int | None) -> None:
+def _write(
+    scratch: Path,
+    digest: str,
+    split: Split,
+    renderer: Renderer,
+    data: DataSpec,
+    context: int | None,
+    shared: Set[str] | None,
+) -> None:
     tally, digests = _Tally(split), {}
     for name, conversations in {"train": split.train, "eval": split.eval}.items():
         file = scratch / f"{name}.arrow"
+        if shared is not None:
+            kept = [conversation for conversation in conversations if conversation.source in shared]
+            tally.counts["not_for_all"] += len(conversations) - len(kept)
+            conversations = kept
         # Held-out conversations are also kept as text: another version's chat format may have to render them.
         write_store(file, _entries(conversations, renderer, data, tally, context=context, keep=name == "eval"))
         tally.count_store(name, TokenStore(file))
@@ -205,11 +223,19 @@ def _write(scratch: Path, digest: str, split: Split, renderer: Renderer, data: D
     )
 
 
-def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None], context: int | None) -> str:
+def _digest(
+    data: DataSpec,
+    chat_format: ChatFormat,
+    contents: Sequence[str | None],
+    context: int | None,
+    shared: Set[str] | None,
+) -> str:
     hashed = hashlib.sha256(f"layout {STORE_VERSION}\n{chat_format.digest()}\n".encode())
     hashed.update(data.model_dump_json(exclude={"train", "eval"}).encode())
     if context is not None:
         hashed.update(f"context {context}\n".encode())
+    if shared is not None:
+        hashed.update("\n".join(["shared", *sorted(shared)]).encode())
     for content in contents:
         hashed.update(b"\0" if content is None else content.encode())
     return hashed.hexdigest()[:32]
@@ -225,6 +251,7 @@ class _Tally:
             "mended": len(split.mended),
             "duplicates": split.duplicates,
             "leaked": split.leaked,
+            "not_for_all": 0,
             "dropped_too_long": 0,
             "truncated": 0,
             "ignored_keys": sum(split.ignored_keys.values()),

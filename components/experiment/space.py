@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from components.experiment.branch_models import model_of_branch
 from components.experiment.domains import Domain
 from components.experiment.experiment_errors import ExperimentError, Problem, problems_of
 from components.experiment.parse_trial import Reading, read_branch, read_trial
@@ -26,6 +27,7 @@ from components.experiment.spec import (
     ExperimentSpec,
     FullMethod,
     LoraMethod,
+    ModelSpec,
     NoSchedulerSpec,
     SearchSpec,
     TrialSpec,
@@ -41,9 +43,10 @@ MAX_TRIALS_OF_A_GRID = 1000  # unless search.trials says more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One method variant: fixed values and domains, each by its dotted path into a TrialSpec."""
+    """One method variant: fixed values and domains, each by its dotted path into a TrialSpec. `model` is its base."""
 
     name: str
+    model: ModelSpec
     constants: Mapping[str, Any]
     domains: Mapping[str, Domain]
 
@@ -63,7 +66,7 @@ def branches_of(experiment: ExperimentSpec) -> dict[str, Branch]:
     problems = [problem for reading in readings.values() for problem in reading.problems]
     if problems:
         raise ExperimentError(problems)
-    return {name: _branch(name, reading) for name, reading in readings.items()}
+    return {name: _branch(experiment, name, reading) for name, reading in readings.items()}
 
 
 def _readings(experiment: ExperimentSpec) -> dict[str, Reading]:
@@ -71,8 +74,9 @@ def _readings(experiment: ExperimentSpec) -> dict[str, Reading]:
     return {name: read_branch(name, tree, kind=kind) for name, tree in experiment.search.space.items()}
 
 
-def _branch(name: str, reading: Reading) -> Branch:
-    return Branch(name=name, constants=reading.constants, domains=reading.domains)
+def _branch(experiment: ExperimentSpec, name: str, reading: Reading) -> Branch:
+    model = model_of_branch(experiment.model, reading.model)
+    return Branch(name=name, model=model, constants=reading.constants, domains=reading.domains)
 
 
 def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> TrialSpec:
@@ -80,10 +84,12 @@ def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, 
     return TrialSpec.model_validate(_with_values(experiment.trial, {**branch.constants, **values}))
 
 
-def change_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any]) -> TrialSpec:
+def change_trial(
+    experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any], *, model: ModelSpec | None = None
+) -> TrialSpec:
     """Returns a trial's configuration with some values changed, each by its dotted path, under the rules of the space.
 
-    Raises ExperimentError with all problems.
+    `model` is that of its branch, by default the experiment's. Raises ExperimentError with all problems.
     """
     named = changes.get("method.kind")
     kind = named if isinstance(named, str) else spec.method.kind
@@ -98,7 +104,7 @@ def change_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[s
         changed = TrialSpec.model_validate(_with_values(spec, values))
     except ValidationError as error:
         raise ExperimentError(problems_of(error, TrialSpec)) from None
-    if problems := list(_worker_problems(experiment, changed, "")):
+    if problems := list(_worker_problems(experiment, changed, "", model or experiment.model)):
         raise ExperimentError(problems)
     return changed
 
@@ -130,7 +136,7 @@ def check_search(experiment: ExperimentSpec) -> None:
     problems: dict[str, Problem] = {}
     readings = _readings(experiment)
     for name, reading in readings.items():
-        found = reading.problems or _branch_problems(experiment, _branch(name, reading))
+        found = reading.problems or _branch_problems(experiment, _branch(experiment, name, reading))
         problems.update({str(problem): problem for problem in found})
     if not problems:
         problems = {str(problem): problem for problem in _trial_count_problems(experiment)}
@@ -278,12 +284,12 @@ def _point_problems(experiment: ExperimentSpec, branch: Branch, values: Mapping[
     except ValidationError as error:
         yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
         return
-    yield from _worker_problems(experiment, spec, f"search.space.{branch.name}")
+    yield from _worker_problems(experiment, spec, f"search.space.{branch.name}", branch.model)
 
 
-def _worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str) -> Iterator[Problem]:
+def _worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str, model: ModelSpec) -> Iterator[Problem]:
     workers = experiment.resources.of(spec.method)
-    for check in (workers.check_trial, partial(experiment.model.check_trial, workers=workers)):
+    for check in (workers.check_trial, partial(model.check_trial, workers=workers)):
         try:
             check(spec)
         except ValueError as error:

@@ -8,17 +8,20 @@ import pytest
 from components.conversations.chat_formats import load_chat_format, with_thoughts
 from components.conversations.messages import Conversation, Message
 from components.conversations.target_bytes import bits_per_byte, target_bytes
-from components.data.prepare import PreparedDataset
-from components.experiment.spec import BudgetSpec, ChatFormatSpec, ModelSpec
+from components.data.prepare import PreparedDataset, prepare
+from components.data.same_words import shared_sources
+from components.experiment.spec import BudgetSpec, ChatFormatSpec, DataSpec, ModelSpec
 from components.inference.score import compare_scores, score
 from components.models.load_trained import load_base
 from components.registry.gate import compare_losses
 from components.registry.verification_messages import VerificationReport, VerificationRequest
 from components.registry.verification_worker import verify
+from components.storage.open_folder import folder_at
 from tests.support.sessions import FULL, reports, session
 from tests.support.template_kinds import KINDS
 from tests.support.toy import (
     assistant,
+    letter_tokenizer,
     pair_tokenizer,
     tiny_model_directory,
     toy_conversations,
@@ -203,3 +206,39 @@ def test_a_report_has_bits_per_byte_beside_nats(toy, tmp_path):
     assert report.scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / dataset.eval.target_bytes.sum())
     assert dataset.counts["eval_target_bytes"] == dataset.eval.target_bytes.sum()
     assert bits_per_byte(1.0, 0) is None
+
+
+# The same words for several base models
+
+
+def test_what_is_too_long_for_one_tokenizer_is_left_out_for_all(tmp_path):
+    """Of conversations of 1 to 40 pairs, those beyond 60 letters with their prompts are cut for the letters only."""
+    talks = [
+        Conversation(messages=(user(f"say {n}"), assistant("ok"), user("more"), assistant("ab" * n)))
+        for n in range(1, 41)
+    ]
+    write_messages_jsonl(tmp_path / "data.jsonl", talks)
+    data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.3, max_tokens=80)
+    folders = {name: tmp_path / name for name in ("letters", "pairs")}
+    letter_tokenizer().save_pretrained(folders["letters"])
+    pair_tokenizer().save_pretrained(folders["pairs"])
+
+    def prepared(name, shared=None):
+        storage = folder_at(tmp_path)
+        return prepare(data, model_path=folders[name], chat_format="auto", storage=storage, shared=shared, processes=1)
+
+    alone = [prepared(name) for name in folders]
+    assert shared_sources([alone[0], alone[0]]) is None
+    assert alone[0].counts["truncated"] > alone[1].counts["truncated"]
+    shared = shared_sources(alone)
+    both = [prepared(name, shared) for name in folders]
+    assert shared_sources(both) is None
+    for split in ("train", "eval"):
+        one, two = (getattr(dataset, split) for dataset in both)
+        assert [one.source(i) for i in range(len(one))] == [two.source(i) for i in range(len(two))]
+        assert one.target_bytes.tolist() == two.target_bytes.tolist()
+        assert one.total_targets > two.total_targets
+    left = sum(len(getattr(alone[0], split)) - len(getattr(both[0], split)) for split in ("train", "eval"))
+    assert both[0].counts["not_for_all"] == left > 0
+    assert f"{left} left out, as another base model has other words of them" in both[0].summary()
+    assert both[0].digest != alone[0].digest
