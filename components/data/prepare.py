@@ -200,7 +200,7 @@ def _write(
     for name, conversations in {"train": split.train, "eval": split.eval}.items():
         file = scratch / f"{name}.arrow"
         if shared is not None:
-            kept = [conversation for conversation in conversations if conversation.source in shared]
+            kept = tuple(conversation for conversation in conversations if conversation.source in shared)
             tally.counts["not_for_all"] += len(conversations) - len(kept)
             conversations = kept
         # Held-out conversations are also kept as text: another version's chat format may have to render them.

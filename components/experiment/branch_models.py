@@ -47,6 +47,10 @@ def branches_by_model(experiment: ExperimentSpec) -> dict[ModelSpec, tuple[str, 
     return {model: tuple(name for name, each in models.items() if each == model) for model in order}
 
 
+def has_several_bases(experiment: ExperimentSpec) -> bool:
+    return len(branches_by_model(experiment)) > 1
+
+
 def view_of(experiment: ExperimentSpec, model: ModelSpec, names: Iterable[str]) -> ExperimentSpec:
     """Returns the experiment as if these branches, all of this model, were the whole space."""
     space = {name: _without_model(experiment.search.space[name]) for name in names}

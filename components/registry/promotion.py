@@ -9,7 +9,9 @@ from functools import partial
 from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
+from components.experiment.branch_models import has_several_bases
 from components.experiment.spec import CHALLENGER, ExperimentSpec
+from components.models.base.reference import BaseReference
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
@@ -75,6 +77,9 @@ def register_best(
         candidate_answers=outcome.report.candidate_answers,
         base_loss=outcome.comparisons[0].other_loss,
         candidate_loss=outcome.comparisons[0].candidate_loss,
+        base_model=BaseReference.read(candidate.checkpoint).model.path if has_several_bases(experiment) else None,
+        parameters=outcome.report.parameters,
+        weight_bytes=outcome.report.weight_bytes,
         base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
         candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
     )

@@ -77,6 +77,8 @@ class PhaseResult(BaseModel):
     incumbent_note: str | None = None
     num_targets: tuple[int, ...] = ()
     target_bytes: tuple[int, ...] = ()
+    parameters: int = 0
+    weight_bytes: int = 0
     candidate_answers: tuple[str, ...] = ()
     base_answers: tuple[str, ...] = ()
 
@@ -88,6 +90,7 @@ class VerificationReport(BaseModel):
     `incumbent_unseen` are the conversations that the incumbent was not trained on, None if the version does not say.
     `incumbent_by_bytes`: its chat format gives other tokens, so it is compared in bits per byte, on these conversations;
     `incumbent_note` counts the others. None if it is compared by targets. `target_bytes` are empty in earlier reports.
+    `parameters` are the candidate's, its adapter included, and `weight_bytes` what they take in memory where it is served.
     `code` is the folder of the code that ran, `digest` that of the candidate's chat format, and
     `scores_thoughts` whether that one scores reasoning.
     """
@@ -107,6 +110,8 @@ class VerificationReport(BaseModel):
     incumbent_note: str | None = None
     num_targets: tuple[int, ...]
     target_bytes: tuple[int, ...] = ()
+    parameters: int = 0
+    weight_bytes: int = 0
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
 

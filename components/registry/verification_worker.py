@@ -58,6 +58,8 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
         candidate_sums=_sums(losses),
         num_targets=tuple(loss.num_targets for loss in losses),
         target_bytes=tuple(TokenStore(request.eval_store).target_bytes.tolist()),
+        parameters=sum(weight.numel() for weight in candidate.model.parameters()),
+        weight_bytes=sum(weight.numel() * weight.element_size() for weight in candidate.model.parameters()),
         candidate_answers=_answer_probes(candidate, request),
         **_score_without_adapter(candidate, request),
     )

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from rich.table import Table
 from rich.text import Text
 
+from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.varied import hyperparameters
 from components.records.events import TrialHistory, TrialState
 
+TARGET_TOKENS = "target tokens"  # of Progress.counted
 COLORS: dict[TrialState, str] = {
     TrialState.RUNNING: "cyan",
     TrialState.COMPLETED: "green",
@@ -44,11 +46,12 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
     table.add_column("hyperparameters", min_width=24)
-    for name in ("target tokens", "eval loss", "worker s"):
+    bits = counted(histories) != TARGET_TOKENS
+    for name in (counted(histories), "eval loss", *(["bits per byte"] if bits else []), "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for history in histories:
-        table.add_row(*_row(history, budget, numbers))
+        table.add_row(*_row(history, budget, numbers, bits=bits))
     return table
 
 
@@ -76,7 +79,17 @@ def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
     return f"{warm}clone of {numbers.get(history.started.parent, history.started.parent)}"
 
 
-def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list[str | Text]:
+def counted(histories: Iterable[TrialHistory]) -> str:
+    """Returns what budgets count: target tokens, or target bytes in a search over several base models."""
+    return next((history.last.counted for history in histories if history.last), TARGET_TOKENS)
+
+
+def in_bits(history: TrialHistory) -> float | None:
+    """Returns the eval loss of the best checkpoint in bits per byte, which compares between base models."""
+    return history.best.scores.get(BITS_PER_BYTE) if history.best else None
+
+
+def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], *, bits: bool) -> list[str | Text]:
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
@@ -87,6 +100,7 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int]) -> list
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
         f"{best_loss(history):.4f}" if history.best else "-",
+        *([f"{loss:.4f}" if (loss := in_bits(history)) is not None else "-"] if bits else []),
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),
     ]

@@ -7,12 +7,11 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.conversations.target_bytes import BITS_PER_BYTE
 from components.records.events import TrialHistory, TrialState
 from components.records.outcome import Outcome
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
-from components.reports.leaderboard import best_loss, ranked, worker_seconds
+from components.reports.leaderboard import TARGET_TOKENS, best_loss, counted, in_bits, ranked, worker_seconds
 
 
 class TrialSummary(BaseModel):
@@ -28,6 +27,7 @@ class TrialSummary(BaseModel):
     state: TrialState
     reason: str
     target_tokens: int
+    counted: str = Field("target tokens", description="What `target_tokens` counts: target bytes if bases differ.")
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
     worker_seconds: float
@@ -47,7 +47,8 @@ class TrialSummary(BaseModel):
             state=history.state,
             reason=history.reason,
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
-            bits_per_byte=history.best.scores.get(BITS_PER_BYTE) if history.best else None,
+            counted=counted([history]),
+            bits_per_byte=in_bits(history),
             eval_loss=loss if math.isfinite(loss) else None,
             worker_seconds=worker_seconds(history),
             checkpoint=history.best.checkpoint if history.best else None,
@@ -73,6 +74,16 @@ class SearchSummary(BaseModel):
     run_id: str = Field(description="MLflow's, of the search.")
     trials: tuple[TrialSummary, ...]
     registry: RegistryResult | None
+
+    @property
+    def counted(self) -> str:
+        """What budgets count."""
+        return next((trial.counted for trial in self.trials if trial.counted != TARGET_TOKENS), TARGET_TOKENS)
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether losses compare in bits per byte only: there are several base models."""
+        return self.counted != TARGET_TOKENS
 
 
 def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ...]:

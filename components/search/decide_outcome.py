@@ -104,10 +104,10 @@ def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchO
     if registry.promoted:
         outcome = Outcome.CHAMPION
         message = (
-            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, eval loss"
+            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}{registry.size}, eval loss"
             f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}{_in_bits(registry)}"
         )
     else:
         outcome = Outcome.NOT_PROMOTED
-        message = f"{registry.name} version {registry.version} is a challenger only: {registry.reason}"
+        message = f"{registry.name} version {registry.version}{registry.size} is a challenger only: {registry.reason}"
     return SearchOutcome(outcome=outcome, message=message, best=best, registry=registry)

@@ -11,24 +11,16 @@ from pathlib import Path
 from components.cluster.ray_session import check_not_connected, workers_are_here
 from components.cluster.scheduling.search_warnings import check_rungs
 from components.cluster.slots.search_context import SearchContext
-from components.conversations.chat_formats import load_chat_format
-from components.conversations.format_facts import date_remarks, format_facts
-from components.conversations.load_format import format_spec_in
+from components.conversations.format_facts import format_facts
 from components.conversations.preview.mask_preview import Decode, verbatim
-from components.conversations.tokenizers.load_tokenizer import load_tokenizer
-from components.data.prepare import PreparedDataset, prepare_experiment
+from components.data.prepare import PreparedDataset
 from components.errors import InputError
 from components.experiment.base_precisions import dtype_warnings
+from components.experiment.branch_models import models_of
 from components.experiment.experiment_warnings import experiment_warnings
 from components.experiment.space import branches_of, corner_trials
-from components.experiment.spec import STORAGE, ExperimentSpec, ModelSpec
+from components.experiment.spec import STORAGE, ExperimentSpec
 from components.models import attention_backend, quantization_backend
-from components.models.base.context import context_of
-from components.models.base.load_base import check_base, config_of, resolve_model
-from components.models.base.reference import BaseReference
-from components.models.base.wheel_model import BUNDLED_MODELS
-from components.models.digest import model_digest
-from components.models.trainable_summary import describe_branch_training
 from components.planning.verification_memory import check_verifiable
 from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
@@ -36,12 +28,9 @@ from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.search.find import find_interrupted
+from components.search.open_base import OpenedBases, open_bases
 from components.storage.folder import Folder, Lock
-from components.storage.open_folder import folder_at
 from components.tracking.mlflow_access import check_model_name, check_tracking, tracking_uri
-from components.training.model_abilities import Layout
-from components.training.model_settings import abilities_for, settle
-from components.training.vocabulary_check import check_vocabulary
 
 JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 
@@ -50,32 +39,34 @@ JOBS = "working_dir_files"  # Ray's name for what it makes of --working-dir
 class PreparedSearch:
     """A search whose model, data and tracking are ready.
 
-    `manifest` has the experiment as it was written; `experiment` has it with a model path that holds on every node, and
-    without any `auto` that the model decides. `settings` says that decision, and `layout` is its part for the data.
-    `budget` is that of every trial, in target tokens. `trained` says, by branch and for people, what its trials train or
-    adapt. `format_facts` are tags about the chat format. `register`: the best trial will be sent to the registry,
-    `replace`: for which reason it may replace an incumbent that cannot be compared. `opened`
-    is when opening began, by time.monotonic(). `lock` must be closed in the end.
+    `manifest` has the experiment as it was written; `experiment` has it with model paths that hold on every node, and
+    without any `auto` that the models decide.
+    `opened` has the base models, the data of each and the budget of every trial. `format_facts` are tags about the chat
+    format. `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an incumbent
+    that cannot be compared. `began` is when opening began, by time.monotonic(). `lock` must be closed in the end.
     """
 
     manifest: SearchManifest
     lock: Lock
     experiment: ExperimentSpec
-    dataset: PreparedDataset
-    budget: int
-    base: BaseReference
-    pad_token_id: int
+    opened: OpenedBases
     decode: Decode
     probes: tuple[Probe, ...]
     uri: str
     resumed: bool
     register: bool
     replace: str | None
-    trained: Mapping[str, str]
     format_facts: Mapping[str, str]
-    settings: str
-    layout: Layout
-    opened: float
+    began: float
+
+    @property
+    def dataset(self) -> PreparedDataset:
+        """The data of the default base."""
+        return self.opened.default.dataset
+
+    @property
+    def budget(self) -> int:
+        return self.opened.budget
 
     @property
     def search_id(self) -> str:
@@ -95,15 +86,17 @@ class PreparedSearch:
 
     def context(self, finished_trials: Mapping[str, Progress | None]) -> SearchContext:
         """What the processes of the cluster need. `finished_trials` need not run; each has its last report."""
+        default = self.opened.default.for_trials()
         return SearchContext(
             experiment=self.experiment,
             search_id=self.search_id,
             folder=self.folder,
-            prepared=self.dataset.directory,
+            prepared=default.prepared,
             budget=self.budget,
-            pad_token_id=self.pad_token_id,
-            base=self.base,
-            layout=self.layout,
+            pad_token_id=default.pad_token_id,
+            base=default.reference,
+            layout=default.layout,
+            other_bases=self.opened.others_for_trials(),
             finished_trials=dict(finished_trials),
         )
 
@@ -127,7 +120,7 @@ def prepare_search(
     if replace is not None and not (register and replace.strip()):
         raise InputError('--replace: takes a reason, e.g. "it answers in another language", and needs a registration')
     check_not_connected()
-    opened = time.monotonic()
+    began = time.monotonic()
     _check_storage(written)
     manifest = None if resume is None else find_interrupted(written, resume)
     uri = tracking_uri(written)
@@ -136,63 +129,29 @@ def prepare_search(
     _check_packages(written, on_message)
     for remark in (*experiment_warnings(written), *dtype_warnings(written)):
         on_message(remark)
-    on_message(f"base model {written.model.path}")
-    directory = resolve_model(written.model)
-    check_base(written.model)
-    model = _on_every_node(written.model, directory)
-    if manifest is not None and manifest.attention is not None:  # what the search began with, whatever this machine has
-        model = model.model_copy(update={"attention": manifest.attention})
-    experiment = written.model_copy(update={"model": model})
-    config = config_of(directory)
-    trained = describe_branch_training(experiment, config)
-    for branch, sentence in trained.items():
-        on_message(f"{branch}: {sentence}")
-    abilities = abilities_for(experiment, config)
-    tokenizer = load_tokenizer(directory)
-    format_spec = format_spec_in(directory, experiment.format_spec)
-    chat_format = load_chat_format(tokenizer, format_spec)
-    for remark in date_remarks(chat_format):
-        on_message(remark)
-    dataset = (
-        prepare_experiment(experiment, directory, context=context_of(directory))
-        if manifest is None
-        else _prepared_for(manifest)
-    )
-    on_message(dataset.summary())
-    settings = settle(experiment, config, abilities, has_trees=dataset.train.has_forks or dataset.eval.has_forks)
-    experiment = settings.experiment
-    on_message(settings.sentence)
-    if problem := too_few_held_out(dataset, experiment.data):
+    opened = open_bases(written, manifest, on_message)
+    experiment, default = opened.experiment, opened.default
+    if problem := too_few_held_out(default.dataset, experiment.data):
         on_message(problem)
-    budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
-    check_rungs(experiment, budget)
-    unused = check_vocabulary(config, tokenizer, chat_format, dataset, name=written.model.path)
-    if unused:
-        on_message(f"Warning: {unused}")
+    check_rungs(experiment, opened.budget)
     if register:
         check_model_name(uri, experiment.registered_model)
-        check_verifiable(experiment)
-    base = BaseReference(model=experiment.model, digest=model_digest(directory), chat_format=format_spec)
-    manifest = manifest or _new_manifest(written, dataset, budget, experiment.model.attention)
+        for base in opened.bases:
+            check_verifiable(base.experiment)
+    manifest = manifest or _new_manifest(written, opened)
     return PreparedSearch(
         manifest=manifest,
         lock=lock_search(experiment.folder / manifest.search_id),
         experiment=experiment,
-        dataset=dataset,
-        budget=budget,
-        base=base,
-        pad_token_id=chat_format.pad_token_id,
-        decode=verbatim(tokenizer),
+        opened=opened,
+        decode=verbatim(default.tokenizer),
         probes=probes,
         uri=uri,
         resumed=resume is not None,
         register=register,
         replace=replace,
-        trained=trained,
-        format_facts=format_facts(format_spec, chat_format),
-        settings=settings.sentence,
-        layout=settings.layout,
-        opened=opened,
+        format_facts=format_facts(default.format_spec, default.chat_format),
+        began=began,
     )
 
 
@@ -200,7 +159,10 @@ def _check_packages(experiment: ExperimentSpec, on_message: OnMessage) -> None:
     """Checks the packages only: a head without a GPU has them too, if it has the workers' environment."""
     trials = (trial for branch in branches_of(experiment).values() for trial in corner_trials(experiment, branch))
     ends = {
-        attention_backend.missing_package(experiment.model.attention): "the first trial ends the search",
+        **dict.fromkeys(
+            (attention_backend.missing_package(model.attention) for model in models_of(experiment).values()),
+            "the first trial ends the search",
+        ),
         quantization_backend.missing_package(trials): "each trial that needs it fails",
     }
     for problem, end in ends.items():
@@ -235,29 +197,15 @@ def lock_search(folder: Folder) -> Lock:
         ) from None
 
 
-def _on_every_node(model: ModelSpec, directory: Path) -> ModelSpec:
-    """Workers run in other folders: a local directory is named by its whole path, a hub id is a name everywhere."""
-    is_local = model.path not in BUNDLED_MODELS and Path(model.path).expanduser().is_dir()
-    return model.model_copy(update={"path": str(directory)}) if is_local else model
-
-
-def _prepared_for(manifest: SearchManifest) -> PreparedDataset:
-    """The data that the search began with, even if the files it was made of have changed since."""
-    directory = folder_at(manifest.prepared)
-    if not directory.is_complete():
-        raise InputError(
-            f"--resume {manifest.search_id}: its prepared data {directory} is gone; start again without --resume"
-        )
-    return PreparedDataset.open(directory).verify()
-
-
-def _new_manifest(written: ExperimentSpec, dataset: PreparedDataset, budget: int, attention: str) -> SearchManifest:
+def _new_manifest(written: ExperimentSpec, opened: OpenedBases) -> SearchManifest:
+    default = opened.default.in_manifest()
     return SearchManifest(
         search_id=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
         experiment=written,
         created=time.time(),
-        prepared=str(dataset.directory),
-        budget=budget,
-        attention=attention,
+        prepared=default.prepared,
+        budget=opened.budget,
+        attention=default.attention,
+        other_bases=opened.others_in_manifest(),
         layout=LAYOUT,
     )

@@ -151,7 +151,7 @@ class SearchRun:
                 prepared.uri,
                 prepared.experiment,
                 best,
-                prepared.dataset,
+                prepared.opened.of_branch(best.started.branch).dataset,
                 prepared.probes,
                 self._executor(best),
                 prepared.replace,
@@ -242,8 +242,8 @@ class SearchRun:
 
     def _connect_tracking(self) -> SearchRuns:
         prepared = self.prepared
-        tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.trained.items()}
-        tags[SETTINGS_TAG] = prepared.settings[:MAX_CHARACTERS]
+        tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.opened.trained.items()}
+        tags[SETTINGS_TAG] = prepared.opened.settings[:MAX_CHARACTERS]
         facts = {**self._facts, **tags, **prepared.format_facts}
         return SearchRuns(open_store(prepared.uri), prepared.uri, prepared.experiment, prepared.search_id, facts)
 

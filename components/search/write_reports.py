@@ -26,6 +26,9 @@ def log_inputs(runs: SearchRuns, prepared: PreparedSearch) -> None:
     dataset, experiment = prepared.dataset, prepared.experiment
     digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
     runs.log_data(experiment.name, str(experiment.data.train), digests, dataset.counts)
+    for number, base in enumerate(prepared.opened.bases[1:], start=2):
+        digests = {"train": base.dataset.train_digest, "eval": base.dataset.eval_digest}
+        runs.log_data(f"{experiment.name}-base-{number}", str(experiment.data.train), digests, base.dataset.counts)
     records = stored_records(dataset.train, PREVIEWED)
     title = f"{experiment.name}: what is trained on"
     runs.log_text(None, preview_html(records, prepared.decode, title, totals_of(dataset)), "mask_preview.html")
@@ -40,7 +43,7 @@ def summarize(
         search_id=prepared.search_id,
         outcome=outcome.outcome,
         message=outcome.message,
-        seconds=time.monotonic() - prepared.opened,
+        seconds=time.monotonic() - prepared.began,
         data_digest=prepared.dataset.digest,
         data_reused=prepared.dataset.reused,
         folder=str(prepared.folder),
@@ -66,12 +69,14 @@ def write_reports(
     prepared.folder.write_text(REPORT, page)
     if not summary.outcome.resumable:
         prepared.finish()
-    losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]
+    # Nats of different tokenizers have no smallest one.
+    name, of = ("eval/bits_per_byte", "bits_per_byte") if summary.by_bytes else ("eval/loss", "eval_loss")
+    losses = [loss for trial in summary.trials if (loss := getattr(trial, of)) is not None]
     try:
         runs.log_text(None, page, REPORT)
         runs.log_text(None, curves, "eval_loss.svg")
         runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
-        runs.log_search_metrics({"eval/loss": min(losses)} if losses else {})
+        runs.log_search_metrics({name: min(losses)} if losses else {})
         runs.end_search(summary.outcome.value)
     except MLFLOW_ERRORS as error:
         on_message(f"MLflow did not take the reports ({reason_of(error)}); they are in {prepared.folder}")

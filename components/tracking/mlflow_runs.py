@@ -21,6 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
+from components.experiment.branch_models import models_of
 from components.experiment.spec import ExperimentSpec
 from components.records.events import (
     Clone,
@@ -39,6 +40,7 @@ SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "
 SEARCH_OF_TRIAL_TAG = "turnwise.search"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
+BASE_TAG = "turnwise.base_model"
 DEVICE_TAG = "turnwise.device"
 SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided when the search was opened
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
@@ -166,6 +168,7 @@ class SearchRuns:
                 TRIAL_TAG: record.trial_id,
                 SEARCH_OF_TRIAL_TAG: self.search_id,
                 "turnwise.branch": record.branch,
+                BASE_TAG: models_of(self.experiment)[record.branch].path,
                 STATE_TAG: "running",
                 **self._origin(record),
             },

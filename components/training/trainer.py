@@ -20,13 +20,14 @@ from components.data.collate import collate
 from components.data.prepare import PreparedDataset
 from components.data.rows import rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
-from components.experiment.spec import TrialSpec
+from components.experiment.spec import MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
+from components.training.budget_units import TARGET_BYTES, TARGET_TOKENS, BudgetUnits
 from components.training.checkpoint import (
     load_optimizer,
     load_weights,
@@ -47,12 +48,13 @@ from components.training.workers import Workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The data that all trials of a search train on."""
+    """The data that all trials of a search train on. `by_bytes`: it has several base models (budget_units.py)."""
 
     dataset: PreparedDataset
     max_tokens: int
     pad_token_id: int
     layout: Layout = "trees"
+    by_bytes: bool = False
 
 
 class Diverged(Exception):
@@ -75,7 +77,8 @@ class Trainer:
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
         )
-        self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.units = BudgetUnits.of(data.dataset, by_bytes=data.by_bytes)
+        self.planned = self.units.planned(spec.budget)
         self.budget = self.planned  # larger once the trial has been extended
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
@@ -87,7 +90,11 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.counters.target_tokens >= self.budget
+        return self.spent >= self.budget
+
+    @property
+    def spent(self) -> int:
+        return self.units.spent(self.counters.target_tokens)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
         """Trains up to the next evaluation, then evaluates. A trial that has diverged reports that and is done.
@@ -103,7 +110,7 @@ class Trainer:
         mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
         self.scored.train()
         try:
-            while self.counters.target_tokens < min(mark, self.budget):
+            while self.spent < min(mark, self.budget):
                 self.step()
                 preempted, stop = self._agree_on(signals)
                 if preempted:
@@ -115,7 +122,7 @@ class Trainer:
             self.evaluation = None
             return self._progress(diverged=str(reason))
         # One step of a small data set may pass several marks; they share one report.
-        passed = self.counters.target_tokens * self.spec.budget.evaluations // self.planned
+        passed = self.spent * self.spec.budget.evaluations // self.planned
         self.counters.reports = max(self.counters.reports + 1, passed)
         self.counters.reported_step = self.counters.step
         progress, self.interval = self._progress(), ReportInterval()
@@ -155,7 +162,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}; lower optimizer.learning_rate")
         target_tokens = self.counters.target_tokens + num_targets
-        factor = learning_rate_factor(self.spec.schedule, target_tokens / self.budget)
+        factor = learning_rate_factor(self.spec.schedule, self.units.spent(target_tokens) / self.budget)
         learning_rate = self.spec.optimizer.learning_rate * factor
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
@@ -166,7 +173,7 @@ class Trainer:
         self.counters.worker_seconds += elapsed * self.workers.count
         metrics = StepMetrics(
             step=step,
-            target_tokens=target_tokens,
+            target_tokens=self.spent,
             loss=loss,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
@@ -232,7 +239,9 @@ class Trainer:
         losses = others.pop("eval_loss", None)
         return Progress(
             step=self.counters.step,
-            target_tokens=self.counters.target_tokens,
+            target_tokens=self.spent,
+            counted=TARGET_BYTES if self.data.by_bytes else TARGET_TOKENS,
+            metric=MetricSpec(name=BITS_PER_BYTE) if self.data.by_bytes else MetricSpec(),
             epoch=self.counters.target_tokens / self.train_store.total_targets,
             train_loss=self.interval.train_loss,
             eval_loss=losses.value if losses else math.inf,

@@ -21,7 +21,7 @@ from components.cluster.driver.gauges import TrialGauges
 from components.cluster.ray_session import workers_are_here
 from components.cluster.slots.search_context import SearchContext
 from components.experiment.experiment_errors import ExperimentError
-from components.experiment.space import change_trial, num_trials, value_at, weights_fit
+from components.experiment.space import branches_of, change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.quantization_backend import missing_package
 from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, RequestInbox, StopTrial
@@ -179,7 +179,8 @@ class TrialController:
 
     def _clone(self, history: TrialHistory, command: CloneTrial) -> Clone:
         experiment, parent = self.context.experiment, history.started
-        spec = change_trial(experiment, parent.spec, command.changes)
+        model = branches_of(experiment)[parent.branch].model
+        spec = change_trial(experiment, parent.spec, command.changes, model=model)
         if workers_are_here() and (missing := missing_package([spec])):
             raise Refused(missing)
         if spec.method.kind != parent.spec.method.kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import ExperimentSpec, ModelSpec
 from components.models.base.reference import BaseReference
 from components.records.events import Progress
 from components.storage.folder import Folder
@@ -12,10 +12,22 @@ from components.training.model_abilities import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchBase:
+    """What depends on the base model: the same for all branches of one."""
+
+    model: ModelSpec
+    reference: BaseReference
+    prepared: Folder
+    pad_token_id: int
+    layout: Layout = "trees"
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchContext:
     """Plain values only: it travels to every process of the search.
 
-    `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens.
+    `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens; in bytes of
+    targets if `other_bases` has any: those of branches with another base than the experiment's, by the branch's name.
     `finished_trials` had ended before the search was resumed: they are not run again. Each has its last report.
     """
 
@@ -27,7 +39,19 @@ class SearchContext:
     pad_token_id: int
     base: BaseReference
     layout: Layout = "trees"
+    other_bases: dict[str, SearchBase] = field(default_factory=dict)
     finished_trials: dict[str, Progress | None] = field(default_factory=dict)
+
+    def base_of(self, branch: str) -> SearchBase:
+        """Returns the base of a branch's trials."""
+        own = SearchBase(
+            model=self.experiment.model,
+            reference=self.base,
+            prepared=self.prepared,
+            pad_token_id=self.pad_token_id,
+            layout=self.layout,
+        )
+        return self.other_bases.get(branch, own)
 
     @property
     def checkpoints(self) -> Folder:
