@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from typing import Any
 
 from components.cluster.slots.search_context import SearchBase
 from components.conversations.chat_formats import load_chat_format
@@ -45,9 +44,9 @@ class OpenedBase:
     name: str
     experiment: ExperimentSpec
     directory: Path
-    config: PreTrainedConfig
+    config: Any  # transformers' PreTrainedConfig
     abilities: ModelAbilities
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     format_spec: ChatFormatSpec
     chat_format: ChatFormat
     dataset: PreparedDataset
