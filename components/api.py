@@ -88,16 +88,20 @@ def run(
     register: bool = True,
     resume: str | None = None,
     replace: str | None = None,
+    new: bool = False,
     on_event: Subscriber | None = None,
     on_message: OnMessage = ignore_message,
     stop: StopRequest | None = None,
 ) -> SearchResult:
     """Runs a search and returns its result. Blocks; `start` does not. May be called from any thread.
 
+    An unfinished search of the same experiment over the same data goes on; `on_message` gets its id.
+
     Args:
         register: send the best trial through the registry's gate.
-        resume: the id of an interrupted search of this experiment, or NEWEST.
         replace: a reason to replace an incumbent that cannot be compared with; one that can must be beaten all the same.
+        resume: the id of an unfinished search of this experiment, or NEWEST. It keeps the data that it began with.
+        new: begin a new search, whatever is unfinished.
         on_event: is called with every event of the trials, once the journal has it. It must not block for long.
         on_message: what is being done, and warnings.
         stop: a request to it, from any thread, ends the search early; it can be resumed.
@@ -111,7 +115,9 @@ def run(
     from components.search.prepare_search import prepare_search
     from components.search.run import driver_session
 
-    prepared = prepare_search(experiment, resume=resume, register=register, replace=replace, on_message=on_message)
+    prepared = prepare_search(
+        experiment, resume=resume, new=new, register=register, replace=replace, on_message=on_message
+    )
     with driver_session(prepared, on_message=on_message, stop=stop) as search:
         return search.conclude(search.run_trials(on_event))
 
@@ -122,6 +128,7 @@ def start(
     register: bool = True,
     resume: str | None = None,
     replace: str | None = None,
+    new: bool = False,
     on_event: Subscriber | None = None,
     on_message: OnMessage = ignore_message,
 ) -> Search:
@@ -136,7 +143,9 @@ def start(
     from components.search.handle import Search
     from components.search.prepare_search import prepare_search
 
-    prepared = prepare_search(experiment, resume=resume, register=register, replace=replace, on_message=on_message)
+    prepared = prepare_search(
+        experiment, resume=resume, new=new, register=register, replace=replace, on_message=on_message
+    )
     return Search(prepared, on_event=on_event, on_message=on_message)
 
 

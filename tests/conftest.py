@@ -122,7 +122,7 @@ def asked(trials, versions):
             phase=phase,
             model=versions / method,
             incumbent=None,
-            eval_store=trials.dataset.eval.path,
+            judged_store=trials.dataset.eval.path,
             max_tokens=MAX_TOKENS,
             rows_per_batch=4,
             probes=(Probe(messages=({"role": "user", "content": "say ab"},)),),

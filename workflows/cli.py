@@ -172,14 +172,18 @@ def add_experiment_file(parser: argparse.ArgumentParser) -> None:
 
 
 def add_experiment_arguments(parser: argparse.ArgumentParser) -> None:
-    """EXPERIMENT, --set, --resume, --replace, --json."""
+    """EXPERIMENT, --set, --new, --resume, --replace, --json. Without --new and --resume, what is unfinished goes on."""
     add_experiment_file(parser)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--new", action="store_true", help="begin a new search, even if one of this experiment is unfinished"
+    )
+    which.add_argument(
         "--resume",
         nargs="?",
         const=NEWEST,
         metavar="SEARCH_ID",
-        help="go on where this experiment was interrupted, by default with its newest search",
+        help="go on with this search and the data it began with, by default the newest unfinished one",
     )
     parser.add_argument(
         "--replace",

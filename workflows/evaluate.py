@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from components.conversations.readers.read import read_conversations
+from components.reports.loss_sides import ends_sentence, sides_table
 from workflows.cli import (
     Exit,
     add_format_arguments,
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return score(model, conversations, max_tokens=arguments.max_tokens, leave_out=both)
 
     with exit_on_error():
-        read = read_conversations(arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys)
+        read = read_conversations(
+            arguments.data, format=arguments.format, unknown_keys=arguments.unknown_keys, tag=arguments.tag
+        )
         conversations = read.conversations
         scored = score_by_name(arguments.model)
         result: dict[str, object] = {
@@ -44,16 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             "bits_per_byte": scored.bits_per_byte,
             "num_targets": scored.num_targets,
             "conversations": len(scored.losses),
+            "views": scored.views.model_dump(),
         }
+        views = {arguments.model: scored.views}
         losses, sentence = [scored.loss], f"{arguments.model}: {scored.sentence()}"
         if arguments.against is not None:
             other = score_by_name(arguments.against)
             verdict = compare_scores(
                 scored, other, name=arguments.model, other_name=arguments.against, confidence=arguments.confidence
             )
-            result["verdict"] = verdict.model_dump()
+            result |= {"verdict": verdict.model_dump(), "views_against": other.views.model_dump()}
+            views[arguments.against] = other.views
             losses.append(verdict.other_loss)
             sentence = f"{arguments.model} {verdict.sentence()}"
+    console.print(sides_table(views))
+    for name, view in views.items():
+        console.print(
+            f"{name}: perplexity {view.whole.perplexity:.2f}, {ends_sentence(view.ends)}", soft_wrap=True, markup=False
+        )
     console.print(sentence, soft_wrap=True)
     if arguments.json:
         print(json_line(result | {"sentence": sentence}))
@@ -67,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", default="auto", help="of the data")
     parser.add_argument("--unknown-keys", default="fail", choices=["fail", "ignore"], help="as data.unknown_keys")
     parser.add_argument("--against", metavar="MODEL", help="another model; in bits per byte if its tokens differ")
+    parser.add_argument("--tag", metavar="KEY", help="as data.tag: shows the loss by this label of the records")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the comparison (default: 0.95)")
     parser.add_argument("--max-tokens", type=int, default=1024, help="longer conversations lose their last turns")
     add_format_arguments(parser, "of a base model; trained ones know theirs")

@@ -59,27 +59,34 @@ def search_and_report(
     *,
     command: str,
     resume: str | None = None,
+    new: bool = False,
     register: bool = True,
     replace: str | None = None,
     as_json: bool = False,
 ) -> Exit:
-    """Runs or resumes a search and shows what happens. Exits, with a message, on errors that are meant for users.
+    """Runs a search, or goes on with one, and shows what happens. Exits, with a message, on errors that are meant for users.
 
     Args:
         command: how this program was called, for the reports and for the advice how to go on.
-        resume: a search id, or NEWEST, of an interrupted search of this experiment.
+        resume, new: which search is meant, as for choose_search.
         register: send the best trial through the registry's gate.
         replace: a reason to replace an incumbent that cannot be compared.
         as_json: the summary goes to stdout as one line of JSON, all else to stderr.
     """
     console = make_console(stderr=as_json)
+
+    def opened(say: Callable[[str], None]) -> PreparedSearch:
+        from components.search.prepare_search import prepare_search
+
+        return prepare_search(experiment, resume=resume, new=new, register=register, replace=replace, on_message=say)
+
     # Ray prints, too; under --json stdout has nothing but the summary.
     try:
         with raise_on_sigterm(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-            result = _run(experiment, console, command, resume, register, replace)
+            result = _run(experiment, console, command, opened)
     except KeyboardInterrupt as end:
         status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
-        fail(f"Interrupted. What has begun goes on with: {resume_command(command)}", status)
+        fail(f"Interrupted. Go on with: {resume_command(command)}", status)
     if as_json:
         print(result.summary.model_dump_json())
     return STATUS[result.outcome]
@@ -100,6 +107,7 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
         planned=followed.planned,
         budget=followed.budget,
         began=followed.manifest.created,
+        metrics=followed.metrics,
     )
     followed.histories.subscribe(live.show)
     try:
@@ -110,28 +118,29 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
             followed.poll()  # what came before the status was read
     except KeyboardInterrupt:
         status = SearchStatus(state=SearchState.RUNNING, sentence="the search goes on")
-    console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget))
+    console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget, metrics=followed.metrics))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY
 
 
 def _run(
-    experiment: ExperimentSpec, console: Console, command: str, resume: str | None, register: bool, replace: str | None
+    experiment: ExperimentSpec,
+    console: Console,
+    command: str,
+    opened: Callable[[Callable[[str], None]], PreparedSearch],
 ) -> SearchResult:
-    from components.search.prepare_search import prepare_search
-
     def say(message: str) -> None:
         console.print(message, soft_wrap=True)
 
     with exit_on_error():
-        prepared = prepare_search(experiment, resume=resume, register=register, replace=replace, on_message=say)
+        prepared = opened(say)
     try:
         result = _run_prepared(prepared, console, say, command)
     except StorageError as error:
         fail(f"{error}: {resume_command(command)}", status_of(error))
     except TurnwiseError as error:
         fail(str(error), status_of(error))
-    console.print(leaderboard(ranked(result.histories.values()), budget=result.budget))
+    console.print(leaderboard(ranked(result.histories.values()), budget=result.budget, metrics=result.summary.metrics))
     print_verdict(console, result.summary)
     _print_next_commands(console, experiment, result)
     return result
@@ -146,7 +155,13 @@ def _run_prepared(prepared: PreparedSearch, console: Console, say: Callable[[str
         def announce() -> None:
             say(f"{stop.reason}: trials write a checkpoint and end. Go on with: {search.resume_command}")
 
-        live = LiveView(console, search.histories, planned=search.planned, budget=prepared.budget)
+        live = LiveView(
+            console,
+            search.histories,
+            planned=search.planned,
+            budget=prepared.budget,
+            metrics=prepared.experiment.search.metrics,
+        )
         with live, request_on_signal(stop, announce):
             trials = search.run_trials(live.show)
         return search.conclude(trials)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from components.experiment.check_search import without_search
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import without_search
 from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries
 from workflows.terminal import search_and_report
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment,
         command=command_line("train", argv),
         resume=arguments.resume,
+        new=arguments.new,
         register=arguments.register,
         replace=arguments.replace,
         as_json=arguments.json,

@@ -2,6 +2,7 @@
 
 python workflows/tune.py experiments/quickstart.yaml
 python workflows/tune.py experiments/quickstart.yaml --set search.trials=16 --set trial.budget.epochs=2
+python workflows/tune.py experiments/quickstart.yaml --new        without it, an interrupted search goes on
 ray job submit --working-dir . -- python workflows/tune.py x.yaml --set storage.path=/shared/runs --set tracking.uri=http://...
 """
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command=command_line("tune", argv),
         resume=arguments.resume,
         replace=arguments.replace,
+        new=arguments.new,
         as_json=arguments.json,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -17,6 +19,7 @@ from components.cluster.driver.callback import TrialEventCallback
 from components.cluster.driver.checkpoint_retention import CheckpointRetention
 from components.cluster.driver.gauges import TrialGauges
 from components.cluster.driver.shutdown import GracefulShutdown
+from components.cluster.driver.spending import Spending
 from components.cluster.driver.trial_control import TrialController, attached
 from components.cluster.ray_internals.tune_loop import interruptible
 from components.cluster.ray_session import max_pending_trials
@@ -27,9 +30,12 @@ from components.cluster.slots.command_board import CommandBoard
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.trainable import Slot
 from components.cluster.slots.trial_config import TrialConfig
+from components.experiment.report_marks import report_marks
 from components.experiment.space import num_trials
+from components.records.budget_rule import BudgetRule
 from components.records.commands import RequestInbox
 from components.records.histories import TrialHistories
+from components.records.slot_clock import SlotClock
 from components.records.stop_flag import StopRequest
 from components.storage.folder import Folder
 from components.training.workers import UnfitWorkersError
@@ -44,8 +50,12 @@ def run_search(
     resume: bool,
     inbox: RequestInbox | None = None,
     stop: StopRequest | None = None,
-) -> None:
+    running_seconds: Callable[[], float] = time.monotonic,
+    last_sign: float = 0.0,
+) -> str | None:
     """Blocks until every trial has ended, or a stop request has ended the search. Works in any thread.
+
+    Returns the limit of search.budget that kept trials from starting or ended them; None if none did.
 
     Ray must be connected. Raises UnfitWorkersError, all trials having ended, if none can succeed on these machines; and what
     a subscriber of the histories raises, e.g. StorageError.
@@ -56,13 +66,19 @@ def run_search(
         resume: continue the search whose state is in context.folder.
         inbox: requests about trials, looked at between two steps of Tune's loop.
         stop: a request ends the search early; it can be resumed.
+        running_seconds: how long drivers of this search have been running.
+        last_sign: of the driver before this one, in Unix seconds.
     """
     _quiet_libraries()
     board = _make_board(histories)
     gauges, retention = TrialGauges(context.search_id, histories), CheckpointRetention(context, histories)
-    controller = TrialController(context, board, histories, gauges, inbox)
+    clock = SlotClock()
+    clock.resume(list(histories.values()), last_sign)
+    spending = _spending(context, histories, clock, running_seconds)
+    controller = TrialController(context, board, histories, gauges, inbox, clock, spending)
     with histories.subscribed(gauges.update, retention.update), attached(controller):
         try:
+            controller.confirm_finalists()  # an earlier driver may have ended just before it asked for them
             _fit(_make_tuner(context, board, resume=resume), context, board, stop or StopRequest())
         except TuneError:
             if histories.error is not None:
@@ -73,6 +89,18 @@ def run_search(
     retention.prune_late()
     if controller.fatal_error is not None:
         raise UnfitWorkersError(controller.fatal_error)
+    return None if spending is None else spending.exhausted() or next(iter(spending.refused.values()), None)
+
+
+def _spending(
+    context: SearchContext, histories: TrialHistories, clock: SlotClock, running_seconds: Callable[[], float]
+) -> Spending | None:
+    experiment, limits = context.experiment, context.experiment.search.budget
+    if limits is None:
+        return None
+    marks = report_marks(context.budget, experiment.trial.budget.evaluations, context.rungs)
+    rule = BudgetRule(limits=limits, first_report=marks[0], prices=context.dollars_per_worker_hour)
+    return Spending(rule, histories, clock, running_seconds)
 
 
 def can_resume(folder: Folder) -> bool:
@@ -82,7 +110,7 @@ def can_resume(folder: Folder) -> bool:
 
 def _quiet_libraries() -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    logging.getLogger("optuna").setLevel(logging.WARNING)
+    logging.getLogger("optuna").setLevel(logging.ERROR)  # it warns of packages that it could do without
 
 
 def _make_board(histories: TrialHistories) -> Any:
@@ -110,8 +138,8 @@ def _make_tuner(context: SearchContext, board: Any, *, resume: bool) -> tune.Tun
         param_space=parameter_space(experiment),
         tune_config=tune.TuneConfig(
             scheduler=make_scheduler(experiment, context.budget, context.search_id),
-            search_alg=search_algorithm(experiment, context.budget, context.search_id),
-            num_samples=num_trials(experiment) if experiment.search.sampler == "tpe" else 1,
+            search_alg=search_algorithm(experiment, context.budget, context.search_id, context.earlier_trials),
+            num_samples=num_trials(experiment) if experiment.search.learns else 1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

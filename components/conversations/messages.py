@@ -33,12 +33,16 @@ class Conversation:
     """Messages in order. `source` says where it was read, for errors: `file.jsonl, line 41`.
 
     Conversations of one `group` (of one user, of one document) stay on one side of the split: trained on, or held out.
+    `expect` is what its last answer should hold: words, or a regular expression as /.../ (expected.py).
+    `tag` is the label that data.tag names; losses are shown by it.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     source: str = ""
     group: str | None = None
+    expect: str | None = None
+    tag: str | None = None
 
 
 def prepend_system(messages: Sequence[Message]) -> list[Message]:

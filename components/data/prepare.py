@@ -18,17 +18,18 @@ from components.conversations.load_format import format_spec_in
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
 from components.conversations.readers.mending import mended_sentence
-from components.conversations.readers.read import content_digest, read_conversations
+from components.conversations.readers.read import content_digest
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.target_bytes import target_bytes
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.rows import rows_of
-from components.data.split import Split, read_and_split
+from components.data.split import Records, Split, read_records, read_side
 from components.data.split_membership import keys_of
 from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
 from components.errors import InputError
 from components.experiment.spec import PREPARED, ChatFormatSpec, DataSpec, ExperimentSpec
+from components.statistics.paired_bootstrap import LEAST, number_needed
 from components.storage.folder import Folder
 
 STORE_VERSION = 5  # of the files below; part of the digest
@@ -43,8 +44,9 @@ class PreparedDataset:
 
     `context` is the model's, if it is less than data.max_tokens: no path has more tokens.
     `counts` has the conversations, tokens and targets of each split, and the numbers of conversations that were dropped,
-    truncated, mended, equal to another, or held out and therefore not trained on. `left_out` names the dropped ones with
-    reasons, `mended` the mended ones with what was done to them, of which `mended_kinds` counts the kinds.
+    truncated, mended, equal to another, or kept apart from what is held out (see sides.Sides). `left_out` names the dropped
+    ones with reasons, `mended` the mended ones with what was done to them, of which `mended_kinds` counts the kinds.
+    `verdict_note` says whether there is a verdict split, and why not if there is none.
     `unused_keys` counts keys of records that change no token, `ignored_keys` unknown keys that were ignored on request.
     """
 
@@ -53,6 +55,7 @@ class PreparedDataset:
     train_digest: str
     eval_digest: str
     verdict_digest: str | None = None
+    verdict_note: str = ""
     reused: bool = False
     context: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -86,9 +89,19 @@ class PreparedDataset:
         """The conversations that only the gate sees; None if the data is too small for a third side."""
         return None if self.verdict_digest is None else self._store("verdict", self.verdict_digest)
 
+    @property
+    def judged(self) -> TokenStore:
+        """The split that the gate judges by: the verdict split, or eval without one."""
+        return self.eval if self.verdict is None else self.verdict
+
+    @property
+    def stores(self) -> tuple[TokenStore, ...]:
+        """Every split that there is."""
+        return tuple(store for store in (self.train, self.eval, self.verdict) if store is not None)
+
     def verify(self) -> Self:
         """Returns itself. Raises InputError if the file of a split has changed."""
-        _ = self.train, self.eval, self.verdict  # opening a split checks its file
+        _ = self.stores  # opening a split checks its file
         return self
 
     def _store(self, split: str, digest: str) -> TokenStore:
@@ -106,6 +119,8 @@ class PreparedDataset:
             f"{counts['train_conversations']} conversations to train on ({counts['train_targets']:,} target tokens)",
             f"{counts['eval_conversations']} held out ({counts['eval_targets']:,})",
         ]
+        if self.verdict_digest is not None:
+            parts.append(f"{counts['verdict_conversations']} for the verdict ({counts['verdict_targets']:,})")
         for key, words in _LEFT_OUT_WORDS.items():
             if counts.get(key):
                 parts.append(f"{counts[key]} {words}")
@@ -127,6 +142,8 @@ _LEFT_OUT_WORDS = {
     "duplicates": "duplicates left out",
     "not_for_all": "left out, as another base model has other words of them",
     "leaked": "held out and therefore not trained on",
+    "near_duplicates": "not trained on because they are near held-out ones (data.near_duplicates)",
+    "eval_leaked": "left out of eval because they are in the verdict split, or near it",
 }
 
 
@@ -169,47 +186,51 @@ def prepare(
     format_spec = format_spec_in(model_path, chat_format)
     loaded = load_chat_format(load_tokenizer(model_path), format_spec)
     renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
+    sources = data.train, data.eval, data.verdict
     for _ in range(MAX_READS):
-        contents = [None if source is None else content_digest(source) for source in (data.train, data.eval)]
+        contents = [None if source is None else content_digest(source) for source in sources]
         digest = _digest(data, loaded, contents, context, shared)
         directory = storage / PREPARED / digest
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
-        split = _read_and_split(data, renderer)
-        if list(split.contents) == contents:  # else the files changed between digest and reading
+        records = _read_records(data, renderer)
+        if records.contents == contents:  # else the files changed between digest and reading
             break
     else:
+        named = " or ".join(str(source) for source in sources if source is not None)
         raise InputError(
-            f"data: files of {data.train} or {data.eval} changed each of the {MAX_READS} times they were read; wait until"
-            " they are written, or name copies of them"
+            f"data: files of {named} changed each of the {MAX_READS} times they were read; wait until they are written, or"
+            " name copies of them"
         )
-    directory.publish(lambda scratch: _write(scratch, digest, split, renderer, data, context, shared))
+    directory.publish(lambda scratch: _write(scratch, digest, records, renderer, context, shared))
     return PreparedDataset.open(directory, reused=False).verify()
 
 
 def _write(
-    scratch: Path,
-    digest: str,
-    split: Split,
-    renderer: Renderer,
-    data: DataSpec,
-    context: int | None,
-    shared: Set[str] | None,
+    scratch: Path, digest: str, records: Records, renderer: Renderer, context: int | None, shared: Set[str] | None
 ) -> None:
+    split = records.split()
+    if split.verdict and records.data.verdict_is_automatic:
+        needed = _needed(scratch / "trial.arrow", split, renderer, records.data, context, shared)
+        split = split if needed is None else records.split(too_few=needed)
     tally, digests = _Tally(split), {}
-    for name, conversations in {"train": split.train, "eval": split.eval}.items():
-        file = scratch / f"{name}.arrow"
-        if shared is not None:
-            kept = tuple(conversation for conversation in conversations if conversation.source in shared)
+    # Those that are held out are also kept as text: another version's chat format may have to render them.
+    for name, conversations, keep in (
+        ("train", split.train, False),
+        ("eval", split.eval, True),
+        ("verdict", split.verdict, True),
+    ):
+        if conversations:
+            kept = _for_all(conversations, shared)
             tally.counts["not_for_all"] += len(conversations) - len(kept)
-            conversations = kept
-        # Held-out conversations are also kept as text: another version's chat format may have to render them.
-        write_store(file, _entries(conversations, renderer, data, tally, context=context, keep=name == "eval"))
-        tally.count_store(name, TokenStore(file))
-        digests[f"{name}_digest"] = digest_of(file)
+            file = scratch / f"{name}.arrow"
+            write_store(file, _entries(kept, renderer, records.data, tally, context=context, keep=keep))
+            tally.count_store(name, TokenStore(file))
+            digests[f"{name}_digest"] = digest_of(file)
     manifest = {
         "digest": digest,
         **digests,
+        "verdict_note": split.verdict_note,
         "context": context,
         "counts": tally.counts,
         "left_out": tally.left_out[:MAX_LEFT_OUT_LISTED],
@@ -223,6 +244,28 @@ def _write(
     )
 
 
+def _for_all(conversations: Sequence[Conversation], shared: Set[str] | None) -> Sequence[Conversation]:
+    return conversations if shared is None else [each for each in conversations if each.source in shared]
+
+
+def _needed(
+    file: Path, split: Split, renderer: Renderer, data: DataSpec, context: int | None, shared: Set[str] | None
+) -> int | None:
+    """Returns how many conversations like those of the verdict split can decide; None if it has so many.
+
+    Only their targets tell, so they are rendered to the file, which is removed. What cannot be used is reported later. Where
+    several base models share the words, their bytes decide, so that all have a verdict split or none.
+    """
+    data = data.model_copy(update={"on_bad_row": "drop", "too_long": data.too_long.replace("fail", "drop")})
+    kept = _for_all(split.verdict, shared)
+    write_store(file, _entries(kept, renderer, data, _Tally(split), context=context, keep=False))
+    store = TokenStore(file)
+    weights = store.num_targets if shared is None else store.target_bytes
+    file.unlink()
+    needed = number_needed(weights) if len(weights) else LEAST
+    return None if len(weights) >= needed else needed
+
+
 def _digest(
     data: DataSpec,
     chat_format: ChatFormat,
@@ -231,7 +274,7 @@ def _digest(
     shared: Set[str] | None,
 ) -> str:
     hashed = hashlib.sha256(f"layout {STORE_VERSION}\n{chat_format.digest()}\n".encode())
-    hashed.update(data.model_dump_json(exclude={"train", "eval"}).encode())
+    hashed.update(data.model_dump_json(exclude={"train", "eval", "verdict"}).encode())
     if context is not None:
         hashed.update(f"context {context}\n".encode())
     if shared is not None:
@@ -245,12 +288,14 @@ class _Tally:
     """Counts of conversations, and the locations and reasons of those that were left out."""
 
     def __init__(self, split: Split) -> None:
-        self.left_out = list(split.left_out)
+        self.left_out = [*split.left_out, *split.sides.dropped]
         self.counts = {
             "dropped_bad": len(split.left_out),
             "mended": len(split.mended),
-            "duplicates": split.duplicates,
-            "leaked": split.leaked,
+            "duplicates": split.sides.duplicates,
+            "leaked": split.sides.leaked,
+            "near_duplicates": split.sides.near_duplicates,
+            "eval_leaked": split.sides.eval_leaked,
             "not_for_all": 0,
             "dropped_too_long": 0,
             "truncated": 0,
@@ -273,12 +318,12 @@ class _Tally:
         self.counts[f"{name}_separate_tokens"] = int(rows_of(store, separate=True).lengths.sum())
 
 
-def _read_and_split(data: DataSpec, renderer: Renderer) -> Split:
+def _read_records(data: DataSpec, renderer: Renderer) -> Records:
     """Raises InputError for conversations that cannot be read, together with those that can, but cannot be rendered."""
     try:
-        return read_and_split(data)
+        return read_records(data)
     except ConversationError as error:
-        sources = [source for source in (data.train, data.eval) if source is not None]
+        sources = [source for source in (data.train, data.eval, data.verdict) if source is not None]
         refused = [text for source in sources for text in _refusals(source, data, renderer)]
         if not refused:
             raise
@@ -288,7 +333,7 @@ def _read_and_split(data: DataSpec, renderer: Renderer) -> Split:
 
 def _refusals(source: str | Sequence[str], data: DataSpec, renderer: Renderer) -> list[str]:
     try:
-        read = read_conversations(source, format=data.format, on_bad_row="drop", unknown_keys=data.unknown_keys)
+        read = read_side(source, data, drop=True)
     except ConversationError:
         return []
     return [rendered for rendered in renderer.render(read.conversations) if isinstance(rendered, str)]

@@ -14,6 +14,13 @@ from components.data.prepare import PreparedDataset
 from components.data.token_store import TokenStore
 from components.errors import InputError
 
+DROPPED = (
+    "dropped_bad",
+    "dropped_too_long",
+    "leaked",
+    "near_duplicates",
+    "eval_leaked",
+)  # equal ones count once, in all
 TRUNCATED = "truncated, its last turns did not fit"
 
 
@@ -34,16 +41,19 @@ def stored_records(store: TokenStore, count: int | None = None) -> list[PreviewR
 
 
 def totals_of(dataset: PreparedDataset) -> PreviewTotals:
-    """Returns the totals of both splits."""
-    counts = dataset.counts
+    """Returns the totals of all splits."""
+
+    def total(what: str) -> int:
+        return sum(dataset.counts.get(f"{split}_{what}", 0) for split in ("train", "eval", "verdict"))
+
     return PreviewTotals(
-        conversations=counts["train_conversations"] + counts["eval_conversations"],
-        tokens=counts["train_tokens"] + counts["eval_tokens"],
-        targets=counts["train_targets"] + counts["eval_targets"],
-        dropped=counts["dropped_bad"] + counts["dropped_too_long"],
-        truncated=counts["truncated"],
-        trees=counts.get("train_trees", 0) + counts.get("eval_trees", 0),
-        separate_tokens=counts.get("train_separate_tokens", 0) + counts.get("eval_separate_tokens", 0),
+        conversations=total("conversations"),
+        tokens=total("tokens"),
+        targets=total("targets"),
+        dropped=sum(dataset.counts.get(kind, 0) for kind in DROPPED),
+        truncated=dataset.counts["truncated"],
+        trees=total("trees"),
+        separate_tokens=total("separate_tokens"),
     )
 
 

@@ -31,6 +31,8 @@ class RowStore(Protocol):
 
     def conversation_of(self, row: int) -> int: ...
 
+    def token_of(self, row: int, position: int) -> int: ...
+
 
 class SeparateRows:
     """Every sequence of every conversation, for models that cannot take a tree's mask. The targets are the same.
@@ -71,6 +73,13 @@ class SeparateRows:
 
     def conversation_of(self, row: int) -> int:
         return self._rows[row][0]
+
+    def token_of(self, row: int, position: int) -> int:
+        for start, end in self._rows[row][1].spans:
+            if position < end - start:
+                return start + position
+            position -= end - start
+        raise IndexError(position)
 
 
 def rows_of(store: TokenStore, *, separate: bool) -> RowStore:

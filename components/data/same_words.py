@@ -13,10 +13,16 @@ from components.data.token_store import TokenStore
 
 
 def shared_sources(datasets: Sequence[PreparedDataset]) -> frozenset[str] | None:
-    """Returns the sources of the conversations whose scored words all data sets have; None if those are all there are."""
-    words = [{pair for store in _stores(dataset) for pair in _words_in(store)} for dataset in datasets]
-    shared = frozenset.intersection(*map(frozenset, words))
-    return None if all(len(each) == len(shared) for each in words) else frozenset(source for _, source, _ in shared)
+    """Returns the sources of the conversations whose scored words all data sets have; None if those are all there are.
+
+    The sides of a conversation are those of the split, but the targets of one base may be too few for a verdict split, and
+    those of another not: then all are listed, and preparing with them gives all bases the same sides.
+    """
+    words = [{word for store in _stores(dataset) for word in _words_in(store)} for dataset in datasets]
+    if all(each == words[0] for each in words):
+        return None
+    shared = frozenset.intersection(*(frozenset((source, size) for _, source, size in each) for each in words))
+    return frozenset(source for source, _ in shared)
 
 
 def _stores(dataset: PreparedDataset) -> Iterator[tuple[str, TokenStore]]:

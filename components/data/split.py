@@ -1,78 +1,170 @@
-"""Splits conversations into those to train on and those to hold out."""
+"""Reads conversations, and splits them into those to train on, those that rank trials, and those that the gate judges by."""
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 
 from components.conversations.messages import Conversation
-from components.conversations.readers.data_problems import DataProblem
+from components.conversations.readers.data_problems import ConversationError, DataProblem
 from components.conversations.readers.read import ReadResult, read_conversations
-from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
-from components.errors import InputError
+from components.data.sides import Sides, keep_apart
+from components.data.split_errors import check_not_empty, check_some_left
+from components.data.split_membership import keys_of, mark_of
 from components.experiment.spec import DataSpec
+from components.statistics.paired_bootstrap import LEAST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The two sides, and what was left out.
+    """The sides, and what was left out.
 
-    `contents` are the digests of data.train and data.eval as they were read; `None` if data.eval is not given.
+    `verdict_note` says whether there is a verdict split, and why not if there is none.
     `unused_keys` and `ignored_keys` are unread keys with their numbers of conversations (see ReadResult).
-    `left_out` has the location and the problems of each unusable record; equal conversations are only counted. `mended`
-    has the location of each record that is used in part, and what was done to it; `mended_kinds` counts them by kind.
-    `leaked` counts conversations to train on that were removed because their text or their group is held out.
+    `left_out` has the location and the problems of each unusable record. `mended` has the location of each record that is
+    used in part, and what was done to it; `mended_kinds` counts them by kind.
     """
 
-    train: tuple[Conversation, ...]
-    eval: tuple[Conversation, ...]
+    sides: Sides
+    verdict_note: str
     left_out: tuple[str, ...]
     mended: tuple[str, ...]
     mended_kinds: dict[str, int]
-    duplicates: int
-    leaked: int
-    contents: tuple[str | None, str | None]
     unused_keys: dict[str, int]
     ignored_keys: dict[str, int]
 
+    @property
+    def train(self) -> tuple[Conversation, ...]:
+        return self.sides.train
 
-def read_and_split(data: DataSpec) -> Split:
-    """Reads and splits all conversations. Equal ones count once, and the text of a held-out one is never trained on.
+    @property
+    def eval(self) -> tuple[Conversation, ...]:
+        return self.sides.eval
 
-    Raises InputError with all problems of the conversations, or if one side would be empty.
-    """
-    read = _read(data.train, data)
-    held = None if data.eval is None else _read(data.eval, data)
-    reads = [read] if held is None else [read, held]
-    held_out, rest = _sides(read.conversations, data) if held is None else (held.conversations, read.conversations)
-    held_out, held_out_duplicates = _deduplicate(held_out)
-    rest, rest_duplicates = _deduplicate(rest)
-    known = {key for conversation in held_out for key in keys_of(conversation)}
-    train = [conversation for conversation in rest if known.isdisjoint(keys_of(conversation))]
-    if not train:
-        raise InputError("data.train: every conversation is held out as well, so there is none to train on")
-    return Split(
-        train=tuple(train),
-        eval=tuple(held_out),
-        left_out=_by_record([problem for each in reads for problem in each.dropped]),
-        mended=_by_record([done for each in reads for done in each.mended]),
-        mended_kinds=_sum(each.mended_kinds for each in reads),
-        duplicates=held_out_duplicates + rest_duplicates,
-        leaked=len(rest) - len(train),
-        contents=(read.digest, None if held is None else held.digest),
-        unused_keys=_sum(each.unused_keys for each in reads),
-        ignored_keys=_sum(each.ignored_keys for each in reads),
+    @property
+    def verdict(self) -> tuple[Conversation, ...]:
+        """Nothing if there is no verdict split."""
+        return self.sides.verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """All conversations as they were read, once: they can be split with a verdict split and without."""
+
+    data: DataSpec
+    train: ReadResult
+    eval: ReadResult | None
+    verdict: ReadResult | None
+
+    @property
+    def contents(self) -> list[str | None]:
+        """Digests of data.train, data.eval and data.verdict as they were read; None for what is not given."""
+        return [None if read is None else read.digest for read in (self.train, self.eval, self.verdict)]
+
+    def split(self, *, too_few: int | None = None) -> Split:
+        """Splits all conversations. Equal ones count once, and what a held-out one says is never trained on.
+
+        Args:
+            too_few: without a verdict split, which could not decide: so many conversations would be needed.
+
+        Raises InputError if a side would be empty.
+        """
+        data = self.data
+        share = 0.0 if data.verdict is not None or too_few is not None else data.verdict_share
+        train, held_out, verdict = self._by_mark(share)
+        if share and data.verdict_is_automatic and len(verdict) < LEAST:
+            return self.split(too_few=LEAST)
+        check_not_empty(self._split_source, data, share, {"train": train, "eval": held_out, "verdict": verdict})
+        if self.verdict is not None:
+            verdict = self.verdict.conversations
+        sides = keep_apart(train, held_out, verdict, threshold=data.near_duplicates)
+        if share and data.verdict_is_automatic and len(sides.verdict) < LEAST:  # equal ones count once
+            return self.split(too_few=LEAST)
+        check_some_left(sides, data)
+        reads = [read for read in (self.train, self.eval, self.verdict) if read is not None]
+        return Split(
+            sides=sides,
+            verdict_note=_verdict_note(data, sides, too_few),
+            left_out=_by_record([problem for read in reads for problem in read.dropped]),
+            mended=_by_record([done for read in reads for done in read.mended]),
+            mended_kinds=_sum(read.mended_kinds for read in reads),
+            unused_keys=_sum(read.unused_keys for read in reads),
+            ignored_keys=_sum(read.ignored_keys for read in reads),
+        )
+
+    @property
+    def _split_source(self) -> Sequence[Conversation]:
+        """What eval, or the verdict, is split off from."""
+        return (self.train if self.eval is None else self.eval).conversations
+
+    def _by_mark(self, share: float) -> tuple[Sequence[Conversation], ...]:
+        """Returns (to train on, eval, verdict), each in file order; `share` is that of the verdict."""
+        if self.eval is None:
+            held_out, verdict, train = _cut(self._split_source, self.data.split_seed, self.data.eval_fraction, share)
+            return train, held_out, verdict
+        verdict, held_out = _cut(self._split_source, self.data.split_seed, share)
+        return self.train.conversations, held_out, verdict
+
+
+def read_records(data: DataSpec) -> Records:
+    """Reads all conversations. Raises ConversationError with the problems of all files together."""
+    reads: list[ReadResult | None] = []
+    errors: list[ConversationError] = []
+    for source in (data.train, data.eval, data.verdict):
+        try:
+            reads.append(None if source is None else read_side(source, data))
+        except ConversationError as error:
+            errors.append(error)
+    if errors:
+        records = {file: count for error in errors for file, count in error.records.items()}
+        raise ConversationError([problem for error in errors for problem in error.problems], records)
+    train, held_out, verdict = reads
+    assert train is not None
+    return Records(data=data, train=train, eval=held_out, verdict=verdict)
+
+
+def read_side(source: str | Sequence[str], data: DataSpec, *, drop: bool = False) -> ReadResult:
+    """Reads one of the sources by the rules of `data`; `drop` leaves bad records out whatever they say."""
+    return read_conversations(
+        source,
+        format=data.format,
+        on_bad_row="drop" if drop else data.on_bad_row,
+        unknown_keys=data.unknown_keys,
+        group_by=data.group_by,
+        tag=data.tag,
+    )
+
+
+def _cut(conversations: Sequence[Conversation], seed: int, *shares: float) -> list[list[Conversation]]:
+    """Returns the conversations of each share, by their marks in this order, and the rest; each goes by itself alone."""
+    parts: list[list[Conversation]] = [[] for _ in (*shares, None)]
+    ends = list(accumulate(shares))
+    for conversation in conversations:
+        parts[bisect_right(ends, mark_of(keys_of(conversation), seed))].append(conversation)
+    return parts
+
+
+def _verdict_note(data: DataSpec, sides: Sides, too_few: int | None) -> str:
+    if sides.verdict:
+        return f"the gate judges by {len(sides.verdict)} conversations that nothing before it sees (data.verdict)"
+    if data.verdict_fraction == 0:
+        why = "data.verdict_fraction=0"
+    elif too_few is None:
+        why = f"as large as data.eval_fraction={data.eval_fraction}, it would leave less than half to train on"
+    else:
+        why = f"{data.verdict_share:g} of {'data.train' if data.eval is None else 'data.eval'} is less than the"
+        why += f" {too_few} conversations like these that can decide"
+    return (
+        f"no verdict split ({why}): the gate judges by eval, which chose the trial, and corrects for that; data.verdict or"
+        " data.verdict_fraction makes one"
     )
 
 
 def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return dict(sum(map(Counter, counts), Counter()))
-
-
-def _read(source: str | Sequence[str], data: DataSpec) -> ReadResult:
-    return read_conversations(source, format=data.format, on_bad_row=data.on_bad_row, unknown_keys=data.unknown_keys)
 
 
 def _by_record(problems: Sequence[DataProblem]) -> tuple[str, ...]:
@@ -81,38 +173,3 @@ def _by_record(problems: Sequence[DataProblem]) -> tuple[str, ...]:
     for problem in problems:
         texts.setdefault(f"{problem.file}, {problem.location}", []).append(problem.text)
     return tuple(f"{location}: {'; '.join(found)}" for location, found in texts.items())
-
-
-def _sides(
-    conversations: Sequence[Conversation], data: DataSpec
-) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """Returns (held out, the rest), each in file order. The side of a conversation depends on that conversation only."""
-    marks = [mark_of(keys_of(conversation), data.split_seed) for conversation in conversations]
-    held_out = [each for each, mark in zip(conversations, marks, strict=True) if mark < data.eval_fraction]
-    rest = [each for each, mark in zip(conversations, marks, strict=True) if mark >= data.eval_fraction]
-    if held_out and rest:
-        return held_out, rest
-    distinct = set(marks)
-    if len(distinct) < 2:
-        raise InputError(
-            f"data.train: {len(distinct)} distinct conversation (or group of them) cannot be split into train and eval;"
-            " add conversations, or give data.eval"
-        )
-    found, wanted, enough = (
-        ("leaves none to train on", "leaves some", fraction_that_leaves(1, distinct))
-        if held_out
-        else ("holds out none", "holds out some", fraction_that_holds_out(1, distinct))
-    )
-    raise InputError(
-        f"data.eval_fraction={data.eval_fraction} {found} of {len(distinct)} distinct conversations (or groups), for where"
-        f" each goes depends on itself alone; {enough} {wanted}; or add conversations, or give data.eval"
-    )
-
-
-def _deduplicate(conversations: Sequence[Conversation]) -> tuple[list[Conversation], int]:
-    """Returns (distinct conversations, number of duplicates). Equal conversations have the same tokens in every format."""
-    first: dict[str, Conversation] = {}
-    for conversation in conversations:
-        content = asdict(replace(conversation, source="", group=None))
-        first.setdefault(json.dumps(content, sort_keys=True), conversation)
-    return list(first.values()), len(conversations) - len(first)

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         "target_weights": pa.list_(pa.float32()),
         "fork_starts": pa.list_(pa.int32()),
         "fork_depths": pa.list_(pa.int32()),
+        "turn_ends": pa.list_(pa.int32()),
         "num_targets": pa.int32(),
         "target_bytes": pa.int32(),
         "truncated": pa.bool_(),
@@ -64,6 +65,7 @@ def write_store(path: Path, entries: Iterable[Entry]) -> None:
                     "target_weights": entry.rendered.target_weights,
                     "fork_starts": [fork.start for fork in entry.rendered.forks],
                     "fork_depths": [fork.depth for fork in entry.rendered.forks],
+                    "turn_ends": entry.rendered.turn_ends,
                     "num_targets": entry.rendered.num_targets,
                     "target_bytes": entry.target_bytes,
                     "truncated": entry.truncated,
@@ -172,6 +174,16 @@ class TokenStore:
         """Returns the conversation that a row belongs to. Here each is one row; see SeparateRows."""
         return row
 
+    def token_of(self, row: int, position: int) -> int:
+        """Returns the number, within its conversation, of a row's token. Here they are the same; see SeparateRows."""
+        return position
+
+    def turn_ends(self, index: int) -> tuple[int, ...] | None:
+        """Returns the tokens behind which scored turns of a conversation end; None in stores of earlier versions."""
+        if "turn_ends" not in self._table.column_names:
+            return None
+        return tuple(self._table.column("turn_ends")[index].as_py())
+
     def _locate(self, index: int) -> tuple[int, int]:
         """Returns the chunk of a conversation, and its number in it."""
         if not 0 <= index < len(self):
@@ -205,6 +217,8 @@ _CONVERSATION = TypeAdapter(Conversation)
 
 def _to_json(conversation: Conversation) -> str:
     tree = asdict(conversation)
+    if conversation.expect is None:
+        del tree["expect"]
     tree["messages"] = [_rename_keys(message, {"loss_weight": "loss"}) for message in tree["messages"]]
     return json.dumps(tree)
 

@@ -54,7 +54,8 @@ def has_several_bases(experiment: ExperimentSpec) -> bool:
 def view_of(experiment: ExperimentSpec, model: ModelSpec, names: Iterable[str]) -> ExperimentSpec:
     """Returns the experiment as if these branches, all of this model, were the whole space."""
     space = {name: _without_model(experiment.search.space[name]) for name in names}
-    search = experiment.search.model_copy(update={"space": space})
+    given = [each for each in experiment.search.start_from if isinstance(each, str) or each.get("branch") in space]
+    search = experiment.search.model_copy(update={"space": space, "start_from": tuple(given)})
     return experiment.model_copy(update={"model": model, "search": search})
 
 

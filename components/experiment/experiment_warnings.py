@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from components.experiment.parse_trial import SHARED_BY_ALL_TRIALS, to_yaml
 from components.experiment.space import (
+    DEFAULT_TRIALS,
     Branch,
     branch_order,
     branches_of,
@@ -27,7 +28,7 @@ def experiment_warnings(experiment: ExperimentSpec) -> list[str]:
     branches = list(branches_of(experiment).values())
     return [
         *_trials_of_a_grid(experiment, branches),
-        *_equal_trials(experiment, branches),
+        *_small_spaces(experiment, branches),
         *_unused_values(experiment, branches),
         *_idle_schedules(experiment, branches),
         *_unused_resources(experiment, branches),
@@ -51,23 +52,21 @@ def _trials_of_a_grid(experiment: ExperimentSpec, branches: list[Branch]) -> Ite
     )
 
 
-def _equal_trials(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
-    """Yields warnings for equal trials: they end with equal weights, because all trials share the seed."""
+def _small_spaces(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
+    """Yields warnings for branches that get fewer trials than their share: no configuration is trained twice."""
     if experiment.search.sampler == "grid":
         return
+    wanted, planned = experiment.search.trials or DEFAULT_TRIALS, num_trials(experiment)
     counts = Counter(branch.name for branch in branch_order(experiment))
-    for branch in branches:
-        points, trials = num_points(branch), counts[branch.name]
-        if not branch.domains and trials > 1:
-            yield (
-                f"search.space.{branch.name} varies nothing, so its {trials} trials are one and the same; give it a range, or"
-                f" set search.trials to {len(branches)}"
-            )
-        elif 0 < points < trials:
-            yield (
-                f"search.space.{branch.name} has {points} points for {trials} trials, so some are the same;"
-                " search.sampler=grid tries each once"
-            )
+    for position, branch in enumerate(branches):
+        share = wanted // len(branches) + (position < wanted % len(branches))
+        points = num_points(branch)
+        if 0 < points < share:
+            asked = f"search.trials={wanted}" + ", the default" * (experiment.search.trials is None)
+            configurations = "1 configuration" if points == 1 else f"{points} different configurations"
+            rest = "; the other branches get the rest" if planned == wanted else ""
+            trials = "1 trial" if counts[branch.name] == 1 else f"{counts[branch.name]} trials"
+            yield f"{asked}, but branch {branch.name} has only {configurations}: {trials}{rest}"
 
 
 def _unused_values(experiment: ExperimentSpec, branches: list[Branch]) -> Iterator[str]:
@@ -117,9 +116,17 @@ def _unused_resources(experiment: ExperimentSpec, branches: list[Branch]) -> Ite
 
 
 def _unused_split(data: DataSpec) -> Iterator[str]:
-    written = [f"data.{name}" for name in ("eval_fraction", "split_seed") if name in data.model_fields_set]
-    if data.eval is not None and written:
-        yield f"{' and '.join(written)} {'do' if len(written) > 1 else 'does'} nothing: data.eval names what is held out"
+    nothing_is_split = data.eval is not None and not data.verdict_is_split
+    named_by = {
+        "eval_fraction": "eval" if data.eval is not None else None,
+        "split_seed": "eval" if nothing_is_split else None,
+        "verdict_fraction": "verdict" if data.verdict is not None else None,
+    }
+    for name in ("eval", "verdict"):
+        written = [f"data.{key}" for key, by in named_by.items() if by == name and key in data.model_fields_set]
+        what = {"eval": "what is held out", "verdict": "what the gate judges by"}[name]
+        if written:
+            yield f"{' and '.join(written)} {'do' if len(written) > 1 else 'does'} nothing: data.{name} names {what}"
 
 
 def _unused_revision(model: ModelSpec) -> Iterator[str]:

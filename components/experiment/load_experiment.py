@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from components.experiment.check_search import check_search
 from components.experiment.experiment_errors import ExperimentError, Problem, problems_of, unknown_key
 from components.experiment.parse_trial import read_branch, read_trial
-from components.experiment.space import METHOD_KINDS, check_search
+from components.experiment.space import METHOD_KINDS
 from components.experiment.spec import ExperimentSpec
 
 SPACE_PATH = ["search", "space"]

@@ -16,13 +16,14 @@ from pydantic import BaseModel, ValidationError
 
 from components.experiment.branch_models import MODEL, read_model
 from components.experiment.domain_suggestions import Suggestion, suggest_domain
-from components.experiment.domains import DOMAINS, Domain
+from components.experiment.domains import DOMAINS, Domain, LogUniform
 from components.experiment.experiment_errors import Problem, problems_of, unknown_key
 from components.experiment.spec import TrialSpec
 from components.experiment.type_introspection import members, options, sections
 
 SHARED_BY_ALL_TRIALS = ("budget", "seed")
 MAX_EXCERPT_LETTERS = 100
+AUTO_RANGE, WIDEST = "optimizer.learning_rate", (1e-7, 1e-1)
 Where = Literal["branch", "trial", "clone"]
 
 
@@ -188,7 +189,9 @@ class _Reader:
 
     def _read_leaf(self, leaf: Leaf, value: Any) -> None:
         kind = _domain_kind(value)
-        if (
+        if value == "auto" and leaf.path == AUTO_RANGE:
+            self._read_auto(leaf)
+        elif (
             kind in leaf.kinds
             and isinstance(value[kind], list | tuple)
             and value[kind]
@@ -205,6 +208,13 @@ class _Reader:
         else:
             self.reading.constants[leaf.path], problems = leaf.parse(value, self._section(leaf))
             self.reading.problems.extend(problems)
+
+    def _read_auto(self, leaf: Leaf) -> None:
+        """Reads a range that the model's size decides (learning_rate_prior.py): until it is known, the widest one."""
+        if self.where == "branch":
+            self.reading.domains[leaf.path] = LogUniform(log_uniform=WIDEST)
+        else:
+            self._refuse(leaf.path, f"auto is a range: {self._advice(leaf, {'auto': leaf.path})}")
 
     def _read_domain(self, leaf: Leaf, value: Mapping[str, Any]) -> None:
         domain, problems = parse_domain(leaf, value, self._section(leaf))
@@ -252,7 +262,8 @@ class _Reader:
             return "all trials share one value"
         if self.where == "clone":
             return f"a clone has one value, e.g. {leaf.path}={to_yaml(leaf.default)}"
-        return f"all trials share what stands under trial:, so write search.space.BRANCH.{leaf.path}: {to_yaml(right)}"
+        written = "auto" if "auto" in right else to_yaml(right)
+        return f"all trials share what stands under trial:, so write search.space.BRANCH.{leaf.path}: {written}"
 
     def _assignment(self, leaf: Leaf, right: Any) -> str:
         if isinstance(right, Mapping) and self.where == "clone":

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 
 from components.experiment.branch_models import MODEL
 from components.experiment.domains import DOMAINS
-from components.experiment.parse_trial import SHARED_BY_ALL_TRIALS, Leaf
-from components.experiment.spec import ExperimentSpec, TrialSpec
+from components.experiment.parse_trial import AUTO_RANGE, SHARED_BY_ALL_TRIALS, Leaf
+from components.experiment.spec import ExperimentSpec, OptimizerSpec, TrialSpec
 from components.experiment.type_introspection import sections
 
 
@@ -44,7 +44,8 @@ def _extend_with_domains(trial: dict[str, Any], definitions: dict[str, Any]) -> 
         if "discriminator" in node:
             return {"anyOf": [_branch_of(member) for member in node["oneOf"]]}
         leaf = Leaf(path=name, model=model, name=name)
-        return {"anyOf": [node, *({"$ref": f"#/$defs/domain_{kind}"} for kind in leaf.kinds)]}
+        auto = [{"const": "auto"}] if f"optimizer.{name}" == AUTO_RANGE and model is OptimizerSpec else []
+        return {"anyOf": [node, *auto, *({"$ref": f"#/$defs/domain_{kind}"} for kind in leaf.kinds)]}
 
     def extend(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
         rest = {key: value for key, value in schema.items() if key != "required"}

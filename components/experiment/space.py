@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,8 +27,6 @@ from components.experiment.spec import (
     FullMethod,
     LoraMethod,
     ModelSpec,
-    NoSchedulerSpec,
-    SearchSpec,
     TrialSpec,
     WorkersSpec,
 )
@@ -51,30 +48,21 @@ class Branch:
     domains: Mapping[str, Domain]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledTrial:
-    """A point of the space: the values that were drawn, and the whole configuration."""
-
-    branch: str
-    varied: Mapping[str, Any]
-    spec: TrialSpec
-
-
 def branches_of(experiment: ExperimentSpec) -> dict[str, Branch]:
     """Reads the space. Raises ExperimentError with everything in it that is neither a value nor a domain."""
-    readings = _readings(experiment)
+    readings = read_space(experiment)
     problems = [problem for reading in readings.values() for problem in reading.problems]
     if problems:
         raise ExperimentError(problems)
-    return {name: _branch(experiment, name, reading) for name, reading in readings.items()}
+    return {name: branch_from(experiment, name, reading) for name, reading in readings.items()}
 
 
-def _readings(experiment: ExperimentSpec) -> dict[str, Reading]:
+def read_space(experiment: ExperimentSpec) -> dict[str, Reading]:
     kind = experiment.trial.method.kind
     return {name: read_branch(name, tree, kind=kind) for name, tree in experiment.search.space.items()}
 
 
-def _branch(experiment: ExperimentSpec, name: str, reading: Reading) -> Branch:
+def branch_from(experiment: ExperimentSpec, name: str, reading: Reading) -> Branch:
     model = model_of_branch(experiment.model, reading.model)
     return Branch(name=name, model=model, constants=reading.constants, domains=reading.domains)
 
@@ -104,7 +92,7 @@ def change_trial(
         changed = TrialSpec.model_validate(_with_values(spec, values))
     except ValidationError as error:
         raise ExperimentError(problems_of(error, TrialSpec)) from None
-    if problems := list(_worker_problems(experiment, changed, "", model or experiment.model)):
+    if problems := list(worker_problems(experiment, changed, "", model or experiment.model)):
         raise ExperimentError(problems)
     return changed
 
@@ -128,97 +116,17 @@ def weights_fit(trained: LoraMethod | FullMethod, method: LoraMethod | FullMetho
     return trained.kind == method.kind
 
 
-def check_search(experiment: ExperimentSpec) -> None:
-    """Checks that every corner of the space is a valid trial, before anything starts.
-
-    Raises ExperimentError with all problems: unreadable values, impossible values, batches too small for the workers.
-    """
-    problems: dict[str, Problem] = {}
-    readings = _readings(experiment)
-    for name, reading in readings.items():
-        found = reading.problems or _branch_problems(experiment, _branch(experiment, name, reading))
-        problems.update({str(problem): problem for problem in found})
-    if not problems:
-        problems = {str(problem): problem for problem in _trial_count_problems(experiment)}
-    if problems:
-        raise ExperimentError(list(problems.values()))
-
-
-def _branch_problems(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
-    yield from _naming_problems(experiment, branch)
-    if experiment.search.sampler == "grid":
-        for path, domain in branch.domains.items():
-            if domain.points() is None:
-                text = "sampler grid needs choice, grid or integer here; a continuous range has no grid"
-                yield Problem(location=f"search.space.{branch.name}.{path}", text=text)
-    for values in corners(branch):
-        yield from _point_problems(experiment, branch, values)
-
-
-def _naming_problems(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:
-    """Yields a problem if a branch is named after one method and trains another."""
-    kind = branch.constants.get("method.kind", experiment.trial.method.kind)
-    if branch.name in METHOD_KINDS and branch.name != kind:
-        text = f"is named after the method {branch.name} and trains {kind}"
-        way_out = f"give it method.kind: {branch.name}, or another name"
-        yield Problem(location=f"search.space.{branch.name}", text=f"{text}: {way_out}")
-
-
-def _trial_count_problems(experiment: ExperimentSpec) -> Iterator[Problem]:
-    search, trials = experiment.search, num_trials(experiment)
-    needed = len(search.space)
-    if trials < needed:
-        number = trials if search.trials else f"{trials}, the default,"
-        text = (
-            f"{number} cannot be shared by {needed} branches: each needs a trial; set search.trials: {needed} or more"
-        )
-        yield Problem(location="search.trials", text=text)
-    if search.trials is None and trials > MAX_TRIALS_OF_A_GRID:
-        text = f"the grid has {trials:,} points; list fewer values, or set how many trials may run"
-        yield Problem(location="search.trials", text=text)
-
-
-def without_search(experiment: ExperimentSpec) -> ExperimentSpec:
-    """Returns the experiment with its `trial:` section as the only trial. It has its own name, beside the search's."""
-    only = {experiment.trial.method.kind: {"method": {"kind": experiment.trial.method.kind}}}
-    search = SearchSpec(space=only, sampler="random", scheduler=NoSchedulerSpec(), trials=1)
-    alone = experiment.model_copy(
-        update={
-            "name": f"{experiment.name}.train",
-            "search": search,
-            "tracking": experiment.tracking.model_copy(update={"experiment": experiment.mlflow_experiment}),
-            "registry": experiment.registry.model_copy(update={"name": experiment.registered_model}),
-        }
-    )
-    check_search(alone)
-    return alone
-
-
-def sample_trials(experiment: ExperimentSpec) -> list[SampledTrial]:
-    """Draws all trials of a random or grid search at once from the experiment's seed, in branch_order."""
-    generator = random.Random(experiment.search.seed)
-    is_grid = experiment.search.sampler == "grid"
-    points = {
-        branch.name: _grid(branch) if is_grid else _draws(branch, generator)
-        for branch in branches_of(experiment).values()
-    }
-    sampled = []
-    for branch in branch_order(experiment):
-        values = next(points[branch.name])
-        sampled.append(SampledTrial(branch=branch.name, varied=values, spec=trial_spec(experiment, branch, values)))
-    return sampled
-
-
 def num_trials(experiment: ExperimentSpec) -> int:
     """Returns the number of trials at the start: `search.trials`, by default all points of a grid, else DEFAULT_TRIALS.
 
-    A grid has at most as many trials as points.
+    No search has more trials than its space has points: no configuration is trained twice.
     """
     search = experiment.search
-    if search.sampler != "grid":
-        return search.trials or DEFAULT_TRIALS
-    points = sum(num_points(branch) for branch in branches_of(experiment).values())
-    return min(points, search.trials or points)
+    points = [num_points(branch) for branch in branches_of(experiment).values()]
+    if search.sampler == "grid":
+        return min(sum(points), search.trials or sum(points))
+    wanted = search.trials or DEFAULT_TRIALS
+    return min(sum(points), wanted) if all(points) else wanted
 
 
 def num_points(branch: Branch) -> int:
@@ -229,7 +137,7 @@ def num_points(branch: Branch) -> int:
 def branch_order(experiment: ExperimentSpec) -> list[Branch]:
     """Returns the branch of every trial. Branches share the trials evenly; the first branches get the remainder.
 
-    In a grid, trials beyond the points of a branch go to the other branches.
+    Trials beyond the points of a branch go to the other branches.
 
     Trials with many workers come first: trials with few workers fill the gaps beside them, so no large trial waits for
     room at the end. Branches with equal workers take turns, so that the scheduler soon has results of each.
@@ -246,8 +154,7 @@ def branch_order(experiment: ExperimentSpec) -> list[Branch]:
 def _turns(experiment: ExperimentSpec, branches: Sequence[Branch]) -> Iterator[tuple[int, int]]:
     """Yields (turn, position of the branch) of every trial, as if all branches had equal workers."""
     trials = num_trials(experiment)
-    is_grid = experiment.search.sampler == "grid"
-    most = [num_points(branch) if is_grid else trials for branch in branches]
+    most = [num_points(branch) or trials for branch in branches]
     turns = ((turn, position) for turn in range(trials) for position, limit in enumerate(most) if turn < limit)
     return itertools.islice(turns, trials)
 
@@ -278,16 +185,7 @@ def corners(branch: Branch) -> Iterator[dict[str, Any]]:
             yield somewhere | {path: value}
 
 
-def _point_problems(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> Iterator[Problem]:
-    try:
-        spec = trial_spec(experiment, branch, values)
-    except ValidationError as error:
-        yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
-        return
-    yield from _worker_problems(experiment, spec, f"search.space.{branch.name}", branch.model)
-
-
-def _worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str, model: ModelSpec) -> Iterator[Problem]:
+def worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str, model: ModelSpec) -> Iterator[Problem]:
     workers = experiment.resources.of(spec.method)
     for check in (workers.check_trial, partial(model.check_trial, workers=workers)):
         try:
@@ -321,12 +219,7 @@ def _nest(path: str, value: Any) -> Any:
     return value
 
 
-def _draws(branch: Branch, generator: random.Random) -> Iterator[dict[str, Any]]:
-    while True:
-        yield {path: domain.draw(generator) for path, domain in branch.domains.items()}
-
-
-def _grid(branch: Branch) -> Iterator[dict[str, Any]]:
+def grid_of(branch: Branch) -> Iterator[dict[str, Any]]:
     """Yields every point, the last domain varying fastest. Points are made one at a time, because a grid can be very long."""
     points = {path: domain.points() or () for path, domain in branch.domains.items()}
     for number in range(num_points(branch)):

@@ -5,41 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from components.conversations.messages import Message
 from components.models.load_trained import LoadedModel
-from components.training.precision import computing
+from components.models.precision import computing
+from components.scoring.reply import Reply, clear_generation_config, generation_config, reply_of, until_stop
 
 UNFINISHED = "\ufffd"  # what half a character decodes to
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What a model said.
-
-    `stopped`: the model ended the reply itself, with its stop token; otherwise it was cut off at max_new_tokens. `text` is
-    the whole reply, for people; in `message` the tool calls are separate.
-    """
-
-    text: str
-    message: Message
-    prompt_tokens: int
-    new_tokens: int
-    stopped: bool
-
-    @property
-    def finish_reason(self) -> Literal["stop", "length", "tool_calls"]:
-        """As OpenAI's API has it."""
-        if not self.stopped:
-            return "length"
-        return "tool_calls" if self.message.tool_calls else "stop"
 
 
 class ReplyOptions(TypedDict, total=False):
@@ -65,8 +43,8 @@ def reply_to(loaded: LoadedModel, messages: Sequence[Message], **options: Unpack
         output_1T = loaded.model.generate(**inputs)
     prompt_tokens = inputs["input_ids"].shape[1]
     made = output_1T[0, prompt_tokens:].tolist()
-    said = _until_stop(made, loaded)
-    return _reply(loaded, said, prompt_tokens=prompt_tokens, stopped=len(said) < len(made))
+    said = until_stop(made, loaded.chat_format)
+    return reply_of(loaded.chat_format, said, prompt_tokens=prompt_tokens, stopped=len(said) < len(made))
 
 
 def generate_reply(loaded: LoadedModel, messages: Sequence[Message], **options: Unpack[ReplyOptions]) -> str:
@@ -91,20 +69,11 @@ def stream_reply(
     thread.start()
     try:
         said, stopped = yield from pieces_of(streamer.tokens(), loaded, only_words=only_words)
-        return _reply(loaded, said, prompt_tokens=inputs["input_ids"].shape[1], stopped=stopped)
+        prompt_tokens = inputs["input_ids"].shape[1]
+        return reply_of(loaded.chat_format, said, prompt_tokens=prompt_tokens, stopped=stopped)
     finally:
         streamer.stop()
         thread.join()
-
-
-def _reply(loaded: LoadedModel, said: list[int], *, prompt_tokens: int, stopped: bool) -> Reply:
-    return Reply(
-        text=loaded.chat_format.decode(said),
-        message=loaded.chat_format.message(said),
-        prompt_tokens=prompt_tokens,
-        new_tokens=len(said) + stopped,  # the stop token is one of them
-        stopped=stopped,
-    )
 
 
 def pieces_of(
@@ -185,33 +154,10 @@ def _inputs(
     top_p: float = 1.0,
     tools: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Returns the arguments of `generate`: the same for every model, so that what two models say can be compared."""
-    _clear_generation_config(loaded.model)
+    """Returns the arguments of `generate`."""
+    clear_generation_config(loaded.model)
     token_ids = loaded.chat_format.prompt(messages, tools)
     loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
     input_ids_1T = torch.tensor([token_ids], device=loaded.device)
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        eos_token_id=list(loaded.chat_format.stop_token_ids),
-        pad_token_id=loaded.chat_format.pad_token_id,
-        use_cache=True,
-        **sampling,
-    )
+    config = generation_config(loaded.chat_format, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     return {"input_ids": input_ids_1T, "attention_mask": torch.ones_like(input_ids_1T), "generation_config": config}
-
-
-def _clear_generation_config(model: Any) -> None:
-    """Removes what the model's generation_config.json says: transformers fills a GenerationConfig's gaps from it.
-
-    It is not put back, because another thread may be about to begin a reply with the same model.
-    """
-    model.generation_config = GenerationConfig()
-
-
-def _until_stop(token_ids: list[int], loaded: LoadedModel) -> list[int]:
-    for position, token in enumerate(token_ids):
-        if token in loaded.chat_format.stop_token_ids:
-            return token_ids[:position]
-    return token_ids

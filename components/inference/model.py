@@ -11,10 +11,11 @@ from rich.table import Table
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
-from components.inference.generate import Reply, ReplyOptions, reply_to, stream_reply
+from components.inference.generate import ReplyOptions, reply_to, stream_reply
 from components.inference.score import MAX_TOKENS, Score, compare_scores, score
 from components.models.load_trained import LoadedModel
 from components.notebook import html_of
+from components.scoring.reply import Reply
 from components.statistics.paired_bootstrap import Comparison
 
 Question = str | Sequence[Message | Mapping[str, Any]]

@@ -15,9 +15,9 @@ from components.conversations.target_bytes import bits_per_byte, target_bytes, t
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
 from components.models.load_trained import LoadedModel
-from components.statistics.paired_bootstrap import BITS_PER_BYTE, NATS_PER_TARGET, Comparison, paired_bootstrap
-from components.training.evaluate import ConversationLoss
-from components.training.evaluate import score as conversation_losses
+from components.records.loss_views import LossViews
+from components.statistics.paired_bootstrap import BITS, NATS, Comparison, paired_bootstrap
+from components.training.evaluate import ConversationLoss, score_with_views
 
 ROWS_PER_BATCH = 4
 MAX_TOKENS = 1024
@@ -30,12 +30,14 @@ class Score:
     `sources` is where each conversation came from, `rendered` the tokens that the model's chat format made of it, and
     `target_bytes` the number of bytes of what is scored in it. `left_out` are those that cannot be scored, by their
     number in the data from 0 on, with reasons: only `score(..., leave_out=True)` has some.
+    `views` show the loss by turn, length, language, source and tag.
     """
 
     losses: tuple[ConversationLoss, ...]
     sources: tuple[str, ...]
     rendered: tuple[RenderedConversation, ...]
     target_bytes: tuple[int, ...]
+    views: LossViews
     left_out: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -103,13 +105,15 @@ def score(
     with tempfile.TemporaryDirectory(prefix="turnwise-evaluate-") as folder:
         write_store(Path(folder) / "data.arrow", entries)
         store = TokenStore(Path(folder) / "data.arrow")
-        losses = conversation_losses(model, store, max_tokens=max_tokens, rows_per_batch=ROWS_PER_BATCH)
+        losses, views = score_with_views(model, store, max_tokens=max_tokens, rows_per_batch=ROWS_PER_BATCH)
+    assert views is not None  # the store has just been written with all that they need
     return Score(
         losses=tuple(losses),
         sources=tuple(entry.source for entry in entries),
         rendered=tuple(entry.rendered for entry in entries),
         target_bytes=tuple(entry.target_bytes for entry in entries),
         left_out=left_out,
+        views=views,
     )
 
 
@@ -139,7 +143,7 @@ def compare_scores(score: Score, other: Score, *, name: str, other_name: str, co
         confidence=confidence,
         note=f"{missing} of {score.count} conversations left out: not the same words for both" if missing else "",
     )
-    return found.model_copy(update={"unit": BITS_PER_BYTE if by_bytes else NATS_PER_TARGET})
+    return found.model_copy(update={"unit": BITS if by_bytes else NATS})
 
 
 def _entry(chat_format: ChatFormat, conversation: Conversation, max_tokens: int) -> Entry:
@@ -151,4 +155,4 @@ def _entry(chat_format: ChatFormat, conversation: Conversation, max_tokens: int)
         )
     turns = None if fitted is rendered else len(fitted.turn_ends)
     num_bytes = target_bytes(conversation, turns=turns, thoughts=chat_format.scores_thoughts)
-    return Entry(source=conversation.source, rendered=fitted, target_bytes=num_bytes)
+    return Entry(source=conversation.source, rendered=fitted, target_bytes=num_bytes, conversation=conversation)

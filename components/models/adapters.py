@@ -26,7 +26,7 @@ from components.models.target_modules import lora_config
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
     """Adds trainable float32 adapters to a frozen base; at first they change nothing. Seed torch before, for their A.
 
-    It computes under training's own autocast (components/training/precision.py), or with a float32 base.
+    It computes under training's own autocast (components/models/precision.py), or with a float32 base.
 
     Raises InputError if a name of target_modules is not a module of this model, or if peft cannot adapt it.
     """

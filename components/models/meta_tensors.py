@@ -19,6 +19,12 @@ def empty_model(config: PreTrainedConfig, *, dtype: torch.dtype, attention: str)
     return cast(PreTrainedModel, model)
 
 
+def count_parameters(config: PreTrainedConfig) -> int:
+    """Returns how many weights a model has, all experts of a mixture included."""
+    model = empty_model(config, dtype=torch.float32, attention="eager")
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def replace_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
     """Replaces every parameter and buffer by `make(tensor)`. Tensors that modules share stay shared."""
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old tensor is kept too: its id cannot be reused while it exists

@@ -21,11 +21,11 @@ from components.data.sampler import Position
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ModelSpec, TrialSpec
 from components.models.base.reference import BaseReference
+from components.models.precision import computing
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
 from components.training.model_abilities import Layout
-from components.training.precision import computing
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

@@ -26,6 +26,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
+from components.data.split import read_side
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
 from components.models.base.context import context_of
@@ -89,6 +90,7 @@ def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> M
         remarks=[
             *date_remarks(load_format_of(directory, experiment.format_spec)),
             dataset.summary(),
+            *filter(None, [dataset.verdict_note]),
             *_first(dataset.left_out),
             *_first(dataset.mended),
         ],
@@ -145,7 +147,7 @@ def _what_the_data_has(experiment: ExperimentSpec) -> str:
     """Returns a line about conversations that could be read, but not rendered; "" if they could not be read."""
     data = experiment.data
     try:
-        read = read_conversations(data.train, format=data.format, on_bad_row="drop", unknown_keys=data.unknown_keys)
+        read = read_side(data.train, data, drop=True)
     except InputError:
         return ""
     return f"\n{describe_conversations(read.conversations)}"

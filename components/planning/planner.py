@@ -8,6 +8,7 @@ from typing import Any
 from components.data.same_words import shared_sources
 from components.experiment.base_precisions import dtype_warnings
 from components.experiment.branch_models import branches_by_model, view_of
+from components.experiment.report_marks import rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
@@ -18,7 +19,7 @@ from components.planning.remedies import remedies
 from components.planning.trial_estimate import Estimate, Estimator, PlanCase
 from components.planning.workload import trials_worth
 from components.records.on_message import OnMessage, ignore_message
-from components.training.budget_units import in_epochs
+from components.training.budget_units import rescaled
 
 # More of one of these only ever needs more memory.
 GROWING = ("method.rank", "batch.rows_per_micro_batch", "method.dropout")
@@ -66,10 +67,9 @@ def _estimators(experiment: ExperimentSpec, table: NodeTable, *, weights: bool) 
     shared = shared_sources([estimator.dataset for estimator in estimators])
     if shared is not None:
         estimators = [Estimator(view, table, weights=weights, shared=shared) for view in views]
-    budget = in_epochs(experiment.trial.budget, estimators[0].dataset.train.total_targets)
+    written = estimators[0].dataset.train.total_targets
     for estimator in estimators:
-        trial = estimator.experiment.trial.model_copy(update={"budget": budget})
-        estimator.experiment = estimator.experiment.model_copy(update={"trial": trial})
+        estimator.experiment = rescaled(estimator.experiment, of=written, to=estimator.dataset.train.total_targets)
     return estimators
 
 
@@ -161,7 +161,8 @@ def _branch_plan(
     trials: int,
 ) -> BranchPlan:
     experiment, workers, spec = estimator.experiment, estimate.case.workers, estimate.case.spec
-    low, high = trials_worth(experiment.search.scheduler, spec.budget, estimate.workload.target_tokens, trials)
+    budget = estimate.workload.target_tokens
+    low, high = trials_worth(experiment.search.scheduler, budget, trials, rungs_of(experiment, budget))
     worth = Span(low=low, high=high)
     offered = estimator.bytes_per_worker(workers).items()
     fits = tuple(_node_fit(estimator.table, node, size, estimate, worth, measured) for node, size in offered)

@@ -11,6 +11,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.data.rows import rows_of
 from components.errors import InputError
+from components.experiment.report_marks import rungs_of
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
 from components.models.base.context import context_of
 from components.models.base.load_base import config_of, resolve_model
@@ -118,6 +119,7 @@ class Estimator:
             spec,
             max_tokens=self.experiment.data.max_tokens,
             workers=workers.min_workers,
+            rungs=rungs_of(self.experiment, spec.budget.in_target_tokens(self.train.total_targets)),
         )
         group = WorkerGroup(
             count=workers.min_workers,

@@ -11,7 +11,8 @@ import numpy as np
 from components.data.collate import MULTIPLE
 from components.data.rows import RowStore
 from components.data.sampler import PackedRow, StepSampler, micro_batches
-from components.experiment.spec import AshaSpec, BudgetSpec, Scheduler, TrialSpec
+from components.experiment.report_marks import report_marks
+from components.experiment.spec import AshaSpec, HyperbandSpec, Scheduler, TrialSpec
 from components.planning.dry_run import MicroBatch
 from components.training.evaluate import batches_by_length
 
@@ -33,8 +34,18 @@ class Workload:
     evaluated_tokens: int
 
 
-def workload(train: RowStore, held_out: RowStore, spec: TrialSpec, *, max_tokens: int, workers: int) -> Workload:
-    """Computed from the first epoch: every epoch has the same conversations, in another order."""
+def workload(
+    train: RowStore,
+    held_out: RowStore,
+    spec: TrialSpec,
+    *,
+    max_tokens: int,
+    workers: int,
+    rungs: tuple[int, ...] = (),
+) -> Workload:
+    """`rungs`: where a trial is evaluated beside its regular evaluations, in target tokens.
+
+    Computed from the first epoch: every epoch has the same conversations, in another order."""
     sampler = StepSampler(train.lengths, spec.batch, max_tokens=max_tokens, seed=spec.seed)
     budget = spec.budget.in_target_tokens(train.total_targets)
     per_worker = [list(_shares(rows, spec, workers)) for rows in sampler.plan(0)]
@@ -56,27 +67,32 @@ def workload(train: RowStore, held_out: RowStore, spec: TrialSpec, *, max_tokens
         tokens_in_step=sum(batch.rows * batch.tokens for batch in sized[largest]),
         target_tokens=budget,
         trained_tokens=round(sum(b.rows * b.tokens for b in everything) * budget / train.total_targets),
-        evaluated_tokens=sum(b.rows * b.tokens for b in evaluations) * spec.budget.evaluations,
+        evaluated_tokens=sum(b.rows * b.tokens for b in evaluations)
+        * len(report_marks(budget, spec.budget.evaluations, rungs)),
     )
 
 
-def trials_worth(scheduler: Scheduler, budget: BudgetSpec, target_tokens: int, trials: int) -> tuple[float, float]:
+def trials_worth(scheduler: Scheduler, target_tokens: int, trials: int, rungs: tuple[int, ...]) -> tuple[float, float]:
     """The work of a branch in whole trials: if each rung passes one trial in reduction_factor, and if it passes all.
 
     The best of a bracket passes every rung: in a bracket of its own a branch keeps at least one trial, in a shared one its
     share of what passes need not be a whole trial. Which of the two is nearer depends on the losses: if each trial is
-    better than those that started before it, all pass.
+    better than those that started before it, all pass. What median stopping saves depends on the losses alone.
     """
-    if not isinstance(scheduler, AshaSpec):
+    if not isinstance(scheduler, AshaSpec | HyperbandSpec):
         return float(trials), float(trials)
-    distance = target_tokens / budget.evaluations
+    skips = scheduler.skips([""] * trials, len(rungs)) if isinstance(scheduler, HyperbandSpec) else (0,) * trials
+    low = sum(_worth(scheduler, target_tokens, skips.count(skip), rungs[skip:]) for skip in sorted(set(skips)))
+    return low, float(trials)
+
+
+def _worth(scheduler: AshaSpec | HyperbandSpec, target_tokens: int, trials: int, rungs: tuple[int, ...]) -> float:
     worth, running, spent = 0.0, float(trials), 0.0
-    for rung in scheduler.rungs(target_tokens, budget.evaluations):
-        stops = min(1.0, math.ceil(rung / distance - 1e-9) * distance / target_tokens)  # a trial stops at a report only
-        worth += running * max(0.0, stops - spent)
+    for rung in rungs:
+        worth += running * (rung / target_tokens - spent)
         passing = running / scheduler.reduction_factor
-        running, spent = math.ceil(passing) if scheduler.brackets == "per_branch" else passing, max(spent, stops)
-    return worth + running * (1.0 - spent), float(trials)
+        running, spent = math.ceil(passing) if scheduler.brackets == "per_branch" else passing, rung / target_tokens
+    return worth + running * (1.0 - spent)
 
 
 def _shares(rows: list[PackedRow], spec: TrialSpec, workers: int) -> Iterator[list[PackedRow]]:

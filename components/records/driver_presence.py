@@ -36,6 +36,8 @@ class DriverHeartbeat(BaseModel):
     last_beat: float = Field(
         0.0, alias="beat", description="Unix seconds by the driver's clock; it changes while the driver lives."
     )
+    ran_seconds: float = Field(0.0, description="How long this and earlier drivers have run, up to the last beat.")
+    proof_seconds: float = Field(0.0, description="How long one process has been proving winners.")
     outcome: str | None = Field(None, description="What this driver's part of the search came to, once it has ended.")
     links: dict[str, str] = Field(default_factory=dict, description="Ray dashboard, MLflow run, job.")
 
@@ -59,7 +61,11 @@ class DriverInbox:
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.mailbox = folder, Mailbox(folder)
-        self._started = time.time()
+        self._started, self._began = time.time(), time.monotonic()
+        before = DriverHeartbeat.read(folder)
+        self.last_sign = before.last_beat if before else 0.0  # of the driver before this one, in Unix seconds
+        self._ran_before = before.ran_seconds if before else 0.0
+        self.proof_seconds = before.proof_seconds if before else 0.0
         self._links: dict[str, str] = {}
         self._outcome: str | None = None
         self._found: queue.SimpleQueue[Request] = queue.SimpleQueue()
@@ -77,6 +83,11 @@ class DriverInbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close("interrupted")
+
+    @property
+    def ran_seconds(self) -> float:
+        """How long drivers of this search have run; the time between them does not count."""
+        return self._ran_before + time.monotonic() - self._began
 
     def show(self, links: dict[str, str]) -> None:
         """Publishes where else this search can be looked at."""
@@ -124,6 +135,8 @@ class DriverInbox:
             pid=os.getpid(),
             started=self._started,
             last_beat=time.time(),
+            ran_seconds=self.ran_seconds,
+            proof_seconds=self.proof_seconds,
             outcome=self._outcome,
             links=self._links,
         ).write(self.folder)

@@ -31,7 +31,7 @@ class ConversationScores(BaseModel):
 
 
 class EvaluationRecord(BaseModel):
-    """`metrics` by name; `eval_loss` is always there."""
+    """`metrics` by name; `eval_loss` is always there. `general_loss` is at a trial's last evaluation, passage by passage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

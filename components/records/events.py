@@ -61,8 +61,10 @@ class Progress(EventModel):
         description="All tokens, padding excluded, over all workers, since the report before."
     )
     seconds: float = Field(description="Training time since the trial began, evaluation and waiting excluded.")
+    evaluation_seconds: float = Field(0.0, description="Time of evaluations since the trial began.")
     workers: int = Field(1, description="How many trained it when it reported; an elastic trial's number changes.")
     worker_seconds: float = Field(0.0, description="`seconds` of every worker: GPU-seconds where a worker is a GPU.")
+    evaluation_worker_seconds: float = Field(0.0, description="`evaluation_seconds` of every worker.")
     steps: tuple[StepMetrics, ...] = ()
     checkpoint: str | None = None
     done: bool = False
@@ -76,6 +78,14 @@ class Progress(EventModel):
         if self.metric.name == "eval_loss":
             return self.metric.to_minimize(self.eval_loss)
         return self.metric.to_minimize(self.scores[self.metric.name]) if self.metric.name in self.scores else math.inf
+
+    @property
+    def standing(self) -> tuple[float, float]:
+        """What reports and trials are sorted by, ascending: the objective, and where that is equal the eval loss."""
+        return self.objective, self.eval_loss
+
+
+NO_STANDING = (math.inf, math.inf)
 
 
 class InterimCheckpoint(EventModel):
@@ -95,7 +105,13 @@ class TrialStarted(EventModel):
     varied: dict[str, object] = Field(description="What the search drew: dotted path -> value.")
     parent: str | None = Field(None, description="The trial this one was cloned from.")
     warm_from: str | None = Field(None, description="The checkpoint of its parent whose weights it began with.")
+    repeat: bool = Field(
+        False, description="Its parent's configuration with another seed, asked for by search.confirm."
+    )
     time: float = Field(description="Unix seconds.")
+
+
+HELD = "Worker-seconds that it held slots since its last report, by the driver's clock."
 
 
 class TrialProgressed(EventModel):
@@ -107,6 +123,8 @@ class TrialProgressed(EventModel):
     device: str | None = Field(
         None, description="The first worker's: cpu, or its GPU's name and what CUDA_VISIBLE_DEVICES is there."
     )
+    held: float = Field(0.0, description=HELD)
+    restarts: int = Field(0, description="Groups of its workers that died in its slot since its last report.")
     time: float
 
 
@@ -115,6 +133,7 @@ class TrialEnded(EventModel):
     trial_id: str
     state: TrialState = Field(description="completed: whole budget; stopped: by the scheduler; failed: see reason.")
     reason: str = ""
+    held: float = Field(0.0, description=HELD)
     time: float
 
 
@@ -153,9 +172,12 @@ class Clone(EventModel):
     spec: TrialSpec
     varied: dict[str, object]
     warm_from: str | None = Field(None, description="A checkpoint whose weights it begins with.")
+    repeat: bool = Field(False, description="The same configuration with another seed.")
 
     @property
     def sentence(self) -> str:
+        if self.repeat:
+            return f"repeated as trial {self.number} with seed {self.spec.seed}"
         return f"cloned as trial {self.number}" + (" with its weights" if self.warm_from else "")
 
 
@@ -187,6 +209,10 @@ class TrialHistory(EventModel):
     state: TrialState = TrialState.RUNNING
     reason: str = ""
     ended_at: float | None = None
+    heard_at: float = Field(-math.inf, description="When it last started, reported or ended: Unix seconds.")
+    held: float = Field(0.0, description="Worker-seconds that it has held slots, up to its last report or its end.")
+    held_in_restarts: float = Field(0.0, description="Those of them that went into starting again and repeating work.")
+    started_again: bool = Field(False, description="Since its last report.")
 
     @property
     def trial_id(self) -> str:
@@ -220,9 +246,12 @@ class TrialHistory(EventModel):
 
 
 def best_report(reports: Iterable[Progress]) -> Progress | None:
-    """Returns the best report among those with a checkpoint and a finite objective: NaN compares with nothing."""
+    """Returns the best report among those with a checkpoint and a finite objective: NaN compares with nothing.
+
+    Of equal ones, as exact matches often are, it is the one with the least eval loss, then the first.
+    """
     known = [report for report in reports if report.checkpoint is not None and math.isfinite(report.objective)]
-    return min(known, key=lambda report: report.objective, default=None)
+    return min(known, key=lambda report: report.standing, default=None)
 
 
 def budget_at(step: int, planned: int, extensions: Iterable[Extension]) -> int:
@@ -234,17 +263,44 @@ def apply_event(known: TrialHistory | None, event: TrialEvent) -> TrialHistory:
     """Returns a trial's history after one more event. A trial that starts again after an end is running again."""
     if isinstance(event, TrialStarted):
         if known is None:
-            return TrialHistory(started=event)
-        return known.model_copy(update={"state": TrialState.RUNNING, "reason": "", "ended_at": None})
+            return TrialHistory(started=event, heard_at=event.time)
+        again = {"started_again": known.started_again or event.time > known.heard_at}
+        running = {"state": TrialState.RUNNING, "reason": "", "ended_at": None}
+        return known.model_copy(update={**running, **again, "heard_at": max(known.heard_at, event.time)})
     if known is None:
         raise ValueError(f"trial {event.trial_id} is reported before it started")
     if isinstance(event, TrialProgressed):
         reports = {report.step: report for report in known.reports} | {event.progress.step: event.progress}
-        return known.model_copy(update={"reports": tuple(reports[step] for step in sorted(reports))})
+        ordered = tuple(reports[step] for step in sorted(reports))
+        return known.model_copy(update={"reports": ordered, **_held(known, event)})
     if isinstance(event, TrialInstructed):
         instructions = {given.request_id: given for given in known.instructions} | {event.request_id: event}
         return known.model_copy(update={"instructions": tuple(instructions.values())})
-    return known.model_copy(update={"state": event.state, "reason": event.reason, "ended_at": event.time})
+    ended = {"state": event.state, "reason": event.reason, "ended_at": event.time}
+    return known.model_copy(update={**ended, **_held(known, event)})
+
+
+def _held(known: TrialHistory, event: TrialProgressed | TrialEnded) -> dict[str, object]:
+    """What the event adds to the time that slots were held. An event that is replayed adds nothing."""
+    if event.time <= known.heard_at:
+        return {}
+    held, wasted = event.held, 0.0
+    if isinstance(event, TrialProgressed):
+        useful = _worker_seconds(event.progress) - (_worker_seconds(known.last) if known.last else 0.0)
+        if known.started_again or event.restarts:
+            wasted = max(0.0, held - max(0.0, useful))
+    elif known.started_again:
+        wasted = held
+    return {
+        "heard_at": event.time,
+        "held": known.held + held,
+        "held_in_restarts": known.held_in_restarts + wasted,
+        "started_again": False,
+    }
+
+
+def _worker_seconds(report: Progress) -> float:
+    return report.worker_seconds + report.evaluation_worker_seconds
 
 
 def num_clones(histories: Iterable[TrialHistory]) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import logging
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.experiment.spec import ExperimentSpec
 from components.storage.folder import Folder
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "search.json"
 LAYOUT = 5  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
@@ -34,6 +38,7 @@ class SearchManifest(BaseModel):
     )
     attention: str | None = Field(None, description="Of the base model, decided when the search began.")
     other_bases: dict[str, ManifestBase] = Field({}, description="Of branches with another base, by their name.")
+    started_from: tuple[str, ...] = Field((), description="Earlier searches that it learned from, as EXPERIMENT/ID.")
     finished: bool = False
     layout: int = Field(1, description="LAYOUT of the code that began it.")
 
@@ -50,7 +55,17 @@ class SearchManifest(BaseModel):
 
 
 def searches_in(folder: Folder) -> list[SearchManifest]:
-    """All searches of an experiment's folder, oldest first."""
+    """All searches of an experiment's folder, oldest first. What another version wrote otherwise is left out and logged."""
     searches = [folder / name for name in folder.list_names()]
-    manifests = [SearchManifest.read(search) for search in searches if search.has_file(MANIFEST)]
+    manifests = []
+    for search in searches:
+        if not search.has_file(MANIFEST):
+            continue
+        try:
+            manifests.append(SearchManifest.read(search))
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            place = ".".join(map(str, problem["loc"]))
+            reason = f"{place}: {problem['msg']}"
+            log.warning("%s/%s is of another version of Turnwise (%s): left out", search, MANIFEST, reason)
     return sorted(manifests, key=lambda manifest: manifest.created)

@@ -19,7 +19,7 @@ class Outcome(StrEnum):
 
     @property
     def resumable(self) -> bool:
-        """Whether the search can go on with --resume."""
+        """Whether the search can go on."""
         return self in RESUMABLE
 
 

@@ -11,7 +11,7 @@ from components.conversations.format_facts import format_facts
 from components.conversations.load_format import load_format_of
 from components.data.prepare import PreparedDataset
 from components.data.trained_on import keys_digest, training_keys
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import EVAL_LOSS, ExperimentSpec
 from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
 from components.records.events import Progress, TrialHistory
@@ -58,14 +58,15 @@ class RegistryCandidate:
         """Tags that say what the version was made from."""
         base = BaseReference.read(self.checkpoint)
         keys = training_keys(self.dataset.train)
-        commit = git_commit()
+        commit, metric, scores = git_commit(), self.report.metric, self.report.scores
         return {
             **self.identity,
             "turnwise.experiment": self.experiment.name,
             "turnwise.branch": self.trial.started.branch,
             "turnwise.method": self.trial.started.spec.method.kind,
             "turnwise.data_digest": self.dataset.digest,
-            "turnwise.metric": "eval/loss",
+            "turnwise.metric": "eval/loss" if metric.name == EVAL_LOSS else metric.name,
+            **({"turnwise.score": f"{scores[metric.name]:.6f}"} if metric.name in scores else {}),
             "turnwise.eval_loss": f"{self.report.eval_loss:.6f}",
             "turnwise.base_model": base.model.path,
             "turnwise.base_digest": base.digest,

@@ -29,9 +29,10 @@ from mlflow.types.llm import (
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of, openai_call
 from components.errors import InputError
-from components.inference.generate import Reply, reply_to, stream_reply
+from components.inference.generate import reply_to, stream_reply
 from components.models.load_trained import LoadedModel, load_trained
 from components.registry.skip_load_on_save import is_being_saved
+from components.scoring.reply import Reply
 
 PACKAGE = "package"
 MODEL = "turnwise"

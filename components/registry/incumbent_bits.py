@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from components.conversations.target_bytes import to_bits
 from components.registry.verification_messages import VerificationReport
-from components.statistics.paired_bootstrap import BITS_PER_BYTE, Comparison
+from components.statistics.paired_bootstrap import BITS, Comparison
+from components.statistics.selection import Selection
 
 
 def in_comparable_units(report: VerificationReport) -> VerificationReport:
@@ -25,9 +28,23 @@ def in_comparable_units(report: VerificationReport) -> VerificationReport:
     return report.model_copy(update={**new, "num_targets": num_bytes, "incumbent_unseen": places})
 
 
+def all_in_bits(report: VerificationReport) -> VerificationReport:
+    """Returns the report with candidate and base in bits, and bytes in place of targets, on all conversations."""
+    new = {name: tuple(map(to_bits, getattr(report, name))) for name in ("candidate_sums", "base_sums")}
+    return report.model_copy(update={**new, "num_targets": report.target_bytes})
+
+
+def in_units_of(report: VerificationReport, selection: Selection | None, *, in_bits: bool = False) -> Selection | None:
+    """Returns what the candidate was chosen from, in the units of in_comparable_units; `in_bits`: it is in bits already."""
+    if selection is None or report.incumbent_by_bytes is None:
+        return selection
+    chosen = selection.on(report.incumbent_by_bytes)
+    return chosen if in_bits else replace(chosen, sums_CN=chosen.sums_CN * to_bits(1.0))
+
+
 def with_unit(comparison: Comparison, report: VerificationReport) -> Comparison:
     """Returns the comparison with the incumbent with what its numbers are, and with what was left out of it."""
     if report.incumbent_by_bytes is None:
         return comparison
     note = "; ".join(filter(None, [comparison.note, report.incumbent_note]))
-    return comparison.model_copy(update={"unit": BITS_PER_BYTE, "note": note})
+    return comparison.model_copy(update={"unit": BITS, "note": note})

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 from typing_extensions import TypedDict
 
+from components.conversations.expected import expect_problem
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of
 from components.errors import InputError
@@ -22,7 +23,7 @@ class ProbeMessage(TypedDict):
 
 
 class Probe(BaseModel):
-    """A question, with the conversation before it, and a word that its answer should hold."""
+    """A question, with the conversation before it, and what its answer should hold: words, or a pattern as /.../."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +36,13 @@ class Probe(BaseModel):
         if last != "user":
             raise ValueError(f'the last message is from "{last}", and must be the user\'s question')
         return self
+
+    @field_validator("expect")
+    @classmethod
+    def _can_be_met(cls, expect: str | None) -> str | None:
+        if expect and (problem := expect_problem(expect)):
+            raise ValueError(problem)
+        return expect
 
     def conversation(self) -> list[Message]:
         return messages_of(self.messages)

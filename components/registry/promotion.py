@@ -5,28 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
-from components.experiment.branch_models import has_several_bases
 from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
-from components.registry.gate import GateDecision, check_report, compare_losses, decide
+from components.registry.gate import GateDecision, check_report, compare_by, decide
+from components.registry.judge_questions import questions_of
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
+from components.registry.side_results import SideResults, side_results
 from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
+from components.registry.vetoes import probes_problem, vetoes_of
+from components.scoring.score_model import GenerationPlan
+from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import Comparison
+from components.statistics.selection import Selection
 from components.tracking.mlflow_runs import SearchRuns
 
 GATE_TAG = "turnwise.gate"  # the decision in a sentence
 PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that was moved by hand says nothing
 REPLACED_BECAUSE_TAG = "turnwise.replaced_because"  # a person's reason, where no comparison was possible
 REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
+GUARDED_TAG = "turnwise.no_worse_{}"
 MAX_ROUNDS = 3
 
 
@@ -46,7 +53,12 @@ def register_best(
     dataset: PreparedDataset,
     probes: Sequence[Probe],
     executor: Executor = run_locally,
+    *,
     replace: str | None = None,
+    selection: Selection | None = None,
+    general: Sequence[str] = (),
+    generation: GenerationPlan | None = None,
+    by_bytes: bool = False,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -56,15 +68,31 @@ def register_best(
     Args:
         executor: where the version is verified; the machine must reach the registry, the data and the base model.
         replace: a person's reason to replace an incumbent that cannot be compared.
+        selection: what the candidate was chosen from on the conversations that the gate judges by; None if it was chosen on
+            others.
+        general: texts on which candidate, base and incumbent are scored too, to see what was forgotten.
+        generation: what candidate, base and incumbent are asked, where the gate judges or guards by their answers.
+        by_bytes: the search had several base models: losses are judged in bits per byte, and the result says the base.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
         runs=runs, uri=uri, experiment=experiment, trial=best, report=best.best, dataset=dataset
     )
     number = find_version(candidate) or create_version(candidate)
-    promotion = Promotion(candidate, number, probes, executor, replace)
+    promotion = Promotion(
+        candidate,
+        number,
+        probes,
+        executor,
+        selection=selection,
+        replace=replace,
+        general=general,
+        generation=generation,
+        by_bytes=by_bytes,
+    )
     with explain_deletion(candidate, number):
         outcome = promotion.run()
+        sides = promotion.look_beside(outcome.report)
     return RegistryResult(
         name=candidate.name,
         version=number,
@@ -75,13 +103,15 @@ def register_best(
         probes=tuple(probes),
         base_answers=outcome.report.base_answers,
         candidate_answers=outcome.report.candidate_answers,
-        base_loss=outcome.comparisons[0].other_loss,
-        candidate_loss=outcome.comparisons[0].candidate_loss,
-        base_model=BaseReference.read(candidate.checkpoint).model.path if has_several_bases(experiment) else None,
+        base_model=BaseReference.read(candidate.checkpoint).model.path if by_bytes else None,
         parameters=outcome.report.parameters,
         weight_bytes=outcome.report.weight_bytes,
+        base_loss=sum(outcome.report.base_sums) / sum(outcome.report.num_targets),
+        candidate_loss=sum(outcome.report.candidate_sums) / sum(outcome.report.num_targets),
         base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
         candidate_bits_per_byte=bits_per_byte(sum(outcome.report.candidate_sums), sum(outcome.report.target_bytes)),
+        judged_by="eval" if dataset.verdict is None else "verdict",
+        sides=sides,
     )
 
 
@@ -94,6 +124,15 @@ class PromotionOutcome:
     decision: GateDecision
 
 
+def _for_judge(candidate: RegistryCandidate, num_probes: int) -> dict[str, Any]:
+    """Fields of the settings: the questions of held-out conversations that a judge sees after the probes."""
+    judge = candidate.experiment.registry.judge
+    if judge is None:
+        return {}
+    store = candidate.dataset.verdict or candidate.dataset.eval
+    return {"judged": True, "more_questions": questions_of(store, judge.questions - num_probes)}
+
+
 class Promotion:
     """One version's way through the gate, in a registry whose aliases others may move at any time."""
 
@@ -103,9 +142,15 @@ class Promotion:
         number: str,
         probes: Sequence[Probe],
         executor: Executor,
+        *,
+        selection: Selection | None = None,
         replace: str | None = None,
+        general: Sequence[str] = (),
+        generation: GenerationPlan | None = None,
+        by_bytes: bool = False,
     ) -> None:
-        self.candidate, self.number, self.executor, self.replace = candidate, number, executor, replace
+        self.candidate, self.number, self.executor = candidate, number, executor
+        self.selection, self.replace, self.by_bytes = selection, replace, by_bytes
         self.client, self.name = candidate.client, candidate.name
         self.alias = candidate.experiment.registry.alias
         self.settings = VerificationSettings(
@@ -114,6 +159,9 @@ class Promotion:
             rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
             probes=tuple(probes),
             timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
+            general=tuple(general),
+            generation=generation,
+            **_for_judge(candidate, len(probes)),
         )
 
     def run(self) -> PromotionOutcome:
@@ -126,8 +174,11 @@ class Promotion:
         for _ in range(MAX_ROUNDS):
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
-            comparisons = compare_losses(report, self.candidate.experiment.registry.confidence)
-            decision = decide(incumbent, report, comparisons, replace=self.replace)
+            comparisons, guarded = self._compare(report)
+            problem = probes_problem(report, self.settings.probes)
+            decision = decide(
+                incumbent, report, comparisons, guarded=guarded, probes_problem=problem, replace=self.replace
+            )
             if holder == self.number:
                 if reason := self._reason_of_earlier_pass():
                     passed = GateDecision(passed=True, reason=reason)
@@ -138,6 +189,35 @@ class Promotion:
                 return PromotionOutcome(report=report, comparisons=comparisons, decision=decision)
         assert report is not None
         return PromotionOutcome(report=report, comparisons=comparisons, decision=self._give_up())
+
+    def look_beside(self, report: VerificationReport) -> SideResults:
+        """What a verification found beside the losses: as tags of the version, and as metrics of its trial's run."""
+        questions = (*self.settings.probes, *self.settings.more_questions)
+        sides = side_results(self.candidate.experiment.registry, report, questions)
+        for key, value in sides.tags().items():
+            self._tag(key, value)
+        self.candidate.runs.log_trial_metrics(
+            self.candidate.trial.trial_id, sides.metrics(), self.candidate.report.step
+        )
+        return sides
+
+    def _compare(self, report: VerificationReport) -> tuple[tuple[Comparison, ...], tuple[NoWorse | str, ...]]:
+        """Returns the comparisons by the metric of the search, and what the candidate must not lose."""
+        experiment = self.candidate.experiment
+        confidence, generate = experiment.registry.confidence, experiment.gate_generation
+        directions = {score.name: score for score in (generate.scores if generate else ())}
+        try:
+            comparisons = compare_by(
+                report, experiment.search.metric, confidence, self.selection, by_bytes=self.by_bytes
+            )
+        except VerificationError as error:
+            self._record(GateDecision(passed=False, reason=f"not proven: {error}"))
+            raise
+        guarded = tuple(vetoes_of(report, experiment.registry.gate.no_worse, directions, confidence))
+        for each in guarded:
+            if not isinstance(each, str):
+                self._tag(GUARDED_TAG.format(each.comparison.metric.replace(":", "/")), each.sentence())
+        return comparisons, guarded
 
     def _verify(self, incumbent: str | None, earlier: VerificationReport | None) -> VerificationReport:
         """`earlier`: beside another incumbent."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
 from components.registry.probes import Probe
+from components.registry.side_results import SideResults
 from components.statistics.paired_bootstrap import Comparison, number_needed
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RegistryResult(BaseModel):
-    """What became of a candidate. `promoted` says whether it holds the alias now."""
+    """What became of a candidate. `promoted`: it holds the alias now. `judged_by`: the split whose losses these are."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,6 +35,8 @@ class RegistryResult(BaseModel):
     candidate_loss: float
     base_bits_per_byte: float | None = None
     candidate_bits_per_byte: float | None = None
+    judged_by: Literal["eval", "verdict"] = "eval"
+    sides: SideResults = SideResults()
     base_model: str | None = Field(None, description="Of the candidate, in a search over several.")
     parameters: int = Field(0, description="Of the candidate, its adapter included; 0 in earlier results.")
     weight_bytes: int = Field(0, description="Memory of its weights where it is served.")
@@ -48,15 +51,28 @@ class RegistryResult(BaseModel):
 
 def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:
     """Says why the gate will promote no candidate on this data, and the way out. None if the data is enough."""
-    held_out, needed = len(dataset.eval), number_needed(dataset.eval.num_targets)
+    held_out, needed = len(dataset.judged), number_needed(dataset.judged.num_targets)
     if held_out >= needed:
         return None
-    fraction = None
-    if data.eval is None and dataset.train.keys is not None and dataset.eval.keys is not None:
-        marks = [mark_of(keys, data.split_seed) for keys in (*dataset.train.keys, *dataset.eval.keys)]
-        fraction = fraction_that_holds_out(needed, marks)
-    way_out = "add conversations, or give data.eval" if data.eval is None else "add conversations to data.eval"
+    what = "conversations held out" if dataset.verdict is None else "conversations of the verdict split"
     return (
-        f"{held_out} conversations held out are too few to tell a better model: the gate needs {needed} like these and will"
-        f" promote none; {f'data.eval_fraction={fraction} would do' if fraction is not None else way_out}"
+        f"{held_out} {what} are too few to tell a better model: the gate needs {needed} like these and will promote none;"
+        f" {_way_out(dataset, data, needed)}"
     )
+
+
+def _way_out(dataset: PreparedDataset, data: DataSpec, needed: int) -> str:
+    """The fraction that would do, or what else would."""
+    name = "eval" if dataset.verdict is None else "verdict"
+    if (data.eval if name == "eval" else data.verdict) is not None:
+        return f"add conversations to data.{name}"
+    source = dataset.train if data.eval is None else dataset.eval  # what this split was split off from
+    fraction = None
+    if source.keys is not None and dataset.judged.keys is not None:
+        # Eval has the lowest marks of data.train, and the verdict those above it; of data.eval the verdict has the lowest.
+        below = data.eval_fraction if name == "verdict" and data.eval is None else 0.0
+        marks = [mark_of(keys, data.split_seed) - below for keys in (*source.keys, *dataset.judged.keys)]
+        fraction = fraction_that_holds_out(needed, marks)
+        fraction = fraction if fraction is not None and below + fraction < 1 else None
+    way_out = f"add conversations, or give data.{name}"
+    return f"data.{name}_fraction={fraction} would do" if fraction is not None else way_out

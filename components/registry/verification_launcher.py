@@ -20,6 +20,7 @@ from components.errors import VerificationError
 from components.registry.library_path import library_path
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_messages import (
+    ABOUT_BASE,
     ABOUT_INCUMBENT,
     OUT_OF_MEMORY,
     PhaseResult,
@@ -62,11 +63,16 @@ def verify_in_subprocess(
         request = VerificationRequest(
             model=model,
             incumbent=None,
-            eval_store=prepared.eval.path,
+            judged_store=prepared.judged.path,
+            eval_store=None if prepared.verdict is None else prepared.eval.path,
             max_tokens=settings.max_tokens,
             context=prepared.context,
             rows_per_batch=settings.rows_per_batch,
             probes=settings.probes,
+            general=settings.general,
+            generation=settings.generation,
+            more_questions=settings.more_questions,
+            judged=settings.judged,
         )
         report = earlier or verify_candidate(request, version_uri, settings.timeout_seconds)
         about: dict[str, Any] = dict.fromkeys(ABOUT_INCUMBENT)
@@ -88,7 +94,7 @@ def verify_candidate(request: VerificationRequest, version_uri: str, timeout_sec
             base = run_phase(request.model_copy(update={"phase": "base"}), timeout_seconds)
         except _PhaseError as error:
             raise VerificationError(f"the base model of {version_uri}, which it is compared with, {error}") from None
-        found = found.model_copy(update={"base_sums": base.base_sums, "base_answers": base.base_answers})
+        found = found.model_copy(update={name: getattr(base, name) for name in ABOUT_BASE})
     return VerificationReport.model_validate(found.model_dump())
 
 
@@ -101,7 +107,7 @@ def verify_incumbent(
         found = run_phase(request.model_copy(update={"incumbent": incumbent}), timeout_seconds)
     except _PhaseError as error:
         return {"incumbent_problem": str(error)}
-    return found.model_dump(include=set(ABOUT_INCUMBENT))
+    return {name: getattr(found, name) for name in ABOUT_INCUMBENT}
 
 
 def _download(version_uri: str, uri: str, target: Path, part: str = "") -> Path:

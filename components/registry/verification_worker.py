@@ -28,13 +28,19 @@ from components.data.trained_on import read_trained_on
 from components.inference.generate import reply_to
 from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel, load_base_of, load_trained
+from components.records.evaluation_record import ConversationScores
+from components.records.general_scores import GeneralScores
+from components.records.loss_views import LossViews
 from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
 from components.registry.probes import Probe
 from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult, VerificationRequest
-from components.training.evaluate import ConversationLoss, score
+from components.scoring.score_model import asked_of, score_model
+from components.training.evaluate import ConversationLoss, score, score_with_views
+from components.training.general_loss import score_general_text
 
 ROOM_FOR_THOUGHTS = 512  # tokens
+JUDGED_TOKENS = 128  # of an answer that only a judge reads
 GREETING = Probe(messages=({"role": "user", "content": "Hello, who are you?"},))
 
 
@@ -49,18 +55,26 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     candidate = _frozen(served.get_raw_model().loaded)
     question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})
-    losses = _score(candidate, request)
+    in_training = [] if request.eval_store is None else _score_on(candidate, TokenStore(request.eval_store), request)
+    losses, views = _score_with_views(candidate, request)
+    answers = _answer_probes(candidate, request)
     return PhaseResult(
         code=INSTALLED,
         digest=candidate.chat_format.digest(),
         scores_thoughts=candidate.chat_format.scores_thoughts,
         reply=text_of_reply(reply["choices"][0]["message"]) or text_of_thought(reply),
         candidate_sums=_sums(losses),
-        num_targets=tuple(loss.num_targets for loss in losses),
-        target_bytes=tuple(TokenStore(request.eval_store).target_bytes.tolist()),
+        target_bytes=tuple(TokenStore(request.judged_store).target_bytes.tolist()),
         parameters=sum(weight.numel() for weight in candidate.model.parameters()),
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in candidate.model.parameters()),
-        candidate_answers=_answer_probes(candidate, request),
+        num_targets=_targets(losses),
+        eval_sums=_sums(in_training),
+        eval_targets=_targets(in_training),
+        candidate_answers=answers,
+        candidate_views=views,
+        candidate_general=_score_general(candidate, request),
+        candidate_replies=_score_replies(candidate, request),
+        candidate_said=_said(candidate, request, answers),
         **_score_without_adapter(candidate, request),
     )
 
@@ -93,7 +107,16 @@ def _frozen(loaded: LoadedModel) -> LoadedModel:
 
 
 def _about_base(base: LoadedModel, request: VerificationRequest) -> dict[str, Any]:
-    return {"base_sums": _sums(_score(base, request)), "base_answers": _answer_probes(base, request)}
+    losses, views = _score_with_views(base, request)
+    answers = _answer_probes(base, request)
+    return {
+        "base_sums": _sums(losses),
+        "base_answers": answers,
+        "base_views": views,
+        "base_general": _score_general(base, request),
+        "base_replies": _score_replies(base, request),
+        "base_said": _said(base, request, answers),
+    }
 
 
 def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
@@ -107,7 +130,19 @@ def _verify_incumbent(request: VerificationRequest) -> PhaseResult:
         incumbent, trained_on = _frozen(load_trained(package)), read_trained_on(package)
     except (ValueError, OSError) as error:
         return _incomparable(f"cannot be loaded here: {error}")
-    store = TokenStore(request.eval_store)
+    beside = {
+        "incumbent_general": _score_general(incumbent, request),
+        "incumbent_replies": _score_replies(incumbent, request),
+        "incumbent_answers": (answers := _answer_probes(incumbent, request)),
+        "incumbent_said": _said(incumbent, request, answers),
+    }
+    return _compare_incumbent(incumbent, trained_on, request).model_copy(update=beside)
+
+
+def _compare_incumbent(
+    incumbent: LoadedModel, trained_on: frozenset[str] | None, request: VerificationRequest
+) -> PhaseResult:
+    store = TokenStore(request.judged_store)
     others = find_render_differences(store, incumbent.chat_format, request.max_tokens, request.context)
     # Where the prepared data keeps no conversations, only an equal format is sure to give equal tokens.
     if others is None and incumbent.chat_format.digest() != request.digest:
@@ -157,19 +192,54 @@ def text_of_thought(reply: dict[str, Any]) -> str:
 
 
 def _score(loaded: LoadedModel, request: VerificationRequest) -> list[ConversationLoss]:
-    return _score_on(loaded, TokenStore(request.eval_store), request)
+    """On the split that judges."""
+    return _score_on(loaded, TokenStore(request.judged_store), request)
 
 
 def _score_on(loaded: LoadedModel, store: TokenStore, request: VerificationRequest) -> list[ConversationLoss]:
     return score(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
 
 
+def _score_with_views(
+    loaded: LoadedModel, request: VerificationRequest
+) -> tuple[list[ConversationLoss], LossViews | None]:
+    store = TokenStore(request.judged_store)
+    return score_with_views(loaded, store, max_tokens=request.max_tokens, rows_per_batch=request.rows_per_batch)
+
+
+def _score_general(loaded: LoadedModel, request: VerificationRequest) -> GeneralScores | None:
+    longest = min(request.max_tokens, request.context or request.max_tokens)
+    return score_general_text(loaded, request.general, max_tokens=longest, rows_per_batch=request.rows_per_batch)
+
+
+def _score_replies(loaded: LoadedModel, request: VerificationRequest) -> dict[str, ConversationScores]:
+    """The scores of what the model says on the split that judges, each number at its conversation's place."""
+    if request.generation is None:
+        return {}
+    asked, count = asked_of(request.generation, TokenStore(request.judged_store))
+    at_once = request.rows_per_batch * request.max_tokens
+    return score_model(
+        loaded, asked, count, request.generation, max_tokens=request.max_tokens, max_batch_tokens=at_once
+    )
+
+
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
     return tuple(loss.loss_sum for loss in losses)
 
 
+def _targets(losses: Sequence[ConversationLoss]) -> tuple[int, ...]:
+    return tuple(loss.num_targets for loss in losses)
+
+
 def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:
     return tuple(answer_to(loaded, probe, request.max_new_tokens) for probe in request.probes)
+
+
+def _said(loaded: LoadedModel, request: VerificationRequest, to_probes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the answers that a judge compares, those to the probes first; none where no judge is asked."""
+    if not request.judged:
+        return ()
+    return (*to_probes, *(answer_to(loaded, question, JUDGED_TOKENS) for question in request.more_questions))
 
 
 def answer_to(loaded: LoadedModel, probe: Probe, max_new_tokens: int) -> str:

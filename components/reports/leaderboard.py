@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from components.conversations.target_bytes import BITS_PER_BYTE
+from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
-from components.records.events import TrialHistory, TrialState
+from components.records.events import NO_STANDING, TrialHistory, TrialState
+from components.records.objectives import pareto_front
 
 TARGET_TOKENS = "target tokens"  # of Progress.counted
 COLORS: dict[TrialState, str] = {
@@ -22,15 +24,15 @@ COLORS: dict[TrialState, str] = {
 
 
 def ranked(histories: Iterable[TrialHistory]) -> list[TrialHistory]:
-    """Sorts by the metric of the search; trials without a report come after the others, and failed ones last."""
+    """Sorts by the metric of the search, then by eval loss; trials without a report come later, and failed ones last."""
     return sorted(
-        histories, key=lambda history: (history.state is TrialState.FAILED, objective(history), history.started.number)
+        histories, key=lambda history: (history.state is TrialState.FAILED, standing(history), history.started.number)
     )
 
 
-def objective(history: TrialHistory) -> float:
+def standing(history: TrialHistory) -> tuple[float, float]:
     """Returns what ranks the trial, of its best checkpoint: less is better; infinity where there is none."""
-    return history.best.objective if history.best else math.inf
+    return history.best.standing if history.best else NO_STANDING
 
 
 def best_loss(history: TrialHistory) -> float:
@@ -38,30 +40,76 @@ def best_loss(history: TrialHistory) -> float:
     return history.best.eval_loss if history.best else math.inf
 
 
-def leaderboard(histories: Iterable[TrialHistory], *, budget: int) -> Table:
-    """One line per trial, in the order given. `budget` is that of a trial without extensions, in target tokens."""
+def general_loss(history: TrialHistory) -> float | None:
+    """Returns the loss on general text at the end of the trial's budget, if it was measured and is finite.
+
+    In nats per token, or in bits per byte if there are several base models.
+    """
+    found = [report.scores[GENERAL_LOSS] for report in history.reports if GENERAL_LOSS in report.scores]
+    return found[-1] if found and math.isfinite(found[-1]) else None
+
+
+def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()) -> Table:
+    """One line per trial, in the order given.
+
+    Args:
+        budget: of a trial without extensions, in target tokens.
+        metrics: those of `search.metrics`; trials on their Pareto front have a mark.
+    """
     histories = list(histories)
+    front = pareto_front(histories, metrics, budget)
     numbers = {history.trial_id: history.started.number for history in histories}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
     table.add_column("hyperparameters", min_width=24)
-    bits = counted(histories) != TARGET_TOKENS
-    for name in (counted(histories), "eval loss", *(["bits per byte"] if bits else []), "worker s"):
+    beside = columns_beside(histories)
+    has_general = any(general_loss(history) is not None for history in histories)
+    general = ["general"] if has_general else []
+    for name in (counted(histories), *(metric.title for metric in beside), "eval loss", *general, "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
+    if metrics:
+        table.add_column("front", justify="center", no_wrap=True)
+        table.caption, table.caption_justify = front_sentence(metrics), "left"
     for history in histories:
-        table.add_row(*_row(history, budget, numbers, bits=bits))
+        mark = ["*" if history.trial_id in front else ""] if metrics else []
+        table.add_row(*_row(history, budget, numbers, beside, has_general=has_general), *mark)
     return table
 
 
+def metric_of(histories: Iterable[TrialHistory]) -> MetricSpec:
+    """Returns what the search goes by, as its reports say."""
+    return next((report.metric for history in histories for report in history.reports), MetricSpec())
+
+
+def columns_beside(histories: Sequence[TrialHistory]) -> list[MetricSpec]:
+    """Returns the metrics that stand beside the loss: the search's own, and bits per byte if there are several bases."""
+    several = [MetricSpec(name=BITS_PER_BYTE)] if counted(histories) != TARGET_TOKENS else []
+    return [metric for metric in dict.fromkeys([metric_of(histories), *several]) if metric.name != EVAL_LOSS]
+
+
+def best_value(history: TrialHistory, metric: MetricSpec) -> str:
+    """Returns the metric of the best checkpoint, as text; `-` where there is none."""
+    return f"{history.best.scores[metric.name]:.4f}" if history.best and metric.name in history.best.scores else "-"
+
+
+def front_sentence(metrics: Sequence[str]) -> str:
+    """Says what the front is, and what is registered all the same."""
+    return (
+        f"front: no other trial is at least as good in {' and '.join(metrics)}; the champion is chosen by {metrics[0]}."
+        " Seconds of stopped trials are projected to the whole budget"
+    )
+
+
 def worker_seconds(history: TrialHistory) -> float:
-    """Returns training time times workers: GPU-seconds where a worker is a GPU."""
-    return history.reports[-1].worker_seconds if history.reports else 0.0
+    """Returns the time of training and evaluation times workers: GPU-seconds where a worker is a GPU."""
+    last = history.last
+    return last.worker_seconds + last.evaluation_worker_seconds if last else 0.0
 
 
 def spent(history: TrialHistory) -> int:
-    """Returns how many target tokens a trial has trained on."""
+    """Returns how many target tokens a trial has trained on, or target bytes where they count."""
     return history.last.target_tokens if history.last else 0
 
 
@@ -72,11 +120,11 @@ def share_spent(history: TrialHistory, budget: int) -> str:
 
 
 def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
-    """`clone of 3` or, with its parent's weights, `warm clone of 3`; empty for a trial that the search sampled."""
+    """`clone of 3`, `warm clone of 3` with its parent's weights, `repeat of 3`; empty for a trial that the search sampled."""
     if history.started.parent is None:
         return ""
-    warm = "warm " if history.started.warm_from else ""
-    return f"{warm}clone of {numbers.get(history.started.parent, history.started.parent)}"
+    kind = "repeat" if history.started.repeat else "warm clone" if history.started.warm_from else "clone"
+    return f"{kind} of {numbers.get(history.started.parent, history.started.parent)}"
 
 
 def counted(histories: Iterable[TrialHistory]) -> str:
@@ -89,7 +137,10 @@ def in_bits(history: TrialHistory) -> float | None:
     return history.best.scores.get(BITS_PER_BYTE) if history.best else None
 
 
-def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], *, bits: bool) -> list[str | Text]:
+def _row(
+    history: TrialHistory, budget: int, numbers: Mapping[str, int], beside: Sequence[MetricSpec], *, has_general: bool
+) -> list[str | Text]:
+    general = general_loss(history)
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
@@ -99,8 +150,9 @@ def _row(history: TrialHistory, budget: int, numbers: Mapping[str, int], *, bits
         f"{name} ({remarks})" if remarks else name,
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
+        *(best_value(history, metric) for metric in beside),
         f"{best_loss(history):.4f}" if history.best else "-",
-        *([f"{loss:.4f}" if (loss := in_bits(history)) is not None else "-"] if bits else []),
+        *(["-" if general is None else f"{general:.3f}"] if has_general else []),
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),
     ]

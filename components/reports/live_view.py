@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from components.experiment.varied import hyperparameters
 from components.records.events import (
+    Progress,
     TrialEnded,
     TrialEvent,
     TrialHistory,
@@ -22,7 +23,7 @@ from components.records.events import (
     TrialState,
     num_clones,
 )
-from components.reports.leaderboard import leaderboard, objective, origin, share_spent
+from components.reports.leaderboard import leaderboard, origin, share_spent, standing
 
 REFRESHES_PER_SECOND = 2
 
@@ -38,6 +39,7 @@ class LiveView:
         planned: int,
         budget: int,
         began: float | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -45,8 +47,9 @@ class LiveView:
             planned: how many trials the search set out with; clones are added to them.
             budget: of each, in target tokens.
             began: Unix seconds from which time is counted; by default now.
+            metrics: those of `search.metrics`.
         """
-        self.console, self.histories, self.budget = console, histories, budget
+        self.console, self.histories, self.budget, self.metrics = console, histories, budget, metrics
         self._planned = planned
         self._began = began or time.time()
         self._live = Live(
@@ -79,12 +82,15 @@ class LiveView:
 
     def _renderable(self) -> RenderableType:
         histories = list(self.histories.values())
-        return Group(Text(self._summary(histories), style="dim"), leaderboard(histories, budget=self.budget))
+        return Group(
+            Text(self._summary(histories), style="dim"),
+            leaderboard(histories, budget=self.budget, metrics=self.metrics),
+        )
 
     def _summary(self, histories: list[TrialHistory]) -> str:
         states = [history.state for history in histories]
         ended = sum(state is not TrialState.RUNNING for state in states)
-        best = min(histories, key=objective, default=None)
+        best = min(histories, key=standing, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
         waiting = self.planned - len(states)
         minutes, seconds = divmod(int(self.elapsed), 60)
@@ -104,9 +110,13 @@ class LiveView:
                 spent = f"{progress.target_tokens:,} {progress.counted} ({share_spent(history, self.budget)})"
                 return (
                     f"{head} {spent}, train loss {progress.train_loss:.4f}, eval loss {progress.eval_loss:.4f},"
-                    f" {progress.tokens_per_second:.0f} tokens/s"
+                    f"{_scores(progress)} {progress.tokens_per_second:.0f} tokens/s"
                 )
             case TrialEnded(state=state, reason=reason):
                 return f"{head} {state}" + (f": {reason}" if reason else "")
             case TrialInstructed():
                 return f"{head} {event.sentence}"
+
+
+def _scores(progress: Progress) -> str:
+    return "".join(f" {name} {value:.4g}," for name, value in progress.scores.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.records.driver_presence import DriverHeartbeat
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.manifest import SearchManifest
-from components.reports.leaderboard import objective, ranked
+from components.reports.leaderboard import ranked
 from components.reports.search_summary import TrialSummary, trial_summaries
 
 
@@ -49,8 +48,9 @@ class SearchSnapshot(BaseModel):
         driver: DriverHeartbeat | None,
         histories: Mapping[str, TrialHistory],
         planned: int,
+        budget: int,
     ) -> SearchSnapshot:
-        """`planned`: how many trials the search set out with, without clones."""
+        """`planned`: how many trials the search set out with, without clones. `budget`: of each, in target tokens."""
         running = sum(history.state is TrialState.RUNNING for history in histories.values())
         best = next(iter(ranked(histories.values())), None)
         return cls(
@@ -62,6 +62,6 @@ class SearchSnapshot(BaseModel):
             planned=planned + num_clones(histories.values()),
             running=running,
             ended=len(histories) - running,
-            best_trial=best.started.number if best and math.isfinite(objective(best)) else None,
-            trials=trial_summaries(histories.values()),
+            best_trial=best.started.number if best and best.best else None,
+            trials=trial_summaries(histories.values(), budget=budget, metrics=manifest.experiment.search.metrics),
         )

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.experiment.spec import MetricSpec
 from components.records.events import TrialHistory, TrialState
+from components.records.objectives import pareto_front
 from components.records.outcome import Outcome
+from components.records.search_cost import SearchCost, TrialCost
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
-from components.reports.leaderboard import TARGET_TOKENS, best_loss, counted, in_bits, ranked, worker_seconds
+from components.reports.finalists import FinalistsVerdict
+from components.reports.leaderboard import (
+    TARGET_TOKENS,
+    best_loss,
+    counted,
+    general_loss,
+    in_bits,
+    ranked,
+    worker_seconds,
+)
+from components.reports.rung_correlation import RungCorrelation
+from components.scoring.expectations import is_met
 
 
 class TrialSummary(BaseModel):
@@ -30,13 +44,21 @@ class TrialSummary(BaseModel):
     counted: str = Field("target tokens", description="What `target_tokens` counts: target bytes if bases differ.")
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
-    worker_seconds: float
+    scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
+    worker_seconds: float = Field(description="Of training and evaluation.")
+    cost: TrialCost = Field(description="All worker-seconds that it held, by what they went into.")
+    general_loss: float | None = Field(
+        None, description="Nats per token of general text at the end of its budget (bits per byte if bases differ)."
+    )
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
+    on_front: bool | None = Field(
+        None, description="Whether no other trial beats it in search.metrics; null without them."
+    )
 
     @classmethod
-    def of(cls, history: TrialHistory) -> TrialSummary:
+    def of(cls, history: TrialHistory, *, on_front: bool | None = None) -> TrialSummary:
         loss = best_loss(history)
         return cls(
             number=history.started.number,
@@ -50,10 +72,14 @@ class TrialSummary(BaseModel):
             counted=counted([history]),
             bits_per_byte=in_bits(history),
             eval_loss=loss if math.isfinite(loss) else None,
+            scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
+            cost=TrialCost.of(history),
+            general_loss=general_loss(history),
             checkpoint=history.best.checkpoint if history.best else None,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),
+            on_front=on_front,
         )
 
 
@@ -72,7 +98,14 @@ class SearchSummary(BaseModel):
     folder: str
     tracking_uri: str
     run_id: str = Field(description="MLflow's, of the search.")
+    metric: MetricSpec = Field(MetricSpec(), description="What the trials are ranked by.")
+    cost: SearchCost = Field(SearchCost(), description="Over all resumes.")
+    rung_correlations: tuple[RungCorrelation, ...] = Field(
+        (), description="How the order of trials at each rung and evaluation agrees with their order at the end."
+    )
     trials: tuple[TrialSummary, ...]
+    finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
+    metrics: tuple[str, ...] = Field((), description="Those of search.metrics, which trials trade off.")
     registry: RegistryResult | None
 
     @property
@@ -86,11 +119,19 @@ class SearchSummary(BaseModel):
         return self.counted != TARGET_TOKENS
 
 
-def trial_summaries(histories: Iterable[TrialHistory]) -> tuple[TrialSummary, ...]:
-    return tuple(TrialSummary.of(history) for history in ranked(histories))
+def trial_summaries(
+    histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()
+) -> tuple[TrialSummary, ...]:
+    """`budget` is that of each trial, in target tokens; `metrics` are those of `search.metrics`."""
+    histories = list(histories)
+    front = pareto_front(histories, metrics, budget)
+    return tuple(
+        TrialSummary.of(history, on_front=history.trial_id in front if metrics else None)
+        for history in ranked(histories)
+    )
 
 
 def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
-    """Returns how many answers have the expected word, and how many probes expect one."""
+    """Returns how many answers hold what was expected, and how many probes expect one."""
     wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
-    return sum(word.lower() in answer.lower() for answer, word in wanted), len(wanted)
+    return sum(is_met(expect, answer) for answer, expect in wanted), len(wanted)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from components.conversations.expected import pattern_of
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
 from components.reports.search_summary import SearchSummary, probes_answered
@@ -16,8 +19,13 @@ def print_verdict(console: Console, summary: SearchSummary) -> None:
     if summary.registry is not None and summary.registry.probes:
         console.print(answers_side_by_side(summary.registry))
         console.print()
+    for sentence in summary.finalists.sentences() if summary.finalists else ():
+        console.print(Text(sentence))
     style = "bold green" if summary.outcome is Outcome.CHAMPION else "bold yellow"
     console.print(Text(summary.message, style=style))
+    console.print(Text(summary.cost.sentence), soft_wrap=True)
+    for sentence in summary.registry.sides.sentences() if summary.registry is not None else ():
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
 
 
 def answers_side_by_side(registry: RegistryResult) -> Table:
@@ -32,6 +40,7 @@ def answers_side_by_side(registry: RegistryResult) -> Table:
         words = [Text(said[position].strip() or "(nothing)") for said in heads.values()]
         for text in words:
             if probe.expect:
-                text.highlight_words([probe.expect], style="bold green", case_sensitive=False)
+                pattern = pattern_of(probe.expect) or re.compile(re.escape(probe.expect.strip()), re.IGNORECASE)
+                text.highlight_regex(pattern, style="bold green")
         table.add_row(probe.messages[-1]["content"], *words)
     return table

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Group
 from rich.text import Text
 
+from components.experiment.spec import EVAL_LOSS
 from components.notebook import html_of
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.outcome import Outcome
 from components.registry.result import RegistryResult
+from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.search_summary import SearchSummary
 
@@ -23,13 +25,14 @@ class TrialsResult:
     """How the trials of a search went.
 
     `undelivered` counts the events that MLflow has not taken. `stop_reason` is why it was stopped early, e.g. SIGTERM.
-    `hopeless` is why no trial can succeed on these machines.
+    `hopeless` is why no trial can succeed on these machines. `limit` is what of search.budget was reached.
     """
 
     histories: Mapping[str, TrialHistory]
     undelivered: int
     stop_reason: str | None = None
     hopeless: str | None = None
+    limit: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class SearchOutcome:
     message: str
     best: TrialHistory | None = None
     registry: RegistryResult | None = None
+    finalists: FinalistsVerdict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,30 +63,43 @@ class SearchResult(SearchOutcome):
         return self.summary.search_id
 
     def _repr_html_(self) -> str:
-        table = leaderboard(ranked(self.histories.values()), budget=self.budget)
+        table = leaderboard(ranked(self.histories.values()), budget=self.budget, metrics=self.summary.metrics)
         return html_of(Group(Text(self.message, style="bold"), table))
 
 
-def resume_command(command: str, search_id: str = "") -> str:
-    """How to go on with a search that was started by `command`; if that is empty, by a call of run()."""
+def resume_command(command: str) -> str:
+    """How to go on with a search that was started by `command`: the same again. If it is empty, by a call of run()."""
     if not command:
-        return f"run(experiment, resume={search_id!r})" if search_id else "run(experiment, resume=NEWEST)"
-    return command if "--resume" in command else f"{command} --resume {search_id}".rstrip()
+        return "run(experiment)"
+    return " ".join(word for word in command.split(" ") if word != "--new")  # which would begin yet another one
 
 
 def outcome_of_unfinished(trials: TrialsResult, *, planned: int, resume: str) -> SearchOutcome | None:
-    """The outcome if trials are left to run or none can succeed, else None. `planned`: trials without clones."""
+    """The outcome if trials are left to run or none can succeed, else None. `planned`: trials without clones.
+
+    Where the budget of the search ended it, trials that did not start are not left to run.
+    """
     if trials.hopeless is not None:
         return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial can succeed: {trials.hopeless}")
     histories = trials.histories.values()
     ended = sum(history.state is not TrialState.RUNNING for history in histories)
-    unfinished = planned + num_clones(histories) - ended
+    wanted = len(trials.histories) if trials.limit and trials.stop_reason is None else planned + num_clones(histories)
+    unfinished = wanted - ended
     if trials.stop_reason is None and unfinished <= 0:
         return None
     return SearchOutcome(
         outcome=outcome_of_stop(trials.stop_reason),
         message=f"Interrupted with {unfinished} trials to go. Go on with: {resume}",
     )
+
+
+def within_budget(outcome: SearchOutcome, trials: TrialsResult, planned: int) -> SearchOutcome:
+    """Returns the outcome with what the budget of the search kept from happening, if it did. `planned`: without clones."""
+    if trials.limit is None or outcome.outcome.resumable:  # its message ends with the command to go on
+        return outcome
+    started = sum(history.started.parent is None for history in trials.histories.values())
+    said = f"{trials.limit} ended the search with {started} of {planned} trials started"
+    return replace(outcome, message=f"{outcome.message} ({said})")
 
 
 def outcome_of_stop(reason: str | None) -> Outcome:
@@ -104,10 +121,19 @@ def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchO
     if registry.promoted:
         outcome = Outcome.CHAMPION
         message = (
-            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}{registry.size}, eval loss"
-            f" {registry.candidate_loss:.4f} against the base model's {registry.base_loss:.4f}{_in_bits(registry)}"
+            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}{registry.size},"
+            f" {_by_metric(registry)}{registry.judged_by} loss {registry.candidate_loss:.4f} against the base model's"
+            f" {registry.base_loss:.4f}{_in_bits(registry)}"
         )
     else:
         outcome = Outcome.NOT_PROMOTED
         message = f"{registry.name} version {registry.version}{registry.size} is a challenger only: {registry.reason}"
     return SearchOutcome(outcome=outcome, message=message, best=best, registry=registry)
+
+
+def _by_metric(registry: RegistryResult) -> str:
+    """What the gate judged by, where that was not the loss."""
+    found = registry.verdicts[0] if registry.verdicts else None
+    if found is None or found.metric == EVAL_LOSS:
+        return ""
+    return f"{found.metric} {found.candidate_loss:.4f} against the base model's {found.other_loss:.4f}, "

@@ -48,25 +48,31 @@ def find_in_folder(folder: str | Path, search_id: str = NEWEST, *, unfinished: b
 
 
 def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManifest:
-    """The search to go on with, which must be of the same experiment; only `tracking` may have changed.
+    """The unfinished search of that id, which must be of the same experiment; only `tracking` may have changed.
 
     Raises InputError if there is none, or if it cannot go on.
     """
-    unfinished = [manifest for manifest in searches_in(experiment.folder) if not manifest.finished]
-    wanted = _named(unfinished, search_id)
+    found = searches_in(experiment.folder)
+    wanted = _named(found, search_id)
     if not wanted:
-        known = ", ".join(manifest.search_id for manifest in unfinished) or "none"
-        raise InputError(f"--resume: no such interrupted search in {experiment.folder} (interrupted: {known})")
+        raise InputError(
+            f"--resume {search_id}: no search of this id has begun in {experiment.folder} (there: {_listed(found)}); without"
+            " an id, the command goes on with what is unfinished, or begins"
+        )
     manifest = wanted[-1]
+    if manifest.finished:
+        raise InputError(
+            f"--resume {search_id}: that search has ended (there: {_listed(found)}); without --resume, another one begins"
+        )
     if manifest.layout != LAYOUT:
         raise InputError(
             f"--resume {manifest.search_id}: it was begun by another version of Turnwise, which kept its state otherwise; go"
-            " on with that version, or start again without --resume (its trials and checkpoints stay)"
+            " on with that version, or begin another search with --new (its trials and checkpoints stay)"
         )
     if changes := differences(manifest.experiment, experiment):
         raise InputError(
-            f"--resume {manifest.search_id}: it was started with another experiment; set these back, or start again"
-            " without --resume\n" + "\n".join(f"  {change}" for change in changes)
+            f"--resume {manifest.search_id}: it was started with another experiment; set these back, or begin another"
+            " search with --new\n" + "\n".join(f"  {change}" for change in changes)
         )
     return manifest
 
@@ -74,7 +80,7 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
 def differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
     """`path: was X, is Y` for each leaf in which they differ, tracking aside; defaults of `trials` count as written."""
     before, after = (
-        {**_leaves(spec.model_dump(mode="json", exclude={"tracking"})), "search.trials": num_trials(spec)}
+        {**leaves(spec.model_dump(mode="json", exclude={"tracking"})), "search.trials": num_trials(spec)}
         for spec in (began, now)
     )
     paths = sorted(before.keys() | after.keys())
@@ -94,11 +100,12 @@ def _listed(manifests: Sequence[SearchManifest]) -> str:
     return ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in manifests) or "none"
 
 
-def _leaves(tree: object, path: str = "") -> dict[str, object]:
+def leaves(tree: object, path: str = "") -> dict[str, object]:
+    """Returns the values of nested mappings by dotted path."""
     if not isinstance(tree, dict):
         return {path: tree}
     return {
         leaf: value
         for key, child in tree.items()
-        for leaf, value in _leaves(child, f"{path}.{key}" if path else key).items()
+        for leaf, value in leaves(child, f"{path}.{key}" if path else key).items()
     }

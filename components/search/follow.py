@@ -31,6 +31,7 @@ class FollowedSearch:
     def __init__(self, experiment: ExperimentSpec, manifest: SearchManifest) -> None:
         self.folder, self.manifest = experiment.folder / manifest.search_id, manifest
         self.planned, self.budget = num_trials(manifest.experiment), _budget(manifest)
+        self.metrics = manifest.experiment.search.metrics
         self._journal = Journal(self.folder)
         events = self._journal.read()
         self.histories, self._events = TrialHistories(events), len(events)
@@ -50,7 +51,9 @@ class FollowedSearch:
         return ", ".join([f"search {self.manifest.search_id} in {self.folder}", *links])
 
     def snapshot(self) -> SearchSnapshot:
-        return SearchSnapshot.of(self.manifest, DriverHeartbeat.read(self.folder), self.histories, self.planned)
+        return SearchSnapshot.of(
+            self.manifest, DriverHeartbeat.read(self.folder), self.histories, self.planned, self.budget
+        )
 
     def status(self) -> SearchStatus:
         """A driver is silent once its heartbeat has not changed for SILENT_SECONDS of this machine's clock."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from rich.console import Group
@@ -40,8 +40,8 @@ class SearchHandle:
     unless the search had not connected to Ray in time.
     """
 
-    def __init__(self, folder: Folder, *, search_id: str, budget: int) -> None:
-        self.folder, self.search_id, self.budget = folder, search_id, budget
+    def __init__(self, folder: Folder, *, search_id: str, budget: int, metrics: Sequence[str]) -> None:
+        self.folder, self.search_id, self.budget, self.metrics = folder, search_id, budget, metrics
 
     @property
     def state(self) -> str:
@@ -53,7 +53,7 @@ class SearchHandle:
 
     def trials(self) -> tuple[TrialSummary, ...]:
         """The trials that have started, the best first."""
-        return trial_summaries(self._histories().values())
+        return trial_summaries(self._histories().values(), budget=self.budget, metrics=self.metrics)
 
     def stop(self, trial: int | str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
         """Stops a trial: it finishes its step, is evaluated, and its best checkpoint takes part in the verdict."""
@@ -100,7 +100,9 @@ class SearchHandle:
 
     def _repr_html_(self) -> str:
         head = Text(f"search {self.search_id} in {self.folder}: {self._sentence()}", style="bold")
-        return html_of(Group(head, leaderboard(ranked(self._histories().values()), budget=self.budget)))
+        return html_of(
+            Group(head, leaderboard(ranked(self._histories().values()), budget=self.budget, metrics=self.metrics))
+        )
 
     def _sentence(self) -> str:
         """The state for people."""
@@ -134,7 +136,8 @@ class Search(SearchHandle):
         on_event: Subscriber | None = None,
         on_message: OnMessage = ignore_message,
     ) -> None:
-        super().__init__(prepared.folder, search_id=prepared.search_id, budget=prepared.budget)
+        metrics = prepared.experiment.search.metrics
+        super().__init__(prepared.folder, search_id=prepared.search_id, budget=prepared.budget, metrics=metrics)
         self._prepared, self._on_event, self._on_message = prepared, on_event, on_message
         self._stop = StopRequest()
         self._connected = threading.Event()
@@ -205,7 +208,8 @@ class RemoteSearch(SearchHandle):
 
     def __init__(self, experiment: ExperimentSpec, manifest: SearchManifest) -> None:
         self._followed = FollowedSearch(experiment, manifest)
-        super().__init__(self._followed.folder, search_id=manifest.search_id, budget=self._followed.budget)
+        budget, metrics = self._followed.budget, self._followed.metrics
+        super().__init__(self._followed.folder, search_id=manifest.search_id, budget=budget, metrics=metrics)
 
     @property
     def state(self) -> str:

@@ -29,10 +29,10 @@ LAST = ["target_tokens", "eval_loss", "train_loss", "worker_seconds", "state", "
 def results(searches: Searches | Sequence[Searches]) -> pd.DataFrame:
     """A row for each trial of all searches of an experiment, or of several, in the order of their start.
 
-    Columns: experiment, search, trial (its number), branch; a column for each varied value by its dotted path;
-    target_tokens (trained on), eval_loss (nats per target token, of the best checkpoint), train_loss (of the last report),
-    worker_seconds, state, checkpoint, parent (the trial id it was cloned from), run_id (MLflow's; missing if MLflow does not
-    have it or is away).
+    Columns: experiment, search, trial (its number), branch; a column for each varied value by its dotted path, and for each
+    score of what the best checkpoint says, by its name; target_tokens (trained on), eval_loss (nats per target token, of the
+    best checkpoint), train_loss (of the last report), worker_seconds, state, checkpoint, parent (the trial id it was cloned
+    from), run_id (MLflow's; missing if MLflow does not have it or is away).
 
     Args:
         searches: an experiment, the folder or URI of an experiment (STORAGE/NAME) or of one search, or a list of these.
@@ -70,6 +70,7 @@ def _rows(manifest: SearchManifest, folder: Folder, run_ids: Mapping[str, str]) 
             "trial": history.started.number,
             "branch": history.started.branch,
             **history.started.varied,
+            **(history.best.scores if history.best else {}),
             **_measured(history),
             "run_id": run_ids.get(history.trial_id),
         }

@@ -1,22 +1,24 @@
-"""Is one model truly better than another on the same conversations? A paired, studentized bootstrap. Plain NumPy."""
+"""Is one model truly better than another on the same conversations? A paired comparison by any metric."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-RESAMPLES = 10_000
-# With fewer conversations of equal length than this, nothing is decided. With this many, a candidate that is no better is
-# promoted in at most about 5 % of cases, for a nominal 2.5 %: experiments/benchmarks/gate_coverage.md.
+from components.statistics.paired_interval import RESAMPLES, PairedDifferences, effective_number, paired_interval
+from components.statistics.selection import ChosenFrom, Selection
+
+# With fewer conversations of equal length than this, nothing is decided. With this many or more, a candidate that is no
+# better is promoted in at most 2.5 % of cases at a confidence of 95 %: experiments/benchmarks/gate_calibration.md.
 LEAST = 20
 WAY_OUT = "add conversations, or hold out more of them (data.eval_fraction, data.eval)"
-NATS_PER_TARGET, BITS_PER_BYTE = "nats per target", "bits per byte"
-ROUNDING = 1e-9  # of a difference; an error below it is none
-MAX_DRAWN_AT_ONCE = 2**22  # conversations; 32 MiB of indices
+LOSS, NATS, BITS = "eval_loss", "nats per target", "bits per byte"
 
 
 class ComparisonState(StrEnum):
@@ -28,21 +30,23 @@ class ComparisonState(StrEnum):
 
 
 class Comparison(BaseModel):
-    """`difference` is the other's loss minus the candidate's, in `unit`: above 0 the candidate is better.
+    """`difference` is how much better the candidate is, in the unit of the metric: above 0 it is better.
 
     `low` and `high` are the confidence interval's ends, None where the conversations set no bound. If no conversation is
-    left to compare on, losses and interval are those of all that are held out.
+    left to compare on, values and interval are those of all that are held out.
     """
 
     model_config = ConfigDict(frozen=True)
 
     other: str = Field(description="base or incumbent")
-    candidate_loss: float
+    metric: str = Field(LOSS, description="What is compared.")
+    unit: str = Field(NATS, description="Of values, difference and interval; empty for a metric without one.")
+    candidate_loss: float = Field(description="The metric's value over all conversations together, a loss or not.")
     other_loss: float
     difference: float
     low: float | None
     high: float | None
-    confidence: float
+    confidence: float = Field(description="Of this interval, read alone.")
     beats: bool
     conversations: int | None = Field(
         None, description="How many were compared; null in results that do not count them."
@@ -51,8 +55,11 @@ class Comparison(BaseModel):
         None, description="As many conversations of equal length say as much: below `conversations` if lengths differ."
     )
     needed: int | None = Field(None, description="How many conversations like these are needed to decide.")
+    chosen_from: ChosenFrom | None = Field(
+        None, description="What the candidate is the best of on these conversations; null if they chose nothing."
+    )
+    family: int = Field(1, description="How many comparisons are shown together, this one included.")
     note: str = Field("", description="What limits the comparison.")
-    unit: str = Field(NATS_PER_TARGET, description="Of losses, difference and interval.")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -61,24 +68,131 @@ class Comparison(BaseModel):
             return ComparisonState.TOO_FEW
         return ComparisonState.BETTER if self.beats else ComparisonState.NOT_BETTER
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def joint_confidence(self) -> float:
+        """At least so sure is that the intervals of the whole family hold at once (Bonferroni's inequality)."""
+        return max(0.0, 1 - self.family * (1 - self.confidence))
+
     def sentence(self) -> str:
         if self.state is ComparisonState.TOO_FEW:
-            return "; ".join(filter(None, [f"{self._too_few()}: {WAY_OUT}", self.note]))
+            return "; ".join(filter(None, [f"{self.too_few(f'beats the {self.other}')}: {WAY_OUT}", self.note]))
         how = "beats" if self.beats else "does not beat"
-        ends = ", ".join("unbounded" if end is None else f"{end:+.4f}" for end in (self.low, self.high))
-        compared = (
-            f"{how} the {self.other} on held-out conversations: {self.candidate_loss:.4f} against {self.other_loss:.4f}"
-            f" {self.unit}, difference {self.difference:+.4f} [{ends}] at {self.confidence:.0%}"
-        )
+        metric = "" if self.metric == LOSS else f" in {self.metric}"
+        compared = f"{how} the {self.other}{metric} on held-out conversations: {self.numbers()}"
         return "; ".join(filter(None, [compared, self.note]))
 
-    def _too_few(self) -> str:
+    def numbers(self) -> str:
+        """Values, difference and interval, with the confidence that they have."""
+        ends = ", ".join("unbounded" if end is None else f"{end:+.4f}" for end in (self.low, self.high))
+        compared = (
+            f"{self.candidate_loss:.4f} against {self.other_loss:.4f}{self.unit and ' '}{self.unit}, difference"
+            f" {self.difference:+.4f} [{ends}] at {_percent(self.confidence)}"
+        )
+        if self.family > 1:
+            both = "both" if self.family == 2 else f"all {self.family}"
+            compared += f" ({_percent(self.joint_confidence)} for {both} intervals together)"
+        return f"{compared}; {self.chosen_from.sentence()}" if self.chosen_from else compared
+
+    def too_few(self, claim: str) -> str:
+        """Says that whether it `claim` is not decided; used where the conversations are fewer than needed."""
         count, needed = self.conversations or 0, self.needed or 0
         unequal = f" (as unequal in length as they are, they count as {self.effective:.1f})" if count >= LEAST else ""
         return (
-            f"too few to tell whether it beats the {self.other}: {needed} held-out conversations needed, there"
+            f"too few to tell whether it {claim}: {needed} held-out conversations needed, there"
             f" {'is' if count == 1 else 'are'} {count}{unequal}"
         )
+
+
+class Scores(Protocol):
+    """One metric on each conversation; its value is sum(sums) / sum(weights). A weight of 0: it says nothing of that one."""
+
+    @property
+    def sums(self) -> Sequence[float]: ...
+    @property
+    def weights(self) -> Sequence[float]: ...
+
+
+class Metric(Protocol):
+    """`direction` is `minimize` where less is better, as of a loss, else `maximize`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def direction(self) -> str: ...
+
+
+def compare(
+    other: str,
+    candidate: Scores,
+    opponent: Scores,
+    metric: Metric,
+    *,
+    confidence: float,
+    selection: Selection | None = None,
+    family: int = 1,
+    note: str = "",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Comparison:
+    """Is the candidate better by this metric, on the conversations of which it says something for both?
+
+    Args:
+        confidence: the candidate beats the other if the whole two-sided interval lies above 0, and the conversations are
+            enough to trust it.
+        selection: what the candidate was chosen from on these conversations, for which the interval is corrected. None if
+            other conversations chose it.
+        family: how many comparisons are shown together. Neither interval nor decision depends on it: where all opponents
+            must be beaten, each at this confidence, the whole claim is wrong as seldom as one comparison is.
+
+    Raises ValueError for scores that cannot be paired.
+    """
+    sums, opponents, weights, others = (
+        np.asarray(values, dtype=float)
+        for values in (candidate.sums, opponent.sums, candidate.weights, opponent.weights)
+    )
+    if not len(sums) == len(opponents) == len(weights) == len(others) > 0:
+        raise ValueError(f"{len(sums)}, {len(opponents)} and {len(weights)} conversations cannot be paired")
+    both = (weights > 0) & (others > 0)
+    if not both.any() or (weights[both] != others[both]).any():
+        raise ValueError(f"{metric.name}: two models that are compared must weigh the same conversations equally")
+    sums, opponents, weights = sums[both], opponents[both], weights[both]
+    sign = -1.0 if metric.direction == "minimize" else 1.0
+    candidates_CN = sums[None] if selection is None else np.vstack([sums[None], selection.sums_CN[:, both]])
+    paired = PairedDifferences(sign * (candidates_CN - opponents).T, weights)
+    tests = selection.tests if selection else 1
+    low, high = paired_interval(paired, confidence, seed=seed, tests=tests, resamples=resamples)
+    total, needed = weights.sum(), number_needed(weights)
+    return Comparison(
+        other=other,
+        metric=metric.name,
+        unit=NATS if metric.name == LOSS else "",
+        candidate_loss=float(sums.sum() / total),
+        other_loss=float(opponents.sum() / total),
+        difference=float(sign * (sums.sum() - opponents.sum()) / total),
+        low=low if math.isfinite(low) else None,
+        high=high if math.isfinite(high) else None,
+        confidence=confidence,
+        beats=low > 0 and len(weights) >= needed,
+        conversations=len(weights),
+        effective=effective_number(weights),
+        needed=needed,
+        chosen_from=selection.chosen_from if selection else None,
+        family=family,
+        note=note,
+    )
+
+
+@dataclass(frozen=True)
+class _Losses:
+    sums: Sequence[float]
+    weights: Sequence[float]
+
+
+@dataclass(frozen=True)
+class _Loss:
+    name: str = LOSS
+    direction: str = "minimize"
 
 
 def paired_bootstrap(
@@ -91,41 +205,21 @@ def paired_bootstrap(
     seed: int = 0,
     note: str = "",
 ) -> Comparison:
-    """Paired comparison over conversations, by the studentized bootstrap.
+    """`compare` by loss, on conversations that chose nothing.
 
     Args:
         candidate_sums, other_sums: loss of each conversation in nats, summed over its targets.
         num_targets: targets of each conversation, the same for both models.
-        confidence: the candidate beats the other if the whole two-sided interval lies above 0, and the conversations are
-            enough to trust it.
     """
-    candidate, opponent, targets = (
-        np.asarray(values, dtype=float) for values in (candidate_sums, other_sums, num_targets)
-    )
-    if not len(candidate) == len(opponent) == len(targets) > 0:
-        raise ValueError(f"{len(candidate)}, {len(opponent)} and {len(targets)} conversations cannot be paired")
-    total, effective, needed = targets.sum(), effective_number(targets), number_needed(targets)
-    low, high = studentized_interval(opponent - candidate, targets, confidence, np.random.default_rng(seed))
-    return Comparison(
-        other=other,
-        candidate_loss=float(candidate.sum() / total),
-        other_loss=float(opponent.sum() / total),
-        difference=float((opponent.sum() - candidate.sum()) / total),
-        low=low if math.isfinite(low) else None,
-        high=high if math.isfinite(high) else None,
+    return compare(
+        other,
+        _Losses(candidate_sums, num_targets),
+        _Losses(other_sums, num_targets),
+        _Loss(),
         confidence=confidence,
-        beats=low > 0 and len(targets) >= needed,
-        conversations=len(targets),
-        effective=effective,
-        needed=needed,
+        seed=seed,
         note=note,
     )
-
-
-def effective_number(num_targets: np.ndarray) -> float:
-    """How many conversations of equal length say as much as these."""
-    targets = num_targets.astype(float)
-    return float(targets.sum() ** 2 / (targets**2).sum())
 
 
 def number_needed(num_targets: np.ndarray) -> int:
@@ -133,58 +227,6 @@ def number_needed(num_targets: np.ndarray) -> int:
     return max(LEAST, math.ceil(LEAST * len(num_targets) / effective_number(num_targets) - 1e-9))
 
 
-def studentized_interval(
-    differences: np.ndarray,
-    targets: np.ndarray,
-    confidence: float,
-    generator: np.random.Generator,
-    resamples: int = RESAMPLES,
-) -> tuple[float, float]:
-    """Returns (low, high) of the difference per target; infinite where the conversations set no bound.
-
-    Each resample draws as many conversations as there are, with replacement. It deviates from the sample's difference by a
-    multiple of its own standard error. The interval's ends are quantiles of these multiples, times the sample's standard
-    error. So the interval is wider on the side where few conversations decide.
-    """
-    if not np.isfinite(differences).all():
-        return -math.inf, math.inf
-    ratio, error = _ratio_and_error(differences, targets)
-    if error <= ROUNDING * abs(ratio):
-        return ratio, ratio
-    if math.isinf(error):
-        return -math.inf, math.inf
-    residuals = differences - ratio * targets
-    deviations = np.sort(_deviations(residuals, targets, generator, resamples))
-    tail = (1 - confidence) / 2
-    above = deviations[math.ceil((1 - tail) * resamples) - 1]
-    below = deviations[math.floor(tail * resamples)]
-    return float(ratio - above * error), float(ratio - below * error)
-
-
-def _ratio_and_error(differences: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Returns the difference per target and its standard error, which is infinite for one conversation."""
-    total, count = targets.sum(), len(targets)
-    ratio = differences.sum() / total
-    if count == 1:
-        return float(ratio), math.inf
-    squares = ((differences - ratio * targets) ** 2).sum()
-    return float(ratio), float(np.sqrt(count / (count - 1) * squares) / total)
-
-
-def _deviations(
-    residuals: np.ndarray, targets: np.ndarray, generator: np.random.Generator, resamples: int
-) -> np.ndarray:
-    """Returns each resample's deviation from the sample's difference, in its standard errors; infinite if these are 0."""
-    count = len(targets)
-    at_once = max(1, MAX_DRAWN_AT_ONCE // count)
-    parts = []
-    for start in range(0, resamples, at_once):
-        drawn = generator.integers(count, size=(min(at_once, resamples - start), count))
-        totals, missed = targets[drawn].sum(axis=1), residuals[drawn]
-        shifts = missed.sum(axis=1) / totals
-        missed -= shifts[:, None] * targets[drawn]
-        errors = np.sqrt(count / (count - 1) * (missed**2).sum(axis=1)) / totals
-        errors[errors <= ROUNDING * np.abs(shifts)] = 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            parts.append(np.nan_to_num(shifts / errors, nan=0.0, posinf=np.inf, neginf=-np.inf))
-    return np.concatenate(parts)
+def _percent(share: float) -> str:
+    """E.g. 95%, 97.5%, 99.9%."""
+    return f"{100 * share:.4g}%"

@@ -45,7 +45,7 @@ def with_retries(request: Callable[[], T], location: str) -> T:
             if time.monotonic() + pause > deadline:
                 waited = f"the storage has been away for {MAX_RETRY_SECONDS:.0f} seconds"
                 raise StorageError(
-                    f"{location}: {waited} ({describe_error(error)}); when it is back, go on with --resume"
+                    f"{location}: {waited} ({describe_error(error)}); when it is back, the same command goes on"
                 ) from None
         time.sleep(pause)
     raise AssertionError("pauses never end")

@@ -22,8 +22,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.experiment.branch_models import models_of
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import EVAL_LOSS, ExperimentSpec, MetricSpec
 from components.records.events import (
+    NO_STANDING,
     Clone,
     Extension,
     Progress,
@@ -33,6 +34,7 @@ from components.records.events import (
     TrialProgressed,
     TrialStarted,
 )
+from components.records.search_cost import SearchCost
 from components.tracking.library_versions import library_versions
 from components.tracking.mlflow_access import experiment_id, without_secrets
 
@@ -44,8 +46,9 @@ BASE_TAG = "turnwise.base_model"
 DEVICE_TAG = "turnwise.device"
 SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided when the search was opened
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
+COST_TAG = "turnwise.cost"
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
-BEST_LOSS = "eval/best_loss"
+BEST_LOSS = "eval/best_loss"  # the eval loss of the best checkpoint, by the metric of the search
 MAX_CHARACTERS = 500
 STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
     "failed": "FAILED",
@@ -58,10 +61,14 @@ STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
 
 @dataclass(slots=True)
 class _TrialRun:
-    """What is known of a trial's run. `points` are what it holds, by metric and step; None until they have been read."""
+    """What is known of a trial's run.
+
+    `best` is the standing of its best checkpoint: what it is ranked by, and its eval loss (records/events.py). `points` are
+    what the run holds, by metric and step; None until they have been read.
+    """
 
     run_id: str
-    best_loss: float = math.inf
+    best: tuple[float, float] = NO_STANDING
     points: set[tuple[str, int]] | None = None
 
 
@@ -78,8 +85,14 @@ class SearchRuns:
         experiment: ExperimentSpec,
         search_id: str,
         facts: Mapping[str, str] | None = None,
+        *,
+        metric: MetricSpec | None = None,
     ) -> None:
-        """`facts` are tags for all runs that are written to: where else the search can be seen."""
+        """`facts` are tags for all runs that are written to: where else the search can be seen.
+
+        `metric`: what trials are ranked by, where it is not that of the file.
+        """
+        self.metric = metric or experiment.search.metric
         self.client, self.uri, self.experiment, self.search_id = client, uri, experiment, search_id
         self.facts = [RunTag(key, value) for key, value in (facts or {}).items()]
         self.experiment_id = experiment_id(client, experiment.mlflow_experiment, uri)
@@ -131,6 +144,22 @@ class SearchRuns:
         for key, value in metrics.items():
             self.client.log_metric(self.parent_id, key, value)
 
+    def log_cost(self, cost: SearchCost) -> None:
+        """A sentence for people, and the numbers for programs, as tags of the search's run."""
+        tags = [RunTag(COST_TAG, cost.sentence), RunTag(f"{COST_TAG}.worker_seconds", f"{cost.worker_seconds:.1f}")]
+        if cost.dollars is not None:
+            tags.append(RunTag(f"{COST_TAG}.dollars", f"{cost.dollars:.2f}"))
+        self.client.log_batch(self.parent_id, tags=tags)
+
+    def log_trial_metrics(self, trial_id: str, metrics: Mapping[str, float], step: int) -> None:
+        """Logs numbers that are measured once, after a trial has ended. Those that its run has already stay."""
+        if not metrics:
+            return
+        run_id = self.trial_run(trial_id)
+        known = self.client.get_run(run_id).data.metrics
+        fresh = {key: value for key, value in metrics.items() if key not in known}
+        self.client.log_batch(run_id, metrics=list(_finite(fresh, int(time.time() * 1000), step)))
+
     def end_search(self, state: str) -> None:
         self.client.set_tag(self.parent_id, STATE_TAG, state)
         self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))
@@ -154,7 +183,7 @@ class SearchRuns:
         elif run.info.end_time is not None and record.time * 1000 > run.info.end_time:
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.client.log_batch(run.info.run_id, tags=[RunTag(STATE_TAG, "running"), RunTag(REASON_TAG, "")])
-        self._trials.setdefault(record.trial_id, _trial_run_of(run))
+        self._trials.setdefault(record.trial_id, _trial_run_of(run, self.metric))
         self.client.log_batch(run.info.run_id, tags=self.facts)
         params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
         self._describe(run, params, "spec.json", record.spec.model_dump_json(indent=1))
@@ -189,13 +218,13 @@ class SearchRuns:
             tags.append(RunTag(NODE_TAG, record.node))
         if record.device is not None:
             tags.append(RunTag(DEVICE_TAG, record.device))
-        if progress.checkpoint is not None and progress.eval_loss < trial.best_loss:
+        if progress.checkpoint is not None and progress.standing < trial.best:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
-            trial.best_loss = progress.eval_loss
+            trial.best = progress.standing
         if trial.points is None:
             trial.points = self._read_points(trial.run_id)
-        fresh = [point for point in _metrics(record, trial.best_loss) if (point.key, point.step) not in trial.points]
-        # Tags first: the best loss is among the metrics, and once that is there the tag is not written again.
+        fresh = [point for point in _metrics(record, trial.best) if (point.key, point.step) not in trial.points]
+        # Tags first: the best value is among the metrics, and once that is there the tag is not written again.
         self.client.log_batch(trial.run_id, tags=tags)
         self.client.log_batch(trial.run_id, metrics=fresh)
         trial.points.update((point.key, point.step) for point in fresh)
@@ -233,7 +262,7 @@ class SearchRuns:
                 raise MlflowException(
                     f"trial {trial_id} of search {self.search_id} has no MLflow run", error_code=RESOURCE_DOES_NOT_EXIST
                 )
-            self._trials[trial_id] = _trial_run_of(run)
+            self._trials[trial_id] = _trial_run_of(run, self.metric)
         return self._trials[trial_id]
 
     def _read_points(self, run_id: str) -> set[tuple[str, int]]:
@@ -257,11 +286,23 @@ def _instruction_tag(record: TrialInstructed) -> RunTag:
             return RunTag("turnwise.stopped_by", record.by)
 
 
-def _trial_run_of(run: Run) -> _TrialRun:
-    return _TrialRun(run.info.run_id, best_loss=run.data.metrics.get(BEST_LOSS, math.inf))
+def _trial_run_of(run: Run, metric: MetricSpec) -> _TrialRun:
+    found = run.data.metrics
+    if BEST_LOSS not in found or (best := found.get(_best_key(metric))) is None:
+        return _TrialRun(run.info.run_id)
+    return _TrialRun(run.info.run_id, best=(metric.to_minimize(best), found[BEST_LOSS]))
 
 
-def _metrics(record: TrialProgressed, best_loss: float) -> Iterator[Metric]:
+def _best_key(metric: MetricSpec) -> str:
+    return BEST_LOSS if metric.name == EVAL_LOSS else f"eval/best_{_in_mlflow(metric.name)}"
+
+
+def _in_mlflow(name: str) -> str:
+    """Returns a metric's name as MLflow takes it everywhere: a function's colon is a point."""
+    return name.replace(":", ".")
+
+
+def _metrics(record: TrialProgressed, best: tuple[float, float]) -> Iterator[Metric]:
     """Yields the points of every optimizer step and of the report, without what is not finite: MLflow would change it."""
     progress = record.progress
     for point in progress.steps:
@@ -272,7 +313,9 @@ def _metrics(record: TrialProgressed, best_loss: float) -> Iterator[Metric]:
             "train/target_tokens": point.target_tokens,
         }
         yield from _finite(values, int(point.time * 1000), point.step)
-    yield from _finite(_report(progress) | {BEST_LOSS: best_loss}, int(record.time * 1000), progress.step)
+    metric, (objective, loss) = progress.metric, best
+    bests = {_best_key(metric): metric.to_minimize(objective), BEST_LOSS: loss}  # turned twice, a sign is as it was
+    yield from _finite(_report(progress) | bests, int(record.time * 1000), progress.step)
 
 
 def _finite(values: Mapping[str, float], timestamp: int, step: int) -> Iterator[Metric]:
@@ -286,8 +329,9 @@ def _report(progress: Progress) -> dict[str, float]:
         "eval/num_targets": progress.eval_num_targets,
         "train/tokens_per_second": progress.tokens_per_second,
         "train/seconds": progress.seconds,
+        "eval/seconds": progress.evaluation_seconds,
         "train/epoch": progress.epoch,
-        **{f"eval/{name}": score for name, score in progress.scores.items()},
+        **{f"eval/{_in_mlflow(name)}": value for name, value in progress.scores.items()},
     }
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from components.conversations.target_bytes import BITS_PER_BYTE
 from components.data.prepare import PreparedDataset
-from components.experiment.spec import BudgetSpec
+from components.experiment.spec import EVAL_LOSS, BudgetSpec, ExperimentSpec, MetricSpec
 
 TARGET_TOKENS, TARGET_BYTES = "target tokens", "target bytes"
+COUNTED_BY_SCHEDULERS = {"first_rung_target_tokens", "grace_target_tokens"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +46,22 @@ def in_epochs(budget: BudgetSpec, targets_per_epoch: int) -> BudgetSpec:
     if budget.target_tokens is None:
         return budget
     return BudgetSpec(epochs=budget.target_tokens / targets_per_epoch, evaluations=budget.evaluations)
+
+
+def rescaled(experiment: ExperimentSpec, *, of: int, to: int) -> ExperimentSpec:
+    """Returns the experiment with the same shares of the data in other units, of which an epoch has `to`, and not `of`.
+
+    Its budget is in epochs then; where its scheduler begins to judge is in the other units.
+    """
+    budget = in_epochs(experiment.trial.budget, of)
+    settled = experiment.model_copy(update={"trial": experiment.trial.model_copy(update={"budget": budget})})
+    scheduler = experiment.search.scheduler
+    written = {name: getattr(scheduler, name) for name in COUNTED_BY_SCHEDULERS & type(scheduler).model_fields.keys()}
+    there = {name: max(1, tokens * to // of) for name, tokens in written.items() if tokens is not None}
+    search = experiment.search.model_copy(update={"scheduler": scheduler.model_copy(update=there)})
+    return settled.model_copy(update={"search": search})
+
+
+def ranked_by(metric: MetricSpec, *, by_bytes: bool) -> MetricSpec:
+    """Returns what trials are ranked by: losses of several bases compare in bits per byte, scores of what they say always."""
+    return MetricSpec(name=BITS_PER_BYTE) if by_bytes and metric.name == EVAL_LOSS else metric

@@ -17,8 +17,10 @@ class Counters:
     target_tokens: int = 0
     seconds: float = 0.0
     worker_seconds: float = 0.0
-    reports: int = 0
+    evaluation_seconds: float = 0.0
+    evaluation_worker_seconds: float = 0.0
     reported_step: int = 0  # the last report's; 0 before the first
+    reported_tokens: int = 0  # what it had spent of its budget at that step
 
 
 @dataclass(slots=True)

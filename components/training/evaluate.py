@@ -14,8 +14,10 @@ from components.data.token_store import TokenStore
 from components.models.load_trained import LoadedModel
 from components.models.token_id_check import rows_of
 from components.records.evaluation_record import ConversationScores
+from components.records.loss_views import LossViews
 from components.training.loss import ScoredModel
 from components.training.model_abilities import laid_out
+from components.training.turn_totals import TurnTotals
 from components.training.vocabulary_check import in_store
 from components.training.workers import OneWorker, Workers
 
@@ -30,7 +32,14 @@ class ConversationLoss:
 
 
 def conversation_losses(
-    scored: ScoredModel, store: RowStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+    scored: ScoredModel,
+    store: RowStore,
+    workers: Workers,
+    *,
+    max_tokens: int,
+    rows_per_batch: int,
+    pad_token_id: int,
+    turns: TurnTotals | None = None,
 ) -> list[ConversationLoss]:
     """Returns this worker's share of the split. Over all workers every row of the store occurs exactly once.
 
@@ -38,6 +47,9 @@ def conversation_losses(
 
     Rows are not packed, so the losses are exact for every causal model. A batch holds as many conversations of similar
     length as fit into rows_per_batch x max_tokens tokens, padding included.
+
+    Args:
+        turns: takes what else the same pass says of each target; the losses stay the same, to the last bit.
     """
     by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
     max_batch_tokens = rows_per_batch * max_tokens
@@ -53,7 +65,7 @@ def conversation_losses(
     sums: dict[int, tuple[float, int]] = {}
     with torch.no_grad():
         for rows in mine:
-            _add_batch_losses(sums, scored, store, rows, workers, pad_token_id)
+            _add_batch_losses(sums, scored, store, rows, workers, pad_token_id, turns)
     scored.train(was_training)
     return [
         ConversationLoss(index=index, loss_sum=loss_sum, num_targets=num_targets)
@@ -91,17 +103,39 @@ def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_b
 
     Raises ValueError for a token without a row in the model's embeddings.
     """
+    return _score(loaded, store, max_tokens=max_tokens, rows_per_batch=rows_per_batch, turns=None)
+
+
+def score_with_views(
+    loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int
+) -> tuple[list[ConversationLoss], LossViews | None]:
+    """As `score`, with the loss seen from several sides, from the same pass.
+
+    The views are None for a store of an earlier version, or one without the text of its conversations.
+    """
+    turns = TurnTotals.of(store, loaded.chat_format.stop_token_ids)
+    losses = _score(loaded, store, max_tokens=max_tokens, rows_per_batch=rows_per_batch, turns=turns)
+    return losses, None if turns is None else turns.views()
+
+
+def _score(
+    loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int, turns: TurnTotals | None
+) -> list[ConversationLoss]:
     loaded.check_token_ids(in_store(store, rows_of(loaded.model)))
-    scored = ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
     losses = conversation_losses(
-        scored,
+        scored_model(loaded),
         laid_out(store, loaded.model, loaded.attention, longest=max_tokens),
         OneWorker(loaded.device),
         max_tokens=max_tokens,
         rows_per_batch=rows_per_batch,
         pad_token_id=loaded.chat_format.pad_token_id,
+        turns=turns,
     )
     return sorted(losses, key=lambda loss: loss.index)
+
+
+def scored_model(loaded: LoadedModel) -> ScoredModel:
+    return ScoredModel(loaded.model, precision=loaded.precision, attention=loaded.attention, device=loaded.device)
 
 
 def batches_by_length(
@@ -122,10 +156,16 @@ def _add_batch_losses(
     rows: list[tuple[int, ...]],
     workers: Workers,
     pad_token_id: int,
+    turns: TurnTotals | None,
 ) -> None:
     """Adds the loss of each row to (loss sum, number of targets) of its conversation."""
     batch = collate(store, rows, pad_token_id).to(workers.device)
-    losses_N, (rows_N, columns_N) = scored.losses(batch)
+    found = None
+    if turns is None:
+        losses_N, (rows_N, columns_N) = scored.losses(batch)
+    else:
+        found, (rows_N, columns_N) = scored.scores(batch, turns.stop_token_ids)
+        losses_N = found.losses_N
     if not rows:
         return
     weighted_N = (losses_N * batch.weights_BT[rows_N, columns_N]).double().tolist()
@@ -134,3 +174,7 @@ def _add_batch_losses(
         index = store.conversation_of(rows[row][segment - 1])
         loss_sum, num_targets = sums.get(index, (0.0, 0))
         sums[index] = loss_sum + loss, num_targets + 1
+    if turns is not None and found is not None:
+        # Position t predicts token t + 1. No rows are packed here, so a row is one of the store's.
+        places = [(rows[row][0], column + 1) for row, column in zip(rows_N.tolist(), columns_N.tolist(), strict=True)]
+        turns.add(store, places, weighted_N, found.right_N.tolist(), found.stop_N.double().tolist())

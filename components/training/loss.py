@@ -6,7 +6,8 @@ B rows, T tokens, N scored positions, H hidden size, V vocabulary. These letters
 from __future__ import annotations
 
 import logging
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,12 @@ from components.conversations.chat_formats.rendered import IGNORE_INDEX
 from components.data.attention_masks import mask_form
 from components.data.batch import Batch
 from components.data.model_inputs import Inputs, model_inputs
+from components.models.precision import computing, scores_dtype
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
 from components.training.packed_isolation import isolates_packed_rows, unscored_batch
-from components.training.precision import computing, scores_dtype
 
 log = logging.getLogger(__name__)
+Scored = TypeVar("Scored")
 MAX_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabulary
 
 
@@ -34,6 +36,35 @@ def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tenso
     positions_per_chunk = max(1, MAX_LOGITS_AT_ONCE // vocabulary)
     chunks = zip(torch.split(hidden_NH, positions_per_chunk), torch.split(labels_N, positions_per_chunk), strict=True)
     return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in chunks])
+
+
+class TargetScores(NamedTuple):
+    """The scored positions of a batch, each float32 [N], never with a gradient.
+
+    `losses_N` as target_losses has them, to the last bit. `right_N` is 1 where the likeliest token is the label, else 0.
+    `stop_N` is the probability that the next token is a stop token: that the model ends its turn there.
+    """
+
+    losses_N: Tensor
+    right_N: Tensor
+    stop_N: Tensor
+
+
+def target_scores(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor, stop_token_ids: Sequence[int]) -> TargetScores:
+    """As target_losses, with what else the same logits say, chunk by chunk."""
+    positions_per_chunk = max(1, MAX_LOGITS_AT_ONCE // _vocabulary(head))
+    chunks = zip(torch.split(hidden_NH, positions_per_chunk), torch.split(labels_N, positions_per_chunk), strict=True)
+    scored = [scores_of_logits(head(hidden).float(), labels, stop_token_ids) for hidden, labels in chunks]
+    return TargetScores(*map(torch.cat, zip(*scored, strict=True)))
+
+
+def scores_of_logits(logits_nV: Tensor, labels_n: Tensor, stop_token_ids: Sequence[int]) -> TargetScores:
+    losses_n = F.cross_entropy(logits_nV, labels_n, reduction="none")
+    right_n = logits_nV.argmax(dim=1) == labels_n
+    # loss = log of the sum - logit of the label: the sum over the vocabulary is not made a second time.
+    log_sums_n1 = losses_n[:, None] + logits_nV.gather(1, labels_n[:, None])
+    stop_n = (logits_nV[:, list(stop_token_ids)] - log_sums_n1).exp().sum(dim=1)
+    return TargetScores(losses_n, right_n.float(), stop_n)
 
 
 def _vocabulary(head: nn.Module) -> int:
@@ -53,8 +84,9 @@ class ScoredModel(nn.Module):
     """A causal LM (with or without adapters) that returns losses instead of logits.
 
     It is a module of its own, so that DistributedDataParallel can wrap it and FSDP can know its forward passes: forward,
-    losses and isolates_packed_rows. Nothing else may use the weights of a sharded model. If a model does more to its logits
-    than its head does (soft caps, scales), the whole logits are used instead (lm_head_check.py), and the log says so.
+    losses and isolates_packed_rows. Nothing else may use the weights of a sharded model; `scores` is for whole models. If a
+    model does more to its logits than its head does (soft caps, scales), the whole logits are used instead
+    (lm_head_check.py), and the log says so.
     """
 
     def __init__(self, model: nn.Module, *, precision: str, attention: str, device: torch.device) -> None:
@@ -84,7 +116,34 @@ class ScoredModel(nn.Module):
         with computing(self.precision, self.device):
             return isolates_packed_rows(self.model, self.attention, self.device)
 
+    def scores(self, batch: Batch, stop_token_ids: Sequence[int]) -> tuple[TargetScores, tuple[Tensor, Tensor]]:
+        """As `losses`, with what else the same pass says of each scored position. Without gradients."""
+        with torch.no_grad():
+            return self._over_targets(
+                batch,
+                lambda hidden_NH, head, labels_N: target_scores(hidden_NH, head, labels_N, stop_token_ids),
+                lambda logits_NV, labels_N: scores_of_logits(logits_NV, labels_N, stop_token_ids),
+            )
+
     def _losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self._over_targets(
+            batch,
+            target_losses,
+            lambda logits_NV, labels_N: F.cross_entropy(logits_NV, labels_N, reduction="none"),
+        )
+
+    def _over_targets(
+        self,
+        batch: Batch,
+        of_hidden: Callable[[Tensor, nn.Module, Tensor], Scored],
+        of_logits: Callable[[Tensor, Tensor], Scored],
+    ) -> tuple[Scored, tuple[Tensor, Tensor]]:
+        """Returns what one of the two functions says of the scored positions, and their (row, column) indices.
+
+        Args:
+            of_hidden: takes hidden states [N, H], the head, and labels [N].
+            of_logits: takes float32 logits [N, V] and labels [N]; used where the head alone does not make the logits.
+        """
         if self.whole_logits is None:
             self.look_at_head()
         rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
@@ -98,10 +157,9 @@ class ScoredModel(nn.Module):
         with computing(self.precision, self.device):
             if not self.whole_logits:
                 hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state.view(*shape_BT, -1)
-                return target_losses(hidden_BTH[rows_N, columns_N], head, labels_N), (rows_N, columns_N)
+                return of_hidden(hidden_BTH[rows_N, columns_N], head, labels_N), (rows_N, columns_N)
             logits_BTV = self.model(**inputs, use_cache=False).logits.view(*shape_BT, -1)
-            logits_NV = logits_BTV[rows_N, columns_N]
-            return F.cross_entropy(logits_NV.float(), labels_N, reduction="none"), (rows_N, columns_N)
+            return of_logits(logits_BTV[rows_N, columns_N].float(), labels_N), (rows_N, columns_N)
 
     def _inputs(self, batch: Batch) -> Inputs:
         return model_inputs(batch, self.attention, self.mask_form, scores_dtype(self.precision))

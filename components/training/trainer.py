@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,14 +18,17 @@ from torch import Tensor
 from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
+from components.data.general_text import Passage, PassageRows
 from components.data.prepare import PreparedDataset
-from components.data.rows import rows_of
+from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
-from components.experiment.spec import MetricSpec, TrialSpec
+from components.experiment.report_marks import next_mark
+from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import Progress, StepMetrics, budget_at
+from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.training.budget_units import TARGET_BYTES, TARGET_TOKENS, BudgetUnits
@@ -42,19 +46,30 @@ from components.training.evaluate import all_losses
 from components.training.loss import ScoredModel
 from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.workers import Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The data that all trials of a search train on. `by_bytes`: it has several base models (budget_units.py)."""
+    """The data that all trials of a search train on. `general` is text that none of them is trained on.
+
+    `by_bytes`: the search has several base models (budget_units.py).
+    """
 
     dataset: PreparedDataset
     max_tokens: int
     pad_token_id: int
     layout: Layout = "trees"
+    metric: MetricSpec = field(default_factory=MetricSpec)  # what the search ranks its trials by
+    generation: GenerationPlan | None = None  # what is asked of the model at evaluations
+    general: tuple[Passage, ...] = ()
     by_bytes: bool = False
+
+
+def _per_byte(losses: ConversationScores, num_bytes: Sequence[int]) -> ConversationScores:
+    return ConversationScores(sums=tuple(map(to_bits, losses.sums)), weights=tuple(map(float, num_bytes)))
 
 
 class Diverged(Exception):
@@ -71,14 +86,22 @@ class Trainer:
         data: TrainingData,
         workers: Workers,
         base: BaseReference,
+        rungs: tuple[int, ...] = (),
+        replies: ReplyScores | None = None,
     ) -> None:
+        """`rungs`: where the trial reports beside its regular evaluations, in the budget's units, ascending.
+
+        `replies` scores what the model says at evaluations, if that was asked for.
+        """
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
+        self.replies = replies
         separate = data.layout == "separate"
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
         )
         self.units = BudgetUnits.of(data.dataset, by_bytes=data.by_bytes)
         self.planned = self.units.planned(spec.budget)
+        self.rungs = rungs
         self.budget = self.planned  # larger once the trial has been extended
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
@@ -97,18 +120,20 @@ class Trainer:
         return self.units.spent(self.counters.target_tokens)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
-        """Trains up to the next evaluation, then evaluates. A trial that has diverged reports that and is done.
+        """Trains up to the next evaluation or rung, then evaluates. A trial that has diverged reports that and is done.
 
         The signals are read after every step. If any worker's trial is preempted, all workers return None after the same
         step. The next call continues from there, and its report is that of an uninterrupted interval. If any worker's
         trial must stop, it is evaluated after that step.
 
         The learning rate follows the share of the budget as of the interval's first step, so it rises with an extension.
-        The distance between evaluations stays the same.
+        The distance between evaluations stays the same. One step of a small data set may pass several marks; they share one
+        report.
         """
         self.budget = budget_at(self.counters.reported_step, self.planned, signals.extensions)
-        mark = self.planned * (self.counters.reports + 1) / self.spec.budget.evaluations
+        mark = next_mark(self.counters.reported_tokens, self.planned, self.spec.budget.evaluations, self.rungs)
         self.scored.train()
+        stopped = False
         try:
             while self.spent < min(mark, self.budget):
                 self.step()
@@ -116,15 +141,13 @@ class Trainer:
                 if preempted:
                     return None
                 if stop:
+                    stopped = True
                     break
-            self.evaluation = self._evaluate()
+            self.evaluation = self._evaluate(last=self.done or stopped)
         except Diverged as reason:
             self.evaluation = None
             return self._progress(diverged=str(reason))
-        # One step of a small data set may pass several marks; they share one report.
-        passed = self.spent * self.spec.budget.evaluations // self.planned
-        self.counters.reports = max(self.counters.reports + 1, passed)
-        self.counters.reported_step = self.counters.step
+        self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.spent
         progress, self.interval = self._progress(), ReportInterval()
         return progress
 
@@ -210,38 +233,63 @@ class Trainer:
             for number, batch in enumerate(batches, start=1)
         ]
 
-    def _evaluate(self) -> EvaluationRecord:
-        losses = all_losses(
+    def _evaluate(self, *, last: bool) -> EvaluationRecord:
+        """Evaluates, and counts the time that it takes: it is paid for like training."""
+        began = time.perf_counter()
+        try:
+            return self._measure(last=last)
+        finally:
+            elapsed = time.perf_counter() - began
+            self.counters.evaluation_seconds += elapsed
+            self.counters.evaluation_worker_seconds += elapsed * self.workers.count
+
+    def _measure(self, *, last: bool) -> EvaluationRecord:
+        losses = self._losses_on(self.eval_store)
+        if not math.isfinite(losses.value):
+            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
+        metrics = {EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)}
+        if self.done and self.data.general:  # what it has forgotten in all; small beside the budget
+            metrics[GENERAL_LOSS] = self._general_loss()
+        return EvaluationRecord(metrics=metrics)
+
+    def _general_loss(self) -> ConversationScores:
+        """By passage, in nats per token; in bits per byte where the tokens of other trials are others."""
+        losses = self._losses_on(PassageRows(self.data.general))
+        if not self.data.by_bytes:
+            return losses
+        return _per_byte(losses, [passage.num_bytes for passage in self.data.general])
+
+    def _losses_on(self, store: RowStore) -> ConversationScores:
+        return all_losses(
             self.scored,
-            self.eval_store,
+            store,
             self.workers,
             max_tokens=self.data.max_tokens,
             rows_per_batch=self.spec.batch.rows_per_micro_batch,
             pad_token_id=self.data.pad_token_id,
         )
-        if not math.isfinite(losses.value):
-            raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        return EvaluationRecord(metrics={"eval_loss": losses, **self._in_bits(losses)})
 
     def _in_bits(self, losses: ConversationScores) -> dict[str, ConversationScores]:
         """The same losses per byte of what the assistant says, which another tokenizer's compare with."""
         num_bytes = self.data.dataset.eval.target_bytes
         if not num_bytes.any():
             return {}
-        return {
-            BITS_PER_BYTE: ConversationScores(
-                sums=tuple(map(to_bits, losses.sums)), weights=tuple(map(float, num_bytes))
-            )
-        }
+        return {BITS_PER_BYTE: _per_byte(losses, num_bytes.tolist())}
+
+    def _score_replies(self, *, last: bool) -> dict[str, ConversationScores]:
+        if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
+            return {}
+        # As many tokens at once as an evaluation of the loss has; a cache takes less memory than a training step.
+        at_once = self.spec.batch.rows_per_micro_batch * self.data.max_tokens
+        return self.replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
 
     def _progress(self, diverged: str | None = None) -> Progress:
-        others = dict(self.evaluation.metrics) if self.evaluation else {}
-        losses = others.pop("eval_loss", None)
+        metrics = self.evaluation.metrics if self.evaluation else {}
+        losses = metrics.get(EVAL_LOSS)
         return Progress(
             step=self.counters.step,
             target_tokens=self.spent,
             counted=TARGET_BYTES if self.data.by_bytes else TARGET_TOKENS,
-            metric=MetricSpec(name=BITS_PER_BYTE) if self.data.by_bytes else MetricSpec(),
             epoch=self.counters.target_tokens / self.train_store.total_targets,
             train_loss=self.interval.train_loss,
             eval_loss=losses.value if losses else math.inf,
@@ -250,10 +298,13 @@ class Trainer:
             seconds=self.counters.seconds,
             workers=self.workers.count,
             worker_seconds=self.counters.worker_seconds,
+            evaluation_seconds=self.counters.evaluation_seconds,
+            evaluation_worker_seconds=self.counters.evaluation_worker_seconds,
             steps=tuple(self.interval.steps),
             done=self.done or diverged is not None,
             diverged=diverged,
-            scores={name: scores.value for name, scores in others.items()},
+            metric=self.data.metric,
+            scores={name: score.value for name, score in metrics.items() if name != EVAL_LOSS},
         )
 
     def _write(self, directory: Path) -> None:

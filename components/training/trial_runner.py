@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 
 from transformers import PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.base_precisions import BaseVariant, base_variant
+from components.experiment.generation_rules import WITHOUT
 from components.experiment.spec import FLASH_ATTENTION, Dtype, ModelSpec, TrialSpec
 from components.models.attention_backend import INSTALL_ADVICE, attention_of, is_usable
 from components.models.base.load_base import load_base_model
@@ -23,6 +25,7 @@ from components.training.checkpoint_names import at_report, between_reports
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
+from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, NoSignals, TrialSignals
 from components.training.trainer import Trainer, TrainingData
 from components.training.workers import UnfitWorkersError, Workers
@@ -34,8 +37,16 @@ class TrialRunner:
     """Holds the base model and at most one running trial. Each worker of a slot has one."""
 
     def __init__(
-        self, model: ModelSpec, data: TrainingData, workers: Workers, base: BaseReference, checkpoints: Folder
+        self,
+        model: ModelSpec,
+        data: TrainingData,
+        workers: Workers,
+        base: BaseReference,
+        checkpoints: Folder,
+        rungs: tuple[int, ...] = (),
     ) -> None:
+        """`rungs`: where every trial reports beside its regular evaluations, in target tokens."""
+        self.rungs = rungs
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
         self.sharded = ShardedBase(self._load_mapped, workers)
@@ -77,7 +88,7 @@ class TrialRunner:
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
         base = self.base.model_copy(update={"model": model})
-        self.run = Trainer(spec, scored, self.data, self.workers, base)
+        self.run = Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
         """Trains up to the next report and writes its checkpoint (none if the trial diverged). See Trainer.advance.
@@ -143,6 +154,15 @@ class TrialRunner:
         model = self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed)
         device = self.workers.device
         return ScoredModel(model, precision=spec.precision, attention=attention_of(model), device=device)
+
+    @cached_property
+    def _reply_scores(self) -> ReplyScores | None:
+        plan = self.data.generation
+        if plan is None:
+            return None
+        if self.workers.parallel == "fsdp":
+            raise InputError(f"parallel: fsdp shards the weights, and evaluation generates text; {WITHOUT}")
+        return ReplyScores.of(plan, self.data.dataset.eval, self.base, self.data.max_tokens)
 
     def _check_attention(self) -> None:
         """All workers raise, or none: a worker that trains would wait endlessly for one that does not."""

@@ -24,7 +24,7 @@ def check_vocabulary(
     an empty string.
     """
     rows = rows_of_config(config)
-    used = {**in_store(dataset.train, rows), **in_store(dataset.eval, rows), **required_tokens(chat_format)}
+    used = {**_in_stores(dataset, rows), **required_tokens(chat_format)}
     check_token_ids(rows, used, tokenizer, name=name)
     unused = tokens_without_rows(rows, tokenizer)
     if not unused:
@@ -33,6 +33,10 @@ def check_vocabulary(
         f"model.path={name}: its embeddings have {rows:,} rows, and the tokenizer has tokens without one: {unused}; the data"
         " has none of them, and a prompt that has one will be refused"
     )
+
+
+def _in_stores(dataset: PreparedDataset, rows: int) -> dict[int, str]:
+    return {token: where for store in dataset.stores for token, where in in_store(store, rows).items()}
 
 
 def in_store(store: TokenStore, rows: int) -> dict[int, str]:

@@ -31,8 +31,9 @@ from components.cluster.scheduling.successive_halving import HalvingRule
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare_experiment
+from components.experiment.draw_trials import sample_trials
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import sample_trials
+from components.experiment.report_marks import largest_warmup
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
@@ -105,10 +106,10 @@ def _reports(session: TrialRunner) -> Iterator[tuple[int, float, float]]:
 # --------------------------------------------------------------------------------------------------------------- replay_order
 
 
-def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str, int]) -> Replay:
-    """A search over these trials on CPUS places. A trial on twice the workers takes half the time."""
+def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str, int], places: int = CPUS) -> Replay:
+    """A search over these trials on so many places. A trial on twice the workers takes half the time."""
     histories: dict[str, TrialHistory] = {}
-    waiting, running, free, now = list(order), [], CPUS, 0.0
+    waiting, running, free, now = list(order), [], places, 0.0
     stopped: list[int] = []
     tokens = 0
     while waiting or running:
@@ -120,7 +121,7 @@ def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str
         now, _, index, curve = heapq.heappop(running)
         target_tokens, loss, seconds = curve.reports[index]
         history, is_last = histories[str(curve.number)], index + 1 == len(curve.reports)
-        stops = not is_last and halving.stops(histories, history.trial_id, target_tokens=target_tokens, eval_loss=loss)
+        stops = not is_last and halving.stops(histories, history.trial_id, target_tokens=target_tokens, objective=loss)
         report = _progress(index + 1, target_tokens, loss)
         histories[history.trial_id] = history.model_copy(update={"reports": (*history.reports, report)})
         if stops or is_last:
@@ -209,7 +210,7 @@ def policies_table(curves: Sequence[Curve], experiment: ExperimentSpec, budget: 
         for factor in (3, 2):
             for brackets in ("shared", "per_branch"):
                 asha = AshaSpec(reduction_factor=factor, brackets=brackets)
-                halving = HalvingRule.of(asha, budget, experiment.trial.budget.evaluations)
+                halving = HalvingRule.of(asha, asha.rungs(budget, largest_warmup(experiment)))
                 workers = {"lora": 1, "full": full_workers}
                 replays = [
                     replay_order(order, halving, workers) for order in orders(curves, wide_first=full_workers > 1)
@@ -269,7 +270,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parsed()
-    known = _read(arguments.curves)
+    known = read_curves(arguments.curves)
     with tempfile.TemporaryDirectory(prefix="asha-brackets-") as folder:
         experiment = load_experiment(EXPERIMENT, [*arguments.set, f"storage.path={folder}"])
         for curve in train(experiment, Path(folder), known):
@@ -285,7 +286,7 @@ def main() -> None:
         arguments.write.write_text(text + "\n", encoding="utf-8")
 
 
-def _read(file: Path) -> list[Curve]:
+def read_curves(file: Path) -> list[Curve]:
     if not file.exists():
         return []
     plain = json.loads(file.read_text(encoding="utf-8"))

@@ -143,5 +143,5 @@ def test_run_blocks_and_is_stopped_from_another_thread(notebook):
 
     result = turnwise.run(experiment, register=False, on_event=on_event, stop=stop)
     assert result.outcome is Outcome.INTERRUPTED
-    assert "run(experiment, resume=" in result.message
+    assert "Go on with: run(experiment)" in result.message
     assert seen

@@ -76,7 +76,7 @@ def test_it_is_compared_as_an_incumbent_by_the_losses_that_it_was_trained_to(old
         phase="incumbent",
         model=version,
         incumbent=version,
-        eval_store=known["eval_store"],
+        judged_store=known["eval_store"],
         max_tokens=128,
         rows_per_batch=4,
         probes=(),
@@ -84,6 +84,6 @@ def test_it_is_compared_as_an_incumbent_by_the_losses_that_it_was_trained_to(old
     )
     found = verify(request)
     assert found.incumbent_problem is None
-    total_targets = TokenStore(request.eval_store).total_targets
+    total_targets = TokenStore(request.judged_store).total_targets
     assert sum(found.incumbent_sums) / total_targets == pytest.approx(known["eval_loss"], abs=1e-6)
     assert found.incumbent_unseen is None  # that commit did not write what a version was trained on

@@ -9,9 +9,10 @@ import mlflow.pyfunc
 import pytest
 from mlflow import MlflowClient
 
+from components.data.prepare import PreparedDataset
 from components.records.events import replay
 from components.records.journal import Journal
-from components.records.manifest import searches_in
+from components.records.manifest import SearchManifest, searches_in
 from components.storage.open_folder import folder_at
 from tests.support.programs import SECONDS, command, environment, new_folder, outcomes, ran, summary_of
 from tests.support.toy import toy_conversations, write_messages_jsonl
@@ -37,6 +38,15 @@ def test_a_search_ends_with_a_champion_that_beats_the_base(place, searched):
     assert [trial["state"] for trial in searched["trials"]] == ["completed"] * 4
     assert sorted(trial["branch"] for trial in searched["trials"]) == ["full", "full", "lora", "lora"]
     assert str(store(place).get_model_version_by_alias("toy", "champion").version) == "1"  # a number, from a file
+
+
+def test_the_verdict_says_what_the_champion_was_chosen_from_unless_others_chose_it(place, searched):
+    prepared = folder_at(SearchManifest.read(folder_at(searched["folder"])).prepared)
+    chose_nothing = PreparedDataset.open(prepared).verdict is not None
+    (verdict,) = searched["registry"]["verdicts"]
+    expected = None if chose_nothing else {"evaluations": 16, "trials": 4, "missing": 0}
+    assert (verdict["chosen_from"], verdict["joint_confidence"]) == (expected, 0.95)
+    assert ("the best of 16 evaluations of 4 trials" in searched["registry"]["reason"]) == (not chose_nothing)
 
 
 def test_every_trial_is_a_child_run_of_the_search_with_all_its_metrics(place, searched):
@@ -116,7 +126,16 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
         driver.wait()
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     assert not manifest.finished
-    summary = summary_of(ran(folder, "tune", "toy.yaml", "--resume", "--json"))
+    changed = ran(folder, "tune", "toy.yaml", "--set", "trial.seed=5")
+    assert changed.returncode == 2
+    assert f"search {manifest.search_id} is unfinished, and was begun with another experiment:" in changed.stderr
+    assert (
+        "  trial.seed: was 0, is 5\nSet these back to go on with it, or begin another search with --new"
+        in changed.stderr
+    )
+    again = ran(folder, "tune", "toy.yaml", "--json")
+    assert f"search {manifest.search_id} goes on: " in again.stderr
+    summary = summary_of(again)
     assert summary["search_id"] == manifest.search_id
     assert outcomes(summary) == outcomes(searched)
     client = store(folder)
@@ -145,7 +164,7 @@ def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tm
     said = (folder / "output").read_text()
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     assert status == 143, said
-    assert f"Go on with: python workflows/tune.py toy.yaml --resume {manifest.search_id}" in said
+    assert "Go on with: python workflows/tune.py toy.yaml\n" in said
     assert not manifest.finished
     interim = list((folder / "runs" / "toy" / manifest.search_id / "checkpoints").glob("*/step_*+*"))
     assert interim

@@ -32,6 +32,7 @@ from tests.support.servers import ModelServer
 from tests.support.trials import MAX_TOKENS, cut_short
 
 QUESTION = "say ab"
+GENERAL = ("the sea was calm", "ab ab", "say it again, please")
 PROBES = (Probe(messages=({"role": "user", "content": QUESTION},), expect="ab"),)
 
 
@@ -68,7 +69,14 @@ class Registry:
 
     def register(self, candidate, executor=run_locally):
         return register_best(
-            candidate.runs, candidate.uri, candidate.experiment, candidate.trial, candidate.dataset, PROBES, executor
+            candidate.runs,
+            candidate.uri,
+            candidate.experiment,
+            candidate.trial,
+            candidate.dataset,
+            PROBES,
+            executor,
+            general=GENERAL,
         )
 
     def holder(self, name, alias):
@@ -120,6 +128,23 @@ def test_the_first_candidate_that_beats_the_base_is_champion_with_one_version(re
     assert result.base_answers == (generate_reply(base, question, max_new_tokens=64),)
     trained = load_trained(registry.trials.trained("lora")[0])
     assert result.candidate_answers == (generate_reply(trained, question, max_new_tokens=64),)
+
+
+def test_what_was_forgotten_is_a_line_a_tag_and_a_metric_of_the_trial(registry, first, champion):
+    for (candidate, result), others in ((first, ["base"]), (champion, ["base", "incumbent"])):
+        general = result.sides.general
+        assert [(change.other, change.passages) for change in general] == [(other, 3) for other in others]
+        tags = registry.client.get_model_version("turnwise-toy", result.version).tags
+        assert tags["turnwise.general_against_base"] == general[0].sentence() == result.sides.sentences()[0]
+        metrics = registry.client.get_run(candidate.runs.trial_run(candidate.trial.trial_id)).data.metrics
+        assert metrics["eval/general_loss"] == pytest.approx(general[0].candidate_loss)
+        assert metrics["eval/general_change/base"] == pytest.approx(general[0].change)
+        views = result.sides.candidate_views
+        assert views.whole.loss == pytest.approx(result.candidate_loss)
+        assert metrics["eval/token_accuracy"] == pytest.approx(views.whole.token_accuracy)
+        assert metrics["eval/loss_by_turn/1"] == pytest.approx(views.sides["turn"][0].loss)
+        assert result.sides.base_views.whole.loss == pytest.approx(result.base_loss)
+    assert champion[1].sides.general[1].other_loss == pytest.approx(first[1].sides.general[0].candidate_loss)
 
 
 def test_a_better_candidate_takes_the_alias_with_the_reason(registry, champion):

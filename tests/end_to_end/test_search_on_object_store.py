@@ -98,6 +98,7 @@ def test_a_search_with_all_it_keeps_in_a_bucket_ends_with_a_champion(servers, se
         assert not any(name.startswith("optimizer") for name in checkpoint.list_names())
     assert {"journal.jsonl", "report.html", "search.json", "tune"} <= set(folder.list_names())
     assert not folder.has_file("lock")
+    assert not folder.parent.has_file("lock")
 
 
 def test_a_killed_driver_is_resumed_from_another_machine_with_equal_results(tmp_path, bucket, servers, searched):
@@ -112,7 +113,7 @@ def test_a_killed_driver_is_resumed_from_another_machine_with_equal_results(tmp_
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     shutil.rmtree(first)
-    summary = summary_of(Machine(second, bucket, servers, "killed").ran("--resume", "--json"))
+    summary = summary_of(Machine(second, bucket, servers, "killed").ran("--json"))
     assert outcomes(summary) == outcomes(searched)
     histories = replay(Journal(folder_at(summary["folder"])).read())
     client = MlflowClient(servers[1].uri)

@@ -71,7 +71,9 @@ def test_the_wheel_brings_its_own_code_and_every_page_template(place):
     assert Path(printed.strip()).is_relative_to(place / "environment")
     pages = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "components").rglob("*.jinja"))
     assert len(pages) == 2
-    assert all((Path(printed.strip()).parent / page).is_file() for page in pages)
+    assert all(
+        (Path(printed.strip()).parent / page).is_file() for page in (*pages, "components/data/general_text.jsonl")
+    )
 
 
 def test_its_command_previews_trains_and_chats(place):

@@ -27,8 +27,11 @@ from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import WorkersSpec
 from components.models.base.reference import BaseReference
 from components.records.commands import Request, StopTrial
-from components.records.events import TrialProgressed, TrialStarted, replay
+from components.records.evaluation_record import EvaluationRecord
+from components.records.events import TrialEnded, TrialInstructed, TrialProgressed, TrialStarted, replay
+from components.records.finalists import repeats_of
 from components.records.histories import TrialHistories
+from components.records.search_cost import TrialCost
 from components.records.stop_flag import StopRequest
 from components.search.prepare_search import prepare_search
 from components.storage.retry import StorageError
@@ -136,6 +139,26 @@ def test_the_scheduler_stops_a_trial_in_the_middle_by_its_global_loss(files, clu
     assert states["completed"] >= 1
 
 
+def test_a_budget_in_worker_seconds_is_kept_within_one_report_of_each_running_trial(files, cluster):
+    """Trials that would train for hours; those that could not come to a report have not started."""
+    limit = "search.budget.worker_seconds=25"
+    long = ["trial.budget={epochs: 20000, evaluations: 2000}", limit]
+    context = context_of(files, "budget", *long, "search.space={lora: {method: {rank: 2}}}", "search.trials=8")
+    events, histories = [], TrialHistories()
+    with histories.subscribed(events.append):
+        assert run_search(context, histories, resume=False) == limit
+    assert 1 <= len(histories) < 8
+    assert {history.reason for history in histories.values()} == {f"stopped by {limit}"}
+    for trial_id, history in histories.items():
+        own = [event for event in events if event.trial_id == trial_id]
+        told = own.index(next(event for event in own if isinstance(event, TrialInstructed)))
+        assert [type(event) for event in own[told + 1 :]] in ([TrialProgressed, TrialEnded], [TrialEnded])
+        assert history.best.checkpoint
+    costs = [TrialCost.of(history) for history in histories.values()]
+    assert sum(cost.total for cost in costs) >= 25.0
+    assert all(cost.training > 0 and cost.evaluation > 0 for cost in costs)
+
+
 def test_a_trial_that_cannot_be_fails_alone_with_its_reason_and_the_others_go_on(files, cluster):
     space = "search.space={good: {method: {rank: 2}}, bad: {method: {target_modules: [nowhere]}}}"
     records = searched(context_of(files, "bad", space, "search.trials=2"))
@@ -166,6 +189,36 @@ def test_a_search_in_another_thread_stops_on_request_and_is_resumed(files, clust
     assert [history.state for history in histories.values()] == ["completed"] * 6
     losses = {history.started.number: history.reports[-1].eval_loss for history in histories.values()}
     assert losses == pytest.approx(final_losses(plain[1]), abs=1e-6)
+
+
+def test_finalists_are_repeated_with_new_seeds_also_after_an_interruption(files, cluster):
+    """The search is stopped with its last planned trial, when its repeats have been asked for and none has begun."""
+    changes = "search.trials=2", "search.confirm={top: 1, seeds: 2}", "trial.budget={epochs: 1, evaluations: 2}"
+    context = context_of(files, "confirmed", *changes)
+    histories, stop = TrialHistories(), StopRequest()
+
+    def stop_at_the_end(event):
+        if isinstance(event, TrialEnded) and len([each for each in histories.values() if each.state != "running"]) == 2:
+            stop.request("enough for today")
+
+    with histories.subscribed(stop_at_the_end):
+        run_search(context, histories, resume=False, stop=stop)
+    assert sum(len(history.clones) for history in histories.values()) == 4
+    assert not any(history.started.repeat and history.reports for history in histories.values())
+    finished = {trial_id: history.last for trial_id, history in histories.items() if history.state != "running"}
+    run_search(replace(context, finished_trials=finished), histories, resume=True)
+    drawn = [history for history in histories.values() if not history.started.repeat]
+    assert len(histories) == 6
+    for finalist in drawn:
+        repeats = repeats_of(histories, finalist)
+        assert [repeat.started.spec.seed for repeat in repeats] == [1, 2]
+        assert all(
+            repeat.started.varied == {**finalist.started.varied, "seed": seed} for seed, repeat in enumerate(repeats, 1)
+        )
+        assert len({repeat.last.eval_loss for repeat in (finalist, *repeats)}) == 3  # a seed makes a difference
+        for repeat in repeats:  # and each is kept by conversation
+            kept = EvaluationRecord.read(context.folder, repeat.trial_id, repeat.last.step)
+            assert kept.metrics["eval_loss"].value == pytest.approx(repeat.last.eval_loss)
 
 
 def test_a_diverged_trial_fails_with_its_reason(files, cluster):

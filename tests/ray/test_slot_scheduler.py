@@ -23,7 +23,7 @@ EXPERIMENT = ExperimentSpec.model_validate(
         "name": "toy",
         "model": {"path": "somewhere"},
         "data": {"train": "a.jsonl"},
-        "search": {"trials": TRIALS, "space": {"lora": {"method": {"rank": 2}}}},
+        "search": {"trials": TRIALS, "space": {"lora": {"method": {"rank": {"integer": [1, TRIALS]}}}}},
     }
 )
 BELOW = {

@@ -50,10 +50,12 @@ def prepared_toy(folder: Path):
     return model, dataset.directory, chat_format.pad_token_id
 
 
-def session(toy, checkpoints, workers=None, **of_the_model):
+def session(toy, checkpoints, workers=None, *, training=None, **of_the_model):
+    """`training` are further fields of TrainingData; `of_the_model` are those of ModelSpec."""
     model, prepared, pad_token_id = toy
     torch.set_num_threads(1)
-    data = TrainingData(dataset=PreparedDataset.open(prepared), max_tokens=MAX_TOKENS, pad_token_id=pad_token_id)
+    dataset = PreparedDataset.open(prepared)
+    data = TrainingData(dataset=dataset, max_tokens=MAX_TOKENS, pad_token_id=pad_token_id, **(training or {}))
     spec = ModelSpec(path=str(model), **of_the_model)
     base = BaseReference(model=spec, digest=model_digest(model), chat_format="auto")
     return TrialRunner(spec, data, workers or OneWorker(), base, folder_at(checkpoints))

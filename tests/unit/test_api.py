@@ -276,7 +276,8 @@ def handle_of(monkeypatch, tmp_path, *, error=None, refused=None, connect=None):
         yield FakeRun(stop, error)
 
     monkeypatch.setattr("components.search.handle.driver_session", start)
-    prepared = SimpleNamespace(folder=folder_at(tmp_path / "a"), search_id="a", budget=100)
+    experiment = SimpleNamespace(search=SimpleNamespace(metrics=()))
+    prepared = SimpleNamespace(folder=folder_at(tmp_path / "a"), search_id="a", budget=100, experiment=experiment)
     return Search(prepared, on_event=events.append), events
 
 

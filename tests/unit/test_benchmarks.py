@@ -6,8 +6,9 @@ import pytest
 
 from components.cluster.scheduling.successive_halving import HalvingRule
 from components.records.events import StepMetrics, TrialEnded, TrialProgressed
-from experiments.benchmarks import gate_coverage
+from experiments.benchmarks import gate_calibration
 from experiments.benchmarks.asha_brackets import Curve, replay_order
+from experiments.benchmarks.gate_calibration import COIN, SCENARIOS, Case, Scenario
 from experiments.benchmarks.warm_slots import Search, check_equal, search_of, table
 from tests.support import records
 
@@ -100,17 +101,38 @@ def test_trials_that_fill_the_machine_run_one_after_the_other():
     assert replay_order(order, halving, {"lora": 1, "full": 2}).stopped == (3,)
 
 
-def test_the_gates_false_promotions_are_counted_by_method():
-    case = gate_coverage.measured(0.0, "normal", 2, samples=200)
-    assert case.effective == pytest.approx(2.0)
-    assert (
-        case.promoted["percentile"] == case.promoted["BCa"] == pytest.approx(0.25, abs=0.1)
-    )  # both signs of two are plus
-    assert case.promoted["studentized"] == 0.0
-    line = gate_coverage.line_of(case)
-    assert line.startswith("| 2 | 2.0 | normal | ")
-    assert line in gate_coverage.markdown([case, gate_coverage.measured(1.0, "normal", 60, samples=2), at_least()])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(scenario=SCENARIOS[3], count=30, candidates=1),
+        Case(scenario=SCENARIOS[1], count=30, candidates=1),
+        Case(scenario=SCENARIOS[0], count=100, candidates=8),
+        Case(scenario=SCENARIOS[3], count=30, candidates=96, nested=True),
+        Case(scenario=Scenario(shape=COIN, spread=0.0), count=30, candidates=24),
+    ],
+    ids=lambda case: f"{case.count} conversations, {case.words} candidates, {case.scenario.words}",
+)
+def test_the_gate_seldom_promotes_what_is_no_better(case):
+    """Before, the best of 8 candidates that are all equal passed in 13 %, the best of 96 in 35 %."""
+    found = gate_calibration.measured(case, samples=600)
+    assert found.after <= found.bound
+    assert found.before > {1: 0.01, 8: 0.09, 24: 0.12, 96: 0.25}[case.candidates]
+    assert found.line() in gate_calibration.markdown([found], [], [], [])
+
+
+def test_the_gate_promotes_what_is_clearly_better_and_tells_verdict_splits_apart():
+    line = gate_calibration.PowerLine.of(100, 0.2, samples=40)
+    assert line.verdict > 0.9
+    assert all(0.5 < share < 1.01 for share in line.corrected)
+    assert not gate_calibration.power(30, 0.02, 8, samples=100) > 0.15
+
+
+def test_a_model_that_is_worse_by_the_margin_is_seldom_found_no_worse():
+    line = gate_calibration.MarginLine.of(100, 0.1, 0.15, 0.05, samples=400)
+    assert line.passed <= 0.025 + 3 * (0.025 * 0.975 / 400) ** 0.5
+    assert gate_calibration.MarginLine.of(30, 0.02, 0.02, 0.0, samples=100).passed == 0.0
+    assert line.line() in gate_calibration.markdown([at_least()], [], [], [line])
 
 
 def at_least():
-    return gate_coverage.measured(0.0, "normal", gate_coverage.LEAST, samples=2)
+    return gate_calibration.measured(Case(scenario=SCENARIOS[0], count=30, candidates=1), samples=2)

@@ -1,17 +1,17 @@
 """What people get wrong: each gives one clear message and a status other than 0, before anything is trained."""
 
-import contextlib
 import json
 import socket
 
 import pytest
 
 from components.experiment.load_experiment import load_experiment
-from components.records.manifest import SearchManifest
+from components.experiment.spec import LoraMethod
+from components.records.journal import Journal
+from components.records.manifest import LAYOUT, SearchManifest
 from components.search.find import differences
-from components.search.prepare_search import lock_search
-from components.storage.open_folder import folder_at
 from tests.support.programs import refused
+from tests.support.three_trials import started
 from workflows import tune
 
 
@@ -145,20 +145,34 @@ def test_probes_that_are_none(toy_search, capsys):
     assert "line 1: " in message
 
 
-def test_nothing_to_resume(toy_search, capsys):
-    status, message = refused(capsys, "toy.yaml", "--resume")
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--resume", "x"], "--resume x: no search of this id has begun in "),
+        (["--resume", "x", "--new"], "argument --new: not allowed with argument --resume"),
+    ],
+)
+def test_a_search_that_cannot_be_meant(toy_search, capsys, arguments, problem):
+    status, message = refused(capsys, "toy.yaml", *arguments)
     assert status == 2
-    assert "no such interrupted search" in message
-    assert "(interrupted: none)" in message
+    assert problem in message
+    assert not list(toy_search.glob("runs/toy/*/*"))
 
 
-def test_a_search_that_an_earlier_version_began_is_not_resumed(toy_search, capsys):
+def test_a_changed_file_while_a_search_is_unfinished(toy_search, capsys):
     experiment = load_experiment("toy.yaml")
-    manifest = SearchManifest(search_id="20250101-000000-abcd", experiment=experiment, created=1.0, prepared="p")
-    manifest.write(experiment.folder / manifest.search_id)
-    status, message = refused(capsys, "toy.yaml", "--resume")
+    manifest = SearchManifest(search_id="a", experiment=experiment, created=1.0, prepared="p", layout=LAYOUT)
+    manifest.write(experiment.folder / "a")
+    journal = Journal(experiment.folder / "a")
+    journal.append(started(1, LoraMethod()))
+    journal.close()
+    status, message = refused(capsys, "toy.yaml", "--set", "trial.budget.epochs=9")
     assert status == 2
-    assert "--resume 20250101-000000-abcd: it was begun by another version of Turnwise" in message
+    assert message.splitlines() == [
+        "search a is unfinished, and was begun with another experiment:",
+        "  trial.budget.epochs: was 8.0, is 9.0",
+        "Set these back to go on with it, or begin another search with --new; what it has trained stays",
+    ]
 
 
 def test_a_job_whose_storage_would_go_with_it(toy_search, capsys, monkeypatch):
@@ -178,12 +192,3 @@ def test_a_storage_that_cannot_be_written(toy_search, capsys):
     assert status == 2
     assert message.startswith("storage.path=toy.yaml/runs: ")
     assert "cannot be written: Not a directory; name another folder" in message
-
-
-def test_a_search_that_another_driver_is_running_cannot_be_resumed(tmp_path):
-    with (
-        contextlib.closing(lock_search(folder_at(tmp_path))),
-        pytest.raises(ValueError, match=f"--resume {tmp_path.name}: that search is running"),
-    ):
-        lock_search(folder_at(tmp_path))
-    lock_search(folder_at(tmp_path)).close()

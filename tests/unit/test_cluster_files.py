@@ -36,6 +36,7 @@ from ray.scripts.scripts import drain_node
 from components.cluster.capacity.autoscaler_config import capacity_of_config
 from components.cluster.capacity.cluster_capacity import check_capacity
 from components.experiment.load_experiment import load_experiment
+from workflows import tune
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "experiments" / "cluster"
@@ -49,8 +50,12 @@ def launched():
     return config
 
 
-def kubernetes():
-    return yaml.safe_load((FILES / "raycluster.yaml").read_text())
+def kubernetes(name="raycluster"):
+    return yaml.safe_load((FILES / f"{name}.yaml").read_text())
+
+
+def schema(kind):
+    return json.loads((ROOT / "tests" / "data" / f"{kind}.schema.json").read_text())
 
 
 def workers():
@@ -105,10 +110,39 @@ def test_what_is_mounted_lies_where_it_is_looked_for():
 
 def test_the_kubernetes_manifest_keeps_to_its_schema():
     manifest = kubernetes()
-    jsonschema.validate(manifest, json.loads((ROOT / "tests" / "data" / "raycluster.schema.json").read_text()))
+    jsonschema.validate(manifest, schema("raycluster"))
     for group in [manifest["spec"]["headGroupSpec"], *manifest["spec"]["workerGroupSpecs"]]:
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, **copy.deepcopy(group["template"])}
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_a_job_and_a_weekly_job_make_the_same_cluster_for_the_same_command():
+    job, weekly = kubernetes("rayjob"), kubernetes("raycronjob")
+    jsonschema.validate(job, schema("rayjob"))
+    jsonschema.validate(weekly, schema("raycronjob"))
+    template = weekly["spec"]["jobTemplate"]
+    jsonschema.validate(template, schema("rayjob")["properties"]["spec"])
+    assert job["spec"]["rayClusterSpec"] == template["rayClusterSpec"] == kubernetes()["spec"]
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    differing = {key: (value, template[key]) for key, value in job["spec"].items() if template[key] != value}
+    retried, command = differing.pop("backoffLimit"), differing.pop("entrypoint")
+    assert differing == {}
+    assert retried == (3, 0)  # a retry goes on with the search; of one with --new it would begin another
+    assert command[1] == f"{command[0]} --new"
+    seconds_between = 7 * 24 * 3600
+    assert template["activeDeadlineSeconds"] + template["ttlSecondsAfterFinished"] < seconds_between
+
+
+def test_the_jobs_command_parses_and_its_project_is_in_the_image():
+    copied = [line.split()[2:] for line in (FILES / "Dockerfile").read_text().splitlines() if "--chown" in line]
+    for name in ("rayjob", "raycronjob"):
+        spec = kubernetes(name)["spec"]
+        spec = spec.get("jobTemplate", spec)
+        _python, program, *arguments = spec["entrypoint"].split()
+        assert load_experiment(ROOT / tune.make_parser().parse_args(arguments).experiment, []).name
+        place = yaml.safe_load(spec["runtimeEnvYAML"])["working_dir"]
+        assert copied == [[room, f"{place}/{room}"] for room in ("components", "workflows", "experiments")]
+        assert program == "workflows/tune.py"
 
 
 def test_both_clusters_have_the_same_numbers():

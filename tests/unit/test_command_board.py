@@ -101,6 +101,25 @@ def test_a_command_whose_workers_died_is_given_to_the_next_group():
     assert lost == again
 
 
+def test_a_report_says_how_many_worker_groups_died_on_its_way():
+    async def advance(board, groups):
+        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        await asyncio.sleep(0)
+        for _ in range(groups):
+            await board.register_worker_group("slot")
+        command = await board.next_command("slot", None)
+        report = Reported(number=command.number, progress=progress("there"))
+        waiting = asyncio.ensure_future(board.next_command("slot", report))
+        answer = await call
+        waiting.cancel()
+        return answer.restarts
+
+    async def scenario(board):
+        return [await advance(board, groups) for groups in (1, 2, 0)]
+
+    assert run(scenario) == [0, 2, 0]
+
+
 def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason():
     async def scenario(board):
         await board.register_worker_group("slot")

@@ -18,7 +18,7 @@ from components.data.collate import collate
 from components.data.packing import pack_rows
 from components.data.prepare import prepare
 from components.data.sampler import Position, StepSampler, micro_batches
-from components.data.split import read_and_split
+from components.data.split import read_records
 from components.data.token_store import ROWS_PER_CHUNK, Entry, TokenStore, write_store
 from components.experiment.spec import BatchSpec, DataSpec
 from components.storage.open_folder import folder_at
@@ -256,11 +256,11 @@ def test_of_two_preparations_at_once_the_slower_takes_the_result_of_the_faster(t
     faster = []
 
     def overtaken(data):
-        monkeypatch.setattr(prepare_module, "read_and_split", read_and_split)
+        monkeypatch.setattr(prepare_module, "read_records", read_records)
         faster.append(prepared(tmp_path, tokenizer))
-        return read_and_split(data)
+        return read_records(data)
 
-    monkeypatch.setattr(prepare_module, "read_and_split", overtaken)
+    monkeypatch.setattr(prepare_module, "read_records", overtaken)
     slower = prepared(tmp_path, tokenizer)
     assert slower.directory == faster[0].directory
     assert contents(slower.train) == contents(faster[0].train)

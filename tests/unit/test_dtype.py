@@ -26,12 +26,12 @@ from components.experiment.spec import (
 )
 from components.models.adapters import attach_lora
 from components.models.load_trained import load_base_of, load_trained
+from components.models.precision import computing
 from components.planning.remedies import smaller_cases
 from components.planning.trial_estimate import PlanCase
 from components.storage.open_folder import folder_at
 from components.training import trial_runner as session_module
 from components.training.evaluate import score
-from components.training.precision import computing
 from components.training.trial_runner import load_base_model
 from components.training.workers import TorchWorkers
 from tests.support.sessions import FULL, MAX_TOKENS, curve, reports, session

@@ -7,18 +7,18 @@ import jsonschema
 import pytest
 import yaml
 
+from components.experiment.check_search import check_search, without_search
+from components.experiment.draw_trials import sample_trials
 from components.experiment.experiment_errors import ExperimentError
 from components.experiment.load_experiment import load_experiment
 from components.experiment.schema import experiment_schema
 from components.experiment.space import (
     branch_order,
     branches_of,
-    check_search,
     num_trials,
-    sample_trials,
     trial_spec,
-    without_search,
 )
+from components.experiment.spec import SearchSpec
 from tests.support.experiment_file import EXPERIMENT, problems
 
 
@@ -38,7 +38,7 @@ def test_searches_are_kept_where_the_machine_says_unless_the_experiment_does(pat
 def test_a_misspelt_key_is_answered_with_the_nearest_valid_one(path):
     assert problems(path, "search.smapler=grid") == [
         'search.smapler: unknown key "smapler"; did you mean "sampler"? '
-        "(valid: max_concurrent_trials, max_failures, sampler, scheduler, seed, space, trials)"
+        f"(valid: {', '.join(sorted(SearchSpec.model_fields))})"
     ]
 
 

@@ -16,6 +16,7 @@ from components.experiment.spec import BatchSpec, FullMethod, LoraMethod, ModelS
 from components.inference.chat_session import ChatSession
 from components.inference.generate import reply_to, stream_reply
 from components.models.load_trained import load_base, load_base_of, load_trained, package
+from components.models.precision import computing
 from components.planning.dry_run import MicroBatch, dry_run_step
 from components.registry.chat_model import PACKAGE
 from components.registry.checked_export import ExportRequest, export_model
@@ -24,7 +25,6 @@ from components.registry.probes import Probe
 from components.registry.verification_messages import VerificationRequest
 from components.registry.verification_worker import verify
 from components.training.evaluate import score
-from components.training.precision import computing
 from components.training.workers import TorchWorkers, UnfitWorkersError
 from tests.support import flash_kernels
 from tests.support.families import FAMILIES, GROUPED, scored_model
@@ -193,7 +193,7 @@ def test_a_version_that_was_trained_with_it_is_verified_with_it(flash, toy, tmp_
         request = VerificationRequest(
             model=tmp_path / name / "version",
             incumbent=tmp_path / "lora" / "version",
-            eval_store=of.running.eval_store.path,
+            judged_store=of.running.eval_store.path,
             max_tokens=MAX_TOKENS,
             rows_per_batch=4,
             probes=(Probe(messages=({"role": "user", "content": "say ab"},)),),

@@ -19,6 +19,7 @@ FLOORS = [
     {"experiment", "statistics"},
     {"conversations", "records"},
     {"data", "models"},
+    {"scoring"},
     {"training", "tracking"},
     {"inference", "planning", "cluster"},
     {"registry"},
@@ -51,10 +52,13 @@ EDGES = {
     "ray": {"cluster"},
     "mlflow": {"tracking", "registry"},
     "peft": {"models"},
-    "transformers": {"models", "conversations", "planning", "inference", "training"},
+    "transformers": {"models", "conversations", "planning", "inference", "training", "scoring"},
+    "sacrebleu": {"scoring"},
+    "rouge_score": {"scoring"},
+    "jsonschema": {"scoring"},
     "optuna": {"cluster"},
     "pyarrow.fs": {"storage"},
-    "torch": {"models", "data", "training", "cluster", "planning", "inference", "registry"},
+    "torch": {"models", "data", "scoring", "training", "cluster", "planning", "inference", "registry"},
 }
 
 

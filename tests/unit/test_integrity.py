@@ -35,16 +35,16 @@ def test_a_file_that_grows_while_it_is_read_is_read_again(tmp_path, tokenizer, m
     """Else the digest would be that of other conversations than the ones that lie under it."""
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(10))
     more = toy_conversations(14)
-    read, times = prepare_module.read_and_split, []
+    read, times = prepare_module.read_records, []
 
     def grows(data):
         if not times:
             write_messages_jsonl(tmp_path / "train.jsonl", more)
-        split = read(data)
-        times.append(len(split.train) + len(split.eval))
-        return split
+        records = read(data)
+        times.append(len(records.train.conversations))
+        return records
 
-    monkeypatch.setattr(prepare_module, "read_and_split", grows)
+    monkeypatch.setattr(prepare_module, "read_records", grows)
     found = prepared(tmp_path, tokenizer)
     assert times == [14, 14]
     monkeypatch.undo()
@@ -54,16 +54,14 @@ def test_a_file_that_grows_while_it_is_read_is_read_again(tmp_path, tokenizer, m
 
 def test_a_file_that_never_rests_is_an_error(tmp_path, tokenizer, monkeypatch):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(10))
-    read, counts = prepare_module.read_and_split, itertools.count(11)
+    read, counts = prepare_module.read_records, itertools.count(11)
 
     def grows(data):
         write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(next(counts)))
         return read(data)
 
-    monkeypatch.setattr(prepare_module, "read_and_split", grows)
-    with pytest.raises(
-        ValueError, match=r"data: files of .*train\.jsonl .* changed each of the 3 times they were read"
-    ):
+    monkeypatch.setattr(prepare_module, "read_records", grows)
+    with pytest.raises(ValueError, match=r"data: files of .*train\.jsonl changed each of the 3 times they were read"):
         prepared(tmp_path, tokenizer)
 
 

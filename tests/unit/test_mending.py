@@ -283,6 +283,6 @@ def test_the_preview_says_what_was_mended(toy_search):
     with file.open("a") as lines:
         lines.write(json.dumps({"messages": [*GOOD, USER]}) + "\n")
     preview = preview_experiment(load_experiment("toy.yaml", ["data.on_bad_row=drop"]))
-    summary, *others = preview.remarks
+    summary, _, *others = preview.remarks
     assert summary.endswith(", 1 mended (1 lost an unanswered end)")
     assert others == ["data.jsonl, line 9: message 3 is cut, for no answer follows"]

@@ -20,6 +20,7 @@ from components.experiment.spec import (
     BatchSpec,
     BudgetSpec,
     FullMethod,
+    HyperbandSpec,
     LoraMethod,
     ModelSpec,
     NoSchedulerSpec,
@@ -333,21 +334,19 @@ def test_the_work_on_trees_has_masks_and_that_on_their_separate_rows_has_none(tm
 
 
 def test_a_scheduler_saves_what_lies_behind_its_rungs():
-    budget = BudgetSpec(target_tokens=400, evaluations=4)
-    assert trials_worth(NoSchedulerSpec(), budget, 400, 8) == (8.0, 8.0)
-    # Eight to the first quarter, four to the second, two to the end.
-    assert trials_worth(AshaSpec(reduction_factor=2), budget, 400, 8) == (8 / 4 + 4 / 4 + 2 / 2, 8.0)
-    # A rung between two reports stops nobody before the second.
-    assert trials_worth(AshaSpec(first_rung_target_tokens=150, reduction_factor=4), budget, 400, 8) == (4 + 1, 8.0)
+    assert trials_worth(NoSchedulerSpec(), 400, 8, ()) == (8.0, 8.0)
+    # Eight to the first quarter, four to the half, two to the end.
+    assert trials_worth(AshaSpec(reduction_factor=2), 400, 8, (100, 200)) == (8 / 4 + 4 / 4 + 2 / 2, 8.0)
+    assert trials_worth(AshaSpec(), 1600, 16, (100, 400)) == (16 / 16 + 4 * 3 / 16 + 3 / 4, 16.0)
+    # Of nine, Hyperband lets six begin at the first rung, two at the second, and one at none.
+    worth = (6 / 16 + 2 * 3 / 16 + 3 / 4) + (2 / 4 + 3 / 4) + 1
+    assert trials_worth(HyperbandSpec(), 1600, 9, (100, 400)) == (worth, 9.0)
 
 
 def test_a_branch_with_a_bracket_of_its_own_keeps_a_whole_trial_at_least():
-    budget = BudgetSpec(target_tokens=400, evaluations=4)
-    # One of three passes the first quarter, and that one the half, too; in a shared bracket three branches leave a part each.
-    assert trials_worth(AshaSpec(reduction_factor=4), budget, 400, 3) == (3 / 4 + 3 / 4, 3.0)
-    assert trials_worth(AshaSpec(reduction_factor=4, brackets="shared"), budget, 400, 3) == (3 / 4 + 3 / 4 * 3 / 4, 3.0)
-    # Fewer target tokens than evaluations: the first rung is at 1.
-    assert trials_worth(AshaSpec(), BudgetSpec(target_tokens=3, evaluations=4), 3, 1) == (1.0, 1.0)
+    # One of three passes the first quarter; in a shared bracket three branches leave a part each.
+    assert trials_worth(AshaSpec(), 400, 3, (100,)) == (3 / 4 + 3 / 4, 3.0)
+    assert trials_worth(AshaSpec(brackets="shared"), 400, 3, (100,)) == (3 / 4 + 3 / 4 * 3 / 4, 3.0)
 
 
 # Against real trials
@@ -410,7 +409,7 @@ search:
   scheduler: {name: asha, reduction_factor: 2}
   space:
     lora: {method: {kind: lora, rank: {choice: [2, 8]}}, optimizer: {learning_rate: {log_uniform: [1.0e-4, 1.0e-3]}}}
-    full: {method: {kind: full}}
+    full: {method: {kind: full}, optimizer: {learning_rate: {log_uniform: [1.0e-5, 1.0e-4]}}}
 resources: {lora: {gpus_per_worker: %(gpus)s}, full: {gpus_per_worker: %(gpus)s}}
 """
 NODE = "{gpu: Toy, gpus: 4, gpu_memory_gb: %s, bf16_tflops: 1, fp32_tflops: 1, dollars_per_hour: 8, spot_dollars_per_hour: 4}"
@@ -451,8 +450,9 @@ def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, exp
     assert full["trained_parameters"] == full["parameters"]
     (fit,) = full["fits"]
     assert (fit["node"], fit["room_bytes"], fit["short_bytes"]) == ("toy.4", 24_000_000_000, 0)
-    # Two reports: the first rung stands in the middle, and lets one of two pass.
-    assert full["search_tokens"] == {"low": 1.5 * full["tokens_per_trial"], "high": 2 * full["tokens_per_trial"]}
+    # Both come to the first rung at a sixteenth, and one of them passes.
+    assert full["search_tokens"]["low"] == pytest.approx((1 + 1 / 16) * full["tokens_per_trial"], rel=0.01)
+    assert full["search_tokens"]["high"] == 2 * full["tokens_per_trial"]
     trained = full["tokens_per_trial"] * full["flops_per_token"]
     assert fit["hours"]["high"] * 3600 == pytest.approx(2 * trained / 0.5e12, rel=0.5)  # evaluations come on top
     assert fit["dollars"]["high"] == pytest.approx(2 * fit["hours"]["high"])  # a quarter of the machine's 8 dollars
@@ -492,7 +492,7 @@ def test_a_winner_that_this_machine_cannot_hold_is_refused_before_the_search(tmp
 
 def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experiment):
     path = experiment(gpus=0)
-    drop = "search.space={full: {method: {kind: full}}}"
+    drop = "search.space={full: {method: {kind: full}, optimizer: {weight_decay: {uniform: [0, 0.1]}}}}"
     _, plan, people = planned(capsys, path, "--json", "--calibrate", "--set", drop)
     (full,) = plan["branches"]
     (fit,) = full["fits"]

@@ -271,9 +271,10 @@ def test_an_experiment_is_shown_as_its_search_will_train_on_it(capsys, model, da
     loaded = load_experiment(experiment)
     dataset = prepare(loaded.data, model_path=model, chat_format="auto", storage=loaded.folder.parent)
     assert dataset.reused
-    assert out.splitlines()[-3:] == [
+    assert out.splitlines()[-4:] == [
         f"data {dataset.digest[:12]} prepared: 2 conversations to train on (16 target tokens), 1 held out (2),"
         " 1 dropped as too long, 1 truncated",
+        dataset.verdict_note,
         f"{data}, line 3: 72 tokens, data.max_tokens is 50",
         "3 conversations, 90 tokens, 18 of them scored (20%); 1 dropped, 1 truncated",
     ]

@@ -25,7 +25,7 @@ from components.cluster.ray_internals import TESTED, version_warning
 from components.cluster.ray_internals.core import autoscaler_options, submission_id
 from components.cluster.ray_internals.train import preemption_notice
 from components.cluster.ray_internals.tune import create_trial, drop_restored_decisions, is_new, is_queued, requeue
-from components.cluster.scheduling.tpe import BranchedTpe
+from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from tests.support.tune_controller import Untrained, make_controller, make_trial
 
 NARROW, WIDE = PlacementGroupFactory([{"CPU": 1}]), PlacementGroupFactory([{"CPU": 2}])
@@ -121,7 +121,7 @@ def make_controller_state(controller):
 
 @pytest.mark.parametrize("kind", ["presampled", "searcher"])
 def test_a_trial_that_is_made_by_hand_is_like_those_of_the_search(tmp_path, kind):
-    class Three(BranchedTpe):
+    class Three(BranchedSearcher):
         def __init__(self):
             pass
 
@@ -190,7 +190,7 @@ def test_the_parts_of_train_that_are_replaced_are_where_they_were():
         "scheduling.slot_scheduler",
         "scheduling.manual_stopper",
         "scheduling.successive_halving",
-        "scheduling.tpe",
+        "scheduling.branched_searcher",
         "slots.trainable",
     ],
 )

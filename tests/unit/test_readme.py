@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.experiment.check_search import check_search
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import check_search
 from components.experiment.spec import ExperimentSpec
 from workflows.__main__ import PROGRAMS
 from workflows.cli import Exit

@@ -17,11 +17,9 @@ from components.models.load_trained import load_base, load_trained
 from components.registry.chat_model import PackagedChatModel
 from components.registry.gate import GateDecision, check_report, compare_losses, decide
 from components.registry.probes import load_probes
-from components.registry.result import RegistryResult
 from components.registry.verification_messages import VerificationReport, VerificationRequest
 from components.registry.verification_worker import verify
-from components.statistics import paired_bootstrap as comparison
-from components.statistics.paired_bootstrap import Comparison, paired_bootstrap
+from components.statistics.selection import ChosenFrom, Selection
 from tests.support.trials import MAX_TOKENS, cut_short
 
 QUESTION = "say ab"
@@ -29,144 +27,6 @@ CHATML_OF_OLD = (
     "{% for message in messages %}<|im_start|>{{ message['role'] + ': ' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
 )
-
-# The gate
-
-
-def verdict(candidate_sums, other_sums, num_targets, confidence=0.95):
-    return paired_bootstrap("base", candidate_sums, other_sums, num_targets, confidence=confidence)
-
-
-def test_losses_are_per_target_over_all_conversations_not_means_of_means():
-    found = verdict([10.0, 60.0], [20.0, 90.0], [10, 30])
-    assert (found.candidate_loss, found.other_loss, found.difference) == (70 / 40, 110 / 40, 1.0)
-
-
-def test_one_that_is_better_by_as_much_everywhere_wins_without_doubt():
-    found = verdict([10.0, 20.0] * 15, [15.0, 30.0] * 15, [10, 20] * 15)
-    assert (found.low, found.high, found.beats, found.state) == (0.5, 0.5, True, "better")
-    assert found.sentence() == (
-        "beats the base on held-out conversations: 1.0000 against 1.5000 nats per target,"
-        " difference +0.5000 [+0.5000, +0.5000] at 95%"
-    )
-
-
-def test_an_equal_one_does_not_win():
-    found = verdict([10.0, 20.0] * 15, [10.0, 20.0] * 15, [10, 20] * 15)
-    assert (found.low, found.high, found.beats, found.state) == (0.0, 0.0, False, "not better")
-
-
-def test_one_that_is_worse_everywhere_loses():
-    found = verdict([15.0, 30.0] * 15, [10.0, 20.0] * 15, [10, 20] * 15)
-    assert (found.low, found.high, found.beats) == (-0.5, -0.5, False)
-    assert found.sentence().startswith("does not beat the base")
-
-
-def test_what_is_better_on_average_may_be_luck_and_is_not_with_more_of_the_same():
-    candidate, other, targets = [10.0, 10.0, 10.0, 10.0], [13.0, 9.0, 12.0, 8.0], [10, 10, 10, 10]
-    few = verdict(candidate * 5, other * 5, targets * 5)
-    assert few.difference == pytest.approx(0.05)
-    assert few.low < 0 < few.high
-    assert (few.beats, few.state) == (False, "not better")
-    many = verdict(candidate * 100, other * 100, targets * 100)
-    assert many.difference == pytest.approx(0.05)
-    assert 0 < many.low < 0.05 < many.high
-    assert many.beats
-
-
-def test_more_confidence_asks_for_more():
-    losses = [10.0] * 40, [12.0, 9.4] * 20, [10] * 40
-    sure, surer = verdict(*losses, confidence=0.5), verdict(*losses, confidence=0.999)
-    assert surer.low < sure.low < sure.high < surer.high
-
-
-def test_resampling_in_blocks_draws_the_same(monkeypatch):
-    losses = [10.0, 11.0, 9.0], [12.0, 9.0, 10.0], [10, 7, 12]
-    whole = verdict(*losses)
-    monkeypatch.setattr(comparison, "MAX_DRAWN_AT_ONCE", 1000)
-    assert verdict(*losses) == whole
-
-
-def test_conversations_that_cannot_be_paired_are_an_error():
-    with pytest.raises(ValueError, match="2, 1 and 2 conversations cannot be paired"):
-        verdict([1.0, 2.0], [1.0], [1, 1])
-    with pytest.raises(ValueError, match="0, 0 and 0"):
-        verdict([], [], [])
-
-
-# Too few to tell
-
-
-@pytest.mark.parametrize("count", [1, 2, 19])
-def test_too_few_conversations_tell_nothing_however_clear_they_look(count):
-    found = verdict([10.0] * count, [10.0002, 15.0, 20.0][-count:] if count < 3 else [15.0] * count, [10] * count)
-    assert (found.state, found.beats, found.conversations, found.needed) == ("too few to tell", False, count, 20)
-    there = "there is 1" if count == 1 else f"there are {count}"
-    assert found.sentence() == (
-        f"too few to tell whether it beats the base: 20 held-out conversations needed, {there}: add conversations, or hold"
-        " out more of them (data.eval_fraction, data.eval)"
-    )
-
-
-def test_twenty_conversations_can_tell():
-    found = verdict([10.0] * 20, [15.0, 16.0] * 10, [10] * 20)
-    assert (found.state, found.conversations, found.effective, found.needed) == ("better", 20, 20.0, 20)
-
-
-def test_one_conversation_that_has_nearly_all_targets_is_nearly_one_conversation():
-    found = verdict([10.0] * 30, [20.0] * 30, [10] * 29 + [2000])
-    assert (found.state, found.beats) == ("too few to tell", False)
-    assert found.effective == pytest.approx((29 * 10 + 2000) ** 2 / (29 * 100 + 2000**2))
-    assert found.needed == 458
-    assert found.sentence().startswith(
-        "too few to tell whether it beats the base: 458 held-out conversations needed, there are 30 (as unequal in length as"
-        " they are, they count as 1.3): add"
-    )
-
-
-def test_one_conversation_alone_that_differs_is_no_proof():
-    better = verdict([10.0] * 30, [10.0] * 29 + [40.0], [10] * 30)
-    assert (better.state, better.high) == ("not better", None)
-    assert better.sentence().endswith(", unbounded] at 95%")
-    worse = verdict([10.0] * 30, [10.01] * 29 + [9.0], [10] * 30)
-    assert worse.difference < 0
-    assert (worse.state, worse.low) == ("not better", None)
-    assert RegistryResult.model_validate_json(result_with(worse).model_dump_json()).verdicts == (worse,)
-
-
-def test_a_few_that_deceive_widen_the_side_on_which_they_do():
-    """Most a little better, some much worse: the interval reaches further down than up."""
-    found = verdict([10.0] * 40, [11.0, 11.0, 11.0, 8.0] * 10, [10] * 40)
-    assert found.difference == pytest.approx(0.025)
-    assert found.difference - found.low > 1.1 * (found.high - found.difference)
-
-
-@pytest.mark.parametrize(("count", "least", "most"), [(5, 0.0, 0.05), (20, 0.005, 0.045)])
-def test_a_candidate_that_is_no_better_is_seldom_found_better(count, least, most):
-    """1,000 splits drawn so that nothing is better; the interval lies above 0 in 2.5 % of them (percentiles: 9 % of 5)."""
-    generator = np.random.default_rng(0)
-    above = 0
-    for _ in range(1000):
-        targets = generator.integers(30, 90, size=count).astype(float)
-        differences = targets * generator.normal(size=count)
-        above += comparison.studentized_interval(differences, targets, 0.95, generator, resamples=400)[0] > 0
-    assert least <= above / 1000 <= most
-
-
-def test_a_verdict_of_before_conversations_were_counted_stands():
-    old = {
-        "other": "base", "candidate_loss": 1.0, "other_loss": 1.5, "difference": 0.5, "low": 0.1, "high": 0.9,
-        "confidence": 0.95, "beats": True,
-    }  # fmt: skip
-    assert Comparison.model_validate(old).state == "better"
-
-
-def result_with(found):
-    return RegistryResult(
-        name="toy", version="1", alias="champion", promoted=False, reason="", verdicts=(found,), probes=(),
-        base_answers=(), candidate_answers=(), base_loss=1.0, candidate_loss=1.0,
-    )  # fmt: skip
-
 
 # Probes
 
@@ -361,13 +221,48 @@ def test_the_first_candidate_needs_as_many_conversations_to_beat_the_base():
     assert decide(None, proof, verdicts) == GateDecision(passed=False, reason=verdicts[0].sentence())
 
 
+def test_a_choice_among_many_on_the_same_conversations_asks_for_more_and_is_said():
+    """Lucky on some conversations, as the best of 24 may be; the choice of one among two of its own kind changes little."""
+    luck = np.random.default_rng(0).normal(size=(24, 30))
+    lucky = 10.0 - (luck - luck.mean(axis=1, keepdims=True) + 0.45)
+    proof = proof_answer(candidate_sums=tuple(lucky[0]), base_sums=(10.0,) * 30)
+    assert decide(None, proof, compare_losses(proof, 0.95)).passed
+    chosen_from = ChosenFrom(evaluations=24, trials=6)
+    verdicts = compare_losses(proof, 0.95, Selection(sums_CN=lucky, chosen_from=chosen_from))
+    decision = decide(None, proof, verdicts)
+    assert not decision.passed
+    assert decision.reason.startswith("does not beat the base on held-out conversations: ")
+    assert decision.reason.endswith(" at 95%; the best of 24 evaluations of 6 trials, corrected for that choice")
+    assert verdicts[0].chosen_from == chosen_from
+    assert compare_losses(proof, 0.95, Selection(sums_CN=lucky, chosen_from=chosen_from)) == verdicts
+
+
+def test_each_of_two_comparisons_says_how_sure_both_are_together():
+    reason = against_incumbent(tuple(range(30)))[2]
+    assert reason.count(" at 95% (90% for both intervals together)") == 2
+    proof = proof_answer()
+    assert "together" not in compare_losses(proof, 0.95)[0].sentence()
+
+
+def test_what_was_chosen_from_is_compared_on_the_same_conversations_as_the_incumbent():
+    """The candidates differ on the last five conversations only, which the incumbent knows."""
+    sums = np.full((4, 30), 10.0)
+    sums[1:, 25:] = np.random.default_rng(0).normal(10.0, 50.0, size=(3, 5))
+    selection = Selection(sums_CN=sums, chosen_from=ChosenFrom(evaluations=4, trials=4))
+    proof = proof_answer(
+        incumbent_sums=tuple(10.5 + 0.1 * (i % 3) for i in range(30)), incumbent_unseen=tuple(range(25))
+    )
+    corrected, plain = compare_losses(proof, 0.95, selection)[1], compare_losses(proof, 0.95)[1]
+    assert (corrected.low, corrected.high) == pytest.approx((plain.low, plain.high), rel=0.05)
+
+
 def verify_incumbent(trials, packaged, incumbent):
     """Beside a candidate with the chat format of `packaged`. The incumbent is in a folder, as a version lies there."""
     request = VerificationRequest(
         phase="incumbent",
         model=trials.folder,
         incumbent=incumbent,
-        eval_store=trials.dataset.eval.path,
+        judged_store=trials.dataset.eval.path,
         max_tokens=MAX_TOKENS,
         rows_per_batch=4,
         probes=(),

@@ -13,13 +13,22 @@ from components.records.events import (
     replay,
 )
 from components.records.histories import TrialHistories
+from components.records.loss_views import EndCalibration, LossSlice, LossViews
 from components.records.outcome import Outcome
+from components.records.search_cost import cost_of_search
+from components.registry.forgetting import GeneralChange
+from components.registry.judge import JudgeVerdict
 from components.registry.probes import Probe
+from components.registry.result import RegistryResult
+from components.registry.side_results import SideResults
 from components.reports.html_page import search_page
 from components.reports.leaderboard import leaderboard, ranked, worker_seconds
 from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
+from components.reports.loss_sides import ends_sentence, sides_table
+from components.reports.rung_correlation import rung_correlations
 from components.reports.search_summary import SearchSummary, probes_answered, trial_summaries
+from components.reports.verdict import print_verdict
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000
@@ -64,6 +73,81 @@ def test_the_leaderboard_says_method_hyperparameters_tokens_loss_and_state():
         "completed",
     ]
     assert cells[2] == ["3", "full", "0", "(0%)", "-", "0", "failed"]
+
+
+def test_trials_show_their_loss_on_general_text_where_it_was_measured():
+    histories = list(replay(RECORDS).values())
+    last = histories[0].reports[-1].model_copy(update={"scores": {"general_loss": 3.25}})
+    histories[0] = histories[0].model_copy(update={"reports": (*histories[0].reports[:-1], last)})
+    head, first, second, *_ = [line.split() for line in shown(leaderboard(histories, budget=BUDGET)).splitlines()]
+    assert head[-4:] == ["general", "worker", "s", "state"]
+    assert (first[-3], second[-3]) == ("3.250", "-")
+    assert [trial.general_loss for trial in trial_summaries(histories)] == [None, 3.25, None]
+
+
+def views(loss):
+    sides = {"turn": (one_slice("1", loss, 6), one_slice("2", loss, 4)), "language": (one_slice("[han]<", loss, 10),)}
+    ends = EndCalibration(num_ends=2, at_ends=0.75, elsewhere=0.25, error=0.125)
+    return LossViews(whole=one_slice("all", loss, 10), sides=sides, ends=ends)
+
+
+def one_slice(name, loss, targets):
+    return LossSlice(name=name, loss_sum=loss * targets, num_targets=targets, num_right=targets // 2)
+
+
+ENDS = "ends of turns: probability 0.750 at 2 ends, 0.250 elsewhere, calibration error 0.125"
+
+
+def test_the_sides_of_two_models_stand_beside_each_other():
+    other = views(2.0).model_copy(update={"sides": {"turn": (one_slice("1", 2.0, 6),)}})
+    lines = [line.split() for line in shown(sides_table({"bot": views(1.0), "base": other})).splitlines()]
+    assert lines == [
+        ["by", "targets", "loss", "bot", "right", "loss", "base", "right"],
+        ["all", "10", "1.0000", "50%", "2.0000", "50%"],
+        ["turn", "1", "6", "1.0000", "50%", "2.0000", "50%"],
+        ["2", "4", "1.0000", "50%", "-", "-"],
+        ["language", "[han]<", "10", "1.0000", "50%", "-", "-"],
+    ]
+    assert ends_sentence(other.ends) == ENDS
+
+
+def test_the_page_and_the_terminal_say_what_stands_beside_the_decision():
+    change = GeneralChange(
+        other="base",
+        candidate_loss=3.1,
+        other_loss=2.95,
+        change=0.15,
+        low=0.12,
+        high=None,
+        confidence=0.95,
+        passages=40,
+    )
+    judged = JudgeVerdict(other="base", judge="<judge>", wins=3, losses=1, ties=0)
+    sides = SideResults(general=(change,), judged=(judged,), candidate_views=views(1.0), base_views=views(2.0))
+    summary = summary_with(
+        RegistryResult(
+            name="bot", version="3", alias="champion", promoted=True, reason="", verdicts=(), probes=(), base_answers=(),
+            candidate_answers=(), base_loss=2.0, candidate_loss=1.0, sides=sides,
+        )
+    )  # fmt: skip
+    page = search_page(summary, curves="<svg></svg>", command="")
+    assert "general text: 3.100 nats per token against the base&#39;s 2.950: +0.150 [+0.120, unbounded] at 95%" in page
+    assert "judge &lt;judge&gt;: win rate 75% against the base (3 won, 1 lost, 0 tied of 4" in page
+    assert "<td>language</td><td>[han]&lt;</td>" in page
+    assert f"version 3: perplexity 2.72, {ENDS}" in page
+    assert f"base: perplexity 7.39, {ENDS}" in page
+    console = Console(file=io.StringIO(), width=200)
+    print_verdict(console, summary)
+    assert list(sides.sentences()) == console.file.getvalue().splitlines()[-2:]
+    assert SearchSummary.model_validate_json(summary.model_dump_json()).registry.sides.general == (change,)
+
+
+def summary_with(registry):
+    return SearchSummary(
+        experiment="toy", search_id="1", outcome=Outcome.CHAMPION, message="Champion", seconds=1.0, data_digest="d",
+        data_reused=False, folder="f", tracking_uri="u", run_id="r", trials=trial_summaries(replay(RECORDS).values()),
+        registry=registry,
+    )  # fmt: skip
 
 
 def test_without_a_terminal_every_event_is_one_line():
@@ -134,7 +218,7 @@ def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():
 
 
 def test_a_summary_is_json_without_infinities():
-    summaries = trial_summaries(replay(RECORDS).values())
+    summaries = trial_summaries(replay(RECORDS).values(), budget=BUDGET)
     assert [(trial.number, trial.eval_loss) for trial in summaries] == [(2, 0.7), (1, 0.9), (3, None)]
     assert all(trial.eval_loss is None or math.isfinite(trial.eval_loss) for trial in summaries)
 
@@ -158,7 +242,11 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
         folder="runs/toy/s",
         tracking_uri="sqlite:///mlflow.db",
         run_id="r",
-        trials=trial_summaries(replay(RECORDS).values()),
+        cost=cost_of_search(replay(RECORDS).values(), proof=100.0),
+        rung_correlations=rung_correlations(
+            replay(RECORDS).values(), budget=1000, rungs=(500,), evaluations=(1000,), branches=[None]
+        ),
+        trials=trial_summaries(replay(RECORDS).values(), budget=BUDGET),
         registry=None,
     )
     curves = loss_curves_svg(replay(RECORDS).values(), base_loss=3.5)
@@ -166,6 +254,8 @@ def test_the_page_holds_the_verdict_the_trials_and_the_curves_and_loads_nothing(
     assert "It is done &amp; well." in page
     assert "toy &lt;script&gt;" in page
     assert page.count('class="stopped"') == 1
+    assert "cost: 120 worker-seconds: 20 training, 100 proof." in page
+    assert "rung at 500 target tokens: not known, for 1 of the 2 trials there came to the end" in page
     assert "Again: <code>python workflows/tune.py x.yaml</code></p>" in page
     assert "Again" not in search_page(summary, curves=curves, command="")
     assert "<svg" in page

@@ -45,7 +45,7 @@ model: {path: model}
 data: {train: data.jsonl, eval_fraction: 0.2}
 search:
   trials: 2
-  space: {lora: {method: {kind: lora}}}
+  space: {lora: {method: {kind: lora, rank: {choice: [2, 4]}}}}
 storage: {path: %(folder)s/runs}
 """
 
@@ -77,33 +77,33 @@ def test_a_search_is_found_by_its_id_or_as_the_newest_or_newest_unfinished(exper
         find_search(experiment, "three")
 
 
-def test_only_an_interrupted_search_of_the_same_experiment_and_layout_is_resumed(experiment):
-    with pytest.raises(InputError, match=r"no such interrupted search in .*\(interrupted: none\)"):
-        find_interrupted(experiment, "newest")
+def test_only_an_unfinished_search_of_the_same_experiment_and_layout_is_resumed(experiment):
+    with pytest.raises(InputError, match=r"--resume one: no search of this id has begun in .*\(there: none\)"):
+        find_interrupted(experiment, "one")
     begun(experiment, "old", 1.0, layout=LAYOUT - 1)
     begun(experiment, "one", 2.0)
     begun(experiment, "two", 3.0, finished=True)
-    assert find_interrupted(experiment, "newest").search_id == "one"
-    with pytest.raises(InputError, match=r"interrupted: old, one"):
+    assert find_interrupted(experiment, "one").search_id == "one"
+    with pytest.raises(InputError, match=r"--resume two: that search has ended \(there: old, one, two \(ended\)\)"):
         find_interrupted(experiment, "two")
     with pytest.raises(InputError, match="--resume old: it was begun by another version"):
         find_interrupted(experiment, "old")
     other = experiment.model_copy(update={"data": experiment.data.model_copy(update={"max_tokens": 99})})
     with pytest.raises(InputError, match=r"data\.max_tokens: was .*, is 99"):
-        find_interrupted(other, "newest")
+        find_interrupted(other, "one")
 
 
 @pytest.mark.parametrize(
-    ("command", "search_id", "advice"),
+    ("command", "advice"),
     [
-        ("python workflows/tune.py x.yaml", "s", "python workflows/tune.py x.yaml --resume s"),
-        ("python workflows/tune.py x.yaml", "", "python workflows/tune.py x.yaml --resume"),
-        ("python workflows/tune.py x.yaml --resume s", "s", "python workflows/tune.py x.yaml --resume s"),
-        ("", "s", "run(experiment, resume='s')"),
+        ("python workflows/tune.py x.yaml", "python workflows/tune.py x.yaml"),
+        ("python workflows/tune.py --new x.yaml --json", "python workflows/tune.py x.yaml --json"),
+        ("python workflows/tune.py x.yaml --resume s", "python workflows/tune.py x.yaml --resume s"),
+        ("", "run(experiment)"),
     ],
 )
-def test_the_advice_how_to_go_on_fits_a_command_line_and_a_notebook(command, search_id, advice):
-    assert resume_command(command, search_id) == advice
+def test_the_advice_how_to_go_on_is_the_same_command_that_begins_nothing_new(command, advice):
+    assert resume_command(command) == advice
 
 
 def trials(events, **facts):

@@ -7,13 +7,15 @@ import jsonschema
 import pytest
 import yaml
 
+from components.experiment.check_search import without_search
 from components.experiment.domains import DOMAINS
+from components.experiment.draw_trials import sample_trials
 from components.experiment.experiment_errors import ExperimentError
 from components.experiment.experiment_warnings import experiment_warnings
 from components.experiment.load_experiment import load_experiment
 from components.experiment.parse_trial import SHARED_BY_ALL_TRIALS, leaves_of, read_branch
 from components.experiment.schema import experiment_schema
-from components.experiment.space import branches_of, change_trial, sample_trials, trial_spec, without_search
+from components.experiment.space import branches_of, change_trial, trial_spec
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from tests.support.experiment_file import EXPERIMENT, problems
 
@@ -371,8 +373,8 @@ REMARKS = [
     (
         ["search.space={a: {method: {rank: 4}}, b: {method: {rank: {choice: [1, 2]}}}}"],
         [
-            "search.space.a varies nothing, so its 4 trials are one and the same; give it a range, or set search.trials to 2",
-            "search.space.b has 2 points for 3 trials, so some are the same; search.sampler=grid tries each once",
+            "search.trials=7, but branch a has only 1 configuration: 1 trial",
+            "search.trials=7, but branch b has only 2 different configurations: 2 trials",
         ],
     ),
     (

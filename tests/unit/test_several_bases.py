@@ -3,8 +3,8 @@
 import pytest
 
 from components.cluster.slots.worker import Runners
+from components.experiment.draw_trials import sample_trials
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import sample_trials
 from components.experiment.spec import BudgetSpec
 from components.notebook import text_of
 from components.planning.instance_types import load_node_table
@@ -71,7 +71,7 @@ def test_each_base_is_opened_with_its_own_data_of_the_same_words(place):
     assert letters.dataset.train.total_targets > pairs.dataset.train.total_targets
     assert prepared.budget == 2 * letters.dataset.train.target_bytes.sum()
     assert pairs.experiment.model.attention == "eager"
-    assert any("trials are compared in bits per byte" in text for text in told)
+    assert any("losses compare in bits per byte" in text for text in told)
     context = prepared.context({})
     assert context.base_of("letters").prepared == context.prepared == letters.dataset.directory
     assert context.base_of("pairs").reference.model.path == str(place / "pairs")

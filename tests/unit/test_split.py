@@ -13,7 +13,7 @@ from components.conversations.readers.data_problems import ConversationError
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.comparable_conversations import find_render_differences, unseen_conversations
 from components.data.prepare import prepare
-from components.data.split import read_and_split
+from components.data.split import read_records
 from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
 from components.data.token_store import SCHEMA, Entry, TokenStore, write_store
 from components.data.trained_on import TRAINED_ON, keys_digest, read_trained_on, training_keys, write_trained_on
@@ -36,7 +36,7 @@ TALK = Conversation(messages=SAID)
 def split_of(folder, conversations, **data):
     path = folder / "data.jsonl"
     write_messages_jsonl(path, conversations)
-    return read_and_split(DataSpec(**{"train": str(path), **data}))
+    return read_records(DataSpec(**{"train": str(path), **data})).split()
 
 
 def words_of(conversations):
@@ -122,9 +122,9 @@ def test_words_that_are_held_out_are_not_trained_on_under_another_system_message
         + '\n{"messages": [{"role": "user", "content": "other"}, {"role": "assistant", "content": "words"}]}\n'
     )
     write_messages_jsonl(tmp_path / "eval.jsonl", [Conversation(messages=(user("q"), assistant("a")))])
-    split = read_and_split(DataSpec(train=str(path), eval=str(tmp_path / "eval.jsonl")))
+    split = read_records(DataSpec(train=str(path), eval=str(tmp_path / "eval.jsonl"))).split()
     assert [conversation.messages[0].content for conversation in split.train] == ["other"]
-    assert (split.duplicates, split.leaked) == (0, 2)
+    assert (split.sides.duplicates, split.sides.leaked) == (0, 2)
 
 
 # Groups
@@ -140,7 +140,7 @@ def write_grouped(path, groups):
 
 def test_conversations_of_a_group_stand_on_one_side(tmp_path):
     write_grouped(tmp_path / "data.jsonl", [n % 40 for n in range(400)])
-    split = read_and_split(DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.3))
+    split = read_records(DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.3)).split()
     held_out, trained = ({each.group for each in side} for side in (split.eval, split.train))
     assert (len(held_out), len(trained)) == (10, 30)
     assert held_out.isdisjoint(trained)
@@ -152,14 +152,14 @@ def test_a_group_that_is_held_out_by_a_file_is_not_trained_on(tmp_path):
     (tmp_path / "eval.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "group": "a"}\n'
     )
-    split = read_and_split(DataSpec(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "eval.jsonl")))
+    split = read_records(DataSpec(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "eval.jsonl"))).split()
     assert [conversation.group for conversation in split.train] == ["b", None]
-    assert split.leaked == 2
+    assert split.sides.leaked == 2
 
 
 def test_a_group_is_a_text_or_a_whole_number_and_may_be_empty(tmp_path):
     write_grouped(tmp_path / "data.jsonl", ["a", 7, "7", None, " "])
-    split = read_and_split(DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.5))
+    split = read_records(DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.5)).split()
     both = [*split.eval, *split.train]
     assert {each.source.split()[-1]: each.group for each in both} == {
         "1": "a",
@@ -170,7 +170,7 @@ def test_a_group_is_a_text_or_a_whole_number_and_may_be_empty(tmp_path):
     }
     write_grouped(tmp_path / "data.jsonl", ["a", ["b"], True])
     with pytest.raises(ConversationError) as caught:
-        read_and_split(DataSpec(train=str(tmp_path / "data.jsonl")))
+        read_records(DataSpec(train=str(tmp_path / "data.jsonl"))).split()
     assert [(problem.location, problem.text) for problem in caught.value.problems] == [
         ("line 2", '"group" must be a text or a whole number, not list'),
         ("line 3", '"group" must be a text or a whole number, not bool'),
@@ -201,7 +201,7 @@ def test_a_fraction_that_leaves_none_is_an_error_that_names_one_that_does(tmp_pa
 def test_one_group_alone_cannot_be_split(tmp_path):
     write_grouped(tmp_path / "data.jsonl", ["a", "a", "a"])
     with pytest.raises(ValueError, match=r"1 distinct conversation \(or group of them\) cannot be split"):
-        read_and_split(DataSpec(train=str(tmp_path / "data.jsonl")))
+        read_records(DataSpec(train=str(tmp_path / "data.jsonl"))).split()
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 0.11), (2, 0.31), (3, 0.51), (4, None), (5, None), (0, None)])

@@ -164,7 +164,8 @@ def test_while_the_server_is_away_we_wait_and_then_say_so(s3_server, bucket, mon
     with monkeypatch.context() as patch:
         patch.setattr(retry, "MAX_RETRY_SECONDS", 0.0)
         with pytest.raises(
-            StorageError, match=r"the storage has been away for 0 seconds \(NETWORK_CONNECTION.*go on with --resume"
+            StorageError,
+            match=r"the storage has been away for 0 seconds \(NETWORK_CONNECTION.*the same command goes on",
         ):
             bucket.write_text("a", "1")
     # This server forgets its bucket with its process, and has it again a moment after it answers. A missing bucket is

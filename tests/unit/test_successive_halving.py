@@ -8,8 +8,9 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.driver.trial_control import attached
+from components.cluster.scheduling.journal_scheduler import JournalScheduler
 from components.cluster.scheduling.scheduler import make_scheduler
-from components.cluster.scheduling.successive_halving import HalvingRule, SuccessiveHalving
+from components.cluster.scheduling.successive_halving import HalvingRule
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
@@ -134,18 +135,20 @@ def test_one_trial_at_a_time_goes_on_while_it_is_among_the_best_so_far():
 
 
 @pytest.mark.parametrize(
-    ("spec", "budget", "evaluations", "rungs"),
+    ("spec", "budget", "warmup", "rungs"),
     [
-        (AshaSpec(), 400, 4, (100, 200)),
-        (AshaSpec(reduction_factor=3), 1003, 4, (250, 750)),
-        (AshaSpec(reduction_factor=8), 400, 4, (100,)),
-        (AshaSpec(first_rung_target_tokens=150, reduction_factor=2), 400, 4, (150, 300)),
-        (AshaSpec(), 400, 1, ()),
-        (AshaSpec(), 3, 4, (1, 2)),
+        (AshaSpec(), 1600, 0.0, (100, 400)),
+        (AshaSpec(), 1600, 0.05, (100, 400)),
+        (AshaSpec(), 1600, 0.1, (160, 640)),  # never inside the warm-up
+        (AshaSpec(), 1601, 0.0, (101, 401)),
+        (AshaSpec(reduction_factor=2), 1600, 0.0, (100, 200, 400, 800)),
+        (AshaSpec(first_rung_target_tokens=50), 1600, 0.1, (50, 200, 800)),  # a person's word counts
+        (AshaSpec(), 1600, 1.0, ()),
+        (AshaSpec(), 3, 0.0, (1,)),
     ],
 )
-def test_rungs_begin_at_the_first_evaluation_and_end_before_the_budget(spec, budget, evaluations, rungs):
-    assert spec.rungs(budget, evaluations) == rungs
+def test_the_first_rung_is_a_sixteenth_of_the_budget_and_never_in_the_warm_up(spec, budget, warmup, rungs):
+    assert spec.rungs(budget, warmup) == rungs
 
 
 def experiment():
@@ -161,17 +164,16 @@ def experiment():
 
 
 def test_branches_have_brackets_of_their_own_unless_told_otherwise():
-    assert HalvingRule.of(AshaSpec(), BUDGET, 4) == PER_BRANCH
-    shared = AshaSpec(brackets="shared", reduction_factor=3)
-    assert HalvingRule.of(shared, BUDGET, 4) == HalvingRule(rungs=(100, 300), reduction_factor=3, per_branch=False)
+    assert HalvingRule.of(AshaSpec(reduction_factor=2), (100, 200)) == PER_BRANCH
+    assert HalvingRule.of(AshaSpec(reduction_factor=2, brackets="shared"), (100, 200)) == HALF
 
 
 def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():
     """Tune restores schedulers as they were before the first trial: rungs kept inside would be empty."""
     asha = pickle.loads(pickle.dumps(make_scheduler(experiment(), BUDGET, "resumed")))
-    assert isinstance(asha.base, SuccessiveHalving)
+    assert isinstance(asha.base, JournalScheduler)
     histories = replay([started("a"), reported("a", 100, 1.0), started("b"), started("c", branch="full")])
-    controller = SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories)
+    controller = SimpleNamespace(context=SimpleNamespace(search_id="resumed"), histories=histories, reasons={})
 
     def decision(trial_id, loss, exit_reason=None):
         trial = SimpleNamespace(trial_id=trial_id, config=CONFIG.to_tune())

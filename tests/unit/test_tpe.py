@@ -14,12 +14,13 @@ from ray.tune.utils import flatten_dict
 
 from components.cluster.capacity.cluster_capacity import ClusterCapacity, NodeType
 from components.cluster.driver.trial_control import attached
+from components.cluster.scheduling.branched_searcher import BranchedSearcher
+from components.cluster.scheduling.samplers import random_only, startup_trials
 from components.cluster.scheduling.search_warnings import check_rungs, remarks
-from components.cluster.scheduling.tpe import BranchedTpe, random_only, startup_trials
 from components.cluster.scheduling.tune_search import search_algorithm
 from components.cluster.slots.slot_result import ExitReason, SlotResult
-from components.experiment.space import sample_trials
-from components.experiment.spec import ExperimentSpec
+from components.experiment.draw_trials import sample_trials
+from components.experiment.spec import ExperimentSpec, TrialSpec
 from tests.support.records import progress
 
 BUDGET = 1000
@@ -55,7 +56,7 @@ def distance(branch, learning_rate):
 
 def distances_of_tpe(trials, **search):
     """By branch, of each trial in its order, when one trial runs at a time and its loss is its distance."""
-    searcher, found = BranchedTpe(experiment(trials, **search), BUDGET), {name: [] for name in SPACE}
+    searcher, found = BranchedSearcher(experiment(trials, **search), BUDGET), {name: [] for name in SPACE}
     for number in range(trials):
         trial = searcher.suggest(str(number))["trial"]
         off = distance(trial["branch"], trial["spec"]["optimizer"]["learning_rate"])
@@ -91,14 +92,15 @@ def test_the_same_seed_suggests_the_same_trials_and_another_one_others():
 
 def test_branches_with_equal_ranges_are_not_given_equal_values():
     twins = {name: {"optimizer": {"learning_rate": {"log_uniform": [1e-5, 1e-1]}}} for name in ("one", "two")}
-    searcher = BranchedTpe(experiment(2, space=twins), BUDGET)
+    searcher = BranchedSearcher(experiment(2, space=twins), BUDGET)
     first, second = (searcher.suggest(str(number))["trial"]["varied"] for number in range(2))
     assert first != second
 
 
 def told_of(*reports, evaluations=4, space=SPACE, error=False):
     """(state, value, intermediate values, violation) of a trial as its study has it after these results, the last its end."""
-    searcher = BranchedTpe(experiment(evaluations=evaluations, space=space), BUDGET)
+    none = {"name": "none"}  # no rungs between the evaluations
+    searcher = BranchedSearcher(experiment(evaluations=evaluations, space=space, scheduler=none), BUDGET)
     searcher.suggest("a")
     for report in reports[:-1]:
         searcher.on_trial_result("a", report)
@@ -140,7 +142,7 @@ def test_a_configuration_that_cannot_be_trained_is_the_worst():
 
 def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
     assert told_of(error=True)[0] == TrialState.FAIL  # nothing is known of it
-    searcher = BranchedTpe(experiment(), BUDGET)
+    searcher = BranchedSearcher(experiment(), BUDGET)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(251, 3.0))
     searcher.on_trial_complete("a", error=True)
@@ -148,7 +150,7 @@ def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
 
 
 def test_a_trial_that_leaves_its_node_has_not_reported():
-    searcher = BranchedTpe(experiment(), BUDGET)
+    searcher = BranchedSearcher(experiment(), BUDGET)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(0, 1.0, exit_reason=ExitReason.PREEMPTED))
     searcher.on_trial_complete("a", error=True)
@@ -158,7 +160,7 @@ def test_a_trial_that_leaves_its_node_has_not_reported():
 def test_stopped_trials_rank_after_complete_ones_and_diverged_ones_last():
     """As TPE ranks them when it takes so and so many of them for good ones."""
     space = {"lora": SPACE["lora"]}
-    searcher = BranchedTpe(experiment(40, space=space), BUDGET)
+    searcher = BranchedSearcher(experiment(40, space=space), BUDGET)
     ends = [
         result(251, 0.1),
         result(1001, 9.0),
@@ -182,11 +184,11 @@ def test_stopped_trials_rank_after_complete_ones_and_diverged_ones_last():
 
 def test_a_restored_searcher_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
     def suggested(interrupted):
-        searcher, trials = BranchedTpe(experiment(12), BUDGET), []
+        searcher, trials = BranchedSearcher(experiment(12), BUDGET), []
         for number in range(12):
             if number == interrupted:
                 searcher.save(str(tmp_path / "state"))
-                searcher = BranchedTpe(experiment(12), BUDGET)
+                searcher = BranchedSearcher(experiment(12), BUDGET)
                 searcher.restore(str(tmp_path / "state"))
             trial = searcher.suggest(str(number))["trial"]
             trials.append((trial["number"], trial["varied"]))
@@ -206,8 +208,12 @@ class Untrained(Trainable):
 
 def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_path):
     """With Tune's own generator and state files; `clone` has been asked for by a person."""
-    context, clones = SimpleNamespace(search_id="saved"), {"clone": None}
-    with attached(SimpleNamespace(context=context, clones=clones, has_clones=False, next_clone=lambda: None)):
+    clone = SimpleNamespace(spec=TrialSpec())
+    context, clones = SimpleNamespace(search_id="saved"), {"clone": ("parent", clone)}
+    controller = SimpleNamespace(
+        context=context, clones=clones, has_clones=False, next_clone=lambda: None, is_closed=False
+    )
+    with attached(controller):
         studies = studies_of_a_resumed_search(tmp_path)
     assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
     assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
@@ -229,13 +235,13 @@ def studies_of_a_resumed_search(tmp_path):
 
 
 def test_a_searcher_ends_with_the_trials_of_the_search():
-    searcher = BranchedTpe(experiment(2), BUDGET)
+    searcher = BranchedSearcher(experiment(2), BUDGET)
     assert [searcher.suggest(name)["trial"]["number"] for name in "ab"] == [1, 2]
     assert searcher.suggest("c") == "FINISHED"
 
 
 def test_one_trial_at_a_time_waits_for_the_result_of_the_one_before():
-    limited = ConcurrencyLimiter(BranchedTpe(experiment(4), BUDGET), 1)
+    limited = ConcurrencyLimiter(BranchedSearcher(experiment(4), BUDGET), 1)
     assert limited.suggest("a")["trial"]["number"] == 1
     assert limited.suggest("b") is None
     limited.on_trial_complete("a", result(BUDGET, 1.0))
@@ -278,28 +284,38 @@ def test_branches_one_after_the_other_fill_the_cluster_with_their_own_trials():
 
 
 def test_a_first_rung_at_which_nobody_can_be_stopped_is_refused():
-    def first_rung(tokens, **options):
-        return experiment(scheduler={"name": "asha", "first_rung_target_tokens": tokens}, **options)
+    def asha(**options):
+        return experiment(scheduler={"name": "asha", **options})
 
-    check_rungs(first_rung(750), BUDGET)
+    check_rungs(asha(first_rung_target_tokens=999), BUDGET)
     with pytest.raises(
-        ValueError, match=r"first_rung_target_tokens=751 stops no trial: .* comes at 750 of its 1,000 targ"
+        ValueError, match=r"first_rung_target_tokens=1000 stops no trial: each ends at 1,000 target tok"
     ):
-        check_rungs(first_rung(751), BUDGET)
-    with pytest.raises(ValueError, match=r"is evaluated once, at the end of its 1,000 target tokens; leave it out"):
-        check_rungs(first_rung(10, evaluations=1), BUDGET)
+        check_rungs(asha(first_rung_target_tokens=1000), BUDGET)
+    with pytest.raises(ValueError, match=r"grace_target_tokens=2000 stops no trial"):
+        check_rungs(experiment(scheduler={"name": "median", "grace_target_tokens": 2000}), BUDGET)
 
 
-def test_rungs_between_evaluations_are_remarked_upon():
-    asha = {"name": "asha", "first_rung_target_tokens": 50}
-    random = experiment(scheduler=asha, sampler="random")
-    assert remarks(random, BUDGET, room(2)) == [
-        "search.scheduler: the rungs at 50, 100, 200 target tokens are one: the next evaluation after each is at 250, where"
-        " one in 2 trials passes; raise trial.budget.evaluations, or set first_rung_target_tokens to 250",
-        "search.scheduler: no trial is stopped at the rung at 800 target tokens: the next report is its last",
-    ]
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (
+            {"name": "asha", "first_rung_target_tokens": 49},
+            "the first rung at 49 target tokens lies in the warm-up of some",
+        ),
+        (
+            {"name": "median", "min_trials": 4},
+            "median stops no trial of lora: it has 4, and one is judged once 4 others",
+        ),
+        ({"name": "hyperband"}, "hyperband stops no trial of lora that begins at rung 2: it has 1 trial"),
+    ],
+)
+def test_a_scheduler_that_does_less_than_it_seems_is_remarked_upon(scheduler, said):
+    assert said in remarks(experiment(8, sampler="random", scheduler=scheduler), BUDGET, room(2))[0]
 
 
-def test_asha_with_one_evaluation_says_that_it_stops_nobody():
-    (said,) = remarks(experiment(8, evaluations=1, sampler="random"), BUDGET, room(2))
-    assert said.startswith("search.scheduler asha stops no trial: each is evaluated once, at its end")
+def test_asha_stops_trials_that_are_evaluated_once_for_rungs_have_reports_of_their_own():
+    assert remarks(experiment(8, evaluations=1, sampler="random"), BUDGET, room(2)) == []
+    late = experiment(8, sampler="random", space={"lora": {"schedule": {"warmup_fraction": 1.0}}})
+    (said,) = remarks(late, BUDGET, room(2))
+    assert said.startswith("search.scheduler asha stops no trial: none is judged before its end; lower schedule.warmup")

@@ -28,6 +28,7 @@ from components.records.events import (
 )
 from components.records.journal import JOURNAL, Journal
 from components.records.manifest import SearchManifest, searches_in
+from components.records.search_cost import SearchCost
 from components.records.stop_flag import StopRequest
 from components.storage.open_folder import folder_at
 from components.tracking.journal_sync import JournalSync
@@ -370,6 +371,16 @@ def test_the_status_of_a_search_is_its_end_until_it_is_resumed(runs, state, stat
     assert made.client.get_run(made.parent_id).info.status == status
     assert made.client.get_run(made.parent_id).data.tags["turnwise.state"] == state
     assert made.client.get_run(runs().parent_id).info.status == "RUNNING"
+
+
+def test_a_search_says_what_it_cost_in_a_sentence_and_in_numbers(runs):
+    made = runs()
+    made.log_cost(SearchCost(training=2800.0, evaluation=400.0, proof=100.0, dollars=1.2))
+    tags = made.client.get_run(made.parent_id).data.tags
+    assert tags["turnwise.cost"].startswith(
+        "cost: 3,300 worker-seconds: 2,800 training, 400 evaluation, 100 proof; $1.20"
+    )
+    assert (tags["turnwise.cost.worker_seconds"], tags["turnwise.cost.dollars"]) == ("3300.0", "1.20")
 
 
 def test_the_checkpoint_tag_names_the_best_one_so_far_and_the_slot_tag_the_last_slot(runs):

@@ -150,6 +150,33 @@ def test_every_file_of_a_checkpoint_on_a_share_can_be_read_by_other_users(toy, t
     assert {path.stat().st_mode & 0o444 for path in files} == {0o444}
 
 
+def test_reports_at_rungs_change_nothing_of_the_training_also_after_an_interruption(toy, tmp_path):
+    """And the time of every evaluation is counted."""
+    plain = reports(session(toy, tmp_path / "plain"), LORA)
+    of = session(toy, tmp_path / "rungs")
+    of.rungs = tuple(plain[-1].target_tokens * sixteenth // 16 for sixteenth in (1, 4))
+    with_rungs = reports(of, LORA)
+    assert curve(with_rungs)[: len(curve(plain)) - 3] == curve(plain)[:-3]  # every step; three evaluations follow
+    assert {report.step: report.eval_loss for report in plain}.items() <= {
+        report.step: report.eval_loss for report in with_rungs
+    }.items()
+    assert len(with_rungs) == len(plain) + 2
+    assert all(report.target_tokens >= rung for report, rung in zip(with_rungs, of.rungs, strict=False))
+    spent = [report.evaluation_worker_seconds for report in with_rungs]
+    assert 0 < spent[0] < spent[1] < spent[-1]
+
+    of.start("again", LORA)
+    of.advance()  # the first rung
+    left = of.advance(Signals(preempted=lambda: True))
+    assert isinstance(left, InterimCheckpoint)
+    later = session(toy, tmp_path / "rungs")
+    later.rungs = of.rungs
+    later.start("again", LORA)
+    later.load(folder_at(left.checkpoint))
+    rest = [later.advance() for _ in with_rungs[1:]]
+    assert curve(rest) == curve(with_rungs[1:])
+
+
 def test_an_interruption_costs_the_trial_that_goes_on_nothing(toy, tmp_path):
     whole = reports(session(toy, tmp_path / "a"), FULL)
     of = session(toy, tmp_path / "b")

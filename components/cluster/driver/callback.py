@@ -6,9 +6,10 @@ import time
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.experiment import Trial
 
 from components.cluster.driver.trial_control import TrialController, controller_of
-from components.cluster.slots.slot_result import SlotResult
+from components.cluster.slots.slot_result import KEY, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import TrialEnded, TrialProgressed, TrialStarted, TrialState
 
@@ -25,12 +26,16 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.controller.gauges.refresh()
+        for trial in trials:
+            if trial.status == Trial.PENDING:
+                self.controller.clock.leaves(trial.trial_id)
         self.controller.process_requests(trial.trial_id for trial in trials)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id in self.controller.context.finished_trials:
             return
         config = TrialConfig.of(trial)
+        self.controller.clock.starts(trial.trial_id, trial.placement_group_factory.count)
         self.controller.histories.record(
             TrialStarted(
                 trial_id=trial.trial_id,
@@ -41,6 +46,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 varied=config.varied,
                 parent=config.parent,
                 warm_from=config.warm_from,
+                repeat=config.repeat,
                 time=time.time(),
             )
         )
@@ -60,12 +66,17 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 slot=outcome.slot,
                 node=outcome.node,
                 device=outcome.device,
+                held=self.controller.clock.take(trial.trial_id),
+                restarts=outcome.restarts,
                 time=time.time(),
             )
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        result = SlotResult.of(trial.last_result) if trial.last_result else None
+        if trial.trial_id not in self.controller.histories:
+            return  # the budget of the search has not let it start
+        # A trial that is stopped before its first step has a result of Tune's own.
+        result = SlotResult.of(trial.last_result) if KEY in (trial.last_result or {}) else None
         report = result.report if result is not None else None
         if result is not None and result.failure is not None:
             if result.ends_search:
@@ -77,18 +88,21 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             self._end(trial, TrialState.COMPLETED, "")
         else:
             stop = self.controller.stop_of(trial.trial_id)
-            self._end(trial, TrialState.STOPPED, stop.sentence if stop else "the scheduler gave its place to others")
+            self._end(trial, TrialState.STOPPED, stop.sentence if stop else self.controller.reason_of(trial.trial_id))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_error()
         self._end(trial, TrialState.FAILED, _last_line(str(error)) if error else "its slot died")
 
     def _end(self, trial: Any, state: TrialState, reason: str) -> None:
-        if trial.trial_id in self.controller.context.finished_trials:
+        controller = self.controller
+        if trial.trial_id in controller.context.finished_trials:
             return
-        self.controller.histories.record(
-            TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, time=time.time())
+        held = controller.clock.take(trial.trial_id, ends=True)
+        controller.histories.record(
+            TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, held=held, time=time.time())
         )
+        self.controller.confirm_finalists()
 
 
 def _last_line(text: str) -> str:

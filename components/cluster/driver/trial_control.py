@@ -17,7 +17,9 @@ import ray
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
+from components.cluster.driver.equal_trials import equal_trial
 from components.cluster.driver.gauges import TrialGauges
+from components.cluster.driver.spending import Spending
 from components.cluster.ray_session import workers_are_here
 from components.cluster.slots.search_context import SearchContext
 from components.experiment.experiment_errors import ExperimentError
@@ -34,9 +36,12 @@ from components.records.events import (
     TrialInstructed,
     TrialState,
 )
+from components.records.finalists import due_repeats
 from components.records.histories import TrialHistories
+from components.records.slot_clock import SlotClock
 from components.storage.open_folder import folder_at
 
+GAVE_PLACE = "the scheduler gave its place to others"
 MAX_TIMES_THE_BUDGET = 10  # a longer extension is taken for a mistake
 
 
@@ -54,8 +59,13 @@ class TrialController:
         histories: TrialHistories,
         gauges: TrialGauges,
         inbox: RequestInbox | None = None,
+        clock: SlotClock | None = None,
+        spending: Spending | None = None,
     ) -> None:
+        """`spending`: of a search with a budget."""
         self.context, self.board, self.histories, self.gauges, self._inbox = context, board, histories, gauges, inbox
+        self.clock, self.spending = clock or SlotClock(), spending
+        self.reasons: dict[str, str] = {}  # why the scheduler has ended trials
         self.planned = num_trials(context.experiment)
         self.fatal_error: str | None = None  # why no trial of this search can succeed
         self._known_to_tune: set[str] | None = None  # until Tune has restored its trials
@@ -86,6 +96,40 @@ class TrialController:
     def has_clones(self) -> bool:
         """Whether next_clone may have one."""
         return bool(self._waiting())
+
+    def confirm_finalists(self) -> None:
+        """Asks for the repeats that search.confirm wants, once all other trials have ended."""
+        confirm = self.context.experiment.search.confirm
+        if confirm is None or self.fatal_error is not None:
+            return
+        for repeat in list(due_repeats(self.histories, confirm, planned=self.planned, now=time.time())):
+            self.histories.record(repeat)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the budget lets no new trial of any branch start."""
+        branches = self.context.experiment.search.space
+        return self.spending is not None and all(map(self.spending.refuses, branches))
+
+    def may_start(self, trial_id: str, branch: str) -> bool:
+        """Whether the budget lets a trial that waits have a slot. One that has begun may go on until a limit is reached."""
+        if self.spending is None or trial_id in self.context.finished_trials:
+            return True
+        if trial_id in self.histories:
+            return self.spending.exhausted() is None
+        return self.spending.refuses(branch) is None
+
+    def end_what_cannot_be_paid(self) -> None:
+        """Once a limit of the budget is reached, stops all running trials: each reports after its step."""
+        limit = None if self.spending is None else self.spending.exhausted()
+        if limit is None:
+            return
+        for history in [each for each in self.histories.values() if each.state is TrialState.RUNNING and not each.stop]:
+            self._instruct(history.trial_id, Stop(), request_id=f"budget-{history.trial_id}", by=limit)
+
+    def reason_of(self, trial_id: str) -> str:
+        """Why the scheduler ended a trial."""
+        return self.reasons.get(trial_id, GAVE_PLACE)
 
     def end_running_trials(self) -> None:
         """Records the end of the trials that the fatal error stopped: Tune tells its callbacks nothing of these."""
@@ -124,16 +168,17 @@ class TrialController:
                 instruction = self._extension(history, command)
             case CloneTrial() as command:
                 instruction = self._clone(history, command)
+        return self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
+
+    def _instruct(
+        self, trial_id: str, instruction: Stop | Extension | Clone, *, request_id: str, by: str
+    ) -> TrialInstructed:
         instructed = TrialInstructed(
-            trial_id=history.trial_id,
-            instruction=instruction,
-            request_id=request.request_id,
-            by=request.by,
-            time=time.time(),
+            trial_id=trial_id, instruction=instruction, request_id=request_id, by=by, time=time.time()
         )
         self.histories.record(instructed)
         if isinstance(instruction, Stop):
-            self.board.stop_trial.remote(history.trial_id)
+            self.board.stop_trial.remote(trial_id)
         return instructed
 
     def _find(self, trial: str) -> TrialHistory:
@@ -179,19 +224,25 @@ class TrialController:
 
     def _clone(self, history: TrialHistory, command: CloneTrial) -> Clone:
         experiment, parent = self.context.experiment, history.started
+        if self.spending is not None and (limit := self.spending.refuses(parent.branch)):
+            raise Refused(f"{limit} leaves too little for another trial of branch {parent.branch}")
         model = branches_of(experiment)[parent.branch].model
         spec = change_trial(experiment, parent.spec, command.changes, model=model)
         if workers_are_here() and (missing := missing_package([spec])):
             raise Refused(missing)
         if spec.method.kind != parent.spec.method.kind:
             check_capacity(_alone(experiment, parent.branch, spec), capacity_of_cluster())
+        warm_from = self._warm_start(history, spec) if command.warm else None
+        if equal := equal_trial(experiment, self.histories, spec, warm_from):
+            warm = "" if command.warm else ", or clone it with --warm, to begin with its parent's weights"
+            raise Refused(f"{equal} has this configuration already; change another value with --set{warm}")
         return Clone(
             trial_id=uuid.uuid4().hex[:8],
             number=self.planned + len(self.clones) + 1,
             branch=parent.branch,
             spec=spec,
             varied={**parent.varied, **{path: value_at(spec, path) for path in command.changes}},
-            warm_from=self._warm_start(history, spec) if command.warm else None,
+            warm_from=warm_from,
         )
 
     def _warm_start(self, history: TrialHistory, spec: TrialSpec) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm
 from ray.tune.search.search_generator import SearchGenerator
 
 from components.cluster.driver.trial_control import controller_of
 from components.cluster.ray_internals.tune import create_trial
+from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Clone
 
@@ -25,9 +26,12 @@ class _HandsOutClones(SearchAlgorithm):  # type: ignore[misc]
     search_id: str
 
     def is_finished(self) -> bool:
-        return super().is_finished() and not controller_of(self.search_id).has_clones
+        controller = controller_of(self.search_id)
+        return controller.is_closed or (super().is_finished() and not controller.has_clones)
 
     def next_trial(self) -> Trial | None:
+        if controller_of(self.search_id).is_closed:
+            return None
         clone = controller_of(self.search_id).next_clone()
         return super().next_trial() if clone is None else self._trial(*clone)
 
@@ -47,6 +51,7 @@ class _HandsOutClones(SearchAlgorithm):  # type: ignore[misc]
             spec=clone.spec,
             parent=parent,
             warm_from=clone.warm_from,
+            repeat=clone.repeat,
         )
         return create_trial(self, config.to_tune(), trial_id=clone.trial_id, tag=f"clone_{clone.number}")
 
@@ -60,8 +65,12 @@ class PresampledSearch(_HandsOutClones, BasicVariantGenerator):  # type: ignore[
 
 
 class SearcherWithClones(_HandsOutClones, SearchGenerator):  # type: ignore[misc]
-    """A searcher makes trials one after another, and hears of these only."""
+    """A searcher makes trials one after another, and hears of these only; it suggests no configuration of a clone."""
 
-    def __init__(self, search_id: str, searcher: Searcher, max_concurrent: int | None) -> None:
+    def __init__(self, search_id: str, searcher: BranchedSearcher, max_concurrent: int | None) -> None:
         super().__init__(ConcurrencyLimiter(searcher, max_concurrent) if max_concurrent else searcher)
-        self.search_id = search_id
+        self.search_id, self._branched = search_id, searcher
+
+    def next_trial(self) -> Trial | None:
+        self._branched.avoid(clone.spec for _, clone in controller_of(self.search_id).clones.values())
+        return super().next_trial()

@@ -6,31 +6,52 @@ import collections
 import functools
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.capacity.availability import ClusterAvailability
 from components.cluster.capacity.cluster_capacity import ClusterCapacity
+from components.cluster.scheduling.budget_guard import BudgetGuard
 from components.cluster.scheduling.clone_queue import CloneQueue
+from components.cluster.scheduling.comparable import EndingRule
 from components.cluster.scheduling.elastic import ElasticPolicy
+from components.cluster.scheduling.journal_scheduler import JournalScheduler
+from components.cluster.scheduling.median_stopping import MedianRule
 from components.cluster.scheduling.migration import Migration
+from components.cluster.scheduling.plateau import PlateauRule
 from components.cluster.scheduling.slot_scheduler import SlotScheduler
-from components.cluster.scheduling.successive_halving import HalvingRule, SuccessiveHalving
+from components.cluster.scheduling.successive_halving import HalvingRule
 from components.cluster.slots.trial_config import TrialConfig
+from components.experiment.report_marks import largest_warmup, rungs_of
 from components.experiment.space import branch_order, num_trials, some_trial
-from components.experiment.spec import AshaSpec, ExperimentSpec, WorkersSpec
+from components.experiment.spec import AshaSpec, ExperimentSpec, HyperbandSpec, MedianSpec, WorkersSpec
 
 
 def make_scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> SlotScheduler:
-    """Returns a scheduler that decides on the global eval loss at equal target tokens. `budget` is in target tokens."""
-    spec = experiment.search.scheduler
-    if not isinstance(spec, AshaSpec):
-        return on_slots(FIFOScheduler(), experiment)
-    halving = HalvingRule.of(spec, budget, experiment.trial.budget.evaluations)
-    return on_slots(SuccessiveHalving(search_id=search_id, halving=halving), experiment)
+    """Returns a scheduler that decides on the search's metric at equal target tokens. `budget` is in target tokens."""
+    scheduler = JournalScheduler(search_id=search_id, rules=ending_rules(experiment, budget))
+    return on_slots(scheduler, experiment, BudgetGuard(search_id))
 
 
-def on_slots(base: TrialScheduler, experiment: ExperimentSpec) -> SlotScheduler:
-    """Returns a scheduler that gives the experiment's trials slots, and leaves all other decisions to `base`."""
+def ending_rules(experiment: ExperimentSpec, budget: int) -> list[EndingRule]:
+    """Returns what the experiment says about trials that end early."""
+    search, evaluations = experiment.search, experiment.trial.budget.evaluations
+    rules: list[EndingRule] = []
+    match search.scheduler:
+        case AshaSpec() | HyperbandSpec() as spec:
+            branches = [branch.name for branch in branch_order(experiment)]
+            rules.append(HalvingRule.of(spec, rungs_of(experiment, budget), branches))
+        case MedianSpec() as spec:
+            rules.append(MedianRule.of(spec, budget, evaluations, largest_warmup(experiment)))
+    if search.plateau is not None:
+        rules.append(PlateauRule.of(search.plateau, budget, evaluations))
+    return rules
+
+
+def on_slots(base: TrialScheduler, experiment: ExperimentSpec, guard: BudgetGuard | None = None) -> SlotScheduler:
+    """Returns a scheduler that gives the experiment's trials slots, and leaves all other decisions to `base`.
+
+    `guard` keeps the budget of the search.
+    """
     return SlotScheduler(
         base,
         workers_of=functools.partial(workers_of, experiment),
@@ -38,6 +59,7 @@ def on_slots(base: TrialScheduler, experiment: ExperimentSpec) -> SlotScheduler:
         clones=CloneQueue(is_clone),
         migration=Migration(),
         policy=ElasticPolicy(ClusterAvailability()),
+        guard=guard,
     )
 
 
@@ -58,13 +80,13 @@ def pending_trials(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int
     it, or all of its trials do. With fewer, node types would not start while wide trials, which come first, wait before
     narrow ones; with more, no further node would start.
 
-    TPE: a quarter of what the cluster at its largest holds at once, at least one. Every trial that waits was suggested
-    earlier than necessary, without the results that come in meanwhile. So the cluster is full after four rounds of node
-    starts, and a suggestion misses the results of at most a quarter more trials than run beside it in any case.
+    Samplers that learn: a quarter of what the cluster at its largest holds at once, at least one. Every trial that waits was
+    suggested earlier than necessary, without the results that come in meanwhile. So the cluster is full after four rounds of
+    node starts, and a suggestion misses the results of at most a quarter more trials than run beside it in any case.
     """
     shapes = _shapes(experiment)
     at_once = _at_once(experiment, capacity)
-    if experiment.search.sampler == "tpe":
+    if experiment.search.learns:
         return max(1, max(at_once.values()) // 4)
     wanted = {shape: min(count, at_once[shape]) for shape, count in collections.Counter(shapes).items()}
     waiting: collections.Counter[WorkersSpec] = collections.Counter()

@@ -3,82 +3,89 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from components.cluster.capacity.cluster_capacity import ClusterCapacity
+from components.cluster.scheduling.median_stopping import MedianRule
+from components.cluster.scheduling.samplers import sampler_remarks
 from components.cluster.scheduling.scheduler import trials_at_once
-from components.cluster.scheduling.tpe import random_only
+from components.experiment.report_marks import largest_warmup, rungs_of
 from components.experiment.space import branch_order
-from components.experiment.spec import AshaSpec, ExperimentSpec
+from components.experiment.spec import AshaSpec, ExperimentSpec, HyperbandSpec, MedianSpec, NoSchedulerSpec, Scheduler
 
 NO_SCHEDULER = "search.scheduler: {name: none}"
 
 
 def check_rungs(experiment: ExperimentSpec, budget: int) -> None:
     """Raises ValueError for a first rung at which no trial can be stopped. `budget` is a trial's, in target tokens."""
-    scheduler, last = experiment.search.scheduler, _last_decision(experiment, budget)
-    if isinstance(scheduler, AshaSpec) and (scheduler.first_rung_target_tokens or 0) > last:
-        when = (
-            f"the last evaluation before a trial's end comes at {last:,} of its {budget:,} target tokens; set it to {last}"
-            " or less"
-            if last
-            else f"a trial is evaluated once, at the end of its {budget:,} target tokens; leave it out"
-        )
-        raise ValueError(
-            f"search.scheduler.first_rung_target_tokens={scheduler.first_rung_target_tokens} stops no trial: {when}, raise"
-            f" trial.budget.evaluations, or set {NO_SCHEDULER}"
-        )
-
-
-def remarks(experiment: ExperimentSpec, budget: int, capacity: ClusterCapacity) -> list[str]:
-    """Returns sentences for users. `budget` is a trial's, in target tokens."""
-    found = list(_scheduler_remarks(experiment, budget))
-    if experiment.search.sampler == "tpe":
-        reasons = random_only(experiment, trials_at_once(experiment, capacity))
-        found += [
-            f"search.sampler=tpe: branch {branch} is a random search: {reason}; raise search.trials, or lower"
-            " search.max_concurrent_trials"
-            for branch, reason in reasons.items()
-        ]
-    return found
-
-
-def _scheduler_remarks(experiment: ExperimentSpec, budget: int) -> Iterator[str]:
-    scheduler, evaluations = experiment.search.scheduler, experiment.trial.budget.evaluations
-    if not isinstance(scheduler, AshaSpec):
-        return
-    if evaluations == 1:
-        yield (
-            f"search.scheduler asha stops no trial: each is evaluated once, at its end; raise trial.budget.evaluations, or"
-            f" set {NO_SCHEDULER}"
-        )
-        return
-    yield from _idle_rungs(scheduler, budget, evaluations)
-    order = Counter(branch.name for branch in branch_order(experiment))
-    brackets = order if scheduler.brackets == "per_branch" else Counter({"the search": order.total()})
-    for bracket, trials in brackets.items():
-        if trials == 1:
-            yield f"search.scheduler asha stops no trial of {bracket}: it has 1 trial, which has nobody to compete with"
-
-
-def _idle_rungs(scheduler: AshaSpec, budget: int, evaluations: int) -> Iterator[str]:
-    """Only rungs after a first one that was set by hand can come between evaluations; by default each is at one."""
-    rungs_at: dict[int, list[int]] = {}
-    for rung in scheduler.rungs(budget, evaluations):
-        rungs_at.setdefault(-(-rung * evaluations // budget), []).append(rung)
-    for evaluation, rungs in rungs_at.items():
-        named, tokens = ", ".join(f"{rung:,}" for rung in rungs), budget * evaluation // evaluations
-        if evaluation == evaluations:
-            yield f"search.scheduler: no trial is stopped at the rung at {named} target tokens: the next report is its last"
-        elif len(rungs) > 1:
-            yield (
-                f"search.scheduler: the rungs at {named} target tokens are one: the next evaluation after each is at"
-                f" {tokens:,}, where one in {scheduler.reduction_factor} trials passes; raise trial.budget.evaluations, or"
-                f" set first_rung_target_tokens to {tokens}"
+    scheduler = experiment.search.scheduler
+    fields = {"first_rung_target_tokens", "grace_target_tokens"} & type(scheduler).model_fields.keys()
+    for name in fields:
+        if (getattr(scheduler, name) or 0) >= budget:
+            raise ValueError(
+                f"search.scheduler.{name}={getattr(scheduler, name)} stops no trial: each ends at {budget:,} target tokens;"
+                f" set it to less, leave it out, or set {NO_SCHEDULER}"
             )
 
 
-def _last_decision(experiment: ExperimentSpec, budget: int) -> int:
-    """Returns where a trial reports for the last time before its end, in target tokens; 0: it does not."""
+def remarks(experiment: ExperimentSpec, budget: int, capacity: ClusterCapacity, known: Iterable[str] = ()) -> list[str]:
+    """Returns sentences for users.
+
+    Args:
+        budget: a trial's, in target tokens.
+        known: the branch of each trial of an earlier search that the sampler knows.
+    """
+    found = list(_scheduler_remarks(experiment, budget))
+    return [*found, *sampler_remarks(experiment, trials_at_once(experiment, capacity), Counter(known))]
+
+
+def _scheduler_remarks(experiment: ExperimentSpec, budget: int) -> Iterator[str]:
+    scheduler, warmup = experiment.search.scheduler, largest_warmup(experiment)
+    if isinstance(scheduler, NoSchedulerSpec):
+        return
+    named = f"search.scheduler {scheduler.name}"
+    if not _judges(experiment, budget):
+        yield f"{named} stops no trial: none is judged before its end; {_way_out(scheduler)}, or set {NO_SCHEDULER}"
+        return
+    rungs = rungs_of(experiment, budget)
+    if rungs and rungs[0] < warmup * budget:
+        yield (
+            f"{named}: the first rung at {rungs[0]:,} target tokens lies in the warm-up of some trials, which ends at"
+            f" {warmup * budget:,.0f}; leave first_rung_target_tokens out to begin there"
+        )
+    yield from _lonely_trials(experiment, scheduler, len(rungs))
+
+
+def _judges(experiment: ExperimentSpec, budget: int) -> bool:
+    """Whether any trial is judged before its end."""
+    scheduler = experiment.search.scheduler
+    if not isinstance(scheduler, MedianSpec):
+        return bool(rungs_of(experiment, budget))
     evaluations = experiment.trial.budget.evaluations
-    return budget * (evaluations - 1) // evaluations
+    return bool(MedianRule.of(scheduler, budget, evaluations, largest_warmup(experiment)).marks)
+
+
+def _way_out(scheduler: Scheduler) -> str:
+    if isinstance(scheduler, MedianSpec):
+        return "raise trial.budget.evaluations, or lower grace_target_tokens"
+    return "lower schedule.warmup_fraction, or set first_rung_target_tokens"
+
+
+def _lonely_trials(
+    experiment: ExperimentSpec, scheduler: AshaSpec | HyperbandSpec | MedianSpec, rungs: int
+) -> Iterator[str]:
+    """Trials that have nobody, or too few, to compete with."""
+    branches = [branch.name for branch in branch_order(experiment)]
+    skips = scheduler.skips(branches, rungs) if isinstance(scheduler, HyperbandSpec) else (0,) * len(branches)
+    if scheduler.brackets == "shared":
+        branches = ["the search"] * len(branches)
+    for (bracket, skipped), trials in Counter(zip(branches, skips, strict=True)).items():
+        whose = bracket + f" that begins at rung {skipped + 1}" * bool(skipped)
+        if isinstance(scheduler, MedianSpec) and trials <= scheduler.min_trials:
+            yield (
+                f"search.scheduler median stops no trial of {whose}: it has {trials}, and one is judged once"
+                f" {scheduler.min_trials} others have come as far; lower min_trials, or raise search.trials"
+            )
+        elif trials == 1 and skipped < max(rungs, 1):
+            name = scheduler.name
+            yield f"search.scheduler {name} stops no trial of {whose}: it has 1 trial, which has nobody to compete with"

@@ -10,6 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.capacity.placement import SlotPlacement
 from components.cluster.ray_internals.tune import drop_restored_decisions, is_new, is_queued, requeue
+from components.cluster.scheduling.budget_guard import BudgetGuard
 from components.cluster.scheduling.clone_queue import CloneQueue
 from components.cluster.scheduling.elastic import ElasticPolicy, QueuedTrial
 from components.cluster.scheduling.migration import Migration
@@ -38,11 +39,12 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
         clones: CloneQueue,
         migration: Migration,
         policy: ElasticPolicy,
+        guard: BudgetGuard | None = None,
     ) -> None:
         super().__init__()
         self.base = base
         self._workers_of, self._planned = workers_of, planned
-        self._clones, self._migration, self._policy = clones, migration, policy
+        self._clones, self._migration, self._policy, self._guard = clones, migration, policy, guard
         self._begun = False
 
     @property
@@ -92,6 +94,8 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
         if not self._begun:
             drop_restored_decisions(tune_controller)
             self._begun = True
+        if self._guard is not None:
+            self._guard.look(tune_controller)
         if self._policy.is_due():
             self._resize_queued(tune_controller)
         for trial, placement in self._migration.ready():

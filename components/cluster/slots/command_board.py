@@ -45,6 +45,7 @@ class _Slot:
     budget_spent: bool = False  # whether that report was at the end of its budget
     has_group: bool = False
     failures: int = 0  # worker groups that died since the last acknowledged answer
+    restarts: int = 0  # the same, since the trial's last report or start
     startup_error: str = ""
     last_heartbeat: float = -math.inf
 
@@ -78,7 +79,7 @@ class CommandBoard:
         state = self._slots.setdefault(slot, _Slot())
         if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here
             state.resume, state.failures = Resume(), 0
-            state.reported_step, state.budget_spent = 0, False
+            state.reported_step, state.budget_spent, state.restarts = 0, False, 0
         state.num_commands += 1
         command = replace(command, number=state.num_commands)
         if isinstance(command, Advance | Load):
@@ -98,6 +99,8 @@ class CommandBoard:
         state = self._slots[slot]
         command = state.command
         if answer is not None and command is not None and answer.number == command.number:
+            if isinstance(answer, Reported):
+                answer, state.restarts = replace(answer, restarts=state.restarts), 0
             self._acknowledge(state, command, self._with_extended_budget(state, answer))
             if isinstance(command, EndSlot):
                 return command
@@ -111,6 +114,7 @@ class CommandBoard:
         state = self._slots.setdefault(slot, _Slot())
         if state.has_group:
             state.failures += 1
+            state.restarts += 1
         state.has_group = True
         if state.failures > MAX_FAILURES:
             why = f": {state.startup_error}" if state.startup_error else ""

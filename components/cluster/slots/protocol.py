@@ -58,11 +58,15 @@ class Done(_Numbered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reported(_Numbered):
-    """The trial has trained to its next report. `node` and `device` are the first worker's."""
+    """The trial has trained to its next report. `node` and `device` are the first worker's.
+
+    `restarts`: how many groups of its workers died on the way; the board sets it.
+    """
 
     progress: Progress
     node: str | None = None
     device: str | None = None
+    restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

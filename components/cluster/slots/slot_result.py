@@ -34,6 +34,7 @@ class SlotResult(BaseModel):
     failure: str | None = Field(None, description="Why the trial cannot go on; the slot can serve other trials.")
     ends_search: bool = Field(False, description="Every other trial would fail for the same reason.")
     exit_reason: ExitReason | None = None
+    restarts: int = Field(0, description="Groups of workers that died on the way to this report.")
     done: bool = False
 
     @property

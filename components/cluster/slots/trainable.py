@@ -85,6 +85,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
                 return self._result(exit_reason=answer.reason)
             case Reported():
                 self.last, self.node, self.device = answer.progress, answer.node, answer.device
+                return self._result(done=self.last.done, restarts=answer.restarts)
         return self._result(done=self.last is not None and self.last.done)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

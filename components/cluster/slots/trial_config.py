@@ -23,6 +23,7 @@ class TrialConfig(BaseModel):
     varied: dict[str, Any] = Field(description="What the search drew: dotted path -> value.")
     spec: TrialSpec
     parent: str | None = Field(None, description="Of a clone: the id of the trial that it was made from.")
+    repeat: bool = Field(False, description="Its parent with another seed, asked for by search.confirm.")
     warm_from: str | None = Field(None, description="Of a warm clone: the checkpoint whose weights it begins with.")
 
     def to_tune(self) -> dict[str, Any]:

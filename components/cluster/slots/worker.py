@@ -37,6 +37,7 @@ from components.experiment.space import Branch, branches_of, some_trial
 from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
+from components.training.budget_units import ranked_by
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
@@ -91,8 +92,11 @@ def make_runner(context: SearchContext, workers: Workers, base: SearchBase | Non
         pad_token_id=base.pad_token_id,
         layout=base.layout,
         by_bytes=bool(context.other_bases),
+        metric=ranked_by(context.experiment.search.metric, by_bytes=bool(context.other_bases)),
+        generation=context.generation,
+        general=base.general,
     )
-    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints)
+    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs)
 
 
 class Runners:

@@ -23,10 +23,13 @@ class DataProblem:
 
 
 class ConversationError(InputError):
-    """Conversations that cannot be used. `problems` holds every one; the message shows the first of each file."""
+    """Conversations that cannot be used. `problems` holds every one; the message shows the first of each file.
+
+    `records` counts all records of files that could be read.
+    """
 
     def __init__(self, problems: Sequence[DataProblem], records: dict[str, int]) -> None:
-        self.problems = tuple(problems)
+        self.problems, self.records = tuple(problems), dict(records)
         super().__init__("\n".join(_of_file(file, self.problems, records.get(file)) for file in _files(problems)))
 
 

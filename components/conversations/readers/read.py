@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import ConversationError, DataProblem
+from components.conversations.readers.groups import add_group
 from components.conversations.readers.mending import mend
 from components.conversations.readers.raw_message import RecordFormatError
 from components.conversations.readers.record_formats import RECORD_FORMATS, RawConversation, detect_record_format
@@ -20,6 +21,7 @@ from components.conversations.readers.sources import (
     files_of,
     read_records,
 )
+from components.conversations.readers.unknown_keys import is_absent
 from components.conversations.readers.validation import Validation, validate
 
 __all__ = ["ReadResult", "content_digest", "read_conversations"]
@@ -65,6 +67,8 @@ def read_conversations(
     format: str = "auto",
     on_bad_row: OnBadRow = "fail",
     unknown_keys: OnUnknownKeys = "fail",
+    group_by: str | None = None,
+    tag: str | None = None,
 ) -> ReadResult:
     """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT][@REVISION].
 
@@ -75,6 +79,8 @@ def read_conversations(
             mending.py), skips the others, and returns what was done and their problems.
         unknown_keys: fail makes a record bad if an unknown key might change what is trained; unknown keys of a whole
             record that change no token are only counted.
+        group_by: the field of each record whose value is its group; by default `group`, which a record may lack.
+        tag: the key of a record whose value becomes the conversation's tag, where it has one.
 
     Raises:
         ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
@@ -95,7 +101,8 @@ def read_conversations(
         digests.append(content.digest)
         problems.extend(content.problems)
         for record in content.records:
-            reading = _read(record, record_format, on_bad_row, unknown_keys)
+            reading = _read(record, record_format, on_bad_row, unknown_keys, group_by)
+            reading = _with_tag(reading, record.value, tag)
             problems.extend(map(record.problem, reading.problems))
             readings.append(reading)
     if unreadable or (problems and on_bad_row == "fail"):
@@ -113,6 +120,23 @@ def read_conversations(
         ignored_keys=_counts(reading.ignored_keys for reading in read),
         digest=digest_of_files(digests),
     )
+
+
+def _with_tag(reading: _Reading, record: Any, key: str | None) -> _Reading:
+    """Returns the reading with the conversation's tag; with a problem instead if the record's value is no label."""
+    value = record.get(key) if key is not None and isinstance(record, dict) else None
+    if key is None or is_absent(value):
+        return reading
+    unused = tuple(note for note in reading.unused_keys if note != key)
+    if not isinstance(value, str | int | float):
+        text = (
+            f'"{key}" is the tag (data.tag) and must be a text, a number or a truth value, not {type(value).__name__}'
+        )
+        return _Reading(problems=[*reading.problems, text])
+    if reading.conversation is None:
+        return reading
+    label = str(value).lower() if isinstance(value, bool) else str(value)  # as JSON has it
+    return replace(reading, conversation=replace(reading.conversation, tag=label), unused_keys=unused)
 
 
 def _counts(names: Iterable[Iterable[str]]) -> dict[str, int]:
@@ -133,9 +157,11 @@ def _record_format_of(file: str, records: Sequence[SourceRecord], format: str) -
     raise ConversationError([DataProblem(file=file, location=records[0].location, text=text)], {})
 
 
-def _read(record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys) -> _Reading:
+def _read(
+    record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys, group_by: str | None
+) -> _Reading:
     try:
-        raw = RECORD_FORMATS[record_format](record.value)
+        raw = add_group(RECORD_FORMATS[record_format](record.value), record.value, group_by)
     except RecordFormatError as error:
         return _Reading(problems=[str(error)])
     source = f"{record.file}, {record.location}"

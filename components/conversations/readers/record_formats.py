@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.conversations.expected import expect_problem
 from components.conversations.readers.chatglm3_records import are_free_form, describe_tools, to_openai_messages
 from components.conversations.readers.message_forms import in_one_form
 from components.conversations.readers.raw_message import Raw, RawMessage, RecordFormatError
@@ -19,15 +20,20 @@ from components.conversations.readers.unknown_keys import UnknownKey, is_absent,
 SYSTEM_KEYS = ("system", "system_prompt", "system_message")
 TOOL_LIST_KEYS = ("tools", "functions")
 GROUP_KEY = "group"
+EXPECT_KEY = "expect"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawConversation:
-    """A record's messages, tools and group. `notes` are its keys that change no token, `unknown` those that might."""
+    """A record's messages, tools and expectation. `notes` are its keys that change no token, `unknown` those that might.
+
+    `group` is added by groups.py, which knows the field that is asked for.
+    """
 
     messages: list[RawMessage]
     tools: tuple[dict[str, Any], ...] = ()
     group: str | None = None
+    expect: str | None = None
     unknown: list[UnknownKey] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -121,7 +127,7 @@ def detect_record_format(record: Any) -> str | None:
 
 def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str]) -> RawConversation:
     """Adds what all formats share: a record's system message and tools. Converts messages in the words of other tools."""
-    unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_LIST_KEYS, GROUP_KEY))
+    unknown, notes = keys_of_record(record, (*own, *SYSTEM_KEYS, *TOOL_LIST_KEYS, GROUP_KEY, EXPECT_KEY))
     messages, listed = _split_tools(in_one_form(messages))
     messages = [*_system(record, messages), *messages]
     if are_free_form(described := record.get("tools"), messages):
@@ -130,17 +136,17 @@ def _conversation(record: Raw, messages: list[RawMessage], own: Collection[str])
     if listed and tools != listed:
         raise RecordFormatError("has tools for the record and others in its system message; give them once")
     messages = to_openai_messages(messages, tool_names(tools))
-    return RawConversation(messages=messages, tools=tools, group=_group(record), unknown=unknown, notes=notes)
+    return RawConversation(messages=messages, tools=tools, expect=_expect(record), unknown=unknown, notes=notes)
 
 
-def _group(record: Raw) -> str | None:
-    """Returns the group of conversations that belong together, e.g. those of one user: a text or a whole number."""
-    group = record.get(GROUP_KEY)
-    if group is None or (isinstance(group, str) and not group.strip()):
+def _expect(record: Raw) -> str | None:
+    """Returns what the last answer should hold, for scores of generated answers; no token depends on it."""
+    expect = record.get(EXPECT_KEY)
+    if is_absent(expect):
         return None
-    if isinstance(group, bool) or not isinstance(group, str | int):
-        raise RecordFormatError(f'"{GROUP_KEY}" must be a text or a whole number, not {type(group).__name__}')
-    return str(group)
+    if problem := expect_problem(expect):
+        raise RecordFormatError(problem)
+    return str(expect)
 
 
 def _system(record: Raw, messages: Sequence[RawMessage]) -> list[RawMessage]:

@@ -53,7 +53,9 @@ def validate(raw: RawConversation, source: str) -> Validation:
     if not problems and not any(message.role == "assistant" and message.loss_weight > 0 for message in messages):
         problems = ["no assistant message has a loss above 0, so there is nothing to train on"]
     conversation = (
-        None if problems else Conversation(messages=messages, tools=raw.tools, source=source, group=raw.group)
+        None
+        if problems
+        else Conversation(messages=messages, tools=raw.tools, source=source, group=raw.group, expect=raw.expect)
     )
     return Validation(conversation=conversation, problems=problems, unknown=unknown)
 

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, Field, JsonValue
 
 from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
-from components.experiment.spec.evaluation import EvaluationSpec
+from components.experiment.spec.evaluation import EvaluationSpec, GenerateSpec
+from components.experiment.spec.metric import SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import ModelSpec
 from components.experiment.spec.registry import RegistrySpec, TrackingSpec
 from components.experiment.spec.resources import ResourcesSpec
@@ -59,6 +60,31 @@ class ExperimentSpec(Spec):
             system=self.data.system,
             train_on_reasoning=self.data.train_on_reasoning,
         )
+
+    @property
+    def generation(self) -> GenerateSpec | None:
+        """What is generated at evaluations, search.metric included; None if nothing is."""
+        metric, generate = self.search.metric, self.evaluation.generate
+        if not metric.of_replies:
+            return generate
+        generate = generate or GenerateSpec()
+        others = tuple(score for score in generate.scores if score.name != metric.name)
+        return generate.model_copy(update={"scores": (metric, *others)})
+
+    @property
+    def gate_generation(self) -> GenerateSpec | None:
+        """What is generated at the gate: what the gate judges or guards by; None if that needs no answers."""
+        known = {score.name: score for score in (self.generation.scores if self.generation else ())}
+        guarded = [
+            known.get(name) or MetricSpec(name=name, direction=SCORES_OF_REPLIES[name][0])
+            for name in self.registry.gate.no_worse
+            if name in known or name in SCORES_OF_REPLIES
+        ]
+        metric = self.search.metric
+        wanted = {score.name: score for score in ([metric] if metric.of_replies else []) + guarded}
+        if not wanted:
+            return None
+        return (self.generation or GenerateSpec()).model_copy(update={"scores": tuple(wanted.values())})
 
     @property
     def registered_model(self) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from components.experiment.spec.section import Name, Share, Spec
 
@@ -44,6 +45,43 @@ class TrackingSpec(Spec):
     )
 
 
+class JudgeSpec(Spec):
+    """A model elsewhere that is asked whose answers are better. It decides nothing, and its key is in no record."""
+
+    url: str = Field(description="Of an OpenAI-compatible API, up to `/v1`: `http://localhost:8000/v1`.")
+    model: str = Field(min_length=1, description="The name that the endpoint knows its model by.")
+    key_env: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds the key; where it is not set, none is sent.",
+    )
+    questions: PositiveInt = Field(
+        64, description="How many at most: the probes, then the last questions of the conversations that judge."
+    )
+    timeout_seconds: PositiveFloat = Field(60.0, description="Longest wait for one reply; it is tried three times.")
+
+    @model_validator(mode="after")
+    def _is_address(self) -> Self:
+        """Of the whole section: in the error of a field pydantic would show the value, which may hold a key."""
+        address = urlsplit(self.url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("url: must begin with http:// or https:// and a host, e.g. https://api.openai.com/v1")
+        if address.username or address.password or address.query or address.fragment:
+            raise ValueError("url: must hold no user, password, query or fragment; the key is read from key_env")
+        return self
+
+
+class GateSpec(Spec):
+    """What a candidate must not lose while it wins: vetoes beside the metric of the search."""
+
+    no_worse: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict,
+        description="Score -> margin: the candidate may be worse than the incumbent, else than the base, by at most that, by"
+        " the whole interval. Scores of what is said (`stop_rate`, `json_valid`, a function of yours that"
+        " evaluation.generate names), `general_loss`, `eval_loss`. Nothing else is guarded.",
+    )
+
+
 class RegistrySpec(Spec):
     """What a candidate must pass before it becomes a registered model."""
 
@@ -52,6 +90,12 @@ class RegistrySpec(Spec):
         "champion", description=f"Points to the version that passed the gate; not latest, v1, v2 ... or {CHALLENGER}."
     )
     confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
+    gate: GateSpec = GateSpec()
+    prefer: Literal["quality", "cheapest_within_noise"] = Field(
+        "quality",
+        description="Which branch's best is registered: the best one, or of all that are within noise of it the one that"
+        " trains the fewest weights.",
+    )
     proof_minutes: PositiveFloat = Field(
         30.0,
         description="Longest time the candidate, its base model and the incumbent may each take to load, talk and be scored"
@@ -59,5 +103,8 @@ class RegistrySpec(Spec):
     )
     probes: str | None = Field(
         None,
-        description="JSONL of held-out questions, asked of base and champion side by side; `expect` names a wanted word.",
+        description="JSONL of questions for candidate, base and incumbent; `expect` is what an answer should hold.",
+    )
+    judge: JudgeSpec | None = Field(
+        None, description="Asked for the win rate of the candidate's answers against the base's and the incumbent's."
     )

@@ -1,39 +1,27 @@
-"""The section `search:`: the space of trials, the sampler and the scheduler."""
+"""The section `search:`: the space of trials, the sampler, the scheduler and the budget."""
 
 from __future__ import annotations
 
-import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from components.experiment.spec.metric import Metric, MetricSpec
+from components.experiment.spec.objectives import check_metrics
+from components.experiment.spec.schedulers import AshaSpec, PlateauSpec, Scheduler
+from components.experiment.spec.search_budget import SearchBudgetSpec
 from components.experiment.spec.section import Name, Spec, fill_in_tag
 
+LEARNING = "tpe, gp or cmaes"
 
-class AshaSpec(Spec):
-    """Asynchronous successive halving. Rung k is at first_rung x reduction_factor^k target tokens."""
 
-    name: Literal["asha"] = "asha"
-    first_rung_target_tokens: PositiveInt | None = Field(None, description="By default the budget's first evaluation.")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(2, description="One in this many trials passes each rung.")
-    brackets: Literal["per_branch", "shared"] = Field(
-        "per_branch", description="`per_branch`: a trial competes with trials of its own branch; `shared`: with all."
+class ConfirmSpec(Spec):
+    """Repeats the best configurations of each branch with new seeds, once all other trials have ended."""
+
+    top: PositiveInt = Field(1, description="Configurations of each branch that are repeated.")
+    seeds: Annotated[int, Field(ge=2)] = Field(
+        3, description="New seeds for each: with fewer than two nothing is known of how much a seed decides."
     )
-
-    def rungs(self, budget: int, evaluations: int) -> tuple[int, ...]:
-        """Returns the rungs below a trial's budget, ascending; rungs and budget are in target tokens."""
-        first = self.first_rung_target_tokens or max(1, budget // evaluations)
-        milestones = (first * self.reduction_factor**k for k in itertools.count())
-        return tuple(itertools.takewhile(lambda milestone: milestone < budget, milestones))
-
-
-class NoSchedulerSpec(Spec):
-    """Every trial spends its whole budget."""
-
-    name: Literal["none"] = "none"
-
-
-Scheduler = Annotated[AshaSpec | NoSchedulerSpec, Field(discriminator="name")]
 
 
 class SearchSpec(Spec):
@@ -43,12 +31,40 @@ class SearchSpec(Spec):
         min_length=1,
         description="Branches. A branch looks like `trial:`, with a domain instead of each value that varies.",
     )
-    sampler: Literal["random", "grid", "tpe"] = Field("random", description="`tpe` is Optuna's.")
+    sampler: Literal["random", "grid", "tpe", "gp", "cmaes"] = Field(
+        "random",
+        description="`tpe`, `gp` (a Gaussian process) and `cmaes` (CMA-ES) are Optuna's, one study per branch.",
+    )
+    warm_up: PositiveInt | None = Field(
+        None,
+        description="Results of a branch before `tpe`, `gp` or `cmaes` suggests from them; until then it draws at random. By"
+        " default half of its trials, 10 at most.",
+    )
+    metrics: tuple[str, ...] = Field(
+        (),
+        description="Numbers to trade off, e.g. [eval_loss, worker_seconds]: the Pareto front is shown. The first one is what"
+        " the search goes by, and what the champion is chosen by.",
+    )
+    start_from: tuple[str | dict[str, Any], ...] = Field(
+        (),
+        description="Points that are tried first, e.g. {branch: lora, method.rank: 16}, and earlier searches to learn from:"
+        " `latest`, `search:ID`, `search:EXPERIMENT/ID`.",
+    )
     scheduler: Scheduler = AshaSpec()
+    metric: Metric = Field(
+        MetricSpec(),
+        description="What trials are ranked, stopped and drawn by: eval_loss, a score of what the model says, or a function"
+        " of yours as {name: module:function, direction: maximize}.",
+    )
+    plateau: PlateauSpec | None = Field(None, description="By default no trial ends for this.")
+    budget: SearchBudgetSpec | None = Field(None, description="By default as much as the trials take.")
     trials: PositiveInt | None = Field(
         None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
     )
     max_concurrent_trials: PositiveInt | None = Field(None, description="By default as many as the cluster holds.")
+    confirm: ConfirmSpec | None = Field(
+        None, description="Repeats of the best configurations with new seeds; by default none."
+    )
     max_failures: NonNegativeInt = Field(2, description="Times a trial is restarted after its slot died.")
     seed: NonNegativeInt = 0
 
@@ -56,3 +72,33 @@ class SearchSpec(Spec):
     @classmethod
     def _default_to_asha(cls, values: Any) -> Any:
         return fill_in_tag(values, "scheduler", "name", "asha")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_what_stands_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("start_from"), str | dict):
+            return {**values, "start_from": [values["start_from"]]}
+        return values
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        check_metrics(self.metrics, MetricSpec())
+        names = [name for name in self.start_from if isinstance(name, str)]
+        if self.warm_up is not None and not self.learns:
+            raise ValueError(f"warm_up={self.warm_up}: sampler {self.sampler} learns from no results; take {LEARNING}")
+        if self.metrics and self.sampler == "cmaes":
+            raise ValueError("metrics: sampler cmaes follows one number; take tpe or gp, or leave metrics out")
+        if names and not self.learns:
+            raise ValueError(
+                f"start_from: sampler {self.sampler} learns nothing from {', '.join(names)}; take {LEARNING}, or give points"
+            )
+        if self.start_from and self.sampler == "grid":
+            raise ValueError(
+                "start_from: sampler grid tries every point of its lists in their order; leave one of them out"
+            )
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether the sampler suggests trials from the results of others."""
+        return self.sampler in ("tpe", "gp", "cmaes")

@@ -23,8 +23,8 @@ from components.data.model_inputs import model_inputs
 from components.data.token_store import TokenStore
 from components.experiment.spec import FLASH_ATTENTION
 from components.models.attention_backend import is_usable
+from components.models.precision import computing
 from components.training.loss import ScoredModel
-from components.training.precision import computing
 from experiments.benchmarks.gpu_kit.cases import Case
 from experiments.benchmarks.gpu_kit.checks import Check, passed_if, skipped
 from experiments.benchmarks.gpu_kit.part_process import line_of

@@ -84,7 +84,7 @@ class _Proof:
             phase=phase,
             model=winner.version,
             incumbent=None,
-            eval_store=winner.eval_store,
+            judged_store=winner.judged_store,
             max_tokens=TOKENS,
             rows_per_batch=1,
             probes=(),

@@ -39,7 +39,7 @@ class Winner:
     """`version`: the folder of the registered version. `weight_bytes`: of the model as it is loaded."""
 
     version: Path
-    eval_store: Path
+    judged_store: Path
     config: LlamaConfig
     model: ModelSpec
     weight_bytes: int
@@ -65,7 +65,7 @@ def make_winner(config: LlamaConfig, folder: Path, settings: Settings) -> Winner
     rows = random_dataset(folder / "rows", len(TOKENIZER_TOKENS), train=[TOKENS], evaluate=[TOKENS, TOKENS // 2])
     return Winner(
         version=folder / "version",
-        eval_store=rows.eval.path,
+        judged_store=rows.eval.path,
         config=config,
         model=named,
         weight_bytes=weight_bytes,

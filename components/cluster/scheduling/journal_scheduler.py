@@ -1,0 +1,29 @@
+"""A scheduler for Tune whose rules decide from the journal: nothing of it is lost when a search is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from components.cluster.driver.trial_control import controller_of
+from components.cluster.scheduling.comparable import EndingRule
+from components.cluster.slots.slot_result import METRIC, TIME
+
+
+class JournalScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Ends a trial at a report if one of the rules does. It decides about reports alone."""
+
+    def __init__(self, *, search_id: str, rules: Sequence[EndingRule]) -> None:
+        super().__init__()
+        self._search_id, self.rules = search_id, tuple(rules)
+
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, float]) -> str:
+        controller = controller_of(self._search_id)
+        tokens, objective = int(result[TIME]), result[METRIC]
+        for rule in self.rules:
+            if rule.stops(controller.histories, trial.trial_id, target_tokens=tokens, objective=objective):
+                controller.reasons[trial.trial_id] = rule.reason
+                return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)

@@ -1,0 +1,80 @@
+"""Generates the replies to many prompts, greedily, several at a time with one cache of keys and values.
+
+Prompts of a batch end together: the shorter ones are padded on the left. A model that padding would change gets prompts of
+one length together instead, or one at a time (padding.py tries it). So a prompt has the same reply in any company, up to
+rounding: where two tokens are equally likely to the last bits, another shape of the matrices may choose the other one.
+
+B prompts, T tokens in the longest of them, N tokens after it. These letters are used in this file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from components.models.load_trained import LoadedModel
+from components.models.precision import computing
+from components.scoring.padding import Company, company_of
+from components.scoring.reply import Reply, clear_generation_config, generation_config, reply_of, until_stop
+
+MAX_PROMPTS_AT_ONCE = 64
+
+
+def generate_replies(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, max_batch_tokens: int
+) -> list[Reply]:
+    """Returns the greedy reply to each prompt, in order. The model must be in eval mode.
+
+    Args:
+        prompts: token ids, as a chat format's `prompt` returns them.
+        max_batch_tokens: of a batch, padding and replies included: what its cache holds. A prompt may have more, alone.
+
+    Raises:
+        InputError: a token that the model has no row for.
+    """
+    for prompt in prompts:
+        loaded.check_token_ids(dict.fromkeys(prompt, "is in the prompt"))
+    clear_generation_config(loaded.model)
+    lengths = [len(prompt) for prompt in prompts]
+    company = company_of(loaded) if len(prompts) > 1 else "any"
+    replies: dict[int, Reply] = {}
+    for batch in _batches(lengths, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, company=company):
+        said = _generate(loaded, [prompts[index] for index in batch], max_new_tokens)
+        replies.update(zip(batch, said, strict=True))
+    return [replies[index] for index in range(len(prompts))]
+
+
+def _batches(
+    lengths: Sequence[int], *, max_new_tokens: int, max_batch_tokens: int, company: Company
+) -> Iterator[list[int]]:
+    """Yields indices of prompts, the longest first: what does not fit fails at once."""
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batch: list[int] = []
+    for index in longest_first:
+        longest = lengths[batch[0]] if batch else lengths[index]
+        full = len(batch) == MAX_PROMPTS_AT_ONCE or (len(batch) + 1) * (longest + max_new_tokens) > max_batch_tokens
+        apart = company == "none" or (company == "equally long" and lengths[index] != longest)
+        if batch and (full or apart):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _generate(loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+    chat_format, longest = loaded.chat_format, max(map(len, prompts))
+    padding = [longest - len(prompt) for prompt in prompts]
+    rows = [[chat_format.pad_token_id] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)]
+    input_ids_BT = torch.tensor(rows, device=loaded.device)
+    mask_BT = torch.tensor([[0] * pads + [1] * (longest - pads) for pads in padding], device=loaded.device)
+    config = generation_config(chat_format, max_new_tokens=max_new_tokens)
+    with computing(loaded.precision, loaded.device):
+        output_BTN = loaded.model.generate(input_ids=input_ids_BT, attention_mask=mask_BT, generation_config=config)
+    made_BN = output_BTN[:, longest:].tolist()
+    replies = []
+    for prompt, made in zip(prompts, made_BN, strict=True):
+        said = until_stop(made, chat_format)
+        replies.append(reply_of(chat_format, said, prompt_tokens=len(prompt), stopped=len(said) < len(made)))
+    return replies

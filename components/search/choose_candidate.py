@@ -1,0 +1,70 @@
+"""Which trial is registered: the best one, or by `search.confirm` and `registry.prefer` one that is as good and cheaper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from components.conversations.target_bytes import BITS_PER_BYTE
+from components.experiment.spec import EVAL_LOSS
+from components.planning.meta_model import meta_attention, meta_model
+from components.records.evaluation_record import ConversationScores, EvaluationRecord
+from components.records.events import TrialHistory
+from components.records.finalists import repeats_of
+from components.reports.finalists import FinalistsVerdict, compare_finalists
+from components.search.prepare_search import PreparedSearch
+from components.statistics.paired_bootstrap import BITS, NATS
+
+
+def compare_branches(prepared: PreparedSearch, histories: Mapping[str, TrialHistory]) -> FinalistsVerdict | None:
+    """Compares the best of each branch on the held-out conversations that trials are evaluated on."""
+    experiment = prepared.experiment
+
+    def read_scores(history: TrialHistory) -> ConversationScores | None:
+        assert history.best is not None
+        record = EvaluationRecord.read(prepared.folder, history.trial_id, history.best.step)
+        return record.metrics.get(history.best.metric.name) if record is not None else None
+
+    metric = next((history.best.metric.name for history in histories.values() if history.best is not None), EVAL_LOSS)
+    return compare_finalists(
+        histories,
+        experiment.search.confirm,
+        prefer=experiment.registry.prefer,
+        confidence=experiment.registry.confidence,
+        unit={EVAL_LOSS: NATS, BITS_PER_BYTE: BITS}.get(metric, f"of {metric}"),
+        weights="weights to serve" if prepared.by_bytes else "trained weights",
+        read_scores=read_scores,
+        trained_weights=partial(_trained_weights, prepared),
+    )
+
+
+def choose(
+    histories: Mapping[str, TrialHistory],
+    leader: TrialHistory,
+    finalists: FinalistsVerdict | None,
+    prepared: PreparedSearch,
+) -> TrialHistory:
+    """Returns the trial to register. `leader` has the best checkpoint of all.
+
+    Where finalists were repeated, or the cheapest is preferred, that is the best run of the configuration that was chosen.
+    A leader that people gave other terms (a longer budget, another's weights) was not compared and stays the choice of
+    `prefer: quality`.
+    """
+    search, registry = prepared.experiment.search, prepared.experiment.registry
+    others_terms = leader.started.warm_from is not None or bool(leader.extensions)
+    if finalists is None or (registry.prefer == "quality" and (search.confirm is None or others_terms)):
+        return leader
+    drawn = histories[finalists.chosen]
+    runs = [drawn, *repeats_of(histories, drawn)]
+    return min(runs, key=lambda run: run.best.objective if run.best else float("inf"))
+
+
+def _trained_weights(prepared: PreparedSearch, history: TrialHistory) -> int:
+    """How many numbers the trial's method trains: what is stored and served beside a base that all share.
+
+    In a search over several bases they share none: then the base's count, too.
+    """
+    base = prepared.opened.of_branch(history.started.branch)
+    spec = history.started.spec
+    model = meta_model(base.config, spec.method, dtype="fp32", attention=meta_attention("eager", base.config))
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or prepared.by_bytes)

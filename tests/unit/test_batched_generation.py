@@ -1,0 +1,71 @@
+"""Replies of a batch are those of one prompt at a time, whatever the model makes of padding."""
+
+import copy
+import random
+import string
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
+from components.inference.generate import reply_to
+from components.models.load_trained import LoadedModel
+from components.scoring.batched_generation import generate_replies
+from components.scoring.padding import company_of
+from tests.support.toy import save_letter_tokenizer, user
+from tests.support.zoo import family_model
+
+DRAW = random.Random(1)
+ASKED = ["".join(DRAW.choices(string.ascii_letters, k=DRAW.randint(2, 24))) for _ in range(12)]
+
+
+def family(name, folder):
+    save_letter_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    return LoadedModel(
+        model=family_model(name).eval(),
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(tokenizer, "auto"),
+        device=torch.device("cpu"),
+        attention="sdpa",
+    )
+
+
+# rwkv keeps the states of a batch apart no better than padding: what it says alone is what it says in use.
+@pytest.mark.parametrize(
+    ("name", "company"),
+    [
+        ("llama", "any"),
+        ("glm", "any"),
+        ("gpt2", "any"),
+        ("falcon_h1", "any"),
+        ("recurrent_gemma", "equally long"),
+        ("rwkv", "none"),
+    ],
+)
+def test_a_batch_says_what_each_prompt_gets_alone(name, company, tmp_path):
+    torch.set_num_threads(1)
+    loaded = family(name, tmp_path)
+    alone = [reply_to(loaded, [user(asked)], max_new_tokens=12) for asked in ASKED]
+    prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
+    assert company_of(loaded) == company
+    assert generate_replies(loaded, prompts, max_new_tokens=12, max_batch_tokens=200) == alone
+    assert len({reply.text for reply in alone}) > 1
+
+
+def test_a_batch_ends_each_reply_at_its_own_stop_token(tmp_path):
+    loaded = family("llama", tmp_path)
+    prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
+    said = generate_replies(loaded, prompts, max_new_tokens=20, max_batch_tokens=10_000)
+    letter = Counter("".join(reply.text[2:] for reply in said)).most_common(1)[0][0]
+    stopping = copy.copy(loaded.chat_format)
+    stopping.stop_token_ids = (loaded.tokenizer.convert_tokens_to_ids(letter),)
+    loaded = replace(loaded, chat_format=stopping)
+    stopped = generate_replies(loaded, prompts, max_new_tokens=20, max_batch_tokens=10_000)
+    assert stopped == [reply_to(loaded, [user(asked)], max_new_tokens=20) for asked in ASKED]
+    assert [reply.text for reply in stopped] == [reply.text.partition(letter)[0] for reply in said]
+    assert len({reply.new_tokens for reply in stopped if reply.stopped}) > 1
+    assert not all(reply.stopped for reply in stopped)
