@@ -149,7 +149,7 @@ def test_an_incumbent_of_another_tokenizer_is_scored_on_the_same_words(trials, t
         phase="incumbent",
         model=trials.folder,
         incumbent=tmp_path / "incumbent",
-        eval_store=trials.dataset.eval.path,
+        judged_store=trials.dataset.eval.path,
         max_tokens=MAX_TOKENS,
         rows_per_batch=4,
         probes=(),
