@@ -38,8 +38,8 @@ trial: {batch: {rows_per_step: 128}}
 search:
   trials: 20
   space:
-    lora: {method: {rank: {choice: [4, 8]}}}
-    full: {method: {kind: full}}
+    lora: {method: {rank: {integer: [1, 64]}}}
+    full: {method: {kind: full}, optimizer: {learning_rate: {log_uniform: [1.0e-5, 1.0e-4]}}}
 resources:
   lora: {gpus_per_worker: 1, node_labels: {ray.io/market-type: spot}}
   full: {workers: 8, gpus_per_worker: 1, placement: strict_pack}

@@ -9,9 +9,17 @@ from tokenizers.processors import TemplateProcessing
 
 from components.data.general_text import Passage, encode_passages, load_general_text
 from components.errors import InputError
-from components.experiment.spec import DataSpec, EvaluationSpec, ExperimentSpec, ModelSpec, SearchSpec, StorageSpec
+from components.experiment.spec import (
+    GENERAL_LOSS,
+    DataSpec,
+    EvaluationSpec,
+    ExperimentSpec,
+    ModelSpec,
+    SearchSpec,
+    StorageSpec,
+)
 from components.models.load_trained import load_base
-from components.records.evaluation_record import GENERAL_LOSS, EvaluationRecord
+from components.records.evaluation_record import EvaluationRecord
 from components.records.general_scores import GeneralScores
 from components.records.manifest import LAYOUT, SearchManifest
 from components.registry.forgetting import compare_general

@@ -103,7 +103,14 @@ class Contest:
 
         candidate = self.candidate
         return register_best(
-            candidate.runs, candidate.uri, candidate.experiment, self.trial, candidate.dataset, (), execute, replace
+            candidate.runs,
+            candidate.uri,
+            candidate.experiment,
+            self.trial,
+            candidate.dataset,
+            (),
+            execute,
+            replace=replace,
         )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from components.experiment.check_search import without_search
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import without_search
 from components.experiment.spec import SCORES_OF_REPLIES, EvaluationSpec, MetricSpec
 from components.experiment.spec.evaluation import DEFAULT_SCORES
 from components.records.events import TrialHistory, TrialProgressed, best_report
