@@ -1,14 +1,19 @@
 """A search over several base models opens each of them, gives all the same words, and counts budgets in their bytes."""
 
+import math
+
 import pytest
+import torch
 
 from components.cluster.slots.worker import Runners
+from components.errors import InputError
 from components.experiment.draw_trials import sample_trials
 from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import BudgetSpec
 from components.notebook import text_of
 from components.planning.instance_types import load_node_table
 from components.planning.planner import plan
+from components.records.evaluation_record import EvaluationRecord
 from components.records.events import TrialHistory
 from components.reports.leaderboard import leaderboard
 from components.search.prepare_search import prepare_search
@@ -95,6 +100,75 @@ def test_a_search_that_goes_on_has_the_data_of_each_base_that_it_began_with(plac
     resumed = opened(resume="newest")
     assert resumed.context({}).other_bases == begun.context({}).other_bases
     assert resumed.budget == begun.budget
+
+
+def test_general_text_is_scored_in_bytes_of_what_every_base_takes_whole(place):
+    (place / "general.txt").write_text("ab ab\n" + "ab" * 80 + "\n", encoding="utf-8")  # 160 letters, 80 pairs
+    told = []
+    prepared = opened("evaluation.general=general.txt", told=told)
+    context = prepared.context({})
+    letters, pairs = context.base_of("letters").general, context.base_of("pairs").general
+    assert [passage.num_bytes for passage in letters] == [passage.num_bytes for passage in pairs] == [5]
+    assert letters[0].num_targets > pairs[0].num_targets
+    assert any("trials leave out 1 of 2 texts" in text for text in told)
+    runners = Runners(context, OneWorker())
+    runner = runners.of("pairs")
+    runner.start("trial", next(trial.spec for trial in sample_trials(prepared.experiment) if trial.branch == "pairs"))
+    report = runner.advance()
+    kept = EvaluationRecord.read(context.folder, "trial", report.step).metrics["general_loss"]
+    assert kept.weights == (5.0,)
+    runner.running.scored.eval()
+    ids = torch.tensor([pairs[0].token_ids])
+    with torch.no_grad():
+        nats = float(runner.running.model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+    assert report.scores["general_loss"] == pytest.approx(nats / math.log(2) / 5, rel=1e-4)
+    runners.wait_for_uploads()
+
+
+def test_rungs_and_evaluations_are_reports_at_shares_of_the_bytes(place):
+    rungs = "search.scheduler={name: asha, reduction_factor: 4}"
+    prepared = opened("trial.batch.rows_per_step=1", "trial.budget.evaluations=2", rungs)
+    context = prepared.context({})
+    marks = [-(-prepared.budget // share) for share in (16, 4, 2, 1)]
+    assert context.rungs == tuple(marks[:2])
+    runners = Runners(context, OneWorker())
+    for trial in sample_trials(prepared.experiment):
+        runner = runners.of(trial.branch)
+        runner.start(trial.branch, trial.spec)
+        reached = []
+        while not (reached and reached[-1].done):
+            reached.append(runner.advance())
+        spent = [report.target_tokens for report in reached]
+        assert len(spent) == 4
+        assert all(mark <= now for mark, now in zip(marks, spent, strict=True))
+        assert all(now < later for now, later in zip(spent, marks[1:], strict=False))
+        del runner
+    runners.wait_for_uploads()
+
+
+def test_scores_of_what_is_said_rank_trials_of_several_bases_as_they_are(place):
+    """Each base generates in its own chat format, with its own tokenizer."""
+    prepared = opened("search.metric=chrf", "evaluation.generate={conversations: 2, max_new_tokens: 4}")
+    runners = Runners(prepared.context({}), OneWorker())
+    for trial in sample_trials(prepared.experiment):
+        runner = runners.of(trial.branch)
+        runner.start(trial.branch, trial.spec)
+        report = runner.advance()
+        assert (report.metric, report.counted) == (prepared.metric, "target bytes")
+        assert report.objective == -report.scores["chrf"]
+        assert {"chrf", "bits_per_byte"} <= report.scores.keys()
+        del runner
+    runners.wait_for_uploads()
+
+
+def test_a_search_with_one_of_two_models_is_no_start_for_one_with_both(place):
+    both = opened("search.sampler=tpe")
+    both.begin()
+    one = "search.space={letters: {method: {kind: full}, optimizer: {learning_rate: {choice: [5.0e-3, 1.0e-2]}}}}"
+    start = ("search.sampler=tpe", f"search.start_from=search:{both.search_id}")
+    with pytest.raises(InputError, match="one of the two has several base models"):
+        opened(one, *start, new=True)
+    assert opened(*start, new=True).manifest.started_from == (f"toy/{both.search_id}",)
 
 
 def test_a_slot_changes_its_base_between_trials_of_two_branches(place):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from components.conversations.chat_formats import load_chat_format, with_thoughts
@@ -16,6 +17,7 @@ from components.models.load_trained import load_base
 from components.registry.gate import compare_losses
 from components.registry.verification_messages import VerificationReport, VerificationRequest
 from components.registry.verification_worker import verify
+from components.statistics.selection import ChosenFrom, Selection
 from components.storage.open_folder import folder_at
 from tests.support.sessions import FULL, reports, session
 from tests.support.template_kinds import KINDS
@@ -242,3 +244,58 @@ def test_what_is_too_long_for_one_tokenizer_is_left_out_for_all(tmp_path):
     assert both[0].counts["not_for_all"] == left > 0
     assert f"{left} left out, as another base model has other words of them" in both[0].summary()
     assert both[0].digest != alone[0].digest
+
+
+def test_all_bases_have_a_verdict_split_or_none_of_them(tmp_path):
+    """Answers are equally long in letters; in pairs some are half as long, and these say too little for a verdict of 22."""
+    talks = [Conversation(messages=(user(f"say {n}"), assistant(("abcd" if n % 3 else "efgh") * 6))) for n in range(90)]
+    write_messages_jsonl(tmp_path / "data.jsonl", talks)
+    data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.2, max_tokens=120)
+    folders = {name: tmp_path / name for name in ("letters", "pairs")}
+    letter_tokenizer().save_pretrained(folders["letters"])
+    pair_tokenizer().save_pretrained(folders["pairs"])
+
+    def prepared(shared=None):
+        storage = folder_at(tmp_path)
+        return [
+            prepare(data, model_path=folder, chat_format="auto", storage=storage, shared=shared, processes=1)
+            for folder in folders.values()
+        ]
+
+    alone = prepared()
+    assert [dataset.verdict is None for dataset in alone] == [False, True]
+    shared = shared_sources(alone)
+    assert len(shared) == 90
+    both = prepared(shared)
+    assert [len(dataset.verdict) for dataset in both] == [22, 22]
+    assert shared_sources(both) is None
+
+
+def test_the_gate_of_a_search_over_several_bases_compares_with_both_in_bits_per_byte():
+    """Bytes are no multiple of targets; what the candidate was chosen from is in bits. Base and incumbent score the same."""
+    others = tuple(40.0 + index % 3 for index in range(30))
+    sums = np.full((4, 30), 20.0 / math.log(2))
+    sums[1:] += np.random.default_rng(0).normal(0.0, 40.0, size=(3, 30))
+    selection = Selection(sums_CN=sums, chosen_from=ChosenFrom(evaluations=4, trials=4))
+    report = VerificationReport(
+        code="code",
+        reply="hello",
+        candidate_sums=(20.0,) * 30,
+        base_sums=others,
+        incumbent_sums=others,
+        incumbent_problem=None,
+        incumbent_unseen=tuple(range(30)),
+        num_targets=(10,) * 15 + (20,) * 15,
+        target_bytes=(16,) * 30,
+        candidate_answers=(),
+        base_answers=(),
+    )
+    plain = compare_losses(report, 0.95)
+    assert [found.unit for found in plain] == ["nats per target"] * 2
+    base, incumbent = compare_losses(report, 0.95, by_bytes=True)
+    assert (base.unit, base.conversations) == (incumbent.unit, 30) == ("bits per byte", 30)
+    assert base.difference == pytest.approx(21 / math.log(2) / 16)
+    corrected = compare_losses(report, 0.95, selection, by_bytes=True)
+    assert corrected[0].low < base.low
+    assert corrected[1].model_dump(exclude={"other"}) == corrected[0].model_dump(exclude={"other"})
+    assert (incumbent.low, incumbent.high) == (base.low, base.high)
