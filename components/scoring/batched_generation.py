@@ -19,6 +19,9 @@ from components.scoring.padding import Company, company_of
 from components.scoring.reply import Reply, clear_generation_config, generation_config, reply_of, until_stop
 
 MAX_PROMPTS_AT_ONCE = 64
+# Of the longest prompt of its batch: padding is read as slowly as text, and a smaller batch costs more for each token. Of 64
+# conversations of the quickstart a third fewer tokens are read than in one batch.
+SHORTEST = 0.75
 
 
 def generate_replies(
@@ -54,7 +57,7 @@ def _batches(
     for index in longest_first:
         longest = lengths[batch[0]] if batch else lengths[index]
         full = len(batch) == MAX_PROMPTS_AT_ONCE or (len(batch) + 1) * (longest + max_new_tokens) > max_batch_tokens
-        apart = company == "none" or (company == "equally long" and lengths[index] != longest)
+        apart = company == "none" or lengths[index] < longest * (SHORTEST if company == "any" else 1)
         if batch and (full or apart):
             yield batch
             batch = []

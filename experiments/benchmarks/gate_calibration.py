@@ -153,9 +153,10 @@ def drawn(case: Case, generator: np.random.Generator) -> PairedDifferences:
             first_NC = np.repeat(shape(generator, (count, candidates // CHECKPOINTS)), CHECKPOINTS, axis=1)
             own_NC = np.where(generator.random((count, candidates)) < 0.5, first_NC, own_NC)
         return PairedDifferences(own_NC - opponent_N1, np.ones(count))
+    shared = SHARED if candidates > 1 else 0.0  # one alone has the shape itself, and all its skewness
     of_trials = 0.6 * (1 - SHARED) if case.nested else 0.0
-    better_NC = math.sqrt(1 - SHARED - of_trials) * shape(generator, (count, candidates))
-    better_NC += math.sqrt(SHARED) * shape(generator, (count, 1))
+    better_NC = math.sqrt(1 - shared - of_trials) * shape(generator, (count, candidates))
+    better_NC += math.sqrt(shared) * shape(generator, (count, 1))
     if case.nested:
         trials_NC = np.repeat(shape(generator, (count, candidates // CHECKPOINTS)), CHECKPOINTS, axis=1)
         better_NC += math.sqrt(of_trials) * trials_NC
@@ -318,8 +319,8 @@ def markdown(
         "All candidates are exactly as good as the opponent, and share half of the variance of the difference to it. The",
         "best one on the conversations is judged on the same ones, by the gate before (one studentized bootstrap) and after",
         "(corrected for the choice). 1 candidate is a search with a verdict split: it was chosen elsewhere, from whatever",
-        "it was chosen. `bound` is 2.5 % and three standard errors of the simulation. Where lengths are very unequal, so few",
-        "conversations leave no claim: 0.0%.",
+        "it was chosen. `bound` is 2.5 % and three standard errors of the simulation. Where lengths are very unequal, 30",
+        "conversations are nearly always too few for a claim.",
     ]
     for scenario in dict.fromkeys(each.case.scenario for each in found):
         lines += ["", f"## {scenario.words[0].upper()}{scenario.words[1:]}", ""]
@@ -332,7 +333,7 @@ def markdown(
         f" {worst.before:.1%} before: {worst.case.scenario.words}, {worst.case.count} conversations, {worst.case.words}"
         " candidates.",
         "",
-        f"## What it does not hold for: {BEYOND.words}",
+        f"## Where it may not hold: {BEYOND.words}",
         "",
         "One conversation in a hundred is worse by four spreads or more. Few conversations seldom hold one, and no method",
         "knows of what it has not seen.",
@@ -346,6 +347,9 @@ def markdown(
         f"conversations. The difference of two models on one conversation has a spread of {PAIRED_SPREAD} of that. Normal,"
         f" lengths as the quickstart's, {POWER_SAMPLES} searches a number (known to 5 %).",
         "",
+        "The best of many that are all better is also a lucky one, and passes more often than one of them by itself. With a",
+        "verdict split it is asked about that one by itself.",
+        "",
         "| conversations | effect | verdict split | "
         + " | ".join(f"corrected, {candidates} candidates" for candidates in CANDIDATES[1:])
         + " |",
@@ -354,9 +358,9 @@ def markdown(
         "",
         "## No worse by more than a margin",
         "",
-        "A metric that is right or wrong on a conversation. `wrong alone`: where the candidate alone is wrong; `right",
-        "alone`: where the other alone is, so the candidate is worse by just the margin. `passed` of these are found no",
-        "worse: at most 2.5 %. `shown` is that share if the two are wrong alone equally often,"
+        "A metric that is right or wrong on a conversation. `wrong alone`: where the candidate is wrong and the other right;",
+        "`right alone`: where it is right and the other wrong. So it is worse by the margin. `passed` of these are found",
+        "no worse: at most 2.5 %. `shown` is that share if the two are wrong alone equally often,"
         f" {MARGIN_SAMPLES:,} simulations a number.",
         "",
         "| conversations | margin | wrong alone | right alone | passed | shown |",

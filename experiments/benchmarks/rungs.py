@@ -33,8 +33,9 @@ from components.statistics.rank_correlation import spearman
 from experiments.benchmarks.asha_brackets import Curve, read_curves, replay_order, train
 from tests.support.toy_search import toy_search_folder
 
-SEEDS, TRIALS, EVALUATIONS, ORDERS, DRAWS = range(5), 32, 16, 200, 2000
-OLD, NEW = "first 1/4, one in 2", "first 1/16, one in 4"
+SEEDS, TRIALS, EVALUATIONS, ORDERS, DRAWS = range(5), 32, 16, 200, 500
+OLD, NEW, BETWEEN = "first 1/4, one in 2", "first 1/16, one in 4", "first 1/16, one in 2"
+BRANCHES = ("lora", "full")
 CHANGES = f"""
 data: {{eval_fraction: 0.4}}
 trial: {{budget: {{epochs: 6, evaluations: {EVALUATIONS}}}, batch: {{rows_per_micro_batch: 8}}}}
@@ -52,12 +53,13 @@ search:
 
 
 def rules(budget: int) -> dict[str, HalvingRule]:
-    """The defaults before and now, for trials of a budget in target tokens."""
-    old = AshaSpec(first_rung_target_tokens=max(1, budget // 4), reduction_factor=2, brackets="shared")
-    return {
-        OLD: HalvingRule.of(old, old.rungs(budget)),
-        NEW: HalvingRule.of(AshaSpec(), AshaSpec().rungs(budget, 0.05)),
+    """The defaults before and now, and one between them, for trials of a budget in target tokens."""
+    specs = {
+        OLD: AshaSpec(first_rung_target_tokens=max(1, budget // 4), reduction_factor=2),
+        BETWEEN: AshaSpec(reduction_factor=2),
+        NEW: AshaSpec(),
     }
+    return {name: HalvingRule.of(spec, spec.rungs(budget, 0.05)) for name, spec in specs.items()}
 
 
 def curves_of(seed: int, known: Sequence[Curve]) -> Iterator[Curve]:
@@ -74,13 +76,13 @@ def ideal_share(trials: int, rule: HalvingRule, budget: int) -> float:
         curves = [
             Curve(
                 number=number,
-                branch="full",
+                branch=BRANCHES[number % 2],
                 varied={},
                 reports=tuple((mark, loss, 1.0) for mark in (*rule.rungs, budget)),
             )
             for number, loss in enumerate(generator.sample(range(trials), trials), start=1)
         ]
-        spent.append(replay_order(curves, rule, {"full": 1}, places=1).spent)
+        spent.append(replay_order(curves, rule, dict.fromkeys(BRANCHES, 1), places=1).spent)
     return statistics.mean(spent)
 
 
@@ -118,8 +120,10 @@ def page(curves: Mapping[int, Sequence[Curve]], load: float) -> str:
     """load: the machine's load average when the page was made."""
     some = next(iter(curves.values()))
     budget, seeds = some[0].reports[-1][0], list(curves)
-    shares = {trials: [ideal_share(trials, rules(1600)[name], 1600) for name in (OLD, NEW)] for trials in (8, 32)}
-    ideal = [f"| {trials} | {old:.2f} | {new:.2f} |" for trials, (old, new) in shares.items()]
+    shares = {
+        trials: [ideal_share(trials, rules(1600)[name], 1600) for name in (OLD, BETWEEN, NEW)] for trials in (8, 32)
+    }
+    ideal = [f"| {trials} | {old:.2f} | {between:.2f} | {new:.2f} |" for trials, (old, between, new) in shares.items()]
     return "\n".join(
         [
             "# ASHA's rungs: what an early first one costs and saves",
@@ -141,11 +145,11 @@ def page(curves: Mapping[int, Sequence[Curve]], load: float) -> str:
             "|---|" + "---|" * len(seeds),
             *correlations(curves),
             "",
-            f"If the order at a rung were always that of the end (trials one by one, {DRAWS:,} random orders), ASHA's rule"
-            " would spend this share of all trials' budget:",
+            "If the order at a rung were always that of the end (two branches with brackets of their own, trials one by one,"
+            f" {DRAWS:,} random orders), ASHA's rule would spend this share of all trials' budget:",
             "",
-            f"| trials | {OLD} | {NEW} |",
-            "|---|---|---|",
+            f"| trials | {OLD} | {BETWEEN} | {NEW} |",
+            "|---|---|---|---|",
             *ideal,
             "",
             f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {load:.1f}, no GPU used; torch"

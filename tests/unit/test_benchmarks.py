@@ -122,7 +122,7 @@ def test_the_gate_seldom_promotes_what_is_no_better(case):
 
 def test_the_gate_promotes_what_is_clearly_better_and_tells_verdict_splits_apart():
     line = gate_calibration.PowerLine.of(100, 0.2, samples=40)
-    assert line.verdict > 0.9
+    assert line.verdict > 0.75
     assert all(0.5 < share < 1.01 for share in line.corrected)
     assert not gate_calibration.power(30, 0.02, 8, samples=100) > 0.15
 
