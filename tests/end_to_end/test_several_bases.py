@@ -62,6 +62,12 @@ def test_a_search_over_two_bases_ends_with_a_champion_of_one(place, searched):
     assert f"{registry['parameters']:,} parameters" in searched["message"]
     assert "bits per byte)" in searched["message"]
     assert "target bytes" in searched["told"]
+    finalists = searched["finalists"]
+    assert (finalists["unit"], finalists["weights"]) == ("bits per byte", "weights to serve")
+    counts = {each["branch"]: each["trained_weights"] for each in finalists["finalists"]}
+    assert counts[searched["trials"][0]["branch"]] == registry["parameters"]
+    assert counts["letters"] < counts["pairs"]  # which has more tokens
+    assert registry["verdicts"][0]["unit"] == "bits per byte"
 
 
 def test_all_trials_have_spent_the_same_bytes_of_the_same_words(place, searched):
