@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -140,13 +140,16 @@ _LEFT_OUT_WORDS = {
     "dropped_too_long": "dropped as too long",
     "truncated": "truncated",
     "duplicates": "duplicates left out",
+    "not_for_all": "left out, as another base model has other words of them",
     "leaked": "held out and therefore not trained on",
     "near_duplicates": "not trained on because they are near held-out ones (data.near_duplicates)",
     "eval_leaked": "left out of eval because they are in the verdict split, or near it",
 }
 
 
-def prepare_experiment(experiment: ExperimentSpec, model_path: Path, *, context: int | None) -> PreparedDataset:
+def prepare_experiment(
+    experiment: ExperimentSpec, model_path: Path, *, context: int | None, shared: Set[str] | None = None
+) -> PreparedDataset:
     """Prepares an experiment's data on the storage that all experiments share, as `prepare` does."""
     return prepare(
         experiment.data,
@@ -154,6 +157,7 @@ def prepare_experiment(experiment: ExperimentSpec, model_path: Path, *, context:
         chat_format=experiment.format_spec,
         storage=experiment.folder.parent,
         context=context,
+        shared=shared,
     )
 
 
@@ -164,6 +168,7 @@ def prepare(
     chat_format: ChatFormatSpec | str,
     storage: Folder,
     context: int | None = None,
+    shared: Set[str] | None = None,
     processes: int | None = None,
 ) -> PreparedDataset:
     """Reads, splits, renders and stores conversations; returns the existing data if the same content was prepared before.
@@ -171,6 +176,7 @@ def prepare(
     Args:
         storage: prepared data is kept in storage/prepared/<digest>/.
         context: the most tokens that the model sees at once; None for any number.
+        shared: the sources of the conversations to use, if several base models have not the same words of the others.
         processes: for rendering; by default one per core.
 
     Raises:
@@ -183,7 +189,7 @@ def prepare(
     sources = data.train, data.eval, data.verdict
     for _ in range(MAX_READS):
         contents = [None if source is None else content_digest(source) for source in sources]
-        digest = _digest(data, loaded, contents, context)
+        digest = _digest(data, loaded, contents, context, shared)
         directory = storage / PREPARED / digest
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
@@ -196,14 +202,16 @@ def prepare(
             f"data: files of {named} changed each of the {MAX_READS} times they were read; wait until they are written, or"
             " name copies of them"
         )
-    directory.publish(lambda scratch: _write(scratch, digest, records, renderer, context))
+    directory.publish(lambda scratch: _write(scratch, digest, records, renderer, context, shared))
     return PreparedDataset.open(directory, reused=False).verify()
 
 
-def _write(scratch: Path, digest: str, records: Records, renderer: Renderer, context: int | None) -> None:
+def _write(
+    scratch: Path, digest: str, records: Records, renderer: Renderer, context: int | None, shared: Set[str] | None
+) -> None:
     split = records.split()
     if split.verdict and records.data.verdict_is_automatic:
-        needed = _needed(scratch / "trial.arrow", split, renderer, records.data, context)
+        needed = _needed(scratch / "trial.arrow", split, renderer, records.data, context, shared)
         split = split if needed is None else records.split(too_few=needed)
     tally, digests = _Tally(split), {}
     # Those that are held out are also kept as text: another version's chat format may have to render them.
@@ -213,8 +221,10 @@ def _write(scratch: Path, digest: str, records: Records, renderer: Renderer, con
         ("verdict", split.verdict, True),
     ):
         if conversations:
+            kept = _for_all(conversations, shared)
+            tally.counts["not_for_all"] += len(conversations) - len(kept)
             file = scratch / f"{name}.arrow"
-            write_store(file, _entries(conversations, renderer, records.data, tally, context=context, keep=keep))
+            write_store(file, _entries(kept, renderer, records.data, tally, context=context, keep=keep))
             tally.count_store(name, TokenStore(file))
             digests[f"{name}_digest"] = digest_of(file)
     manifest = {
@@ -234,24 +244,41 @@ def _write(scratch: Path, digest: str, records: Records, renderer: Renderer, con
     )
 
 
-def _needed(file: Path, split: Split, renderer: Renderer, data: DataSpec, context: int | None) -> int | None:
+def _for_all(conversations: Sequence[Conversation], shared: Set[str] | None) -> Sequence[Conversation]:
+    return conversations if shared is None else [each for each in conversations if each.source in shared]
+
+
+def _needed(
+    file: Path, split: Split, renderer: Renderer, data: DataSpec, context: int | None, shared: Set[str] | None
+) -> int | None:
     """Returns how many conversations like those of the verdict split can decide; None if it has so many.
 
-    Only their targets tell, so they are rendered to the file, which is removed. What cannot be used is reported later.
+    Only their targets tell, so they are rendered to the file, which is removed. What cannot be used is reported later. Where
+    several base models share the words, their bytes decide, so that all have a verdict split or none.
     """
     data = data.model_copy(update={"on_bad_row": "drop", "too_long": data.too_long.replace("fail", "drop")})
-    write_store(file, _entries(split.verdict, renderer, data, _Tally(split), context=context, keep=False))
-    targets = TokenStore(file).num_targets
+    kept = _for_all(split.verdict, shared)
+    write_store(file, _entries(kept, renderer, data, _Tally(split), context=context, keep=False))
+    store = TokenStore(file)
+    weights = store.num_targets if shared is None else store.target_bytes
     file.unlink()
-    needed = number_needed(targets) if len(targets) else LEAST
-    return None if len(targets) >= needed else needed
+    needed = number_needed(weights) if len(weights) else LEAST
+    return None if len(weights) >= needed else needed
 
 
-def _digest(data: DataSpec, chat_format: ChatFormat, contents: Sequence[str | None], context: int | None) -> str:
+def _digest(
+    data: DataSpec,
+    chat_format: ChatFormat,
+    contents: Sequence[str | None],
+    context: int | None,
+    shared: Set[str] | None,
+) -> str:
     hashed = hashlib.sha256(f"layout {STORE_VERSION}\n{chat_format.digest()}\n".encode())
     hashed.update(data.model_dump_json(exclude={"train", "eval", "verdict"}).encode())
     if context is not None:
         hashed.update(f"context {context}\n".encode())
+    if shared is not None:
+        hashed.update("\n".join(["shared", *sorted(shared)]).encode())
     for content in contents:
         hashed.update(b"\0" if content is None else content.encode())
     return hashed.hexdigest()[:32]
@@ -269,6 +296,7 @@ class _Tally:
             "leaked": split.sides.leaked,
             "near_duplicates": split.sides.near_duplicates,
             "eval_leaked": split.sides.eval_leaked,
+            "not_for_all": 0,
             "dropped_too_long": 0,
             "truncated": 0,
             "ignored_keys": sum(split.ignored_keys.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from components.experiment.space import branches_of, corner_trials
+from components.experiment.space import Branch, branches_of, corner_trials
 from components.experiment.spec import Dtype, ExperimentSpec, FullMethod, LoraMethod, ModelSpec, TrialSpec, WorkersSpec
 
 BF16_FULL = (
@@ -29,8 +29,8 @@ def base_variant(model: ModelSpec, trial: TrialSpec) -> BaseVariant:
 def base_variants(experiment: ExperimentSpec, workers: WorkersSpec) -> set[BaseVariant]:
     """Returns the variants of all trials that run on such workers."""
     return {
-        base_variant(experiment.model, trial)
-        for _, trial in _corners(experiment)
+        base_variant(branch.model, trial)
+        for branch, trial in _corners(experiment)
         if experiment.resources.of(trial.method) == workers
     }
 
@@ -38,14 +38,14 @@ def base_variants(experiment: ExperimentSpec, workers: WorkersSpec) -> set[BaseV
 def dtype_warnings(experiment: ExperimentSpec) -> list[str]:
     """Returns a warning for each branch of full fine-tuning with plain bf16 weights: allowed, but likely a mistake."""
     affected = {
-        name
-        for name, trial in _corners(experiment)
-        if isinstance(trial.method, FullMethod) and experiment.model.dtype_of(trial) == "bf16"
+        branch.name
+        for branch, trial in _corners(experiment)
+        if isinstance(trial.method, FullMethod) and branch.model.dtype_of(trial) == "bf16"
     }
     return [f"search.space.{name}: {BF16_FULL}" for name in sorted(affected)]
 
 
-def _corners(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:
+def _corners(experiment: ExperimentSpec) -> Iterator[tuple[Branch, TrialSpec]]:
     for branch in branches_of(experiment).values():
         for trial in corner_trials(experiment, branch):
-            yield branch.name, trial
+            yield branch, trial

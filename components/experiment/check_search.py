@@ -38,7 +38,7 @@ def check_search(experiment: ExperimentSpec) -> None:
     problems: dict[str, Problem] = {}
     readings = read_space(experiment)
     for name, reading in readings.items():
-        found = reading.problems or _branch_problems(experiment, branch_from(name, reading))
+        found = reading.problems or _branch_problems(experiment, branch_from(experiment, name, reading))
         problems.update({str(problem): problem for problem in found})
     if not problems:
         trials = [some_trial(experiment, branch) for branch in branches_of(experiment).values()]
@@ -94,7 +94,7 @@ def _point_problems(experiment: ExperimentSpec, branch: Branch, values: Mapping[
     except ValidationError as error:
         yield from problems_of(error, TrialSpec, prefix=f"search.space.{branch.name}")
         return
-    yield from worker_problems(experiment, spec, f"search.space.{branch.name}")
+    yield from worker_problems(experiment, spec, f"search.space.{branch.name}", branch.model)
 
 
 def _shared_points(experiment: ExperimentSpec) -> Iterator[Problem]:

@@ -33,7 +33,7 @@ def experiment_warnings(experiment: ExperimentSpec) -> list[str]:
         *_idle_schedules(experiment, branches),
         *_unused_resources(experiment, branches),
         *_unused_split(experiment.data),
-        *_unused_revision(experiment.model),
+        *(text for model in dict.fromkeys(branch.model for branch in branches) for text in _unused_revision(model)),
     ]
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from components.experiment.branch_models import MODEL, read_model
 from components.experiment.domain_suggestions import Suggestion, suggest_domain
 from components.experiment.domains import DOMAINS, Domain, LogUniform
 from components.experiment.experiment_errors import Problem, problems_of, unknown_key
@@ -86,10 +87,14 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The values and domains that were read, by dotted path into a TrialSpec; `problems` is what could not be read."""
+    """The values and domains that were read, by dotted path into a TrialSpec; `problems` is what could not be read.
+
+    `model` is a branch's own base model, None if it has the experiment's.
+    """
 
     constants: dict[str, Any] = field(default_factory=dict)
     domains: dict[str, Domain] = field(default_factory=dict)
+    model: Mapping[str, Any] | None = None
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -112,7 +117,12 @@ def read_branch(name: str, tree: Any, *, kind: str) -> Reading:
     if name in TrialSpec.model_fields:
         text = f"is a value of a trial and no branch: write search.space.BRANCH.{name}, with a name for the branch"
         return Reading(problems=[Problem(location=location, text=text)])
-    return read_trial(tree, kind=kind, location=location, where="branch")
+    if not (isinstance(tree, Mapping) and MODEL in tree):
+        return read_trial(tree, kind=kind, location=location, where="branch")
+    rest = {key: value for key, value in tree.items() if key != MODEL}
+    reading, model = read_trial(rest, kind=kind, location=location, where="branch"), tree[MODEL]
+    problems = read_model(model, f"{location}.{MODEL}")
+    return replace(reading, model=model, problems=[*problems, *reading.problems])
 
 
 def leaves_of(model: type[BaseModel] = TrialSpec, above: tuple[str, ...] = ()) -> Iterator[Leaf]:

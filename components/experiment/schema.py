@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from components.experiment.branch_models import MODEL
 from components.experiment.domains import DOMAINS
 from components.experiment.parse_trial import AUTO_RANGE, SHARED_BY_ALL_TRIALS, Leaf
 from components.experiment.spec import ExperimentSpec, OptimizerSpec, TrialSpec
@@ -22,6 +23,9 @@ def experiment_schema() -> dict[str, Any]:
     branch = _extend_with_domains(TrialSpec.model_json_schema(), definitions)
     for shared in SHARED_BY_ALL_TRIALS:
         del branch["properties"][shared]
+    base = definitions["ModelSpec"]
+    definitions["BranchModel"] = {**base, "required": [], "minProperties": 1}
+    branch["properties"][MODEL] = {"$ref": "#/$defs/BranchModel", "description": "Its own base; by default `model:`."}
     definitions["Branch"] = branch
     named = definitions["SearchSpec"]["properties"]["space"]["patternProperties"]
     named.update({pattern: {"$ref": "#/$defs/Branch"} for pattern in named})

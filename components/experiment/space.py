@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from components.experiment.branch_models import model_of_branch
 from components.experiment.domains import Domain
 from components.experiment.experiment_errors import ExperimentError, Problem, problems_of
 from components.experiment.parse_trial import Reading, read_branch, read_trial
@@ -25,6 +26,7 @@ from components.experiment.spec import (
     ExperimentSpec,
     FullMethod,
     LoraMethod,
+    ModelSpec,
     TrialSpec,
     WorkersSpec,
 )
@@ -38,9 +40,10 @@ MAX_TRIALS_OF_A_GRID = 1000  # unless search.trials says more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """One method variant: fixed values and domains, each by its dotted path into a TrialSpec."""
+    """One method variant: fixed values and domains, each by its dotted path into a TrialSpec. `model` is its base."""
 
     name: str
+    model: ModelSpec
     constants: Mapping[str, Any]
     domains: Mapping[str, Domain]
 
@@ -51,7 +54,7 @@ def branches_of(experiment: ExperimentSpec) -> dict[str, Branch]:
     problems = [problem for reading in readings.values() for problem in reading.problems]
     if problems:
         raise ExperimentError(problems)
-    return {name: branch_from(name, reading) for name, reading in readings.items()}
+    return {name: branch_from(experiment, name, reading) for name, reading in readings.items()}
 
 
 def read_space(experiment: ExperimentSpec) -> dict[str, Reading]:
@@ -59,8 +62,9 @@ def read_space(experiment: ExperimentSpec) -> dict[str, Reading]:
     return {name: read_branch(name, tree, kind=kind) for name, tree in experiment.search.space.items()}
 
 
-def branch_from(name: str, reading: Reading) -> Branch:
-    return Branch(name=name, constants=reading.constants, domains=reading.domains)
+def branch_from(experiment: ExperimentSpec, name: str, reading: Reading) -> Branch:
+    model = model_of_branch(experiment.model, reading.model)
+    return Branch(name=name, model=model, constants=reading.constants, domains=reading.domains)
 
 
 def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, Any]) -> TrialSpec:
@@ -68,10 +72,12 @@ def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, 
     return TrialSpec.model_validate(_with_values(experiment.trial, {**branch.constants, **values}))
 
 
-def change_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any]) -> TrialSpec:
+def change_trial(
+    experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any], *, model: ModelSpec | None = None
+) -> TrialSpec:
     """Returns a trial's configuration with some values changed, each by its dotted path, under the rules of the space.
 
-    Raises ExperimentError with all problems.
+    `model` is that of its branch, by default the experiment's. Raises ExperimentError with all problems.
     """
     named = changes.get("method.kind")
     kind = named if isinstance(named, str) else spec.method.kind
@@ -86,7 +92,7 @@ def change_trial(experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[s
         changed = TrialSpec.model_validate(_with_values(spec, values))
     except ValidationError as error:
         raise ExperimentError(problems_of(error, TrialSpec)) from None
-    if problems := list(worker_problems(experiment, changed, "")):
+    if problems := list(worker_problems(experiment, changed, "", model or experiment.model)):
         raise ExperimentError(problems)
     return changed
 
@@ -179,9 +185,9 @@ def corners(branch: Branch) -> Iterator[dict[str, Any]]:
             yield somewhere | {path: value}
 
 
-def worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str) -> Iterator[Problem]:
+def worker_problems(experiment: ExperimentSpec, spec: TrialSpec, location: str, model: ModelSpec) -> Iterator[Problem]:
     workers = experiment.resources.of(spec.method)
-    for check in (workers.check_trial, partial(experiment.model.check_trial, workers=workers)):
+    for check in (workers.check_trial, partial(model.check_trial, workers=workers)):
         try:
             check(spec)
         except ValueError as error:

@@ -49,6 +49,7 @@ class BranchPlan(PlanRecord):
     """A branch of the search at the corner that takes most memory."""
 
     branch: str
+    base: str = Field("", description="Its base model, as it was written.")
     method: str
     corner: dict[str, object] = Field(description="What the search would draw there: dotted path -> value.")
     workers: int

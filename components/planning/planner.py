@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from components.data.same_words import shared_sources
 from components.experiment.base_precisions import dtype_warnings
+from components.experiment.branch_models import branches_by_model, view_of
 from components.experiment.report_marks import rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
 from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec
@@ -17,6 +19,7 @@ from components.planning.remedies import remedies
 from components.planning.trial_estimate import Estimate, Estimator, PlanCase
 from components.planning.workload import trials_worth
 from components.records.on_message import OnMessage, ignore_message
+from components.training.budget_units import rescaled
 
 # More of one of these only ever needs more memory.
 GROWING = ("method.rank", "batch.rows_per_micro_batch", "method.dropout")
@@ -39,29 +42,53 @@ def plan(
     Raises:
         ValueError: the model or the data cannot be used, or no dry run of the model is possible.
     """
-    estimator = Estimator(experiment, table, weights=calibrate)
-    experiment = estimator.experiment
-    on_message(estimator.dataset.summary())
-    on_message(estimator.settings.sentence)
+    plans = {}
     for warning in dtype_warnings(experiment):
         on_message(f"Warning: {warning}")
+    for estimator in _estimators(experiment, table, weights=calibrate):
+        on_message(estimator.dataset.summary())
+        on_message(estimator.settings.sentence)
+        plans.update(_plan_base(experiment, estimator, calibrate=calibrate, on_message=on_message))
+    return ExperimentPlan(
+        experiment=experiment.name,
+        model=", ".join(model.path for model in branches_by_model(experiment)),
+        prices_as_of=f"{table.as_of:%Y-%m-%d}",
+        utilization=table.utilization,
+        branches=tuple(plans[name] for name in experiment.search.space),
+    )
+
+
+def _estimators(experiment: ExperimentSpec, table: NodeTable, *, weights: bool) -> list[Estimator]:
+    """Returns one for each base model, with its branches, and with the data and the budget that a search would give it."""
+    views = [view_of(experiment, model, names) for model, names in branches_by_model(experiment).items()]
+    estimators = [Estimator(view, table, weights=weights) for view in views]
+    if len(views) == 1:
+        return estimators
+    shared = shared_sources([estimator.dataset for estimator in estimators])
+    if shared is not None:
+        estimators = [Estimator(view, table, weights=weights, shared=shared) for view in views]
+    written = estimators[0].dataset.train.total_targets
+    for estimator in estimators:
+        estimator.experiment = rescaled(estimator.experiment, of=written, to=estimator.dataset.train.total_targets)
+    return estimators
+
+
+def _plan_base(
+    whole: ExperimentSpec, estimator: Estimator, *, calibrate: bool, on_message: OnMessage
+) -> dict[str, BranchPlan]:
+    """Returns the plans of the branches of one base model."""
     worst = {}
-    for branch in branches_of(experiment).values():
+    for branch in branches_of(estimator.experiment).values():
         on_message(f"{branch.name}: a dry run of one step")
         worst[branch.name] = _worst_corner(estimator, branch)
         if whole_logits := worst[branch.name][1].dry_run.whole_logits:
             on_message(f"{branch.name}: logits are computed at all positions, which takes memory: {whole_logits}")
-    plans = []
+    plans = {}
     for name, (corner, estimate) in worst.items():
         measured = _calibrate(estimator, name, estimate, on_message) if calibrate else None
-        plans.append(_branch_plan(estimator, name, corner, estimate, measured))
-    return ExperimentPlan(
-        experiment=experiment.name,
-        model=experiment.model.path,
-        prices_as_of=f"{table.as_of:%Y-%m-%d}",
-        utilization=table.utilization,
-        branches=tuple(plans),
-    )
+        trials = sum(turn.name == name for turn in branch_order(whole))
+        plans[name] = _branch_plan(estimator, name, corner, estimate, measured, trials)
+    return plans
 
 
 def _worst_corner(estimator: Estimator, branch: Branch) -> tuple[dict[str, Any], Estimate]:
@@ -126,10 +153,14 @@ def _calibration_request(estimator: Estimator, estimate: Estimate) -> Calibratio
 
 
 def _branch_plan(
-    estimator: Estimator, name: str, corner: dict[str, Any], estimate: Estimate, measured: Calibration | None
+    estimator: Estimator,
+    name: str,
+    corner: dict[str, Any],
+    estimate: Estimate,
+    measured: Calibration | None,
+    trials: int,
 ) -> BranchPlan:
     experiment, workers, spec = estimator.experiment, estimate.case.workers, estimate.case.spec
-    trials = sum(turn.name == name for turn in branch_order(experiment))
     budget = estimate.workload.target_tokens
     low, high = trials_worth(experiment.search.scheduler, budget, trials, rungs_of(experiment, budget))
     worth = Span(low=low, high=high)
@@ -138,6 +169,7 @@ def _branch_plan(
     quantize = estimate.case.quantize
     return BranchPlan(
         branch=name,
+        base=experiment.model.path,
         method=f"{spec.method.kind}, {quantize}" if quantize else spec.method.kind,
         corner=corner,
         workers=workers.min_workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from components.conversations.chat_formats import load_chat_format
@@ -81,20 +82,25 @@ class Estimator:
 
     Args:
         weights: the base model's weights are fetched, too; a dry run needs none.
+        shared: as for `prepare`, of a search over several base models.
 
     Raises:
         InputError: the model has no configuration.
         ValueError: the model or the data cannot be used.
     """
 
-    def __init__(self, experiment: ExperimentSpec, table: NodeTable, *, weights: bool) -> None:
+    def __init__(
+        self, experiment: ExperimentSpec, table: NodeTable, *, weights: bool, shared: Set[str] | None = None
+    ) -> None:
         self.table = table
         directory = resolve_model(experiment.model, weights=weights)
         if not (directory / "config.json").exists():
             raise InputError(f"model.path={experiment.model.path}: the directory has no config.json to plan by")
         self.config = config_of(directory)
         abilities = abilities_for(experiment, self.config)
-        self.dataset: PreparedDataset = prepare_experiment(experiment, directory, context=context_of(directory))
+        self.dataset: PreparedDataset = prepare_experiment(
+            experiment, directory, context=context_of(directory), shared=shared
+        )
         stores = self.dataset.train, self.dataset.eval
         self.settings = settle(experiment, self.config, abilities, has_trees=any(store.has_forks for store in stores))
         self.experiment = self.settings.experiment

@@ -47,7 +47,12 @@ class Progress(EventModel):
     """One report: the trial has trained up to here, was evaluated, and (with `checkpoint`) can be resumed from here."""
 
     step: int
-    target_tokens: int = Field(description="Targets trained on so far, over all workers and epochs.")
+    target_tokens: int = Field(
+        description="Targets trained on so far, over all workers and epochs: of the budget, so in bytes if `counted` says so."
+    )
+    counted: Literal["target tokens", "target bytes"] = Field(
+        "target tokens", description="What budgets count: bytes in a search over several base models."
+    )
     epoch: float
     train_loss: float = Field(description="Nats per target since the report before.")
     eval_loss: float = Field(description="Nats per target over the whole eval split, exact over workers.")

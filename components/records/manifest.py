@@ -15,6 +15,15 @@ MANIFEST = "search.json"
 LAYOUT = 5  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
 
 
+class ManifestBase(BaseModel):
+    """What was prepared and decided for a base model when the search began. See SearchManifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prepared: str
+    attention: str | None
+
+
 class SearchManifest(BaseModel):
     """What a search was started with. `finished`: it has an outcome, and cannot be resumed."""
 
@@ -24,11 +33,18 @@ class SearchManifest(BaseModel):
     experiment: ExperimentSpec
     created: float
     prepared: str
-    budget: int | None = Field(None, description="Of each trial, in target tokens; old manifests do not have it.")
+    budget: int | None = Field(
+        None, description="Of each trial, in target tokens (bytes if bases differ); old manifests do not have it."
+    )
     attention: str | None = Field(None, description="Of the base model, decided when the search began.")
+    other_bases: dict[str, ManifestBase] = Field({}, description="Of branches with another base, by their name.")
     started_from: tuple[str, ...] = Field((), description="Earlier searches that it learned from, as EXPERIMENT/ID.")
     finished: bool = False
     layout: int = Field(1, description="LAYOUT of the code that began it.")
+
+    def base_of(self, branch: str) -> ManifestBase:
+        own = ManifestBase(prepared=self.prepared, attention=self.attention)
+        return self.other_bases.get(branch, own)
 
     def write(self, folder: Folder) -> None:
         folder.write_text(MANIFEST, self.model_dump_json(indent=1) + "\n")

@@ -10,11 +10,11 @@ from functools import partial
 from components.errors import VerificationError
 from components.experiment.spec import MetricSpec
 from components.records.evaluation_record import ConversationScores
-from components.registry.incumbent_bits import in_comparable_units, in_units_of, with_unit
+from components.registry.incumbent_bits import all_in_bits, in_comparable_units, in_units_of, with_unit
 from components.registry.verification_messages import VerificationReport
 from components.registry.what_judges import Opponent, scores_of
 from components.statistics.no_worse import NoWorse
-from components.statistics.paired_bootstrap import Comparison, compare
+from components.statistics.paired_bootstrap import BITS, Comparison, compare
 from components.statistics.selection import Selection
 
 # Of the loss after loading from the loss in training: a share of it, and what rounding does where passes differ in the last
@@ -48,14 +48,19 @@ def check_report(report: VerificationReport, trained_loss: float, version_uri: s
 
 
 def compare_by(
-    report: VerificationReport, metric: MetricSpec, confidence: float, selection: Selection | None = None
+    report: VerificationReport,
+    metric: MetricSpec,
+    confidence: float,
+    selection: Selection | None = None,
+    *,
+    by_bytes: bool = False,
 ) -> tuple[Comparison, ...]:
     """Compares by the metric of the search: by loss as `compare_losses`, else by what the models say.
 
-    Raises VerificationError if the metric says nothing of the conversations that judge.
+    `by_bytes` as for compare_losses. Raises VerificationError if the metric says nothing of the conversations that judge.
     """
     if not metric.of_replies:
-        return compare_losses(report, confidence, selection)
+        return compare_losses(report, confidence, selection, by_bytes=by_bytes)
     opponents: tuple[Opponent, ...] = ("base",) if report.incumbent_replies is None else ("base", "incumbent")
     found = []
     for opponent in opponents:
@@ -71,7 +76,7 @@ def compare_by(
 
 
 def compare_losses(
-    report: VerificationReport, confidence: float, selection: Selection | None = None
+    report: VerificationReport, confidence: float, selection: Selection | None = None, *, by_bytes: bool = False
 ) -> tuple[Comparison, ...]:
     """With the base on all held-out conversations, with the incumbent on those that it was not trained on either.
 
@@ -80,13 +85,20 @@ def compare_losses(
 
     Args:
         selection: what the candidate was chosen from, if that was on these conversations: then the intervals are corrected.
+        by_bytes: the search had several bases, so trials were ranked in bits per byte: `selection` is in bits, and so are the
+            comparisons.
     """
     family = 1 if report.incumbent_sums is None else 2
     everything = tuple(range(len(report.num_targets)))
-    base = _compare(report, confidence, selection, family, "base", report.base_sums, everything)
+    whole = all_in_bits(report) if by_bytes else report
+    base = _compare(whole, confidence, selection, family, "base", whole.base_sums, everything)
+    base = base.model_copy(update={"unit": BITS}) if by_bytes else base
     if report.incumbent_sums is None:
         return (base,)
-    compared = partial(_compare, in_comparable_units(report), confidence, in_units_of(report, selection), family)
+    if by_bytes and report.incumbent_by_bytes is None:
+        report = report.model_copy(update={"incumbent_by_bytes": everything})
+    chosen_from = in_units_of(report, selection, in_bits=by_bytes)
+    compared = partial(_compare, in_comparable_units(report), confidence, chosen_from, family)
     return base, with_unit(_compare_incumbent(in_comparable_units(report), compared), report)
 
 

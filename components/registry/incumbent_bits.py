@@ -28,12 +28,18 @@ def in_comparable_units(report: VerificationReport) -> VerificationReport:
     return report.model_copy(update={**new, "num_targets": num_bytes, "incumbent_unseen": places})
 
 
-def in_units_of(report: VerificationReport, selection: Selection | None) -> Selection | None:
-    """Returns what the candidate was chosen from, in the units of in_comparable_units."""
+def all_in_bits(report: VerificationReport) -> VerificationReport:
+    """Returns the report with candidate and base in bits, and bytes in place of targets, on all conversations."""
+    new = {name: tuple(map(to_bits, getattr(report, name))) for name in ("candidate_sums", "base_sums")}
+    return report.model_copy(update={**new, "num_targets": report.target_bytes})
+
+
+def in_units_of(report: VerificationReport, selection: Selection | None, *, in_bits: bool = False) -> Selection | None:
+    """Returns what the candidate was chosen from, in the units of in_comparable_units; `in_bits`: it is in bits already."""
     if selection is None or report.incumbent_by_bytes is None:
         return selection
     chosen = selection.on(report.incumbent_by_bytes)
-    return replace(chosen, sums_CN=chosen.sums_CN * to_bits(1.0))
+    return chosen if in_bits else replace(chosen, sums_CN=chosen.sums_CN * to_bits(1.0))
 
 
 def with_unit(comparison: Comparison, report: VerificationReport) -> Comparison:

@@ -11,6 +11,7 @@ from components.conversations.target_bytes import bits_per_byte
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
+from components.models.base.reference import BaseReference
 from components.records.events import TrialHistory
 from components.registry.candidate import RegistryCandidate
 from components.registry.gate import GateDecision, check_report, compare_by, decide
@@ -57,6 +58,7 @@ def register_best(
     selection: Selection | None = None,
     general: Sequence[str] = (),
     generation: GenerationPlan | None = None,
+    by_bytes: bool = False,
 ) -> RegistryResult:
     """Makes the best trial's best checkpoint a version, verifies it, and gives it the alias if it passes the gate.
 
@@ -70,6 +72,7 @@ def register_best(
             others.
         general: texts on which candidate, base and incumbent are scored too, to see what was forgotten.
         generation: what candidate, base and incumbent are asked, where the gate judges or guards by their answers.
+        by_bytes: the search had several base models: losses are judged in bits per byte, and the result says the base.
     """
     assert best.best is not None
     candidate = RegistryCandidate(
@@ -85,6 +88,7 @@ def register_best(
         replace=replace,
         general=general,
         generation=generation,
+        by_bytes=by_bytes,
     )
     with explain_deletion(candidate, number):
         outcome = promotion.run()
@@ -99,6 +103,9 @@ def register_best(
         probes=tuple(probes),
         base_answers=outcome.report.base_answers,
         candidate_answers=outcome.report.candidate_answers,
+        base_model=BaseReference.read(candidate.checkpoint).model.path if by_bytes else None,
+        parameters=outcome.report.parameters,
+        weight_bytes=outcome.report.weight_bytes,
         base_loss=sum(outcome.report.base_sums) / sum(outcome.report.num_targets),
         candidate_loss=sum(outcome.report.candidate_sums) / sum(outcome.report.num_targets),
         base_bits_per_byte=bits_per_byte(sum(outcome.report.base_sums), sum(outcome.report.target_bytes)),
@@ -140,9 +147,10 @@ class Promotion:
         replace: str | None = None,
         general: Sequence[str] = (),
         generation: GenerationPlan | None = None,
+        by_bytes: bool = False,
     ) -> None:
         self.candidate, self.number, self.executor = candidate, number, executor
-        self.selection, self.replace = selection, replace
+        self.selection, self.replace, self.by_bytes = selection, replace, by_bytes
         self.client, self.name = candidate.client, candidate.name
         self.alias = candidate.experiment.registry.alias
         self.settings = VerificationSettings(
@@ -199,7 +207,9 @@ class Promotion:
         confidence, generate = experiment.registry.confidence, experiment.gate_generation
         directions = {score.name: score for score in (generate.scores if generate else ())}
         try:
-            comparisons = compare_by(report, experiment.search.metric, confidence, self.selection)
+            comparisons = compare_by(
+                report, experiment.search.metric, confidence, self.selection, by_bytes=self.by_bytes
+            )
         except VerificationError as error:
             self._record(GateDecision(passed=False, reason=f"not proven: {error}"))
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from components.data.split_membership import fraction_that_holds_out, mark_of
 from components.experiment.spec import DataSpec
@@ -37,6 +37,16 @@ class RegistryResult(BaseModel):
     candidate_bits_per_byte: float | None = None
     judged_by: Literal["eval", "verdict"] = "eval"
     sides: SideResults = SideResults()
+    base_model: str | None = Field(None, description="Of the candidate, in a search over several.")
+    parameters: int = Field(0, description="Of the candidate, its adapter included; 0 in earlier results.")
+    weight_bytes: int = Field(0, description="Memory of its weights where it is served.")
+
+    @property
+    def size(self) -> str:
+        """Of which base it is and what it takes to serve it, in words; "" in a search over one base."""
+        if self.base_model is None:
+            return ""
+        return f" of {self.base_model}, {self.parameters:,} parameters, {self.weight_bytes / 1e9:.2f} GB of weights to serve"
 
 
 def too_few_held_out(dataset: PreparedDataset, data: DataSpec) -> str | None:

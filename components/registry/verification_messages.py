@@ -109,6 +109,8 @@ class PhaseResult(BaseModel):
     incumbent_note: str | None = None
     num_targets: tuple[int, ...] = ()
     target_bytes: tuple[int, ...] = ()
+    parameters: int = 0
+    weight_bytes: int = 0
     eval_sums: tuple[float, ...] = ()
     eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...] = ()
@@ -138,7 +140,8 @@ class VerificationReport(BaseModel):
     `incumbent_by_bytes`: its chat format gives other tokens, so it is compared in bits per byte, on these conversations;
     `incumbent_note` counts the others. None if it is compared by targets. `target_bytes` are empty in earlier reports.
     `code` is the folder of the code that ran, `digest` that of the candidate's chat format; `scores_thoughts`: whether that
-    one scores reasoning. `..._general` are losses on general text, None where they were not asked for. `..._said` are answers
+    one scores reasoning. `parameters` are the candidate's, its adapter included, and `weight_bytes` what they take in memory
+    where it is served. `..._general` are losses on general text, None where they were not asked for. `..._said` are answers
     to the probes and to `more_questions`, none where no judge is asked. `..._replies` are the scores of what is said on the
     split that judges (or to probes), by name.
     """
@@ -158,6 +161,8 @@ class VerificationReport(BaseModel):
     incumbent_note: str | None = None
     num_targets: tuple[int, ...]
     target_bytes: tuple[int, ...] = ()
+    parameters: int = 0
+    weight_bytes: int = 0
     eval_sums: tuple[float, ...] = ()
     eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...]

@@ -65,6 +65,8 @@ def _verify_candidate(request: VerificationRequest) -> PhaseResult:
         reply=text_of_reply(reply["choices"][0]["message"]) or text_of_thought(reply),
         candidate_sums=_sums(losses),
         target_bytes=tuple(TokenStore(request.judged_store).target_bytes.tolist()),
+        parameters=sum(weight.numel() for weight in candidate.model.parameters()),
+        weight_bytes=sum(weight.numel() * weight.element_size() for weight in candidate.model.parameters()),
         num_targets=_targets(losses),
         eval_sums=_sums(in_training),
         eval_targets=_targets(in_training),

@@ -32,7 +32,7 @@ class Finalist(BaseModel):
     seeds: tuple[int, ...] = Field(description="Those of its repeats; its own if it has none.")
     value: float = Field(description="The metric of the search, the mean over these seeds.")
     worker_seconds: float = Field(description="Of training with one seed, the mean.")
-    trained_weights: int
+    trained_weights: int = Field(description="Of its method; in a search over several bases, all that are served.")
     against_best: SeedComparison | None = Field(None, description="Minus the best one's; above 0 it is worse.")
 
     @property
@@ -49,6 +49,7 @@ class FinalistsVerdict(BaseModel):
     chosen: str
     prefer: str
     unit: str
+    weights: str = Field("trained weights", description="What `trained_weights` counts.")
     enough: bool = Field(description="Whether there are conversations enough to tell a difference at all.")
 
     def sentences(self) -> list[str]:
@@ -62,7 +63,8 @@ class FinalistsVerdict(BaseModel):
     def _sentence(self, best: Finalist, other: Finalist) -> str:
         found = other.against_best
         if found is None:
-            return f"{other.name} cannot be compared with {best.name}: its scores were not kept"
+            why = "its scores were not kept, or are of other conversations"
+            return f"{other.name} cannot be compared with {best.name}: {why}"
         if not self.enough:
             few = f"{found.conversations} held-out conversations are too few to tell a difference"
             return f"{other.name} and {best.name}: {few}"
@@ -71,7 +73,7 @@ class FinalistsVerdict(BaseModel):
         return (
             f"{other.name} {how} {best.name}: difference {found.difference:+.4f} ± {found.half_width:.4f} {self.unit} at"
             f" {found.confidence:.0%}, {seeds}, at {_times(other.worker_seconds, best.worker_seconds)} its"
-            f" worker-seconds and {_times(other.trained_weights, best.trained_weights)} its trained weights"
+            f" worker-seconds and {_times(other.trained_weights, best.trained_weights)} its {self.weights}"
         )
 
 
@@ -84,6 +86,7 @@ def compare_finalists(
     unit: str,
     read_scores: ReadScores,
     trained_weights: Callable[[TrialHistory], int],
+    weights: str = "trained weights",
 ) -> FinalistsVerdict | None:
     """Returns None if no trial has a report.
 
@@ -100,12 +103,17 @@ def compare_finalists(
     found = [best.finalist(trained_weights(best.drawn))]
     for entry in others:
         comparison = None
-        if entry.scores is not None and best.scores is not None:
+        if entry.scores is not None and best.scores is not None and entry.scores.is_of(best.scores):
             comparison = compare_seeds(entry.scores, best.scores, confidence=confidence, comparisons=len(others))
         found.append(entry.finalist(trained_weights(entry.drawn), comparison))
     enough = best.scores is not None and len(best.scores.weights_C) >= number_needed(best.scores.weights_C)
     return FinalistsVerdict(
-        finalists=tuple(found), chosen=_choose(found, prefer, enough), prefer=prefer, unit=unit, enough=enough
+        finalists=tuple(found),
+        chosen=_choose(found, prefer, enough),
+        prefer=prefer,
+        unit=unit,
+        weights=weights,
+        enough=enough,
     )
 
 

@@ -20,7 +20,8 @@ PAGE = Path(__file__).with_name("html_page.html.jinja")
 def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
     """Returns HTML. `curves` is an SVG picture; `command` is the command line that started the search, or empty."""
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
-    aside = {GENERAL_LOSS, BITS_PER_BYTE} - {summary.metric.name}  # the one has a column; the other says what nats say
+    # The one has a column; the other says what nats say, unless there are several base models.
+    aside = {GENERAL_LOSS, *([] if summary.by_bytes else [BITS_PER_BYTE])} - {summary.metric.name}
     found = {name for trial in summary.trials for name in trial.scores} - aside
     names = sorted(found, key=lambda name: (name != summary.metric.name, name))
     views = _views(summary)

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
 from components.records.events import NO_STANDING, TrialHistory, TrialState
 from components.records.objectives import pareto_front
 
+TARGET_TOKENS = "target tokens"  # of Progress.counted
 COLORS: dict[TrialState, str] = {
     TrialState.RUNNING: "cyan",
     TrialState.COMPLETED: "green",
@@ -39,7 +41,10 @@ def best_loss(history: TrialHistory) -> float:
 
 
 def general_loss(history: TrialHistory) -> float | None:
-    """Returns the loss on general text at the end of the trial's budget, if it was measured and is finite."""
+    """Returns the loss on general text at the end of the trial's budget, if it was measured and is finite.
+
+    In nats per token, or in bits per byte if there are several base models.
+    """
     found = [report.scores[GENERAL_LOSS] for report in history.reports if GENERAL_LOSS in report.scores]
     return found[-1] if found and math.isfinite(found[-1]) else None
 
@@ -58,10 +63,10 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequ
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)
     table.add_column("hyperparameters", min_width=24)
-    metric = metric_of(histories)
-    beside = [] if metric.name == EVAL_LOSS else [metric.title]
+    beside = columns_beside(histories)
     has_general = any(general_loss(history) is not None for history in histories)
-    for name in ("target tokens", *beside, "eval loss", *(["general"] if has_general else []), "worker s"):
+    general = ["general"] if has_general else []
+    for name in (counted(histories), *(metric.title for metric in beside), "eval loss", *general, "worker s"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     if metrics:
@@ -69,13 +74,19 @@ def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequ
         table.caption, table.caption_justify = front_sentence(metrics), "left"
     for history in histories:
         mark = ["*" if history.trial_id in front else ""] if metrics else []
-        table.add_row(*_row(history, budget, numbers, metric, has_general=has_general), *mark)
+        table.add_row(*_row(history, budget, numbers, beside, has_general=has_general), *mark)
     return table
 
 
 def metric_of(histories: Iterable[TrialHistory]) -> MetricSpec:
     """Returns what the search goes by, as its reports say."""
     return next((report.metric for history in histories for report in history.reports), MetricSpec())
+
+
+def columns_beside(histories: Sequence[TrialHistory]) -> list[MetricSpec]:
+    """Returns the metrics that stand beside the loss: the search's own, and bits per byte if there are several bases."""
+    several = [MetricSpec(name=BITS_PER_BYTE)] if counted(histories) != TARGET_TOKENS else []
+    return [metric for metric in dict.fromkeys([metric_of(histories), *several]) if metric.name != EVAL_LOSS]
 
 
 def best_value(history: TrialHistory, metric: MetricSpec) -> str:
@@ -98,7 +109,7 @@ def worker_seconds(history: TrialHistory) -> float:
 
 
 def spent(history: TrialHistory) -> int:
-    """Returns how many target tokens a trial has trained on."""
+    """Returns how many target tokens a trial has trained on, or target bytes where they count."""
     return history.last.target_tokens if history.last else 0
 
 
@@ -116,8 +127,18 @@ def origin(history: TrialHistory, numbers: Mapping[str, int]) -> str:
     return f"{kind} of {numbers.get(history.started.parent, history.started.parent)}"
 
 
+def counted(histories: Iterable[TrialHistory]) -> str:
+    """Returns what budgets count: target tokens, or target bytes in a search over several base models."""
+    return next((history.last.counted for history in histories if history.last), TARGET_TOKENS)
+
+
+def in_bits(history: TrialHistory) -> float | None:
+    """Returns the eval loss of the best checkpoint in bits per byte, which compares between base models."""
+    return history.best.scores.get(BITS_PER_BYTE) if history.best else None
+
+
 def _row(
-    history: TrialHistory, budget: int, numbers: Mapping[str, int], metric: MetricSpec, *, has_general: bool
+    history: TrialHistory, budget: int, numbers: Mapping[str, int], beside: Sequence[MetricSpec], *, has_general: bool
 ) -> list[str | Text]:
     general = general_loss(history)
     method = history.started.spec.method
@@ -129,7 +150,7 @@ def _row(
         f"{name} ({remarks})" if remarks else name,
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
-        *([] if metric.name == EVAL_LOSS else [best_value(history, metric)]),
+        *(best_value(history, metric) for metric in beside),
         f"{best_loss(history):.4f}" if history.best else "-",
         *(["-" if general is None else f"{general:.3f}"] if has_general else []),
         f"{worker_seconds(history):.0f}",

@@ -107,7 +107,7 @@ class LiveView:
                 about = [origin(history, numbers), hyperparameters(event.varied)]
                 return f"{head} started: {', '.join(filter(None, about))}"
             case TrialProgressed(progress=progress):
-                spent = f"{progress.target_tokens:,} target tokens ({share_spent(history, self.budget)})"
+                spent = f"{progress.target_tokens:,} {progress.counted} ({share_spent(history, self.budget)})"
                 return (
                     f"{head} {spent}, train loss {progress.train_loss:.4f}, eval loss {progress.eval_loss:.4f},"
                     f"{_scores(progress)} {progress.tokens_per_second:.0f} tokens/s"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.records.events import TrialHistory
+from components.reports.leaderboard import TARGET_TOKENS, counted
 from components.statistics.rank_correlation import spearman
 
 
@@ -20,6 +21,7 @@ class RungCorrelation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     target_tokens: int
+    counted: str = Field(TARGET_TOKENS, description="What `target_tokens` counts: target bytes if bases differ.")
     is_rung: bool = Field(description="Trials are stopped here; else it is a regular evaluation.")
     branch: str | None
     reached: int = Field(description="How many trials have come here.")
@@ -28,7 +30,7 @@ class RungCorrelation(BaseModel):
 
     @property
     def sentence(self) -> str:
-        where = f"{'rung' if self.is_rung else 'evaluation'} at {self.target_tokens:,} target tokens"
+        where = f"{'rung' if self.is_rung else 'evaluation'} at {self.target_tokens:,} {self.counted}"
         whose = f", {self.branch}" if self.branch else ""
         if self.correlation is None:
             return f"{where}{whose}: not known, for {self.compared} of the {self.reached} trials there came to the end"
@@ -63,6 +65,7 @@ def _correlation(
     pairs = [(there, end) for there, end in here if there is not None and end is not None]
     return RungCorrelation(
         target_tokens=mark,
+        counted=counted(histories),
         is_rung=mark in rungs,
         branch=branch,
         reached=sum(there is not None for there, _ in here),

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.spec import MetricSpec
 from components.records.events import TrialHistory, TrialState
 from components.records.objectives import pareto_front
@@ -16,7 +15,15 @@ from components.records.search_cost import SearchCost, TrialCost
 from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
-from components.reports.leaderboard import best_loss, general_loss, ranked, worker_seconds
+from components.reports.leaderboard import (
+    TARGET_TOKENS,
+    best_loss,
+    counted,
+    general_loss,
+    in_bits,
+    ranked,
+    worker_seconds,
+)
 from components.reports.rung_correlation import RungCorrelation
 from components.scoring.expectations import is_met
 
@@ -34,13 +41,14 @@ class TrialSummary(BaseModel):
     state: TrialState
     reason: str
     target_tokens: int
+    counted: str = Field("target tokens", description="What `target_tokens` counts: target bytes if bases differ.")
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
     scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
     worker_seconds: float = Field(description="Of training and evaluation.")
     cost: TrialCost = Field(description="All worker-seconds that it held, by what they went into.")
     general_loss: float | None = Field(
-        None, description="Nats per token of general text, at the end of its budget: what it has forgotten."
+        None, description="Nats per token of general text at the end of its budget (bits per byte if bases differ)."
     )
     checkpoint: str | None
     parent: str | None = Field(None, description="The trial it was cloned from.")
@@ -61,7 +69,8 @@ class TrialSummary(BaseModel):
             state=history.state,
             reason=history.reason,
             target_tokens=history.reports[-1].target_tokens if history.reports else 0,
-            bits_per_byte=history.best.scores.get(BITS_PER_BYTE) if history.best else None,
+            counted=counted([history]),
+            bits_per_byte=in_bits(history),
             eval_loss=loss if math.isfinite(loss) else None,
             scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
@@ -98,6 +107,16 @@ class SearchSummary(BaseModel):
     finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
     metrics: tuple[str, ...] = Field((), description="Those of search.metrics, which trials trade off.")
     registry: RegistryResult | None
+
+    @property
+    def counted(self) -> str:
+        """What budgets count."""
+        return next((trial.counted for trial in self.trials if trial.counted != TARGET_TOKENS), TARGET_TOKENS)
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether losses compare in bits per byte only: there are several base models."""
+        return self.counted != TARGET_TOKENS
 
 
 def trial_summaries(

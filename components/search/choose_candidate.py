@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from components.models.base.load_base import config_of, resolve_model
+from components.conversations.target_bytes import BITS_PER_BYTE
+from components.experiment.spec import EVAL_LOSS
 from components.planning.meta_model import meta_attention, meta_model
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import TrialHistory
 from components.records.finalists import repeats_of
 from components.reports.finalists import FinalistsVerdict, compare_finalists
 from components.search.prepare_search import PreparedSearch
+from components.statistics.paired_bootstrap import BITS, NATS
 
 
 def compare_branches(prepared: PreparedSearch, histories: Mapping[str, TrialHistory]) -> FinalistsVerdict | None:
@@ -23,13 +25,14 @@ def compare_branches(prepared: PreparedSearch, histories: Mapping[str, TrialHist
         record = EvaluationRecord.read(prepared.folder, history.trial_id, history.best.step)
         return record.metrics.get(history.best.metric.name) if record is not None else None
 
-    metric = next((history.best.metric.name for history in histories.values() if history.best is not None), "eval_loss")
+    metric = next((history.best.metric.name for history in histories.values() if history.best is not None), EVAL_LOSS)
     return compare_finalists(
         histories,
         experiment.search.confirm,
         prefer=experiment.registry.prefer,
         confidence=experiment.registry.confidence,
-        unit="nats per target" if metric == "eval_loss" else f"of {metric}",
+        unit={EVAL_LOSS: NATS, BITS_PER_BYTE: BITS}.get(metric, f"of {metric}"),
+        weights="weights to serve" if prepared.by_bytes else "trained weights",
         read_scores=read_scores,
         trained_weights=partial(_trained_weights, prepared),
     )
@@ -57,8 +60,11 @@ def choose(
 
 
 def _trained_weights(prepared: PreparedSearch, history: TrialHistory) -> int:
-    """How many numbers the trial's method trains: what is stored and served beside a base that all share."""
-    config = config_of(resolve_model(prepared.base.model, weights=False))
+    """How many numbers the trial's method trains: what is stored and served beside a base that all share.
+
+    In a search over several bases they share none: then the base's count, too.
+    """
+    base = prepared.opened.of_branch(history.started.branch)
     spec = history.started.spec
-    model = meta_model(config, spec.method, dtype="fp32", attention=meta_attention("eager", config))
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    model = meta_model(base.config, spec.method, dtype="fp32", attention=meta_attention("eager", base.config))
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or prepared.by_bytes)

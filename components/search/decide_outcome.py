@@ -121,13 +121,13 @@ def outcome_of_registry(registry: RegistryResult, best: TrialHistory) -> SearchO
     if registry.promoted:
         outcome = Outcome.CHAMPION
         message = (
-            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}, {_by_metric(registry)}"
-            f"{registry.judged_by} loss {registry.candidate_loss:.4f} against the base model's"
+            f"Champion: models:/{registry.name}@{registry.alias} is version {registry.version}{registry.size},"
+            f" {_by_metric(registry)}{registry.judged_by} loss {registry.candidate_loss:.4f} against the base model's"
             f" {registry.base_loss:.4f}{_in_bits(registry)}"
         )
     else:
         outcome = Outcome.NOT_PROMOTED
-        message = f"{registry.name} version {registry.version} is a challenger only: {registry.reason}"
+        message = f"{registry.name} version {registry.version}{registry.size} is a challenger only: {registry.reason}"
     return SearchOutcome(outcome=outcome, message=message, best=best, registry=registry)
 
 

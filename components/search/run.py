@@ -181,13 +181,14 @@ class SearchRun:
                 prepared.uri,
                 prepared.experiment,
                 best,
-                prepared.dataset,
+                prepared.opened.of_branch(best.started.branch).dataset,
                 prepared.probes,
                 self._executor(best),
                 replace=prepared.replace,
                 selection=self._selection(best),
                 general=prepared.general_texts,
                 generation=prepared.gate_generation,
+                by_bytes=prepared.by_bytes,
             )
         except VerificationError as error:
             return self._not_registered(
@@ -292,11 +293,13 @@ class SearchRun:
         if prepared.dataset.verdict is not None and not by_probes:
             return None
         if not metric.of_replies:
-            return read_selection(prepared.folder, histories, prepared.dataset.eval.num_targets.tolist())
+            store = prepared.dataset.eval
+            weights = store.target_bytes if prepared.by_bytes else store.num_targets
+            return read_selection(prepared.folder, histories, weights.tolist(), prepared.metric.name)
         assert best.best is not None
         own = EvaluationRecord.read(prepared.folder, best.trial_id, best.best.step)
-        weights = own.metrics[metric.name].weights if own is not None and metric.name in own.metrics else ()
-        return read_selection(prepared.folder, histories, weights, metric.name)
+        said = own.metrics[metric.name].weights if own is not None and metric.name in own.metrics else ()
+        return read_selection(prepared.folder, histories, said, metric.name)
 
     def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
@@ -314,10 +317,11 @@ class SearchRun:
 
     def _connect_tracking(self) -> SearchRuns:
         prepared = self.prepared
-        tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.trained.items()}
-        tags[SETTINGS_TAG] = prepared.settings[:MAX_CHARACTERS]
+        tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.opened.trained.items()}
+        tags[SETTINGS_TAG] = prepared.opened.settings[:MAX_CHARACTERS]
         facts = {**self._facts, **tags, **prepared.format_facts}
-        return SearchRuns(open_store(prepared.uri), prepared.uri, prepared.experiment, prepared.search_id, facts)
+        client, uri = open_store(prepared.uri), prepared.uri
+        return SearchRuns(client, uri, prepared.experiment, prepared.search_id, facts, metric=prepared.metric)
 
     def _show_links(self, links: Mapping[str, str]) -> None:
         self.inbox.show(dict(links))

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.errors import InputError
+from components.experiment.branch_models import models_of
 from components.experiment.report_marks import report_marks, rungs_of
 from components.experiment.space import branches_of, trial_spec
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import ExperimentSpec, ModelSpec
 from components.experiment.start_points import LATEST, NamedSearch, named_searches, start_points, value_in
 from components.records.earlier_trials import EarlierTrial
 from components.records.events import TrialHistory, replay
@@ -25,7 +26,8 @@ from components.records.objectives import measured_at_marks
 from components.search.find import differences, leaves
 from components.storage.open_folder import folder_at
 
-MUST_BE_EQUAL = ("model.path", "model.revision", "model.dtype", "search.metric", "trial.budget.evaluations")
+MUST_BE_EQUAL = ("search.metric", "trial.budget.evaluations")
+OF_MODELS = ("path", "revision", "dtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +39,26 @@ class KnownStart:
     sentences: tuple[str, ...] = ()
 
 
-def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, *, digest: str, budget: int) -> KnownStart:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """On which trials compare: the model of each branch as it was written, the digest of its data, and the budget.
+
+    `by_bytes`: the budget is in bytes of targets, as there are several base models; else in target tokens.
+    """
+
+    models: Mapping[str, ModelSpec]
+    digests: Mapping[str, str]
+    budget: int
+    by_bytes: bool = False
+
+
+def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, terms: Terms) -> KnownStart:
     """Reads the trials of the earlier searches.
 
     Args:
         experiment: with a range in place of each `auto`.
         resumed: the search that goes on, if there is one: it keeps to the searches that it began with.
-        digest: of the prepared data.
-        budget: of each trial, in target tokens.
+        terms: of this search.
 
     Raises InputError for a search that is not there, or cannot be compared, and ExperimentError for points outside a range.
     """
@@ -61,7 +75,7 @@ def start_from(experiment: ExperimentSpec, resumed: SearchManifest | None, *, di
         title = f"{manifest.experiment.name}/{manifest.search_id}"
         if title in found:
             continue
-        known, left_out = _trials(experiment, manifest, digest, budget)
+        known, left_out = _trials(experiment, manifest, terms)
         found.append(title)
         trials += known
         sentences.append(_sentence(experiment, title, len(known), left_out))
@@ -91,12 +105,12 @@ def _find(experiment: ExperimentSpec, name: NamedSearch) -> SearchManifest | Non
 
 
 def _trials(
-    experiment: ExperimentSpec, manifest: SearchManifest, digest: str, budget: int
+    experiment: ExperimentSpec, manifest: SearchManifest, terms: Terms
 ) -> tuple[list[EarlierTrial], Counter[str]]:
     """Returns the trials of one search, and how many were left out, by reason."""
     folder = folder_at(experiment.storage.path) / manifest.experiment.name / manifest.search_id
     histories = list(replay(Journal(folder).read()).values())
-    unlike = [*_unlike_searches(experiment, manifest, digest, budget)]
+    unlike = [*_unlike_searches(experiment, manifest, terms)]
     known: list[EarlierTrial] = []
     left_out: Counter[str] = Counter()
     for history in histories:
@@ -105,7 +119,7 @@ def _trials(
         if reason:
             left_out[reason] += 1
         elif not changes:
-            known.append(_earlier(experiment, history, budget))
+            known.append(_earlier(experiment, history, terms.budget))
     if unlike:
         listed = "\n".join(f"  {each}" for each in unlike)
         raise InputError(
@@ -115,16 +129,35 @@ def _trials(
     return known, left_out
 
 
-def _unlike_searches(experiment: ExperimentSpec, manifest: SearchManifest, digest: str, budget: int) -> Iterator[str]:
-    prepared = manifest.prepared.rstrip("/").rpartition("/")[2]
-    if prepared != digest:
-        yield f"data: was {prepared[:12]}, is {digest[:12]} (the records, their split, the template or max_tokens)"
-    if manifest.budget != budget:
-        yield f"trial.budget: was {manifest.budget} target tokens, is {budget}"
+def _unlike_searches(experiment: ExperimentSpec, manifest: SearchManifest, terms: Terms) -> Iterator[str]:
+    before = models_of(manifest.experiment)
+    shared = [name for name in terms.models if name in before]
+    yield from dict.fromkeys(text for name in shared for text in _unlike_data(name, manifest, terms))
+    if bool(manifest.other_bases) != terms.by_bytes:
+        yield "search.space: one of the two has several base models, whose budgets and losses count by bytes"
+    elif manifest.budget != terms.budget:
+        unit = "bytes of targets" if terms.by_bytes else "target tokens"
+        yield f"trial.budget: was {manifest.budget} {unit}, is {terms.budget}"
+    yield from dict.fromkeys(text for name in shared for text in _unlike_models(name, before[name], terms))
     seconds = ("resources",) if experiment.search.metrics else ()
     for change in differences(manifest.experiment, experiment):
         if change.startswith((*MUST_BE_EQUAL, *seconds)):
             yield change
+
+
+def _unlike_data(branch: str, manifest: SearchManifest, terms: Terms) -> Iterator[str]:
+    prepared = manifest.base_of(branch).prepared.rstrip("/").rpartition("/")[2]
+    if prepared != terms.digests[branch]:
+        now = terms.digests[branch][:12]
+        yield f"data: was {prepared[:12]}, is {now} (the records, their split, the template or max_tokens)"
+
+
+def _unlike_models(branch: str, before: ModelSpec, terms: Terms) -> Iterator[str]:
+    for key in OF_MODELS:
+        was, value = getattr(before, key), getattr(terms.models[branch], key)
+        if was != value:
+            where = f"search.space.{branch}.model" if terms.by_bytes else "model"
+            yield f"{where}.{key}: was {was!r}, is {value!r}"
 
 
 def _unlike_trial(experiment: ExperimentSpec, history: TrialHistory) -> tuple[str, list[str]]:

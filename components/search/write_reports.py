@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from components.conversations.preview.mask_preview import preview_html
+from components.data.prepare import PreparedDataset
 from components.data.preview_records import stored_records, totals_of
 from components.experiment.report_marks import evaluation_marks, rungs_of
 from components.records.events import TrialHistory
@@ -27,13 +28,17 @@ PREVIEWED = 20  # conversations on the page that shows the mask
 def log_inputs(runs: SearchRuns, prepared: PreparedSearch) -> None:
     """Logs what the search trains on: the data sets, and a page that shows the mask."""
     dataset, experiment = prepared.dataset, prepared.experiment
-    digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
-    if dataset.verdict_digest is not None:
-        digests["verdict"] = dataset.verdict_digest
-    runs.log_data(experiment.name, str(experiment.data.train), digests, dataset.counts)
+    for number, base in enumerate(prepared.opened.bases, start=1):
+        name = f"{experiment.name}-base-{number}" if number > 1 else experiment.name
+        runs.log_data(name, str(experiment.data.train), _digests(base.dataset), base.dataset.counts)
     records = stored_records(dataset.train, PREVIEWED)
     title = f"{experiment.name}: what is trained on"
     runs.log_text(None, preview_html(records, prepared.decode, title, totals_of(dataset)), "mask_preview.html")
+
+
+def _digests(dataset: PreparedDataset) -> dict[str, str]:
+    digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
+    return digests if dataset.verdict_digest is None else {**digests, "verdict": dataset.verdict_digest}
 
 
 def summarize(
@@ -50,13 +55,13 @@ def summarize(
         search_id=prepared.search_id,
         outcome=outcome.outcome,
         message=outcome.message,
-        seconds=time.monotonic() - prepared.opened,
+        seconds=time.monotonic() - prepared.began,
         data_digest=prepared.dataset.digest,
         data_reused=prepared.dataset.reused,
         folder=str(prepared.folder),
         tracking_uri=without_secrets(prepared.uri),
         run_id=run_id,
-        metric=prepared.experiment.search.metric,
+        metric=prepared.metric,
         trials=trial_summaries(histories.values(), budget=prepared.budget, metrics=prepared.experiment.search.metrics),
         metrics=prepared.experiment.search.metrics,
         cost=cost,
@@ -94,12 +99,14 @@ def write_reports(
     prepared.folder.write_text(REPORT, page)
     if not summary.outcome.resumable:
         prepared.finish()
-    losses = [trial.eval_loss for trial in summary.trials if trial.eval_loss is not None]
+    # Nats of different tokenizers have no smallest one.
+    name, of = ("eval/bits_per_byte", "bits_per_byte") if summary.by_bytes else ("eval/loss", "eval_loss")
+    losses = [loss for trial in summary.trials if (loss := getattr(trial, of)) is not None]
     try:
         runs.log_text(None, page, REPORT)
         runs.log_text(None, curves, "eval_loss.svg")
         runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
-        runs.log_search_metrics({"eval/loss": min(losses)} if losses else {})
+        runs.log_search_metrics({name: min(losses)} if losses else {})
         runs.log_cost(summary.cost)
         runs.end_search(summary.outcome.value)
     except MLFLOW_ERRORS as error:

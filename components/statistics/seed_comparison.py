@@ -29,6 +29,10 @@ class SeededScores:
     def seeds(self) -> int:
         return len(self.sums_SC)
 
+    def is_of(self, other: SeededScores) -> bool:
+        """Whether both are scores of the same conversations, with the same weights."""
+        return np.array_equal(self.weights_C, other.weights_C)
+
     @property
     def value(self) -> float:
         return float(self.by_seed.mean())
@@ -63,7 +67,7 @@ def compare_seeds(one: SeededScores, other: SeededScores, *, confidence: float, 
     Raises:
         ValueError: the two have other conversations.
     """
-    if one.weights_C.shape != other.weights_C.shape or not np.array_equal(one.weights_C, other.weights_C):
+    if not one.is_of(other):
         raise ValueError(f"{len(one.weights_C)} and {len(other.weights_C)} conversations, or other weights of theirs")
     difference = one.value - other.value
     terms = [_over_conversations(one, other), _over_seeds(one.by_seed), _over_seeds(other.by_seed)]

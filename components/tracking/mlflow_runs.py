@@ -21,6 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
+from components.experiment.branch_models import models_of
 from components.experiment.spec import EVAL_LOSS, ExperimentSpec, MetricSpec
 from components.records.events import (
     NO_STANDING,
@@ -41,6 +42,7 @@ SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "
 SEARCH_OF_TRIAL_TAG = "turnwise.search"
 STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
+BASE_TAG = "turnwise.base_model"
 DEVICE_TAG = "turnwise.device"
 SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided when the search was opened
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
@@ -83,8 +85,14 @@ class SearchRuns:
         experiment: ExperimentSpec,
         search_id: str,
         facts: Mapping[str, str] | None = None,
+        *,
+        metric: MetricSpec | None = None,
     ) -> None:
-        """`facts` are tags for all runs that are written to: where else the search can be seen."""
+        """`facts` are tags for all runs that are written to: where else the search can be seen.
+
+        `metric`: what trials are ranked by, where it is not that of the file.
+        """
+        self.metric = metric or experiment.search.metric
         self.client, self.uri, self.experiment, self.search_id = client, uri, experiment, search_id
         self.facts = [RunTag(key, value) for key, value in (facts or {}).items()]
         self.experiment_id = experiment_id(client, experiment.mlflow_experiment, uri)
@@ -175,7 +183,7 @@ class SearchRuns:
         elif run.info.end_time is not None and record.time * 1000 > run.info.end_time:
             self.client.update_run(run.info.run_id, status="RUNNING")
             self.client.log_batch(run.info.run_id, tags=[RunTag(STATE_TAG, "running"), RunTag(REASON_TAG, "")])
-        self._trials.setdefault(record.trial_id, _trial_run_of(run, self.experiment.search.metric))
+        self._trials.setdefault(record.trial_id, _trial_run_of(run, self.metric))
         self.client.log_batch(run.info.run_id, tags=self.facts)
         params = {**record.spec.model_dump(mode="json"), "branch": record.branch, "workers": record.workers}
         self._describe(run, params, "spec.json", record.spec.model_dump_json(indent=1))
@@ -189,6 +197,7 @@ class SearchRuns:
                 TRIAL_TAG: record.trial_id,
                 SEARCH_OF_TRIAL_TAG: self.search_id,
                 "turnwise.branch": record.branch,
+                BASE_TAG: models_of(self.experiment)[record.branch].path,
                 STATE_TAG: "running",
                 **self._origin(record),
             },
@@ -253,7 +262,7 @@ class SearchRuns:
                 raise MlflowException(
                     f"trial {trial_id} of search {self.search_id} has no MLflow run", error_code=RESOURCE_DOES_NOT_EXIST
                 )
-            self._trials[trial_id] = _trial_run_of(run, self.experiment.search.metric)
+            self._trials[trial_id] = _trial_run_of(run, self.metric)
         return self._trials[trial_id]
 
     def _read_points(self, run_id: str) -> set[tuple[str, int]]:

@@ -20,7 +20,7 @@ class Counters:
     evaluation_seconds: float = 0.0
     evaluation_worker_seconds: float = 0.0
     reported_step: int = 0  # the last report's; 0 before the first
-    reported_tokens: int = 0  # target tokens at that step
+    reported_tokens: int = 0  # what it had spent of its budget at that step
 
 
 @dataclass(slots=True)

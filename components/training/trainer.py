@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from components.records.events import Progress, StepMetrics, budget_at
 from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
+from components.training.budget_units import TARGET_BYTES, TARGET_TOKENS, BudgetUnits
 from components.training.checkpoint import (
     load_optimizer,
     load_weights,
@@ -51,7 +53,10 @@ from components.training.workers import Workers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """The data that all trials of a search train on. `general` is text that none of them is trained on."""
+    """The data that all trials of a search train on. `general` is text that none of them is trained on.
+
+    `by_bytes`: the search has several base models (budget_units.py).
+    """
 
     dataset: PreparedDataset
     max_tokens: int
@@ -60,6 +65,11 @@ class TrainingData:
     metric: MetricSpec = field(default_factory=MetricSpec)  # what the search ranks its trials by
     generation: GenerationPlan | None = None  # what is asked of the model at evaluations
     general: tuple[Passage, ...] = ()
+    by_bytes: bool = False
+
+
+def _per_byte(losses: ConversationScores, num_bytes: Sequence[int]) -> ConversationScores:
+    return ConversationScores(sums=tuple(map(to_bits, losses.sums)), weights=tuple(map(float, num_bytes)))
 
 
 class Diverged(Exception):
@@ -79,7 +89,7 @@ class Trainer:
         rungs: tuple[int, ...] = (),
         replies: ReplyScores | None = None,
     ) -> None:
-        """`rungs`: where the trial reports beside its regular evaluations, in target tokens, ascending.
+        """`rungs`: where the trial reports beside its regular evaluations, in the budget's units, ascending.
 
         `replies` scores what the model says at evaluations, if that was asked for.
         """
@@ -89,7 +99,8 @@ class Trainer:
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
         )
-        self.planned = spec.budget.in_target_tokens(self.train_store.total_targets)
+        self.units = BudgetUnits.of(data.dataset, by_bytes=data.by_bytes)
+        self.planned = self.units.planned(spec.budget)
         self.rungs = rungs
         self.budget = self.planned  # larger once the trial has been extended
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
@@ -102,7 +113,11 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.counters.target_tokens >= self.budget
+        return self.spent >= self.budget
+
+    @property
+    def spent(self) -> int:
+        return self.units.spent(self.counters.target_tokens)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
         """Trains up to the next evaluation or rung, then evaluates. A trial that has diverged reports that and is done.
@@ -120,7 +135,7 @@ class Trainer:
         self.scored.train()
         stopped = False
         try:
-            while self.counters.target_tokens < min(mark, self.budget):
+            while self.spent < min(mark, self.budget):
                 self.step()
                 preempted, stop = self._agree_on(signals)
                 if preempted:
@@ -132,7 +147,7 @@ class Trainer:
         except Diverged as reason:
             self.evaluation = None
             return self._progress(diverged=str(reason))
-        self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.counters.target_tokens
+        self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.spent
         progress, self.interval = self._progress(), ReportInterval()
         return progress
 
@@ -170,7 +185,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}; lower optimizer.learning_rate")
         target_tokens = self.counters.target_tokens + num_targets
-        factor = learning_rate_factor(self.spec.schedule, target_tokens / self.budget)
+        factor = learning_rate_factor(self.spec.schedule, self.units.spent(target_tokens) / self.budget)
         learning_rate = self.spec.optimizer.learning_rate * factor
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
@@ -181,7 +196,7 @@ class Trainer:
         self.counters.worker_seconds += elapsed * self.workers.count
         metrics = StepMetrics(
             step=step,
-            target_tokens=target_tokens,
+            target_tokens=self.spent,
             loss=loss,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
@@ -234,8 +249,15 @@ class Trainer:
             raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
         metrics = {EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)}
         if self.done and self.data.general:  # what it has forgotten in all; small beside the budget
-            metrics[GENERAL_LOSS] = self._losses_on(PassageRows(self.data.general))
+            metrics[GENERAL_LOSS] = self._general_loss()
         return EvaluationRecord(metrics=metrics)
+
+    def _general_loss(self) -> ConversationScores:
+        """By passage, in nats per token; in bits per byte where the tokens of other trials are others."""
+        losses = self._losses_on(PassageRows(self.data.general))
+        if not self.data.by_bytes:
+            return losses
+        return _per_byte(losses, [passage.num_bytes for passage in self.data.general])
 
     def _losses_on(self, store: RowStore) -> ConversationScores:
         return all_losses(
@@ -252,11 +274,7 @@ class Trainer:
         num_bytes = self.data.dataset.eval.target_bytes
         if not num_bytes.any():
             return {}
-        return {
-            BITS_PER_BYTE: ConversationScores(
-                sums=tuple(map(to_bits, losses.sums)), weights=tuple(map(float, num_bytes))
-            )
-        }
+        return {BITS_PER_BYTE: _per_byte(losses, num_bytes.tolist())}
 
     def _score_replies(self, *, last: bool) -> dict[str, ConversationScores]:
         if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
@@ -270,7 +288,8 @@ class Trainer:
         losses = metrics.get(EVAL_LOSS)
         return Progress(
             step=self.counters.step,
-            target_tokens=self.counters.target_tokens,
+            target_tokens=self.spent,
+            counted=TARGET_BYTES if self.data.by_bytes else TARGET_TOKENS,
             epoch=self.counters.target_tokens / self.train_store.total_targets,
             train_loss=self.interval.train_loss,
             eval_loss=losses.value if losses else math.inf,

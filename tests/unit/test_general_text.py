@@ -129,7 +129,7 @@ def test_a_trial_is_scored_on_it_once_at_its_last_evaluation(toy, tmp_path):
     )
     *earlier, last = reports(runner, FULL, "with")
     assert [progress.eval_loss for progress in (*earlier, last)] == plain
-    assert not any(GENERAL_LOSS in progress.scores for progress in earlier)
+    assert all(GENERAL_LOSS not in progress.scores for progress in earlier)
     runner.running.scored.eval()
     with torch.no_grad():
         sums = []

@@ -77,7 +77,7 @@ def test_trials_show_their_loss_on_general_text_where_it_was_measured():
     head, first, second, *_ = [line.split() for line in shown(leaderboard(histories, budget=BUDGET)).splitlines()]
     assert head[-4:] == ["general", "worker", "s", "state"]
     assert (first[-3], second[-3]) == ("3.250", "-")
-    assert [trial.general_loss for trial in trial_summaries(histories)] == [None, 3.25, None]
+    assert [trial.general_loss for trial in trial_summaries(histories, budget=BUDGET)] == [None, 3.25, None]
 
 
 def views(loss):
@@ -140,7 +140,7 @@ def test_the_page_and_the_terminal_say_what_stands_beside_the_decision():
 def summary_with(registry):
     return SearchSummary(
         experiment="toy", search_id="1", outcome=Outcome.CHAMPION, message="Champion", seconds=1.0, data_digest="d",
-        data_reused=False, folder="f", tracking_uri="u", run_id="r", trials=trial_summaries(replay(RECORDS).values()),
+        data_reused=False, folder="f", tracking_uri="u", run_id="r", trials=trial_summaries(replay(RECORDS).values(), budget=BUDGET),
         registry=registry,
     )  # fmt: skip
 

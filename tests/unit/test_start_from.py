@@ -9,6 +9,7 @@ from optuna.trial import TrialState as StudyState
 from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.cluster.scheduling.samplers import random_only
 from components.errors import InputError
+from components.experiment.branch_models import models_of
 from components.experiment.check_search import check_search
 from components.experiment.draw_trials import sample_trials
 from components.experiment.experiment_errors import ExperimentError
@@ -19,7 +20,7 @@ from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.records.events import TrialEnded, TrialProgressed
 from components.records.journal import Journal
 from components.records.manifest import SearchManifest
-from components.search.start_from import start_from
+from components.search.start_from import Terms, start_from
 from tests.support.experiment_file import problems
 from tests.support.records import progress, started
 
@@ -144,7 +145,8 @@ def starting(experiment, *names, **changes):
 
 
 def known_of(experiment, resumed=None, digest="d1", budget=BUDGET):
-    return start_from(experiment, resumed, digest=digest, budget=budget)
+    digests = dict.fromkeys(experiment.search.space, digest)
+    return start_from(experiment, resumed, Terms(models=models_of(experiment), digests=digests, budget=budget))
 
 
 @pytest.mark.parametrize("name", ["latest", "search:one", "search:toy/one"])
@@ -268,7 +270,7 @@ def test_a_point_outside_the_range_that_auto_became_is_refused(path):
     written = load_experiment(path, [auto, "search.start_from={branch: full, optimizer.learning_rate: 0.01}"])
     settled, _ = settle_learning_rates(written, 135_000_000)
     with pytest.raises(ExperimentError, match=r"0\.01 is not in \{log_uniform: \[1\.8e-05, 0\.00046\]\}"):
-        start_from(settled, None, digest="d1", budget=BUDGET)
+        known_of(settled)
 
 
 def test_auto_is_a_range_and_stands_in_a_branch_only(path):

@@ -3,22 +3,27 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from components.conversations.chat_formats import load_chat_format, with_thoughts
 from components.conversations.messages import Conversation, Message
 from components.conversations.target_bytes import bits_per_byte, target_bytes
-from components.data.prepare import PreparedDataset
-from components.experiment.spec import BudgetSpec, ChatFormatSpec, ModelSpec
+from components.data.prepare import PreparedDataset, prepare
+from components.data.same_words import shared_sources
+from components.experiment.spec import BudgetSpec, ChatFormatSpec, DataSpec, ModelSpec
 from components.inference.score import compare_scores, score
 from components.models.load_trained import load_base
 from components.registry.gate import compare_losses
 from components.registry.verification_messages import VerificationReport, VerificationRequest
 from components.registry.verification_worker import verify
+from components.statistics.selection import ChosenFrom, Selection
+from components.storage.open_folder import folder_at
 from tests.support.sessions import FULL, reports, session
 from tests.support.template_kinds import KINDS
 from tests.support.toy import (
     assistant,
+    letter_tokenizer,
     pair_tokenizer,
     tiny_model_directory,
     toy_conversations,
@@ -146,7 +151,7 @@ def test_an_incumbent_of_another_tokenizer_is_scored_on_the_same_words(trials, t
         phase="incumbent",
         model=trials.folder,
         incumbent=tmp_path / "incumbent",
-        eval_store=trials.dataset.eval.path,
+        judged_store=trials.dataset.eval.path,
         max_tokens=MAX_TOKENS,
         rows_per_batch=4,
         probes=(),
@@ -203,3 +208,94 @@ def test_a_report_has_bits_per_byte_beside_nats(toy, tmp_path):
     assert report.scores["bits_per_byte"] == pytest.approx(nats / math.log(2) / dataset.eval.target_bytes.sum())
     assert dataset.counts["eval_target_bytes"] == dataset.eval.target_bytes.sum()
     assert bits_per_byte(1.0, 0) is None
+
+
+# The same words for several base models
+
+
+def test_what_is_too_long_for_one_tokenizer_is_left_out_for_all(tmp_path):
+    """Of conversations of 1 to 40 pairs, those beyond 60 letters with their prompts are cut for the letters only."""
+    talks = [
+        Conversation(messages=(user(f"say {n}"), assistant("ok"), user("more"), assistant("ab" * n)))
+        for n in range(1, 41)
+    ]
+    write_messages_jsonl(tmp_path / "data.jsonl", talks)
+    data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.3, max_tokens=80)
+    folders = {name: tmp_path / name for name in ("letters", "pairs")}
+    letter_tokenizer().save_pretrained(folders["letters"])
+    pair_tokenizer().save_pretrained(folders["pairs"])
+
+    def prepared(name, shared=None):
+        storage = folder_at(tmp_path)
+        return prepare(data, model_path=folders[name], chat_format="auto", storage=storage, shared=shared, processes=1)
+
+    alone = [prepared(name) for name in folders]
+    assert shared_sources([alone[0], alone[0]]) is None
+    assert alone[0].counts["truncated"] > alone[1].counts["truncated"]
+    shared = shared_sources(alone)
+    both = [prepared(name, shared) for name in folders]
+    assert shared_sources(both) is None
+    for split in ("train", "eval"):
+        one, two = (getattr(dataset, split) for dataset in both)
+        assert [one.source(i) for i in range(len(one))] == [two.source(i) for i in range(len(two))]
+        assert one.target_bytes.tolist() == two.target_bytes.tolist()
+        assert one.total_targets > two.total_targets
+    left = sum(len(getattr(alone[0], split)) - len(getattr(both[0], split)) for split in ("train", "eval"))
+    assert both[0].counts["not_for_all"] == left > 0
+    assert f"{left} left out, as another base model has other words of them" in both[0].summary()
+    assert both[0].digest != alone[0].digest
+
+
+def test_all_bases_have_a_verdict_split_or_none_of_them(tmp_path):
+    """Answers are equally long in letters; in pairs some are half as long, and these say too little for a verdict of 22."""
+    talks = [Conversation(messages=(user(f"say {n}"), assistant(("abcd" if n % 3 else "efgh") * 6))) for n in range(90)]
+    write_messages_jsonl(tmp_path / "data.jsonl", talks)
+    data = DataSpec(train=str(tmp_path / "data.jsonl"), eval_fraction=0.2, max_tokens=120)
+    folders = {name: tmp_path / name for name in ("letters", "pairs")}
+    letter_tokenizer().save_pretrained(folders["letters"])
+    pair_tokenizer().save_pretrained(folders["pairs"])
+
+    def prepared(shared=None):
+        storage = folder_at(tmp_path)
+        return [
+            prepare(data, model_path=folder, chat_format="auto", storage=storage, shared=shared, processes=1)
+            for folder in folders.values()
+        ]
+
+    alone = prepared()
+    assert [dataset.verdict is None for dataset in alone] == [False, True]
+    shared = shared_sources(alone)
+    assert len(shared) == 90
+    both = prepared(shared)
+    assert [len(dataset.verdict) for dataset in both] == [22, 22]
+    assert shared_sources(both) is None
+
+
+def test_the_gate_of_a_search_over_several_bases_compares_with_both_in_bits_per_byte():
+    """Bytes are no multiple of targets; what the candidate was chosen from is in bits. Base and incumbent score the same."""
+    others = tuple(40.0 + index % 3 for index in range(30))
+    sums = np.full((4, 30), 20.0 / math.log(2))
+    sums[1:] += np.random.default_rng(0).normal(0.0, 40.0, size=(3, 30))
+    selection = Selection(sums_CN=sums, chosen_from=ChosenFrom(evaluations=4, trials=4))
+    report = VerificationReport(
+        code="code",
+        reply="hello",
+        candidate_sums=(20.0,) * 30,
+        base_sums=others,
+        incumbent_sums=others,
+        incumbent_problem=None,
+        incumbent_unseen=tuple(range(30)),
+        num_targets=(10,) * 15 + (20,) * 15,
+        target_bytes=(16,) * 30,
+        candidate_answers=(),
+        base_answers=(),
+    )
+    plain = compare_losses(report, 0.95)
+    assert [found.unit for found in plain] == ["nats per target"] * 2
+    base, incumbent = compare_losses(report, 0.95, by_bytes=True)
+    assert (base.unit, base.conversations) == (incumbent.unit, 30) == ("bits per byte", 30)
+    assert base.difference == pytest.approx(21 / math.log(2) / 16)
+    corrected = compare_losses(report, 0.95, selection, by_bytes=True)
+    assert corrected[0].low < base.low
+    assert corrected[1].model_dump(exclude={"other"}) == corrected[0].model_dump(exclude={"other"})
+    assert (incumbent.low, incumbent.high) == (base.low, base.high)

@@ -23,7 +23,7 @@ from components.cluster.driver.spending import Spending
 from components.cluster.ray_session import workers_are_here
 from components.cluster.slots.search_context import SearchContext
 from components.experiment.experiment_errors import ExperimentError
-from components.experiment.space import change_trial, num_trials, value_at, weights_fit
+from components.experiment.space import branches_of, change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.quantization_backend import missing_package
 from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, RequestInbox, StopTrial
@@ -226,7 +226,8 @@ class TrialController:
         experiment, parent = self.context.experiment, history.started
         if self.spending is not None and (limit := self.spending.refuses(parent.branch)):
             raise Refused(f"{limit} leaves too little for another trial of branch {parent.branch}")
-        spec = change_trial(experiment, parent.spec, command.changes)
+        model = branches_of(experiment)[parent.branch].model
+        spec = change_trial(experiment, parent.spec, command.changes, model=model)
         if workers_are_here() and (missing := missing_package([spec])):
             raise Refused(missing)
         if spec.method.kind != parent.spec.method.kind:

@@ -18,10 +18,11 @@ class _Numbered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start(_Numbered):
-    """Begin a trial, with the weights of `warm_from` if that is given."""
+    """Begin a trial of a branch, with the weights of `warm_from` if that is given."""
 
     trial_id: str
     spec: TrialSpec
+    branch: str = ""
     warm_from: str | None = None
 
 

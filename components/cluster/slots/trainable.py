@@ -113,7 +113,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         return SlotResult(**{**where, "progress": self.last, **values}).to_tune()
 
     def _start_trial(self) -> SlotAnswer:
-        start = Start(trial_id=self.trial_id, spec=self.trial.spec, warm_from=self.trial.warm_from)
+        start = Start(
+            trial_id=self.trial_id, spec=self.trial.spec, branch=self.trial.branch, warm_from=self.trial.warm_from
+        )
         answer = self._execute(start)
         checkpoint = resume_point(self.context.checkpoints / self.trial_id, self.resume_from)
         if checkpoint is not None and not isinstance(answer, Failed | Left):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +28,16 @@ from components.cluster.slots.protocol import (
     Wait,
 )
 from components.cluster.slots.resume import latest_complete
-from components.cluster.slots.search_context import SearchContext
+from components.cluster.slots.search_context import SearchBase, SearchContext
 from components.cluster.slots.slot_signals import SlotSignals
 from components.cluster.slots.train_workers import device_in_words, workers_of_this_run
 from components.data.prepare import PreparedDataset
 from components.experiment.base_precisions import base_variants
+from components.experiment.space import Branch, branches_of, some_trial
 from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
+from components.training.budget_units import ranked_by
 from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
@@ -64,7 +67,7 @@ def serve_commands(config: dict[str, Any]) -> None:
     resume = ray.get(board.register_worker_group.remote(slot)) if first else None
     try:
         workers = workers_of_this_run(config["workers"])
-        runner = _restore_runner(config["context"], config["workers"], workers, workers.from_first(resume))
+        runners = _restore_runners(config["context"], config["workers"], workers, workers.from_first(resume))
     except Exception as error:
         ray.get(board.report_startup_error.remote(slot, f"{type(error).__name__}: {error}"))
         raise
@@ -73,37 +76,74 @@ def serve_commands(config: dict[str, Any]) -> None:
     while True:
         command = workers.from_first(ray.get(board.next_command.remote(slot, answer)) if first else None)
         if isinstance(command, EndSlot):
-            runner.wait_for_uploads()
+            runners.wait_for_uploads()
             if first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
-        answer = None if isinstance(command, Wait) else _execute(command, runner, workers, signals, board, slot)
+        answer = None if isinstance(command, Wait) else _execute(command, runners, workers, signals, board, slot)
 
 
-def make_runner(context: SearchContext, workers: Workers) -> TrialRunner:
+def make_runner(context: SearchContext, workers: Workers, base: SearchBase | None = None) -> TrialRunner:
+    """`base`: by default the experiment's."""
+    base = base or context.base_of("")
     data = TrainingData(
-        dataset=PreparedDataset.open(context.prepared),
+        dataset=PreparedDataset.open(base.prepared),
         max_tokens=context.experiment.data.max_tokens,
-        pad_token_id=context.pad_token_id,
-        layout=context.layout,
-        metric=context.experiment.search.metric,
+        pad_token_id=base.pad_token_id,
+        layout=base.layout,
+        by_bytes=bool(context.other_bases),
+        metric=ranked_by(context.experiment.search.metric, by_bytes=bool(context.other_bases)),
         generation=context.generation,
-        general=context.general,
+        general=base.general,
     )
-    return TrialRunner(context.experiment.model, data, workers, context.base, context.checkpoints, context.rungs)
+    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs)
 
 
-def _restore_runner(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> TrialRunner:
-    """Returns a runner with its base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
-    runner = make_runner(context, workers)
+class Runners:
+    """The runner of one base model at a time: two might not fit beside each other."""
+
+    def __init__(self, context: SearchContext, workers: Workers) -> None:
+        self._context, self._workers = context, workers
+        self._held: tuple[SearchBase, TrialRunner] | None = None
+
+    @property
+    def current(self) -> TrialRunner:
+        if self._held is None:
+            raise RuntimeError("no base model has been chosen")
+        return self._held[1]
+
+    def of(self, branch: str) -> TrialRunner:
+        """Returns the runner for a branch. All references to that of another base must have been dropped before."""
+        base = self._context.base_of(branch)
+        if self._held is not None and self._held[0] != base:
+            self.wait_for_uploads()
+            self._held = None
+            gc.collect()  # the hooks of models make reference cycles
+        if self._held is None:
+            self._held = base, make_runner(self._context, self._workers, base)
+        return self._held[1]
+
+    def wait_for_uploads(self) -> None:
+        if self._held is not None:
+            self._held[1].wait_for_uploads()
+
+
+def _restore_runners(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> Runners:
+    """Returns runners with a base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
+    mine = [each for each in branches_of(context.experiment).values() if _workers_of(context, each) == spec]
+    runners = Runners(context, workers)
     kinds = base_variants(context.experiment, spec)
-    if len(kinds) == 1:  # else it depends on the first trial
-        runner.warm_up(*kinds)
+    if len(kinds) == 1 and len({branch.model for branch in mine}) == 1:  # else it depends on the first trial
+        runners.of(mine[0].name).warm_up(*kinds)
     if resume.start is not None:
-        _start(runner, resume.start)
+        _start(runners, resume.start)
         if resume.checkpoint is not None:
-            resume_from(runner, resume.checkpoint, workers, resume.extensions)
-    return runner
+            resume_from(runners.current, resume.checkpoint, workers, resume.extensions)
+    return runners
+
+
+def _workers_of(context: SearchContext, branch: Branch) -> WorkersSpec:
+    return context.experiment.resources.of(some_trial(context.experiment, branch).method)
 
 
 def resume_from(runner: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
@@ -116,7 +156,7 @@ def resume_from(runner: TrialRunner, checkpoint: str, workers: Workers, extensio
 
 
 def _execute(
-    command: SlotCommand, runner: TrialRunner, workers: Workers, signals: SlotSignals, board: Any, slot: str
+    command: SlotCommand, runners: Runners, workers: Workers, signals: SlotSignals, board: Any, slot: str
 ) -> SlotAnswer:
     """Carries out a command. An error of the trial itself becomes an answer; any other error ends this worker group.
 
@@ -125,7 +165,7 @@ def _execute(
     collective means that another worker died, which is not an error of this one.
     """
     try:
-        return _run_command(command, runner, workers, signals)
+        return _run_command(command, runners, workers, signals)
     except dist.DistError:
         raise
     except ValueError as error:
@@ -141,13 +181,14 @@ def _execute(
         raise
 
 
-def _run_command(command: SlotCommand, runner: TrialRunner, workers: Workers, signals: SlotSignals) -> SlotAnswer:
+def _run_command(command: SlotCommand, runners: Runners, workers: Workers, signals: SlotSignals) -> SlotAnswer:
     match command:
         case Start():
-            _start(runner, command)
+            _start(runners, command)
         case Load():
-            resume_from(runner, command.checkpoint, workers, command.extensions)
+            resume_from(runners.current, command.checkpoint, workers, command.extensions)
         case Advance():
+            runner = runners.current
             reached = runner.advance(_TrialSignals(signals, runner.trial_id, command.extensions))
             if isinstance(reached, InterimCheckpoint):
                 return Left(number=command.number, reason=signals.exit_reason, checkpoint=reached.checkpoint)
@@ -157,9 +198,9 @@ def _run_command(command: SlotCommand, runner: TrialRunner, workers: Workers, si
     return Done(number=command.number)
 
 
-def _start(runner: TrialRunner, start: Start) -> None:
+def _start(runners: Runners, start: Start) -> None:
     warm_from = None if start.warm_from is None else folder_at(start.warm_from)
-    runner.start(start.trial_id, start.spec, warm_from)
+    runners.of(start.branch).start(start.trial_id, start.spec, warm_from)
 
 
 def _is_broken_collective(error: BaseException) -> bool:
