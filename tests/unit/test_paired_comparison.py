@@ -148,7 +148,8 @@ def interval(differences_NC, weights_N=None, **options):
     differences_NC = np.asarray(differences_NC, dtype=float).reshape(len(differences_NC), -1)
     paired = PairedDifferences(differences_NC, np.ones(len(differences_NC)) if weights_N is None else weights_N)
     low, high = paired_interval.paired_interval(paired, 0.95, **options)
-    return low, high, (paired.ratios[0] - low) / paired.errors[0], (high - paired.ratios[0]) / paired.errors[0]
+    own = paired.columns(np.array([0]))
+    return low, high, (own.ratios[0] - low) / own.errors[0], (high - own.ratios[0]) / own.errors[0]
 
 
 def kept_tail(count):

@@ -189,7 +189,7 @@ def test_the_parts_of_train_that_are_replaced_are_where_they_were():
         "scheduling.clone_searchers",
         "scheduling.slot_scheduler",
         "scheduling.manual_stopper",
-        "scheduling.successive_halving",
+        "scheduling.journal_scheduler",
         "scheduling.branched_searcher",
         "slots.trainable",
     ],

@@ -8,6 +8,7 @@ import torch
 
 from components.conversations.load_format import load_format_of
 from components.conversations.messages import Conversation
+from components.conversations.target_bytes import BITS_PER_BYTE
 from components.data.prepare import PreparedDataset
 from components.errors import InputError
 from components.experiment.load_experiment import load_experiment
@@ -46,10 +47,15 @@ def asking(toy, folder, workers=None, metric=CHRF, **fields):
     return session(toy, folder / "checkpoints", workers, training={"metric": metric, "generation": plan(**fields)})
 
 
+def scores_of(report):
+    """Of what the model says: the loss has scores of its own."""
+    return {name: score for name, score in report.scores.items() if name != BITS_PER_BYTE}
+
+
 def test_every_report_has_the_scores_of_what_the_model_says(toy, tmp_path):
     of = asking(toy, tmp_path, conversations=3)
     progress = reports(of, FULL)
-    assert [set(report.scores) for report in progress] == [set(NAMES) - {"tool_call"}] * 3  # nobody calls a tool
+    assert [set(scores_of(report)) for report in progress] == [set(NAMES) - {"tool_call"}] * 3  # nobody calls a tool
     assert [report.objective for report in progress] == [-report.scores["chrf"] for report in progress]
     record = EvaluationRecord.read(folder_at(tmp_path), "trial", progress[-1].step)
     asked = generation_set(of.data.dataset.eval, 3)
@@ -68,7 +74,7 @@ def test_the_checkpoint_of_a_report_has_its_scores_when_it_is_loaded(toy, tmp_pa
     found = score_model(
         loaded, enumerate(conversations), len(conversations), plan(), max_tokens=MAX_TOKENS, max_batch_tokens=500
     )
-    assert {name: score.value for name, score in found.items() if any(score.weights)} == pytest.approx(last.scores)
+    assert {name: score.value for name, score in found.items() if any(score.weights)} == pytest.approx(scores_of(last))
 
 
 def test_asking_changes_nothing_of_what_is_trained(toy, tmp_path):
@@ -78,7 +84,7 @@ def test_asking_changes_nothing_of_what_is_trained(toy, tmp_path):
 
 def test_at_the_end_only_the_last_report_has_scores_and_is_the_best(toy, tmp_path):
     progress = reports(asking(toy, tmp_path, when="end"), FULL)
-    assert [bool(report.scores) for report in progress] == [False, False, True]
+    assert [bool(scores_of(report)) for report in progress] == [False, False, True]
     assert [math.isinf(report.objective) for report in progress] == [True, True, False]
     assert best_report(progress) == progress[-1]
 
@@ -86,7 +92,7 @@ def test_at_the_end_only_the_last_report_has_scores_and_is_the_best(toy, tmp_pat
 def test_a_trial_that_is_stopped_has_come_to_its_end(toy, tmp_path):
     of = asking(toy, tmp_path, when="end")
     of.start("trial", FULL)
-    assert of.advance(Signals(stop_requested=lambda: True)).scores
+    assert scores_of(of.advance(Signals(stop_requested=lambda: True)))
 
 
 def function_of(folder, body):
@@ -101,7 +107,7 @@ def as_worker(rank, toy, folder):
     """(scores of each report, why a function that fails on the second worker ended the trial)."""
     torch.set_num_threads(1)
     workers = TorchWorkers(torch.device("cpu"))
-    scores = [report.scores for report in reports(asking(toy, folder, workers), LEARNING)]
+    scores = [scores_of(report) for report in reports(asking(toy, folder, workers), LEARNING)]
     (own := folder / str(rank)).mkdir()
     metric, asked = function_of(own, "return [1.0 for _ in answers]" if rank == 0 else "raise OSError('no dictionary')")
     of = session(toy, folder / "failing", workers, training={"metric": metric, "generation": asked})
@@ -119,7 +125,7 @@ def two_workers(toy, tmp_path_factory):
 
 
 def test_two_gloo_workers_have_the_scores_of_one(toy, tmp_path, two_workers):
-    alone = [report.scores for report in reports(asking(toy, tmp_path), LEARNING)]
+    alone = [scores_of(report) for report in reports(asking(toy, tmp_path), LEARNING)]
     (first, _), (second, _) = two_workers
     assert first == second
     assert first == [pytest.approx(scores) for scores in alone]
@@ -183,7 +189,7 @@ def test_probes_are_asked_where_the_file_says_so(toy, tmp_path):
     asked, said = planned(toy, tmp_path, probes, **overrides, **{"evaluation.generate.scores": ["stop_rate"]})
     assert "in answer to 1 of 1 conversations (probes)" in said[0]
     of = session(toy, tmp_path / "checkpoints", training={"generation": asked})
-    assert set(reports(of, FULL)[-1].scores) == {"expect", "stop_rate"}
+    assert set(scores_of(reports(of, FULL)[-1])) == {"expect", "stop_rate"}
 
 
 def test_a_schema_s_file_travels_to_the_workers(toy, tmp_path):

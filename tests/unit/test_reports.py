@@ -138,10 +138,10 @@ def test_the_page_and_the_terminal_say_what_stands_beside_the_decision():
 
 
 def summary_with(registry):
+    trials = trial_summaries(replay(RECORDS).values(), budget=BUDGET)
     return SearchSummary(
         experiment="toy", search_id="1", outcome=Outcome.CHAMPION, message="Champion", seconds=1.0, data_digest="d",
-        data_reused=False, folder="f", tracking_uri="u", run_id="r", trials=trial_summaries(replay(RECORDS).values(), budget=BUDGET),
-        registry=registry,
+        data_reused=False, folder="f", tracking_uri="u", run_id="r", trials=trials, registry=registry,
     )  # fmt: skip
 
 

@@ -169,7 +169,7 @@ WHOLE = [{1: (3.0, 8.0), 4: (2.0, 8.0)}, {1: (5.0, 9.0), 4: (2.0, 9.0)}, {1: (4.
     ],
 )
 def test_a_stopped_trial_is_completed_for_them(measured, impossible, others, values):
-    end = end_as_complete(measured, evaluations=4, impossible=impossible, others=others)
+    end = end_as_complete(measured, marks=(250, 500, 750, 1000), impossible=impossible, others=others)
     assert (end.state, end.values) == (TrialState.FAIL if values is None else TrialState.COMPLETE, values)
 
 
