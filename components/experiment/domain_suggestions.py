@@ -38,7 +38,7 @@ class _Arguments:
     values: Any = None
 
     def bounds(self) -> tuple[float, float] | None:
-        low, high = _number(self.low), _number(self.high)
+        low, high = read_number(self.low), read_number(self.high)
         return None if low is None or high is None else (low, high)
 
 
@@ -110,7 +110,7 @@ def _arguments(given: Sequence[Any], named: Mapping[str, Any]) -> _Arguments:
     named = {_normalize(name): value for name, value in named.items()}
     if not given and _first(named, MEAN) is not None:
         given = [_first(named, MEAN), _first(named, SPREAD)]
-    if len(given) > 1 and isinstance(given[0], str) and _number(given[0]) is None and not isinstance(given[1], str):
+    if len(given) > 1 and isinstance(given[0], str) and read_number(given[0]) is None and not isinstance(given[1], str):
         given = given[1:]  # Optuna's name of the parameter
     log = _first(named, LOG)
     low, high, step = (*given, None, None, None)[:3]
@@ -163,7 +163,7 @@ def _log_uniform(arguments: _Arguments) -> Suggestion | None:
 
 def _continuous(arguments: _Arguments) -> Suggestion | None:
     """A range from low to high; with a step, the choice of its values."""
-    bounds, step = arguments.bounds(), _number(arguments.step)
+    bounds, step = arguments.bounds(), read_number(arguments.step)
     if bounds is None:
         return None
     if step is not None and step > 0 and (bounds[1] - bounds[0]) / step <= MAX_STEPS:
@@ -178,7 +178,7 @@ def _integer(arguments: _Arguments) -> Suggestion | None:
     bounds = arguments.bounds()
     if bounds is None or not all(bound.is_integer() for bound in bounds):
         return _continuous(arguments)
-    if _number(arguments.step) not in (None, 1.0):
+    if read_number(arguments.step) not in (None, 1.0):
         return _continuous(arguments)
     return Suggestion(right={"integer": [int(bounds[0]), int(bounds[1])]})
 
@@ -203,7 +203,7 @@ def _log_normal(arguments: _Arguments) -> Suggestion | None:
 
 def _two_sigmas(arguments: _Arguments, kind: str, ends: Callable[[float], float]) -> Suggestion:
     nothing = Suggestion(right=None, note="is a normal distribution, which Turnwise has not")
-    mean, spread = (_number(value) for value in (*arguments.given, None, None)[:2])
+    mean, spread = (read_number(value) for value in (*arguments.given, None, None)[:2])
     if mean is None or spread is None or not spread > 0:
         return nothing
     try:
@@ -252,7 +252,7 @@ def _first(named: Mapping[str, Any], names: Sequence[str], default: Any = None) 
     return next((named[name] for name in names if name in named), default)
 
 
-def _number(value: Any) -> float | None:
+def read_number(value: Any) -> float | None:
     """Reads a number that may be text: YAML reads 1e-5 as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None

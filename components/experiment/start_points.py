@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from components.experiment.domain_suggestions import read_number
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.experiment_errors import ExperimentError, Problem, unknown_key
 from components.experiment.parse_trial import to_yaml
@@ -94,7 +94,7 @@ def value_in(domain: Domain, written: Any) -> Any:
             if found:
                 return found[0]
         case Uniform(uniform=(low, high)) | LogUniform(log_uniform=(low, high)) | Integer(integer=(low, high)):
-            number = _number(written)
+            number = read_number(written)
             if number is not None and low <= number <= high:
                 if not isinstance(domain, Integer):
                     return number
@@ -145,15 +145,4 @@ def _named(name: str) -> NamedSearch:
 
 
 def _is_same_number(one: Any, other: Any) -> bool:
-    return _number(one) is not None and _number(one) == _number(other)
-
-
-def _number(value: Any) -> float | None:
-    """YAML reads 1e-5 as text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    return read_number(one) is not None and read_number(one) == read_number(other)

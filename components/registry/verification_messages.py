@@ -88,33 +88,22 @@ class VerificationRequest(BaseModel):
     judged: bool = False
 
 
-class PhaseResult(BaseModel):
-    """What one process found. The fields of VerificationReport that are not of its phase are absent.
-
-    A candidate whose adapter can be switched off is scored as its base too, in the same phase: the base needs no process.
-    """
+class _Findings(BaseModel):
+    """What both a phase and the whole report may have; VerificationReport has the meanings."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     code: Path
     digest: str = ""
     scores_thoughts: bool = True
-    reply: str = ""
-    candidate_sums: tuple[float, ...] = ()
-    base_sums: tuple[float, ...] | None = None
-    incumbent_sums: tuple[float, ...] | None = None
-    incumbent_problem: str | None = None
     incumbent_unseen: tuple[int, ...] | None = None
     incumbent_by_bytes: tuple[int, ...] | None = None
     incumbent_note: str | None = None
-    num_targets: tuple[int, ...] = ()
     target_bytes: tuple[int, ...] = ()
     parameters: int = 0
     weight_bytes: int = 0
     eval_sums: tuple[float, ...] = ()
     eval_targets: tuple[int, ...] = ()
-    candidate_answers: tuple[str, ...] = ()
-    base_answers: tuple[str, ...] = ()
     candidate_views: LossViews | None = None
     base_views: LossViews | None = None
     candidate_general: GeneralScores | None = None
@@ -129,7 +118,23 @@ class PhaseResult(BaseModel):
     incumbent_said: tuple[str, ...] | None = None
 
 
-class VerificationReport(BaseModel):
+class PhaseResult(_Findings):
+    """What one process found. The fields of VerificationReport that are not of its phase are absent.
+
+    A candidate whose adapter can be switched off is scored as its base too, in the same phase: the base needs no process.
+    """
+
+    reply: str = ""
+    candidate_sums: tuple[float, ...] = ()
+    base_sums: tuple[float, ...] | None = None
+    incumbent_sums: tuple[float, ...] | None = None
+    incumbent_problem: str | None = None
+    num_targets: tuple[int, ...] = ()
+    candidate_answers: tuple[str, ...] = ()
+    base_answers: tuple[str, ...] = ()
+
+
+class VerificationReport(_Findings):
     """Loss sums are nats per conversation of the split that judges, in order: the verdict split, or eval without one.
 
     `eval_sums` and `eval_targets` are the candidate's on eval, for its loss in training was found there; empty where eval
@@ -146,39 +151,14 @@ class VerificationReport(BaseModel):
     split that judges (or to probes), by name.
     """
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
-
-    code: Path
-    digest: str = ""
-    scores_thoughts: bool = True
     reply: str
     candidate_sums: tuple[float, ...]
     base_sums: tuple[float, ...]
     incumbent_sums: tuple[float, ...] | None
     incumbent_problem: str | None
-    incumbent_unseen: tuple[int, ...] | None = None
-    incumbent_by_bytes: tuple[int, ...] | None = None
-    incumbent_note: str | None = None
     num_targets: tuple[int, ...]
-    target_bytes: tuple[int, ...] = ()
-    parameters: int = 0
-    weight_bytes: int = 0
-    eval_sums: tuple[float, ...] = ()
-    eval_targets: tuple[int, ...] = ()
     candidate_answers: tuple[str, ...]
     base_answers: tuple[str, ...]
-    candidate_views: LossViews | None = None
-    base_views: LossViews | None = None
-    candidate_general: GeneralScores | None = None
-    base_general: GeneralScores | None = None
-    incumbent_general: GeneralScores | None = None
-    candidate_said: tuple[str, ...] = ()
-    base_said: tuple[str, ...] = ()
-    candidate_replies: dict[str, ConversationScores] = {}
-    base_replies: dict[str, ConversationScores] = {}
-    incumbent_replies: dict[str, ConversationScores] | None = None
-    incumbent_answers: tuple[str, ...] | None = None
-    incumbent_said: tuple[str, ...] | None = None
 
     @property
     def eval_loss(self) -> float:
