@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.varied import hyperparameters
 from components.records.events import (
     Progress,
@@ -119,4 +120,6 @@ class LiveView:
 
 
 def _scores(progress: Progress) -> str:
-    return "".join(f" {name} {value:.4g}," for name, value in progress.scores.items())
+    """Bits per byte say what nats say, unless there are several base models: then they are the metric."""
+    aside = {BITS_PER_BYTE} - {progress.metric.name}
+    return "".join(f" {name} {value:.4g}," for name, value in progress.scores.items() if name not in aside)
