@@ -435,8 +435,10 @@ def test_an_experiment_is_planned_and_one_that_cannot_be_fails(settings, planned
 
 def test_files_of_a_cluster_are_no_experiments_and_an_experiment_is_one():
     files = sorted(search_plans.EXPERIMENTS.rglob("*.yaml"))
-    (manifest,) = [file for file in files if file.parent.name == "cluster"]
-    assert [check.verdict for check in search_plans.refused("refused", manifest)] == ["passed"]
+    manifests = [file for file in files if file.parent.name == "cluster"]
+    assert {file.name for file in manifests} == {"raycluster.yaml", "rayjob.yaml", "raycronjob.yaml"}
+    verdicts = [check.verdict for file in manifests for check in search_plans.refused("refused", file)]
+    assert verdicts == ["passed"] * 3
 
 
 def test_a_plan_in_place_of_a_refusal_fails(monkeypatch, planned_smoke):
