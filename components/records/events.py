@@ -201,7 +201,11 @@ TrialEvent = TrialStarted | TrialProgressed | TrialEnded | TrialInstructed
 
 
 class TrialHistory(EventModel):
-    """All that is known of one trial. `reports` are ordered by step, one per step: of several the last one counts."""
+    """All that is known of one trial. `reports` are ordered by step, one per step: of several the last one counts.
+
+    But one without steps repeats what is known: a trial that was interrupted between its last report and its end makes that
+    report again when it resumes, from a checkpoint that has no steps after it.
+    """
 
     started: TrialStarted
     reports: tuple[Progress, ...] = ()
@@ -270,7 +274,10 @@ def apply_event(known: TrialHistory | None, event: TrialEvent) -> TrialHistory:
     if known is None:
         raise ValueError(f"trial {event.trial_id} is reported before it started")
     if isinstance(event, TrialProgressed):
-        reports = {report.step: report for report in known.reports} | {event.progress.step: event.progress}
+        reports = {report.step: report for report in known.reports}
+        before = reports.get(event.progress.step)
+        if before is None or event.progress.steps or not before.steps:
+            reports[event.progress.step] = event.progress
         ordered = tuple(reports[step] for step in sorted(reports))
         return known.model_copy(update={"reports": ordered, **_held(known, event)})
     if isinstance(event, TrialInstructed):

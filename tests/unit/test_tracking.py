@@ -57,6 +57,17 @@ def tell(runs, records):
         runs.apply(record)
 
 
+def test_a_report_that_is_made_again_without_its_steps_repeats_what_is_known():
+    """A trial was interrupted between its last report and its end; its checkpoint has no steps after that report."""
+    first = progressed(first=1, last=2, eval_loss=1.5, at=110.0, checkpoint="/c/2")
+    again = first.model_copy(
+        update={"progress": first.progress.model_copy(update={"steps": (), "train_loss": math.nan})}
+    )
+    history = replay([started(), first, again])["t1"]
+    assert [len(report.steps) for report in history.reports] == [2]
+    assert math.isfinite(history.last.train_loss)
+
+
 @pytest.fixture(scope="module")
 def sqlite(tmp_path_factory):
     """The URI of a store in a file, made once: making one takes a second."""
