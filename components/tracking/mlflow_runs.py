@@ -197,7 +197,7 @@ class SearchRuns:
                 TRIAL_TAG: record.trial_id,
                 SEARCH_OF_TRIAL_TAG: self.search_id,
                 "turnwise.branch": record.branch,
-                BASE_TAG: models_of(self.experiment)[record.branch].path,
+                BASE_TAG: models_of(self.experiment).get(record.branch, self.experiment.model).path,
                 STATE_TAG: "running",
                 **self._origin(record),
             },
