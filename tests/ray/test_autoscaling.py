@@ -20,6 +20,7 @@ import torch
 
 from components.data.prepare import PreparedDataset
 from components.experiment.load_experiment import load_experiment
+from components.experiment.report_marks import rungs_of
 from components.models.base.reference import BaseReference
 from components.records.events import replay
 from components.records.journal import Journal
@@ -218,7 +219,8 @@ def test_what_the_trials_reported_is_what_one_process_reports(folder, job):
     (manifest,) = searches_in(folder_at(folder / "runs" / "toy"))
     data = TrainingData(dataset=PreparedDataset.open(folder_at(manifest.prepared)), max_tokens=128, pad_token_id=0)
     reference = BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto")
-    session = TrialRunner(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"))
+    rungs = rungs_of(experiment, manifest.budget)
+    session = TrialRunner(experiment.model, data, OneWorker(), reference, folder_at(folder / "again"), rungs)
     for history in histories_in(folder):
         session.start(history.trial_id, history.started.spec)
         for report in history.reports:
