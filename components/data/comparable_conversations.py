@@ -9,8 +9,7 @@ import numpy as np
 
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.conversations.chat_formats.truncation import fit_length
-from components.conversations.target_bytes import target_bytes
+from components.conversations.chat_formats.truncation import bytes_left, fit_length
 from components.data.token_store import Entry, TokenStore
 
 
@@ -88,11 +87,10 @@ def render_anew(
         if fitted is None:
             too_long += 1
             continue
-        turns = None if fitted is rendered else len(fitted.turn_ends)
-        num_bytes = target_bytes(conversation, turns=turns, thoughts=chat_format.scores_thoughts)
+        num_bytes = bytes_left(conversation, rendered, fitted, chat_format)
         if num_bytes == store.target_bytes[index] and num_bytes:
             entries[index] = Entry(source=store.source(index), rendered=fitted, target_bytes=num_bytes)
-        elif turns is not None:
+        elif fitted is not rendered:
             too_long += 1
         else:
             other_words += 1

@@ -13,14 +13,13 @@ from typing import Self
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.conversations.chat_formats.truncation import fit_length
+from components.conversations.chat_formats.truncation import bytes_left, fit_length
 from components.conversations.load_format import format_spec_in
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
 from components.conversations.readers.mending import mended_sentence
 from components.conversations.readers.read import content_digest
 from components.conversations.readers.unknown_keys import unused_keys_sentences
-from components.conversations.target_bytes import target_bytes
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.rows import rows_of
@@ -95,9 +94,10 @@ class PreparedDataset:
         return self.eval if self.verdict is None else self.verdict
 
     @property
-    def stores(self) -> tuple[TokenStore, ...]:
-        """Every split that there is."""
-        return tuple(store for store in (self.train, self.eval, self.verdict) if store is not None)
+    def stores(self) -> dict[str, TokenStore]:
+        """Every split that there is, by name."""
+        splits = {"train": self.train, "eval": self.eval, "verdict": self.verdict}
+        return {name: store for name, store in splits.items() if store is not None}
 
     def verify(self) -> Self:
         """Returns itself. Raises InputError if the file of a split has changed."""
@@ -364,11 +364,7 @@ def _entries(
                     source=conversation.source,
                     rendered=fitted,
                     truncated=truncated,
-                    target_bytes=target_bytes(
-                        conversation,
-                        turns=len(fitted.turn_ends) if truncated else None,
-                        thoughts=renderer.chat_format.scores_thoughts,
-                    ),
+                    target_bytes=bytes_left(conversation, rendered, fitted, renderer.chat_format),
                     keys=keys_of(conversation),
                     conversation=conversation if keep else None,
                 )

@@ -18,22 +18,14 @@ def shared_sources(datasets: Sequence[PreparedDataset]) -> frozenset[str] | None
     The sides of a conversation are those of the split, but the targets of one base may be too few for a verdict split, and
     those of another not: then all are listed, and preparing with them gives all bases the same sides.
     """
-    words = [{word for store in _stores(dataset) for word in _words_in(store)} for dataset in datasets]
+    words = [{word for named in dataset.stores.items() for word in _words_in(*named)} for dataset in datasets]
     if all(each == words[0] for each in words):
         return None
     shared = frozenset.intersection(*(frozenset((source, size) for _, source, size in each) for each in words))
     return frozenset(source for source, _ in shared)
 
 
-def _stores(dataset: PreparedDataset) -> Iterator[tuple[str, TokenStore]]:
-    for split in ("train", "eval", "verdict"):
-        store = getattr(dataset, split)
-        if store is not None:
-            yield split, store
-
-
-def _words_in(named: tuple[str, TokenStore]) -> Iterator[tuple[str, str, int]]:
+def _words_in(split: str, store: TokenStore) -> Iterator[tuple[str, str, int]]:
     """Yields (split, source, scored bytes) of each conversation: the turns that are left decide the bytes."""
-    split, store = named
     for index, num_bytes in enumerate(store.target_bytes.tolist()):
         yield split, store.source(index), num_bytes

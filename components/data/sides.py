@@ -52,12 +52,11 @@ def keep_apart(
     # What eval gave up for the verdict is not trained on either: else it would come and go with the verdict's.
     leaked = _equal(every, of_train, range(first, len(every)))
     near_train = near.find(sorted(set(of_train) - leaked.keys()), range(first, len(every)))
-    why = {
-        **leaked_eval,
-        **leaked,
-        **{index: (pair.other, f"says nearly ({pair.similarity:.2f}) what") for index, pair in near_eval.items()},
-        **{index: (pair.other, f"says nearly ({pair.similarity:.2f}) what") for index, pair in near_train.items()},
+    near_ones = {
+        index: (pair.other, f"says nearly ({pair.similarity:.2f}) what")
+        for index, pair in {**near_eval, **near_train}.items()
     }
+    why = {**leaked_eval, **leaked, **near_ones}
     return Sides(
         train=tuple(every[index] for index in of_train if index not in why),
         eval=tuple(every[index] for index in of_eval if index not in why),

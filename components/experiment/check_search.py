@@ -17,6 +17,7 @@ from components.experiment.space import (
     Branch,
     branch_from,
     branches_of,
+    configuration_key,
     corners,
     grid_of,
     num_points,
@@ -103,7 +104,7 @@ def _shared_points(experiment: ExperimentSpec) -> Iterator[Problem]:
     if len(branches) < 2:
         return
     points = {
-        branch.name: {trial_spec(experiment, branch, values).model_dump_json(): values for values in grid_of(branch)}
+        branch.name: {configuration_key(trial_spec(experiment, branch, values)): values for values in grid_of(branch)}
         for branch in branches
     }
     for one, other in itertools.combinations(points, 2):

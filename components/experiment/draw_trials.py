@@ -7,7 +7,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.experiment.space import Branch, branch_order, branches_of, grid_of, num_points, trial_spec
+from components.experiment.space import (
+    Branch,
+    branch_order,
+    branches_of,
+    configuration_key,
+    grid_of,
+    num_points,
+    trial_spec,
+)
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.experiment.start_points import start_points
 
@@ -73,8 +81,3 @@ def draw_values(
         values for values in points if all(values[path] == value for path, value in given.items()) and is_free(values)
     ]
     return generator.choice(left) if left else None
-
-
-def configuration_key(spec: TrialSpec) -> str:
-    """Equal for equal configurations: over the same data they end with equal weights."""
-    return spec.model_dump_json()

@@ -72,6 +72,11 @@ def trial_spec(experiment: ExperimentSpec, branch: Branch, values: Mapping[str, 
     return TrialSpec.model_validate(_with_values(experiment.trial, {**branch.constants, **values}))
 
 
+def configuration_key(spec: TrialSpec) -> str:
+    """Equal for equal configurations: over the same data they end with equal weights."""
+    return spec.model_dump_json()
+
+
 def change_trial(
     experiment: ExperimentSpec, spec: TrialSpec, changes: Mapping[str, Any], *, model: ModelSpec | None = None
 ) -> TrialSpec:

@@ -11,7 +11,7 @@ from components.experiment.domain_suggestions import read_number
 from components.experiment.domains import Choice, Domain, Grid, Integer, LogUniform, Uniform
 from components.experiment.experiment_errors import ExperimentError, Problem, unknown_key
 from components.experiment.parse_trial import to_yaml
-from components.experiment.space import Branch, branch_order, branches_of, trial_spec
+from components.experiment.space import Branch, branch_order, branches_of, configuration_key, trial_spec
 from components.experiment.spec import ExperimentSpec
 
 LATEST = "latest"
@@ -75,7 +75,7 @@ def start_problems(experiment: ExperimentSpec) -> Iterator[Problem]:
         values = dict(_values(point))
         if not problems and branch.domains.keys() <= values.keys():
             drawn = {path: value_in(domain, values[path]) for path, domain in branch.domains.items()}
-            key = trial_spec(experiment, branch, drawn).model_dump_json()
+            key = configuration_key(trial_spec(experiment, branch, drawn))
             if key in whole:
                 yield Problem(location=location, text=f"is search.start_from.{whole[key]} again; give each point once")
             whole.setdefault(key, number)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.conversations.chat_formats.truncation import fit_length
+from components.conversations.chat_formats.truncation import bytes_left, fit_length
 from components.conversations.messages import Conversation
-from components.conversations.target_bytes import bits_per_byte, target_bytes, to_bits
+from components.conversations.target_bytes import bits_per_byte, to_bits
 from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
 from components.models.load_trained import LoadedModel
@@ -153,6 +153,5 @@ def _entry(chat_format: ChatFormat, conversation: Conversation, max_tokens: int)
         raise InputError(
             f"{conversation.source}: not even its first scored turn fits into {max_tokens} tokens; give a larger max_tokens"
         )
-    turns = None if fitted is rendered else len(fitted.turn_ends)
-    num_bytes = target_bytes(conversation, turns=turns, thoughts=chat_format.scores_thoughts)
+    num_bytes = bytes_left(conversation, rendered, fitted, chat_format)
     return Entry(source=conversation.source, rendered=fitted, target_bytes=num_bytes, conversation=conversation)

@@ -33,7 +33,7 @@ class BudgetRule:
 
     def exhausted(self, spent: Spent) -> str | None:
         """Returns the limit that is reached, e.g. `search.budget.hours=8`; None if there is none."""
-        return next((name for name, rest in self._rests(spent).items() if rest <= 0), None)
+        return next((self._name(unit) for unit, rest in self._rests(spent).items() if rest <= 0), None)
 
     def refuses(self, spent: Spent, histories: Iterable[TrialHistory], branch: str, *, at_work: int) -> str | None:
         """Returns the limit that leaves too little for a new trial of a branch to come to its first report.
@@ -41,7 +41,6 @@ class BudgetRule:
         Beside it `at_work` workers go on, one of which it takes over. What it needs is what trials of its branch have taken,
         or of any branch while that has none; before the first report nothing is known, and a new trial may start.
         """
-        rests = self._rests(spent)
         if (reached := self.exhausted(spent)) is not None:
             return reached
         reports = [(history.started.branch, self._first(history)) for history in histories]
@@ -53,21 +52,16 @@ class BudgetRule:
         workers = max(at_work, taken[-1].workers)
         needed = {"hours": seconds / HOUR, "worker_seconds": seconds * workers}
         needed["dollars"] = needed["worker_seconds"] / HOUR * self.prices.get(branch, 0.0)
-        return next((name for name, rest in rests.items() if needed[_unit(name)] > rest), None)
+        return next((self._name(unit) for unit, rest in self._rests(spent).items() if needed[unit] > rest), None)
 
     def _first(self, history: TrialHistory) -> Progress | None:
         return next((report for report in history.reports if report.target_tokens >= self.first_report), None)
 
     def _rests(self, spent: Spent) -> dict[str, float]:
-        """What is left of each limit, by its name in the experiment file."""
+        """What is left of each limit that is set."""
         used = {"hours": spent.seconds / HOUR, "dollars": spent.dollars, "worker_seconds": spent.worker_seconds}
         limits = {unit: getattr(self.limits, unit) for unit in used}
-        return {
-            f"search.budget.{unit}={limit:.12g}": limit - used[unit]
-            for unit, limit in limits.items()
-            if limit is not None
-        }
+        return {unit: limit - used[unit] for unit, limit in limits.items() if limit is not None}
 
-
-def _unit(name: str) -> str:
-    return name.removeprefix("search.budget.").partition("=")[0]
+    def _name(self, unit: str) -> str:
+        return f"search.budget.{unit}={getattr(self.limits, unit):.12g}"

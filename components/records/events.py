@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.experiment.spec import MetricSpec, TrialSpec
+from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
+
+# What budgets count.
+TARGET_TOKENS: Final = "target tokens"
+TARGET_BYTES: Final = "target bytes"
 
 
 class TrialState(StrEnum):
@@ -51,7 +55,7 @@ class Progress(EventModel):
         description="Targets trained on so far, over all workers and epochs: of the budget, so in bytes if `counted` says so."
     )
     counted: Literal["target tokens", "target bytes"] = Field(
-        "target tokens", description="What budgets count: bytes in a search over several base models."
+        TARGET_TOKENS, description="What budgets count: bytes in a search over several base models."
     )
     epoch: float
     train_loss: float = Field(description="Nats per target since the report before.")
@@ -75,9 +79,14 @@ class Progress(EventModel):
     @property
     def objective(self) -> float:
         """What trials are ranked by: less is better. Infinity for a trial without this metric, e.g. a diverged one."""
-        if self.metric.name == "eval_loss":
+        if self.metric.name == EVAL_LOSS:
             return self.metric.to_minimize(self.eval_loss)
         return self.metric.to_minimize(self.scores[self.metric.name]) if self.metric.name in self.scores else math.inf
+
+    @property
+    def all_worker_seconds(self) -> float:
+        """Of training and evaluation."""
+        return self.worker_seconds + self.evaluation_worker_seconds
 
     @property
     def standing(self) -> tuple[float, float]:
@@ -244,6 +253,11 @@ class TrialHistory(EventModel):
     def clones(self) -> tuple[Clone, ...]:
         return tuple(given.instruction for given in self.instructions if isinstance(given.instruction, Clone))
 
+    @property
+    def on_equal_terms(self) -> bool:
+        """Whether it began with its own weights and has the budget of all, so that it compares with the others."""
+        return self.started.warm_from is None and not self.extensions
+
     def budget(self, planned: int) -> int:
         """In target tokens, extensions included. `planned` is what every trial of the search was given."""
         return max([planned, *(extension.target_tokens for extension in self.extensions)])
@@ -293,7 +307,7 @@ def _held(known: TrialHistory, event: TrialProgressed | TrialEnded) -> dict[str,
         return {}
     held, wasted = event.held, 0.0
     if isinstance(event, TrialProgressed):
-        useful = _worker_seconds(event.progress) - (_worker_seconds(known.last) if known.last else 0.0)
+        useful = event.progress.all_worker_seconds - (known.last.all_worker_seconds if known.last else 0.0)
         if known.started_again or event.restarts:
             wasted = max(0.0, held - max(0.0, useful))
     elif known.started_again:
@@ -304,10 +318,6 @@ def _held(known: TrialHistory, event: TrialProgressed | TrialEnded) -> dict[str,
         "held_in_restarts": known.held_in_restarts + wasted,
         "started_again": False,
     }
-
-
-def _worker_seconds(report: Progress) -> float:
-    return report.worker_seconds + report.evaluation_worker_seconds
 
 
 def num_clones(histories: Iterable[TrialHistory]) -> int:

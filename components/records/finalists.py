@@ -22,7 +22,7 @@ def finalists(histories: Iterable[TrialHistory], top: int) -> dict[str, list[Tri
     """
     branches: dict[str, list[TrialHistory]] = {}
     for history in histories:
-        if history.best is not None and history.state is not TrialState.FAILED and _on_equal_terms(history):
+        if history.best is not None and history.state is not TrialState.FAILED and _competes(history):
             branches.setdefault(history.started.branch, []).append(history)
     return {branch: sorted(known, key=_rank)[:top] for branch, known in branches.items()}
 
@@ -69,8 +69,8 @@ def _repeat(finalist: TrialHistory, seed: int, number: int, now: float) -> Trial
     return TrialInstructed(trial_id=finalist.trial_id, instruction=clone, request_id=request, by=CONFIRM, time=now)
 
 
-def _on_equal_terms(history: TrialHistory) -> bool:
-    return not history.started.repeat and history.started.warm_from is None and not history.extensions
+def _competes(history: TrialHistory) -> bool:
+    return history.on_equal_terms and not history.started.repeat
 
 
 def _rank(history: TrialHistory) -> tuple[bool, float, int]:

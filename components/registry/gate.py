@@ -12,7 +12,7 @@ from components.experiment.spec import MetricSpec
 from components.records.evaluation_record import ConversationScores
 from components.registry.incumbent_bits import all_in_bits, in_comparable_units, in_units_of, with_unit
 from components.registry.verification_messages import VerificationReport
-from components.registry.what_judges import Opponent, scores_of
+from components.registry.what_judges import Opponent, compares, scores_of
 from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import BITS, Comparison, compare
 from components.statistics.selection import Selection
@@ -65,7 +65,7 @@ def compare_by(
     found = []
     for opponent in opponents:
         pair = scores_of(report, metric.name, opponent)
-        if pair is None or not any(a > 0 and b > 0 for a, b in zip(pair[0].weights, pair[1].weights, strict=True)):
+        if not compares(pair):
             raise VerificationError(
                 f"search.metric={metric.name} says nothing of the conversations that candidate and {opponent} share"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,6 +13,7 @@ from components.conversations.expected import expect_problem
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of
 from components.errors import InputError
+from components.scoring.expectations import is_met
 
 FORM = '{"messages": [{"role": "user", "content": "..."}], "expect": "a word"}'
 
@@ -67,6 +68,12 @@ def load_probes(path: Path) -> tuple[Probe, ...]:
     if not probes:
         raise InputError(f"registry.probes={path}: holds no probe; each line must look like {FORM}")
     return tuple(probes)
+
+
+def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
+    """Returns how many answers hold what was expected, and how many probes expect one."""
+    wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
+    return sum(is_met(expect, answer) for answer, expect in wanted), len(wanted)
 
 
 def _texts(error: ValidationError) -> Iterator[str]:

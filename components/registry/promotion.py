@@ -211,8 +211,7 @@ class Promotion:
                 report, experiment.search.metric, confidence, self.selection, by_bytes=self.by_bytes
             )
         except VerificationError as error:
-            self._record(GateDecision(passed=False, reason=f"not proven: {error}"))
-            raise
+            raise self._not_proven(error) from None
         guarded = tuple(vetoes_of(report, experiment.registry.gate.no_worse, directions, confidence))
         for each in guarded:
             if not isinstance(each, str):
@@ -237,9 +236,12 @@ class Promotion:
             )
             check_report(report, self.candidate.report.eval_loss, version_uri)
         except (RuntimeError, ValueError) as error:  # ValueError: the prepared data is damaged
-            self._record(GateDecision(passed=False, reason=f"not proven: {error}"))
-            raise VerificationError(str(error)) from None
+            raise self._not_proven(error) from None
         return report
+
+    def _not_proven(self, error: Exception) -> VerificationError:
+        self._record(GateDecision(passed=False, reason=f"not proven: {error}"))
+        return VerificationError(str(error))
 
     def _apply(self, decision: GateDecision, holder: str | None, comparisons: Sequence[Comparison]) -> str | None:
         """Writes the tags first and moves the alias last, so that an alias never points at a version without its reason.

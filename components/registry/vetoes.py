@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from components.experiment.spec import MetricSpec
-from components.registry.probes import Probe
+from components.registry.probes import Probe, probes_answered
 from components.registry.verification_messages import VerificationReport
-from components.registry.what_judges import Opponent, metric_of_score, scores_of
-from components.scoring.expectations import is_met
+from components.registry.what_judges import Opponent, compares, metric_of_score, scores_of
 from components.statistics.no_worse import NoWorse, no_worse
 
 
@@ -26,10 +25,10 @@ def vetoes_of(
         opponents: tuple[Opponent, ...] = ("incumbent", "base") if report.incumbent_sums is not None else ("base",)
         pairs = ((opponent, scores_of(report, name, opponent)) for opponent in opponents)
         opponent, pair = next(((who, found) for who, found in pairs if found is not None), ("base", None))
-        if pair is None or not any(a > 0 and b > 0 for a, b in zip(pair[0].weights, pair[1].weights, strict=True)):
-            yield f"registry.gate.no_worse.{name}: says nothing of these conversations, so it guards nothing; leave it out"
-        else:
+        if compares(pair):
             yield no_worse(opponent, *pair, metric, margin=margin, confidence=confidence)
+        else:
+            yield f"registry.gate.no_worse.{name}: says nothing of these conversations, so it guards nothing; leave it out"
 
 
 def probes_problem(report: VerificationReport, probes: Sequence[Probe]) -> str | None:
@@ -40,15 +39,13 @@ def probes_problem(report: VerificationReport, probes: Sequence[Probe]) -> str |
     silent = [number for number, said in enumerate(report.candidate_answers, start=1) if not said.strip()]
     if silent:
         return f"says nothing to probe {', '.join(map(str, silent))} of {len(probes)}"
-    wanted = [(place, probe.expect) for place, probe in enumerate(probes) if probe.expect]
     other, answers = (
         ("incumbent", report.incumbent_answers) if report.incumbent_answers else ("base", report.base_answers)
     )
-    if not wanted or len(answers) != len(probes):
+    if len(answers) != len(probes):
         return None
-    own, others = (
-        sum(is_met(expect, said[place]) for place, expect in wanted) for said in (report.candidate_answers, answers)
-    )
+    own, wanted = probes_answered(report.candidate_answers, probes)
+    others, _ = probes_answered(answers, probes)
     if own >= others:
         return None
-    return f"answers {own} of {len(wanted)} probes as expected, and the {other} answers {others}"
+    return f"answers {own} of {wanted} probes as expected, and the {other} answers {others}"

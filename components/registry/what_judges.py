@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec
 from components.records.evaluation_record import ConversationScores
@@ -33,6 +33,11 @@ def scores_of(report: VerificationReport, name: str, opponent: Opponent) -> Pair
     if name not in report.candidate_replies or name not in others:
         return None
     return _unseen(report, opponent, report.candidate_replies[name]), others[name]
+
+
+def compares(pair: Pair | None) -> TypeGuard[Pair]:
+    """Whether the two have a conversation in common on which they are scored."""
+    return pair is not None and any(a > 0 and b > 0 for a, b in zip(pair[0].weights, pair[1].weights, strict=True))
 
 
 def _losses(report: VerificationReport, opponent: Opponent) -> Pair | None:

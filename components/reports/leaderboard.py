@@ -11,10 +11,9 @@ from rich.text import Text
 from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
-from components.records.events import NO_STANDING, TrialHistory, TrialState
+from components.records.events import NO_STANDING, TARGET_TOKENS, TrialHistory, TrialState
 from components.records.objectives import pareto_front
 
-TARGET_TOKENS = "target tokens"  # of Progress.counted
 COLORS: dict[TrialState, str] = {
     TrialState.RUNNING: "cyan",
     TrialState.COMPLETED: "green",
@@ -104,8 +103,7 @@ def front_sentence(metrics: Sequence[str]) -> str:
 
 def worker_seconds(history: TrialHistory) -> float:
     """Returns the time of training and evaluation times workers: GPU-seconds where a worker is a GPU."""
-    last = history.last
-    return last.worker_seconds + last.evaluation_worker_seconds if last else 0.0
+    return history.last.all_worker_seconds if history.last else 0.0
 
 
 def spent(history: TrialHistory) -> int:

@@ -10,8 +10,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from components.conversations.target_bytes import BITS_PER_BYTE
-from components.records.events import TrialHistory, TrialState
-from components.reports.leaderboard import TARGET_TOKENS, counted
+from components.records.events import TARGET_TOKENS, TrialHistory, TrialState
+from components.reports.leaderboard import counted
 
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from components.records.events import TrialHistory
-from components.reports.leaderboard import TARGET_TOKENS, counted
+from components.records.events import TARGET_TOKENS, TrialHistory
+from components.reports.leaderboard import counted
 from components.statistics.rank_correlation import spearman
 
 
@@ -49,7 +49,7 @@ def rung_correlations(
 
     Trials with weights of another one, or a budget of their own, are not comparable and left out. Marks are in target tokens.
     """
-    known = [history for history in histories if history.started.warm_from is None and not history.extensions]
+    known = [history for history in histories if history.on_equal_terms]
     marks = sorted({*rungs, *(mark for mark in evaluations if mark < budget)})
     return tuple(
         _correlation([each for each in known if branch in (None, each.started.branch)], mark, budget, branch, rungs)

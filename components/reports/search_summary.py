@@ -8,24 +8,22 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.experiment.spec import MetricSpec
-from components.records.events import TrialHistory, TrialState
+from components.records.events import TARGET_TOKENS, TrialHistory, TrialState
 from components.records.objectives import pareto_front
 from components.records.outcome import Outcome
 from components.records.search_cost import SearchCost, TrialCost
-from components.registry.probes import Probe
 from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import (
-    TARGET_TOKENS,
     best_loss,
     counted,
     general_loss,
     in_bits,
     ranked,
+    spent,
     worker_seconds,
 )
 from components.reports.rung_correlation import RungCorrelation
-from components.scoring.expectations import is_met
 
 
 class TrialSummary(BaseModel):
@@ -41,7 +39,7 @@ class TrialSummary(BaseModel):
     state: TrialState
     reason: str
     target_tokens: int
-    counted: str = Field("target tokens", description="What `target_tokens` counts: target bytes if bases differ.")
+    counted: str = Field(TARGET_TOKENS, description="What `target_tokens` counts: target bytes if bases differ.")
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
     scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
@@ -68,7 +66,7 @@ class TrialSummary(BaseModel):
             varied=history.started.varied,
             state=history.state,
             reason=history.reason,
-            target_tokens=history.reports[-1].target_tokens if history.reports else 0,
+            target_tokens=spent(history),
             counted=counted([history]),
             bits_per_byte=in_bits(history),
             eval_loss=loss if math.isfinite(loss) else None,
@@ -129,9 +127,3 @@ def trial_summaries(
         TrialSummary.of(history, on_front=history.trial_id in front if metrics else None)
         for history in ranked(histories)
     )
-
-
-def probes_answered(answers: Iterable[str], probes: Iterable[Probe]) -> tuple[int, int]:
-    """Returns how many answers hold what was expected, and how many probes expect one."""
-    wanted = [(answer, probe.expect) for answer, probe in zip(answers, probes, strict=True) if probe.expect]
-    return sum(is_met(expect, answer) for answer, expect in wanted), len(wanted)

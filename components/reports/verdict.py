@@ -10,8 +10,9 @@ from rich.text import Text
 
 from components.conversations.expected import pattern_of
 from components.records.outcome import Outcome
+from components.registry.probes import probes_answered
 from components.registry.result import RegistryResult
-from components.reports.search_summary import SearchSummary, probes_answered
+from components.reports.search_summary import SearchSummary
 
 
 def print_verdict(console: Console, summary: SearchSummary) -> None:

@@ -51,8 +51,7 @@ def choose(
     `prefer: quality`.
     """
     search, registry = prepared.experiment.search, prepared.experiment.registry
-    others_terms = leader.started.warm_from is not None or bool(leader.extensions)
-    if finalists is None or (registry.prefer == "quality" and (search.confirm is None or others_terms)):
+    if finalists is None or (registry.prefer == "quality" and (search.confirm is None or not leader.on_equal_terms)):
         return leader
     drawn = histories[finalists.chosen]
     runs = [drawn, *repeats_of(histories, drawn)]

@@ -224,7 +224,7 @@ def _with_attention_of(base: BaseFiles, begun: SearchManifest | None) -> Experim
 
 def _settled(base: BaseFiles, view: ExperimentSpec, dataset: PreparedDataset) -> OpenedBase:
     abilities = abilities_for(view, base.config)
-    settings = settle(view, base.config, abilities, has_trees=any(store.has_forks for store in dataset.stores))
+    settings = settle(view, base.config, abilities, has_trees=any(store.has_forks for store in dataset.stores.values()))
     return OpenedBase(
         **{**vars(base), "experiment": settings.experiment},
         dataset=dataset,

@@ -9,6 +9,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.stats import t as student
 
+from components.statistics.paired_interval import PairedDifferences
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeededScores:
@@ -87,11 +89,8 @@ def compare_seeds(one: SeededScores, other: SeededScores, *, confidence: float, 
 def _over_conversations(one: SeededScores, other: SeededScores) -> tuple[float, int]:
     """Returns (variance of the difference, degrees of freedom), of the ratio of sums, for both seeds' means."""
     differences_C = one.sums_SC.mean(axis=0) - other.sums_SC.mean(axis=0)
-    total, count = one.weights_C.sum(), len(one.weights_C)
-    if count < 2:
-        return math.inf, 1
-    residuals_C = differences_C - differences_C.sum() / total * one.weights_C
-    return float(count / (count - 1) * (residuals_C**2).sum() / total**2), count - 1
+    paired = PairedDifferences(differences_C[:, None], one.weights_C)
+    return (float(paired.errors[0]) ** 2, paired.count - 1) if paired.count > 1 else (math.inf, 1)
 
 
 def _over_seeds(values_S: np.ndarray) -> tuple[float, int]:

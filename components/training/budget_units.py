@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 from components.conversations.target_bytes import BITS_PER_BYTE
 from components.data.prepare import PreparedDataset
-from components.experiment.spec import EVAL_LOSS, BudgetSpec, ExperimentSpec, MetricSpec
-
-TARGET_TOKENS, TARGET_BYTES = "target tokens", "target bytes"
-COUNTED_BY_SCHEDULERS = {"first_rung_target_tokens", "grace_target_tokens"}
+from components.experiment.spec import EVAL_LOSS, BudgetSpec, ExperimentSpec, MetricSpec, written_in_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +53,7 @@ def rescaled(experiment: ExperimentSpec, *, of: int, to: int) -> ExperimentSpec:
     budget = in_epochs(experiment.trial.budget, of)
     settled = experiment.model_copy(update={"trial": experiment.trial.model_copy(update={"budget": budget})})
     scheduler = experiment.search.scheduler
-    written = {name: getattr(scheduler, name) for name in COUNTED_BY_SCHEDULERS & type(scheduler).model_fields.keys()}
-    there = {name: max(1, tokens * to // of) for name, tokens in written.items() if tokens is not None}
+    there = {name: max(1, tokens * to // of) for name, tokens in written_in_tokens(scheduler).items()}
     search = experiment.search.model_copy(update={"scheduler": scheduler.model_copy(update=there)})
     return settled.model_copy(update={"search": search})
 

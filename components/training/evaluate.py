@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,11 +92,23 @@ def all_losses(
         scored, store, workers, max_tokens=max_tokens, rows_per_batch=rows_per_batch, pad_token_id=pad_token_id
     )
     count = store.conversation_of(len(store) - 1) + 1
-    totals = [0.0] * (2 * count)
+    sums, weights = [0.0] * count, [0.0] * count
     for loss in mine:
-        totals[loss.index], totals[count + loss.index] = loss.loss_sum, float(loss.num_targets)
-    totals = workers.sum(totals)
-    return ConversationScores(sums=tuple(totals[:count]), weights=tuple(totals[count:]))
+        sums[loss.index], weights[loss.index] = loss.loss_sum, float(loss.num_targets)
+    (everything,) = over_workers([ConversationScores(sums=tuple(sums), weights=tuple(weights))], workers)
+    return everything
+
+
+def over_workers(shares: Sequence[ConversationScores], workers: Workers) -> list[ConversationScores]:
+    """Adds up the workers' shares, each of which has a place for every conversation. All workers call it."""
+    totals = iter(workers.sum([number for share in shares for number in (*share.sums, *share.weights)]))
+    return [
+        ConversationScores(
+            sums=tuple(itertools.islice(totals, len(share.sums))),
+            weights=tuple(itertools.islice(totals, len(share.weights))),
+        )
+        for share in shares
+    ]
 
 
 def score(loaded: LoadedModel, store: TokenStore, *, max_tokens: int, rows_per_batch: int) -> list[ConversationLoss]:

@@ -6,7 +6,7 @@ B rows, T tokens, N scored positions, H hidden size, V vocabulary. These letters
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -32,10 +32,7 @@ def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tenso
 
     The logits of a chunk are recomputed in the backward pass, so at most MAX_LOGITS_AT_ONCE exist at any time.
     """
-    vocabulary = _vocabulary(head)
-    positions_per_chunk = max(1, MAX_LOGITS_AT_ONCE // vocabulary)
-    chunks = zip(torch.split(hidden_NH, positions_per_chunk), torch.split(labels_N, positions_per_chunk), strict=True)
-    return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in chunks])
+    return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in _chunks(hidden_NH, head, labels_N)])
 
 
 class TargetScores(NamedTuple):
@@ -52,8 +49,7 @@ class TargetScores(NamedTuple):
 
 def target_scores(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor, stop_token_ids: Sequence[int]) -> TargetScores:
     """As target_losses, with what else the same logits say, chunk by chunk."""
-    positions_per_chunk = max(1, MAX_LOGITS_AT_ONCE // _vocabulary(head))
-    chunks = zip(torch.split(hidden_NH, positions_per_chunk), torch.split(labels_N, positions_per_chunk), strict=True)
+    chunks = _chunks(hidden_NH, head, labels_N)
     scored = [scores_of_logits(head(hidden).float(), labels, stop_token_ids) for hidden, labels in chunks]
     return TargetScores(*map(torch.cat, zip(*scored, strict=True)))
 
@@ -65,6 +61,12 @@ def scores_of_logits(logits_nV: Tensor, labels_n: Tensor, stop_token_ids: Sequen
     log_sums_n1 = losses_n[:, None] + logits_nV.gather(1, labels_n[:, None])
     stop_n = (logits_nV[:, list(stop_token_ids)] - log_sums_n1).exp().sum(dim=1)
     return TargetScores(losses_n, right_n.float(), stop_n)
+
+
+def _chunks(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields hidden states and labels of so many positions that their logits are at most MAX_LOGITS_AT_ONCE."""
+    positions = max(1, MAX_LOGITS_AT_ONCE // _vocabulary(head))
+    return zip(torch.split(hidden_NH, positions), torch.split(labels_N, positions), strict=True)
 
 
 def _vocabulary(head: nn.Module) -> int:

@@ -23,6 +23,7 @@ from components.scoring.batched_generation import generate_replies
 from components.scoring.questions import Question
 from components.scoring.score_model import GenerationPlan, askable, asked_of, by_conversation
 from components.scoring.scores import Numbers
+from components.training.evaluate import over_workers
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
 
@@ -74,14 +75,8 @@ class ReplyScores:
             )
         names = [score.name for score in self.plan.generate.scores]
         mine = [by_conversation(questions, numbers[name], self.count) for name in names]
-        totals = workers.sum([number for each in mine for number in (*each.sums, *each.weights)])
-        found = {}
-        for position, name in enumerate(names):
-            begin, size = 2 * self.count * position, self.count
-            sums, weights = totals[begin : begin + size], totals[begin + size : begin + 2 * size]
-            if any(weights):
-                found[name] = ConversationScores(sums=tuple(sums), weights=tuple(weights))
-        return found
+        totals = zip(names, over_workers(mine, workers), strict=True)
+        return {name: scores for name, scores in totals if any(scores.weights)}
 
     def _my_share(
         self, scored: ScoredModel, workers: Workers, max_batch_tokens: int

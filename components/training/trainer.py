@@ -27,11 +27,11 @@ from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec, Tria
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
-from components.records.events import Progress, StepMetrics, budget_at
+from components.records.events import TARGET_BYTES, TARGET_TOKENS, Progress, StepMetrics, budget_at
 from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
-from components.training.budget_units import TARGET_BYTES, TARGET_TOKENS, BudgetUnits
+from components.training.budget_units import BudgetUnits
 from components.training.checkpoint import (
     load_optimizer,
     load_weights,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from components.conversations.chat_formats.rendered import sequences_of
+from components.conversations.chat_formats.rendered import lengths_up_to
 from components.conversations.messages import Conversation
 from components.conversations.scripts import dominant_script
 from components.data.rows import RowStore
@@ -127,20 +127,11 @@ def _turns(store: TokenStore, index: int, ends: Sequence[int], conversation: Con
     """The scored turns that a truncation has left. Their messages are the assistant's with a loss above 0, in order."""
     answers = [message for message in conversation.messages if message.role == "assistant"]
     scored = [(number, answer) for number, answer in enumerate(answers, start=1) if answer.loss_weight > 0]
-    lengths = _lengths(store, index, ends)
+    lengths = lengths_up_to(ends, int(store.lengths[index]), store.forks(index))
     return [
         _Turn(number=number, end=end, length=length, language=dominant_script(answer.content))
         for (number, answer), end, length in zip(scored, ends, lengths, strict=False)
     ]
-
-
-def _lengths(store: TokenStore, index: int, ends: Sequence[int]) -> list[int]:
-    """Returns how many tokens the sequence has that ends with each turn, the turn included."""
-    found = []
-    for sequence in sequences_of(int(store.lengths[index]), store.forks(index)):
-        start, stop = sequence.spans[-1]
-        found += [sequence.length - (stop - end) for end in ends if start < end <= stop]
-    return found
 
 
 def _grouped(

@@ -36,7 +36,7 @@ def check_vocabulary(
 
 
 def _in_stores(dataset: PreparedDataset, rows: int) -> dict[int, str]:
-    return {token: where for store in dataset.stores for token, where in in_store(store, rows).items()}
+    return {token: where for store in dataset.stores.values() for token, where in in_store(store, rows).items()}
 
 
 def in_store(store: TokenStore, rows: int) -> dict[int, str]:

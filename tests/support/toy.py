@@ -7,6 +7,7 @@ import random
 import string
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer
@@ -53,6 +54,23 @@ def save_letter_tokenizer(directory: Path, chat_template: str | None = None) -> 
     letter_tokenizer(chat_template).save_pretrained(directory)
 
 
+def tiny_llama(rows: int, **config: Any) -> LlamaForCausalLM:
+    """A random two-layer Llama with so many rows of embeddings, the same one each time."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=rows,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            **config,
+        )
+    )
+
+
 def tiny_model_directory(
     directory: Path,
     chat_template: str | None = None,
@@ -68,21 +86,14 @@ def tiny_model_directory(
         least_rows: of the embeddings, for another tokenizer with more tokens.
     """
     tokenizer = tokenizer or letter_tokenizer(chat_template)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=max(len(tokenizer), least_rows),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
+    model = tiny_llama(
+        max(len(tokenizer), least_rows),
         tie_word_embeddings=tied,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 

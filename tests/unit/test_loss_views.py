@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.truncation import fit_length
@@ -25,26 +24,11 @@ from components.training.turn_totals import TurnTotals
 from components.training.workers import OneWorker
 from tests.support.kind_talks import THOUGHTFUL
 from tests.support.template_kinds import KINDS
-from tests.support.toy import assistant, user
+from tests.support.toy import assistant, tiny_llama, user
 from workflows.evaluate import main as evaluate
 
 MAX_TOKENS = 128
 PATH = (user("hi"), assistant("yo", 0.0), user("ok"), assistant("bye"), user("so"), assistant("be kind", 0.5))
-
-
-def model_for(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
 
 
 def taught_a_little(model, rendered):
@@ -64,7 +48,9 @@ def loaded(request):
     tokenizer = KINDS[request.param].tokenizer()
     chat_format = load_chat_format(tokenizer, "auto")
     return LoadedModel(
-        model=taught_a_little(model_for(tokenizer), chat_format.render(Conversation(messages=PATH))),
+        model=taught_a_little(
+            tiny_llama(len(tokenizer), tie_word_embeddings=True), chat_format.render(Conversation(messages=PATH))
+        ),
         tokenizer=tokenizer,
         chat_format=chat_format,
         device=torch.device("cpu"),

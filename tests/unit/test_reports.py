@@ -18,7 +18,7 @@ from components.records.outcome import Outcome
 from components.records.search_cost import cost_of_search
 from components.registry.forgetting import GeneralChange
 from components.registry.judge import JudgeVerdict
-from components.registry.probes import Probe
+from components.registry.probes import Probe, probes_answered
 from components.registry.result import RegistryResult
 from components.registry.side_results import SideResults
 from components.reports.html_page import search_page
@@ -27,7 +27,7 @@ from components.reports.live_view import LiveView
 from components.reports.loss_curves import loss_curves_svg
 from components.reports.loss_sides import ends_sentence, sides_table
 from components.reports.rung_correlation import rung_correlations
-from components.reports.search_summary import SearchSummary, probes_answered, trial_summaries
+from components.reports.search_summary import SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
 from tests.support.printed import shown
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started

@@ -10,10 +10,10 @@ from components.cluster.driver.equal_trials import equal_trial
 from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.cluster.scheduling.samplers import generation_size, sampler_remarks
 from components.cluster.scheduling.trial_ends import end_as_complete
-from components.experiment.draw_trials import configuration_key, sample_trials
+from components.experiment.draw_trials import sample_trials
 from components.experiment.experiment_warnings import experiment_warnings
 from components.experiment.load_experiment import load_experiment
-from components.experiment.space import num_trials
+from components.experiment.space import configuration_key, num_trials
 from components.experiment.spec import TrialSpec
 from components.records.events import Clone, TrialInstructed, replay
 from components.records.objectives import pareto_front

@@ -218,7 +218,7 @@ def prepared(folder, tokenizer, conversations, **data):
 
 def test_prepared_data_has_three_sides_and_says_so(tmp_path, tokenizer):
     spec, dataset = prepared(tmp_path, tokenizer, numbered(200), eval_fraction=0.2)
-    sizes = [len(store) for store in dataset.stores]
+    sizes = [len(store) for store in dataset.stores.values()]
     assert sum(sizes) == 200
     assert dataset.judged is dataset.verdict
     assert [dataset.counts[f"{name}_conversations"] for name in ("train", "eval", "verdict")] == sizes

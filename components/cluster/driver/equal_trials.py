@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from components.experiment.draw_trials import configuration_key, sample_trials
-from components.experiment.space import branch_order, branches_of, grid_of, num_points, trial_spec
+from components.experiment.draw_trials import sample_trials
+from components.experiment.space import branch_order, branches_of, configuration_key, grid_of, num_points, trial_spec
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.records.events import TrialHistory
 

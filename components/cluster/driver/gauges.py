@@ -33,15 +33,14 @@ class TrialGauges:
             description="A score of what the model says, by its name.",
             tag_keys=("search", "trial", "branch", "score"),
         )
-        self._values: dict[str, tuple[dict[str, str], dict[str, float]]] = {}  # tags and values, by trial id
-        self._scored: dict[str, tuple[dict[str, str], dict[str, float]]] = {}
+        # Tags, values and scores, by trial id.
+        self._values: dict[str, tuple[dict[str, str], dict[str, float], dict[str, float]]] = {}
         self._next_refresh = 0.0
 
     def update(self, event: TrialEvent) -> None:
         """Takes a report's numbers. A trial that has ended leaves the metrics."""
         if isinstance(event, TrialEnded):
             self._values.pop(event.trial_id, None)
-            self._scored.pop(event.trial_id, None)
         if not isinstance(event, TrialProgressed):
             return
         progress, trial = event.progress, self._histories[event.trial_id].started
@@ -52,8 +51,8 @@ class TrialGauges:
             "target_tokens": progress.target_tokens,
         }
         tags = {"search": self.search_id, "trial": str(trial.number), "branch": trial.branch}
-        self._values[trial.trial_id] = tags, {name: value for name, value in values.items() if math.isfinite(value)}
-        self._scored[trial.trial_id] = tags, progress.scores
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._values[trial.trial_id] = tags, finite, progress.scores
         self._next_refresh = 0.0
 
     def refresh(self) -> None:
@@ -61,9 +60,8 @@ class TrialGauges:
         if time.monotonic() < self._next_refresh:
             return
         self._next_refresh = time.monotonic() + REFRESH_SECONDS
-        for tags, values in self._values.values():
+        for tags, values, scores in self._values.values():
             for name, value in values.items():
                 self._gauges[name].set(value, tags)
-        for tags, scores in self._scored.values():
             for name, value in scores.items():
                 self._scores.set(value, {**tags, "score": name})

@@ -30,9 +30,9 @@ from components.cluster.scheduling.samplers import (
 from components.cluster.scheduling.trial_ends import TrialEnd, end_as_complete, end_in_order
 from components.cluster.slots.slot_result import METRIC, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
-from components.experiment.draw_trials import configuration_key, draw_values
+from components.experiment.draw_trials import draw_values
 from components.experiment.report_marks import report_marks, rungs_of
-from components.experiment.space import Branch, branch_order, branches_of, trial_spec
+from components.experiment.space import Branch, branch_order, branches_of, configuration_key, trial_spec
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.experiment.start_points import start_points
 from components.records.earlier_trials import EarlierTrial

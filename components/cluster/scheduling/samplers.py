@@ -54,7 +54,7 @@ def make_sampler(search: SearchSpec, position: int, trials: int) -> BaseSampler:
     TPE's `constant_liar` takes running trials for bad ones, so that the next suggestions differ from them. Optuna's `group`
     is for spaces in which some parameters are missing from some trials; within a branch none is.
     """
-    (seed,) = map(int, np.random.SeedSequence([search.seed, position]).generate_state(1))
+    seed = _seed(search.seed, position)
     startup = startup_trials(trials, search.warm_up)
     if search.sampler == "gp":
         return GPSampler(n_startup_trials=startup, seed=seed)
@@ -76,9 +76,12 @@ def center_cmaes(study: optuna.Study, search: SearchSpec, position: int, trials:
         for name, value in best.params.items()
         if not isinstance(best.distributions[name], CategoricalDistribution)
     }
-    (seed,) = map(int, np.random.SeedSequence([search.seed, position, 1]).generate_state(1))
-    study.sampler = _cmaes(seed, 1, numbers)
+    study.sampler = _cmaes(_seed(search.seed, position, 1), 1, numbers)
     return True
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _cmaes(seed: int, startup: int, begin: Mapping[str, Any] | None) -> CmaEsSampler:

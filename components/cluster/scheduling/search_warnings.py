@@ -11,20 +11,26 @@ from components.cluster.scheduling.samplers import sampler_remarks
 from components.cluster.scheduling.scheduler import trials_at_once
 from components.experiment.report_marks import largest_warmup, rungs_of
 from components.experiment.space import branch_order
-from components.experiment.spec import AshaSpec, ExperimentSpec, HyperbandSpec, MedianSpec, NoSchedulerSpec, Scheduler
+from components.experiment.spec import (
+    AshaSpec,
+    ExperimentSpec,
+    HyperbandSpec,
+    MedianSpec,
+    NoSchedulerSpec,
+    Scheduler,
+    written_in_tokens,
+)
 
 NO_SCHEDULER = "search.scheduler: {name: none}"
 
 
 def check_rungs(experiment: ExperimentSpec, budget: int) -> None:
     """Raises ValueError for a first rung at which no trial can be stopped. `budget` is a trial's, in target tokens."""
-    scheduler = experiment.search.scheduler
-    fields = {"first_rung_target_tokens", "grace_target_tokens"} & type(scheduler).model_fields.keys()
-    for name in fields:
-        if (getattr(scheduler, name) or 0) >= budget:
+    for name, tokens in written_in_tokens(experiment.search.scheduler).items():
+        if tokens >= budget:
             raise ValueError(
-                f"search.scheduler.{name}={getattr(scheduler, name)} stops no trial: each ends at {budget:,} target tokens;"
-                f" set it to less, leave it out, or set {NO_SCHEDULER}"
+                f"search.scheduler.{name}={tokens} stops no trial: each ends at {budget:,} target tokens; set it to less,"
+                f" leave it out, or set {NO_SCHEDULER}"
             )
 
 

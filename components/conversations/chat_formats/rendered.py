@@ -89,6 +89,15 @@ def sequences_of(num_tokens: int, forks: Sequence[Fork]) -> Iterator[TreeSequenc
         yield TreeSequence(tuple(path))
 
 
+def lengths_up_to(ends: Sequence[int], num_tokens: int, forks: Sequence[Fork]) -> list[int]:
+    """Returns how many tokens lead to each of the `ends` of a tree, in order: those of its sequence up to there."""
+    found = []
+    for sequence in sequences_of(num_tokens, forks):
+        start, stop = sequence.spans[-1]
+        found += [sequence.length - (stop - end) for end in ends if start < end <= stop]
+    return found
+
+
 def merge_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[float]]]) -> RenderedConversation:
     """Merges each sequence with the one before it, where they begin alike.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-from components.conversations.chat_formats.rendered import RenderedConversation, sequences_of
+from components.conversations.chat_formats.chat_format import ChatFormat
+from components.conversations.chat_formats.rendered import RenderedConversation, lengths_up_to
+from components.conversations.messages import Conversation
+from components.conversations.target_bytes import target_bytes
 
 
 def fit_length(
@@ -18,18 +21,20 @@ def fit_length(
     fits_depth = max_depth is None or rendered.longest_path <= max_depth
     if len(rendered.token_ids) <= max_tokens and fits_depth:
         return rendered
+    # Of the tree up to each end of a turn.
+    depths = lengths_up_to(rendered.turn_ends, len(rendered.token_ids), rendered.forks)
+    longest_paths = itertools.accumulate(depths, max)
     ends = [
         end
-        for end, depth in zip(rendered.turn_ends, _depths_of_ends(rendered), strict=True)
+        for end, depth in zip(rendered.turn_ends, longest_paths, strict=True)
         if end <= max_tokens and (max_depth is None or depth <= max_depth)
     ]
     return rendered.cut(ends[-1]) if truncate and ends else None
 
 
-def _depths_of_ends(rendered: RenderedConversation) -> list[int]:
-    """Returns the number of tokens of the longest path up to each end of a turn."""
-    depths = []
-    for sequence in sequences_of(len(rendered.token_ids), rendered.forks):
-        start, stop = sequence.spans[-1]
-        depths += [sequence.length - (stop - end) for end in rendered.turn_ends if start < end <= stop]
-    return list(itertools.accumulate(depths, max))
+def bytes_left(
+    conversation: Conversation, rendered: RenderedConversation, fitted: RenderedConversation, chat_format: ChatFormat
+) -> int:
+    """Returns target_bytes as a chat format scores them. `fitted` is what fit_length has left of `rendered`."""
+    turns = None if fitted is rendered else len(fitted.turn_ends)
+    return target_bytes(conversation, turns=turns, thoughts=chat_format.scores_thoughts)

@@ -20,6 +20,7 @@ from components.experiment.spec.schedulers import (
     NoSchedulerSpec,
     PlateauSpec,
     Scheduler,
+    written_in_tokens,
 )
 from components.experiment.spec.search import ConfirmSpec, SearchSpec
 from components.experiment.spec.search_budget import SearchBudgetSpec
@@ -73,4 +74,5 @@ __all__ = [
     "TrackingSpec",
     "TrialSpec",
     "WorkersSpec",
+    "written_in_tokens",
 ]

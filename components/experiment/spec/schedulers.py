@@ -91,6 +91,12 @@ class NoSchedulerSpec(Spec):
 Scheduler = Annotated[AshaSpec | HyperbandSpec | MedianSpec | NoSchedulerSpec, Field(discriminator="name")]
 
 
+def written_in_tokens(scheduler: Scheduler) -> dict[str, int]:
+    """Returns the fields of a scheduler that count target tokens, where the file gives them."""
+    counts = ("first_rung_target_tokens", "grace_target_tokens")
+    return {name: tokens for name in counts if (tokens := getattr(scheduler, name, None)) is not None}
+
+
 class PlateauSpec(Spec):
     """Ends a trial that no longer improves. What it has reported still counts for the scheduler."""
 
