@@ -4,6 +4,7 @@ import copy
 import random
 import string
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from components.inference.generate import reply_to
 from components.models.load_trained import LoadedModel
 from components.scoring.batched_generation import generate_replies
 from components.scoring.padding import company_of
+from components.scoring.shrinking_batch import STRETCH, rows_may_leave
 from tests.support.toy import save_letter_tokenizer, user
 from tests.support.zoo import family_model
 
@@ -69,3 +71,36 @@ def test_a_batch_ends_each_reply_at_its_own_stop_token(tmp_path):
     assert [reply.text for reply in stopped] == [reply.text.partition(letter)[0] for reply in said]
     assert len({reply.new_tokens for reply in stopped if reply.stopped}) > 1
     assert not all(reply.stopped for reply in stopped)
+
+
+# The state of falcon_h1's recurrent layers has no rows that a cache can lose.
+@pytest.mark.parametrize(("name", "leave"), [("llama", True), ("glm", True), ("gpt2", True), ("falcon_h1", False)])
+def test_a_reply_that_has_ended_leaves_the_batch_where_the_cache_allows_it(name, leave, tmp_path):
+    loaded = family(name, tmp_path)
+    prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
+    said = generate_replies(loaded, prompts, max_new_tokens=40, max_batch_tokens=10_000)
+    early = Counter(letter for reply in said for letter in set(reply.text[:6]))
+    letter = min(early, key=lambda letter: abs(early[letter] - len(prompts) / 2))  # about half of the replies end soon
+    stopping = copy.copy(loaded.chat_format)
+    stopping.stop_token_ids = (loaded.tokenizer.convert_tokens_to_ids(letter),)
+    loaded = replace(loaded, chat_format=stopping)
+    with rows_seen(loaded.model) as rows:
+        stopped = generate_replies(loaded, prompts, max_new_tokens=40, max_batch_tokens=10_000)
+    assert len({reply.new_tokens // STRETCH for reply in stopped}) > 1
+    assert rows_may_leave(loaded) == leave
+    assert max(rows) == len(prompts)
+    assert (rows[-1] < len(prompts)) == leave
+    assert stopped == [reply_to(loaded, [user(asked)], max_new_tokens=40) for asked in ASKED]
+
+
+@contextmanager
+def rows_seen(model):
+    """How many rows each forward pass had."""
+    rows = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, named: rows.append(len(args[0] if args else named["input_ids"])), with_kwargs=True
+    )
+    try:
+        yield rows
+    finally:
+        hook.remove()
