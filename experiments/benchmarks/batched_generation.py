@@ -112,6 +112,12 @@ up to {new_tokens} tokens each, in batches of up to 64 and one by one.
 | weights | computed in | tokens | a second, one by one | in batches | times as fast | in processor time | equal replies |
 |---|---|---|---|---|---|---|---|
 {table}
+
+In float32 the replies are the same. In bf16 the products of a batch are rounded otherwise than those of one row: where two
+tokens are likely to the same few bits the other one is chosen, and the reply goes on from there. Two batches of other sizes
+differ as much. A search compares replies that were all made in batches.
+
+Reading a prompt costs as much in a batch as alone; what is saved is in the tokens after it.
 """
 
 
