@@ -10,10 +10,11 @@ tune: $(VENV)/.installed  ## the quickstart search, from nothing to a registered
 
 test: $(VENV)/.installed-dev  ## every check and every test
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest tests
+	$(MAKE) --no-print-directory test-fast
+	$(BIN)/python -m pytest tests/ray tests/end_to_end
 
-test-fast: $(VENV)/.installed-dev  ## the pure tests only, about 6 minutes
-	$(BIN)/python -m pytest tests -m "not ray and not end_to_end and not families"
+test-fast: $(VENV)/.installed-dev  ## the pure tests only, one process a core with one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile
 
 families: $(VENV)/.installed-dev  ## every family of models through all that is done with one, half an hour
 	$(BIN)/python -m pytest tests/unit/test_families.py -m ""
