@@ -54,7 +54,9 @@ def compare_general(
         one, another = one[whole] / math.log(2), another[whole] / math.log(2)
     if len(weights) < LEAST_PASSAGES:
         return None
-    low, high = paired_interval(PairedDifferences((one - another)[:, None], weights), confidence, seed=seed)
+    # Of what the candidate is better by, as the gate's and the vetoes' is: which end is drawn wider depends on the sign.
+    better_by = paired_interval(PairedDifferences((another - one)[:, None], weights), confidence, seed=seed)
+    low, high = -better_by[1], -better_by[0]
     return GeneralChange(
         other=other,
         candidate_loss=float(one.sum() / weights.sum()),

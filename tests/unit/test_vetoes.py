@@ -1,5 +1,7 @@
 """What a candidate must not lose while it wins: guarded scores, and what probes expect. And the gate by other metrics."""
 
+import random
+
 import pytest
 
 from components.errors import VerificationError
@@ -7,6 +9,7 @@ from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import MetricSpec
 from components.records.evaluation_record import ConversationScores
 from components.records.general_scores import GeneralScores
+from components.registry.forgetting import compare_general
 from components.registry.gate import compare_by, decide
 from components.registry.probes import Probe
 from components.registry.verification_messages import PhaseResult, VerificationReport
@@ -75,6 +78,17 @@ def test_a_model_that_forgot_is_vetoed_and_one_within_the_margin_is_not():
     passed = decided(found, {"general_loss": 0.5})
     assert passed.passed
     assert "is not worse than the base in general_loss by more than 0.5" in passed.reason
+
+
+def test_the_veto_and_the_line_on_general_text_say_the_same_interval():
+    rng = random.Random(0)
+    base = [30 + rng.random() for _ in range(60)]
+    forgot = [loss + rng.lognormvariate(0, 1) for loss in base]  # skewed, so its two ends are not equally far
+    found = report(candidate_general=general(*forgot), base_general=general(*base))
+    (veto,) = vetoes_of(found, {"general_loss": 0.0}, {}, 0.95)
+    line = compare_general("base", found.candidate_general, found.base_general, confidence=0.95)
+    assert (line.low, line.high) == (-veto.comparison.high, -veto.comparison.low)
+    assert line.change - line.low != pytest.approx(line.high - line.change, rel=0.01)
 
 
 def test_the_incumbent_is_what_must_not_be_lost_where_there_is_one():
