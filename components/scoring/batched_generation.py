@@ -40,7 +40,7 @@ def generate_replies(
         loaded.check_token_ids(dict.fromkeys(prompt, "is in the prompt"))
     clear_generation_config(loaded.model)
     lengths = [len(prompt) for prompt in prompts]
-    company = company_of(loaded) if len(prompts) > 1 else "any"
+    company = company_of(loaded) if len(prompts) > 1 else "none"
     rows_leave = company != "none" and rows_may_leave(loaded)
     replies: dict[int, Reply] = {}
     for batch in _batches(lengths, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, company=company):
