@@ -55,8 +55,8 @@ def compare_general(
     if len(weights) < LEAST_PASSAGES:
         return None
     # Of what the candidate is better by, as the gate's and the vetoes' is: which end is drawn wider depends on the sign.
-    better_by = paired_interval(PairedDifferences((another - one)[:, None], weights), confidence, seed=seed)
-    low, high = -better_by[1], -better_by[0]
+    least, most = paired_interval(PairedDifferences((another - one)[:, None], weights), confidence, seed=seed)
+    low, high = 0.0 - most, 0.0 - least  # not -most, which is -0.0 where nothing has changed
     return GeneralChange(
         other=other,
         candidate_loss=float(one.sum() / weights.sum()),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -19,9 +20,8 @@ from components.models.precision import computing
 from components.models.token_id_check import rows_of
 from components.scoring.reply import generation_config
 
-STRETCH = (
-    8  # tokens: to begin again costs some milliseconds, and a row that has ended waits for four of them on average
-)
+# Tokens. To begin again costs some milliseconds, and a row that has ended waits for half of a stretch on average.
+STRETCH = 8
 # Their subclasses hold more than keys and values: states that batch_select_indices does not know.
 LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -45,8 +45,7 @@ def generate_rows(
             said[row] += tokens
         left -= len(made[0])
         staying = [place for place, tokens in enumerate(made) if stops.isdisjoint(tokens)]
-        new_mask = mask_BT.new_ones((len(mask_BT), len(made[0])))
-        input_ids_BT, mask_BT = sequences_BT[staying], torch.cat([mask_BT, new_mask], dim=1)[staying]
+        input_ids_BT, mask_BT = sequences_BT[staying], pad(mask_BT[staying], (0, len(made[0])), value=1)
         if cache is not None and 0 < len(staying) < len(going):
             cache.batch_select_indices(torch.tensor(staying, device=loaded.device))
         going = [going[place] for place in staying]

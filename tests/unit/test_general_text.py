@@ -191,6 +191,12 @@ def test_a_rise_is_said_with_its_interval_over_passages():
     assert found.change == pytest.approx(0.1 * (1.5 + 0.02 * sum(number % 3 for number in range(40)) / 40))
 
 
+def test_where_nothing_has_changed_no_bound_has_a_sign():
+    same = scores_of([29.0 + 0.1 * (number % 5) for number in range(40)])
+    found = compare_general("base", same, same, confidence=0.95)
+    assert found.sentence().endswith("+0.000 [+0.000, +0.000] at 95%")
+
+
 def test_models_with_other_tokens_are_compared_in_bits_per_byte_of_whole_passages():
     one = scores_of([math.log(2) * 40, math.log(2) * 40, 5.0]).model_copy(update={"num_bytes": (40, 40, 0)})
     other = scores_of([math.log(2) * 20, math.log(2) * 30, 5.0], tokens="others", targets=7)
