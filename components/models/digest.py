@@ -8,6 +8,9 @@ import json
 import os
 from pathlib import Path
 
+from components.errors import InputError
+from components.storage.foreign_files import read_object
+
 CACHE = ".turnwise-digest.json"
 PARTS = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 
@@ -17,12 +20,12 @@ def model_digest(directory: Path) -> str:
 
     Weights are gigabytes, so the digest is cached beside them, with the sizes and times of the files.
     """
-    files = sorted({path for part in PARTS for path in directory.glob(part) if path.name != CACHE})
+    files = sorted({path for part in PARTS for path in directory.glob(part) if path.name != CACHE and path.is_file()})
     stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     cache = directory / CACHE
-    if cache.exists():
-        known = json.loads(cache.read_text(encoding="utf-8"))
-        if known["stamp"] == stamp:
+    with contextlib.suppress(InputError):  # there is none, or it is broken: the files are read again
+        known = read_object(cache)
+        if known.get("stamp") == stamp and isinstance(known.get("digest"), str):
             return str(known["digest"])
     hashed = hashlib.sha256()
     for path in files:
