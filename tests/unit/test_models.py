@@ -162,7 +162,8 @@ def test_no_code_of_a_fetched_package_runs(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "small_model-1.0.tar.gz", "w:gz") as archive:
         for name, text in {
             "PKG-INFO": "Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\n",
-            "setup.py": f"open({str(ran)!r}, 'w')\n",
+            "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+            "own.py": f"open({str(ran)!r}, 'w')\n",
         }.items():
             entry = tarfile.TarInfo(f"small_model-1.0/{name}")
             entry.size = len(text)
