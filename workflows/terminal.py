@@ -95,7 +95,10 @@ def search_and_report(
 def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
     """Shows a search until it ends or its driver is gone; Ctrl-C ends the view only. `as_json`: its present state, once."""
     with exit_on_error():
-        followed = FollowedSearch(experiment, find_search(experiment, search_id))
+        return _watch(FollowedSearch(experiment, find_search(experiment, search_id)), as_json=as_json)
+
+
+def _watch(followed: FollowedSearch, *, as_json: bool) -> Exit:
     if as_json:
         print(followed.snapshot().model_dump_json())
         return Exit.DONE
