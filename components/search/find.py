@@ -58,8 +58,8 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
     if not wanted:
         there = _listed(found, experiment.folder)
         raise InputError(
-            f"--resume {search_id}: no search of this id has begun in {experiment.folder} (there: {there}); without an id, the"
-            " command goes on with what is unfinished, or begins"
+            f"--resume {search_id}: no search of this id has begun in {experiment.folder} (there: {there}); without an id,"
+            " the command goes on with what is unfinished, or begins"
         )
     manifest = wanted[-1]
     if manifest.finished:
