@@ -7,18 +7,22 @@ for one: `(a+)+$`. So they are matched once in a process of their own, which is 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from components.errors import InputError
 from components.storage.foreign_files import read_object, reason_of
 
 CONFIG_FILE = "adapter_config.json"
 PATTERN_SECONDS = 10.0
-MAX_RANK = 2**16
+DEFAULT_RANK = 8  # peft's
+A = re.compile(r"\blora_(embedding_)?A\b")
 OF_NAMES = ("target_modules", "exclude_modules")  # an expression if they are a text, else names
 OF_LISTS = ("modules_to_save", "layers_pattern")  # names that peft puts into an expression
 OF_SIZES = ("rank_pattern", "alpha_pattern")  # a number by an expression
@@ -33,11 +37,11 @@ for pattern in patterns:
 """
 
 
-def check_adapter_config(directory: Path, modules: Iterable[str]) -> None:
+def check_adapter_config(directory: Path, modules: Iterable[str], weights: Mapping[str, Tensor]) -> None:
     """Reads an adapter's configuration, and tries its expressions on the names of a model's modules.
 
-    Raises InputError if it is no LoRA, if a rank is no size, or if an expression is none, or does not end in
-    PATTERN_SECONDS.
+    Raises InputError if it is no LoRA, if a rank is larger than in its weights (peft would make room for it), or if an
+    expression is none, or does not end in PATTERN_SECONDS.
     """
     file = directory / CONFIG_FILE
     settings = read_object(file)
@@ -47,10 +51,11 @@ def check_adapter_config(directory: Path, modules: Iterable[str]) -> None:
     ranks = settings.get("rank_pattern") or {}
     if not isinstance(ranks, dict):
         raise InputError(f"{file}: rank_pattern must be an object, not {reason_of(ValueError(repr(ranks)))}")
-    for name, rank in {"r": settings.get("r", 8), **ranks}.items():
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
+    largest = max((len(weight) for name, weight in weights.items() if A.search(name) and weight.dim()), default=0)
+    for name, rank in {"r": settings.get("r", DEFAULT_RANK), **ranks}.items():
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= largest:
             raise InputError(
-                f"{file}: the rank of {name[:80]} must be a whole number from 1 to {MAX_RANK}, not {rank!r}"
+                f"{file}: the rank of {name[:80]} is {str(rank)[:80]}, and its weights have ranks from 1 to {largest}"
             )
     check_patterns(settings, modules, file)
 

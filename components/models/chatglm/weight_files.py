@@ -75,7 +75,7 @@ def shards_of(directory: Path) -> list[Path]:
 
 def tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Yields every tensor of a shard. Raises InputError if the file is damaged, or could run code when it is loaded."""
-    with explain_foreign(shard, "damaged", "download it again"):
+    with explain_foreign(shard, "its weights cannot be read", "a file is cut short, or none; download it again"):
         yield from _tensors_of(shard)
 
 
