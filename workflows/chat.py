@@ -37,15 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         chat_format = format_spec_of(arguments)
         model = load_by_name(arguments.model, chat_format=chat_format, tracking=arguments.tracking_uri)
         _check_is_base(model, chat_format, arguments.model)
-    session = ChatSession(
-        model,
-        system=arguments.system,
-        tools=tools,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-    )
+        session = ChatSession(
+            model,
+            system=arguments.system,
+            tools=tools,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+        )
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # people and models write what no terminal knows
     if arguments.message is not None:
-        send(session, arguments.message)
+        with exit_on_error():
+            send(session, arguments.message)
         return Exit.DONE
     return _converse(session)
 
@@ -116,6 +119,9 @@ def _converse(session: ChatSession) -> int:
                 except KeyboardInterrupt:
                     session.take_back()
                     print("\n(stopped, and forgotten)")
+                except ValueError as error:
+                    session.take_back()
+                    print(f"(not answered, and forgotten: {error})", file=sys.stderr)
 
 
 def _prompt(session: ChatSession) -> str:

@@ -18,6 +18,8 @@ from components.search.find import NEWEST
 from components.search.send_command import TIMEOUT_SECONDS, send_command
 from workflows.cli import Exit, exit_on_error, fail
 
+MOST_SHARE = 1000
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
@@ -56,7 +58,11 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_argument("trial", help="its number on the leaderboard, or its id")
         verb.add_argument("--search", default=NEWEST, metavar="SEARCH_ID", help="by default the newest unfinished one")
         verb.add_argument(
-            "--patience", type=float, default=TIMEOUT_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
+            "--patience",
+            type=float,
+            default=TIMEOUT_SECONDS,
+            metavar="SECONDS",
+            help="how long to wait for the reply",
         )
         verb.add_argument("--json", action="store_true", help="the reply as one JSON line on stdout")
     longer = extend.add_mutually_exclusive_group(required=True)
@@ -93,8 +99,8 @@ def _share(text: str) -> float:
         share = float(number) / (100 if percent else 1)
     except ValueError:
         share = 0.0
-    if share <= 0:
-        raise InputError(f"--by {text}: write it as a share of the present budget, e.g. 50%")
+    if not 0 < share <= MOST_SHARE:  # NaN is neither
+        raise InputError(f"--by {text}: write it as a share of the present budget, e.g. 50%, up to {MOST_SHARE}")
     return share
 
 
