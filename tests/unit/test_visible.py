@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from components.conversations.preview.mask_preview import PreviewRecord, preview_html, preview_texts
 from components.notebook import html_of, text_of
 from components.visible import VisibleConsole, page_environment, visible, visible_json
 from workflows import cli, control, preview
@@ -122,6 +123,22 @@ def test_a_preview_shows_what_a_record_hides(capsys, tmp_path, tiny_model):
     said = capsys.readouterr().out + (tmp_path / "page.html").read_text()
     assert acts(said) == []
     assert said.count(r"a\x1b[2J.jsonl") >= 2
+
+
+@pytest.mark.parametrize("colors", [False, True])
+def test_every_token_of_a_preview_is_seen(colors):
+    codes = [ord(character) for character in HOSTILE]
+    record = PreviewRecord(source=HOSTILE, token_ids=codes, target_weights=[1.0] * len(codes))
+
+    def decode(token_ids):
+        return "".join(map(chr, token_ids))
+
+    heading, tokens = preview_texts([record], decode, colors=colors)
+    assert heading.plain.startswith(SHOWN)
+    assert SHOWN in tokens.plain
+    page = preview_html([record], decode, HOSTILE)
+    assert acts(page) == []
+    assert page.count(r"\x1b") == 4  # the title and its heading, the source, the token
 
 
 def test_a_refused_command_is_shown_so(capsys):
