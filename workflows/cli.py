@@ -26,6 +26,7 @@ from components.experiment.spec import ChatFormatSpec
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
+from components.storage.uri import without_secrets
 from components.visible import VisibleConsole, visible, visible_json
 
 WIDTH_OF_LOGS = 140
@@ -95,7 +96,7 @@ def status_of(error: Exception) -> Exit:
 
 def fail(message: str, status: Exit) -> NoReturn:
     """Ends the program: the message on stderr, and the status."""
-    show(message, stderr=True)
+    show(without_secrets(message), stderr=True)
     raise SystemExit(int(status))
 
 
@@ -218,5 +219,5 @@ def program(name: str) -> str:
 
 
 def command_line(name: str, argv: Sequence[str] | None) -> str:
-    """Returns the command line that called the program `name`."""
-    return f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    """Returns the command line that called the program `name`, without secrets: reports and messages have it."""
+    return without_secrets(f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}")
