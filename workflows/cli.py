@@ -17,8 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
-from pydantic import JsonValue
-from rich.console import Console
+from pydantic import BaseModel, JsonValue
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
 from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError
@@ -27,6 +26,8 @@ from components.experiment.spec import ChatFormatSpec
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
+from components.storage.uri import without_secrets
+from components.visible import VisibleConsole, visible, visible_json
 
 WIDTH_OF_LOGS = 140
 COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml
@@ -103,8 +104,20 @@ def status_of(error: Exception) -> Exit:
 
 def fail(message: str, status: Exit) -> NoReturn:
     """Ends the program: the message on stderr, and the status."""
-    print(message, file=sys.stderr)
+    show(without_secrets(message), stderr=True)
     raise SystemExit(int(status))
+
+
+def show(text: object = "", *, end: str = "\n", stderr: bool = False) -> None:
+    """Prints a text of any origin: what would act on the terminal, or hide, is an escape. All printing goes by here or by a
+    console of make_console()."""
+    print(visible(str(text)), end=end, file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def show_json(result: object) -> None:
+    """Prints JSON on one line, in which nothing acts on a terminal."""
+    line = result.model_dump_json() if isinstance(result, BaseModel) else json_line(result)
+    print(visible_json(line), flush=True)
 
 
 def json_line(result: object) -> str:
@@ -131,10 +144,9 @@ def quiet_libraries() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> VisibleConsole:
     """Returns a console whose lines may be long where there is no terminal: 80 columns would break tables in a job's log."""
-    # Text of people and models is shown as it is: "[/INST]" is not rich's markup.
-    console = Console(stderr=stderr, markup=False, highlight=False)
+    console = VisibleConsole(stderr=stderr)
     if not console.is_terminal:
         console.width = WIDTH_OF_LOGS
     return console
@@ -215,5 +227,5 @@ def program(name: str) -> str:
 
 
 def command_line(name: str, argv: Sequence[str] | None) -> str:
-    """Returns the command line that called the program `name`."""
-    return f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    """Returns the command line that called the program `name`, without secrets: reports and messages have it."""
+    return without_secrets(f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}")

@@ -16,7 +16,7 @@ from components.experiment.load_experiment import load_experiment, read_value
 from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand
 from components.search.find import NEWEST
 from components.search.send_command import TIMEOUT_SECONDS, send_command
-from workflows.cli import Exit, exit_on_error, fail
+from workflows.cli import Exit, exit_on_error, fail, show, show_json
 
 MOST_SHARE = 1000
 
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = load_experiment(arguments.experiment, arguments.set)
         reply = send_command(experiment, command, search_id=arguments.search, timeout_seconds=arguments.patience)
     if arguments.json:
-        print(reply.model_dump_json())
+        show_json(reply)
     if not reply.accepted:
         fail(f"refused: {reply.message}", Exit.BAD_INPUT)
     if not arguments.json:
-        print(reply.message)
+        show(reply.message)
     return Exit.DONE
 
 

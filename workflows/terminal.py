@@ -34,6 +34,7 @@ from workflows.cli import (
     program,
     python,
     raise_on_sigterm,
+    show_json,
     status_of,
 )
 
@@ -88,7 +89,7 @@ def search_and_report(
         status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
         fail(f"Interrupted. Go on with: {resume_command(command)}", status)
     if as_json:
-        print(result.summary.model_dump_json())
+        show_json(result.summary)
     return STATUS[result.outcome]
 
 
@@ -100,7 +101,7 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
 
 def _watch(followed: FollowedSearch, *, as_json: bool) -> Exit:
     if as_json:
-        print(followed.snapshot().model_dump_json())
+        show_json(followed.snapshot())
         return Exit.DONE
     console = make_console()
     console.print(followed.headline(), soft_wrap=True)
