@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from components.errors import InputError
+from components.models.shard_names import check_indexes
 
 MAX_NAMED = 3
 ADAPTER_CONFIG = "adapter_config.json"
@@ -136,6 +137,7 @@ def _without_bar() -> Iterator[None]:
 
 
 def _from_pretrained(directory: Path, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, _Found]:
+    check_indexes(directory)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(directory),

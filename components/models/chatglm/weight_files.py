@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from components.errors import InputError
+from components.models.shard_names import shard_names
 
 WEIGHT_FILES = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
 CHUNK_BYTES = 32 * 2**20
@@ -112,7 +112,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _files_of_index(directory: Path, index: Path) -> list[Path]:
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = shard_names(index)
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise InputError(f"{directory}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
     return [directory / name for name in names]
