@@ -29,6 +29,7 @@ class CheckpointRetention:
         self.context, self.histories = context, histories
         self._absent = {checkpoint for history in histories.values() for checkpoint in _absent(history)}
         self._ended: set[str] = set()
+        self._clean_up()
 
     def update(self, event: TrialEvent) -> None:
         """Called with each event, once the histories and the journal have it."""
@@ -44,6 +45,14 @@ class CheckpointRetention:
         if not self.context.folder.complete_on_commit:
             for trial_id in self._ended:
                 self._prune_ended(trial_id)
+
+    def _clean_up(self) -> None:
+        """Finishes what an earlier driver was about to delete when it was killed, and what its workers were writing."""
+        for trial_id in self.histories:
+            (self.context.checkpoints / trial_id).delete_unfinished()
+        ends = {trial_id: history.ended_at for trial_id, history in self.histories.items() if history.ended_at}
+        if ends:
+            self._prune_ended(max(ends, key=lambda trial_id: ends[trial_id] or 0.0))
 
     def _prune_running(self, trial_id: str, latest: Progress) -> None:
         """Keeps the best checkpoint and the latest complete one. Interim checkpoints before that are deleted.
