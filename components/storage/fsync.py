@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
-def fsync_file(file: IO[str]) -> None:
+def fsync_file(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def write_all(file: IO[bytes], content: bytes) -> None:
+    """Writes to a file without a buffer, which may take less than it is given: all that fits on a full disk."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file beside the target and renames it: a reader, also one after a power failure, sees all of it or none."""
+    scratch = path.with_name(f".{path.name}")
+    with scratch.open("wb") as file:
+        file.write(content)
+        fsync_file(file)
+    scratch.replace(path)
+    fsync_path(path.parent)
 
 
 def fsync_path(path: Path) -> None:

@@ -14,7 +14,8 @@ from components.storage.append_log import FileAppendLog
 from components.storage.background_upload import BackgroundUpload
 from components.storage.file_lock import FileLock
 from components.storage.folder import Folder, Lock, PendingWrite
-from components.storage.fsync import fsync_file, fsync_path, fsync_tree
+from components.storage.fsync import fsync_path, fsync_tree, replace_file
+from components.storage.room import in_words, wait_for_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,11 @@ class LocalFolder(Folder):
         return (self.path / name).read_bytes()
 
     def write_text(self, name: str, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        scratch = self.path / f".{name}"
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            fsync_file(file)
-        scratch.replace(self.path / name)
+        def write() -> None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path / name, text.encode())
+
+        wait_for_room(write, self.path / name)
 
     def delete_file(self, name: str, *, retry: bool = True) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -76,12 +76,13 @@ class LocalFolder(Folder):
 
     def publish(self, write: Callable[[Path], None]) -> None:
         scratch = self.path.with_name(f".{self.name}.{uuid.uuid4().hex}")  # another node may have an equal process id
-        scratch.mkdir(parents=True)
         try:
-            write(scratch)
-            fsync_tree(scratch)
-            self._move_here(scratch)
-            fsync_path(self.path.parent)
+            with in_words(self.path):
+                scratch.mkdir(parents=True)
+                write(scratch)
+                fsync_tree(scratch)
+                self._move_here(scratch)
+                fsync_path(self.path.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -132,7 +133,7 @@ class SharedWrite(PendingWrite):
         self.scratch = target.with_name(f".{target.name}")
         if is_first:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir(parents=True)
+            wait_for_room(lambda: self.scratch.mkdir(parents=True, exist_ok=True), self.target)
         barrier()
         self.scratch.mkdir(exist_ok=True)  # NFS may cache for seconds that it did not exist
 
@@ -140,8 +141,9 @@ class SharedWrite(PendingWrite):
         """Returns in every writer once the target is complete."""
         self.barrier()
         if self.is_first:
-            fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
-            shutil.rmtree(self.target, ignore_errors=True)
-            self.scratch.rename(self.target)
-            fsync_path(self.target.parent)
+            with in_words(self.target):
+                fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
+                shutil.rmtree(self.target, ignore_errors=True)
+                self.scratch.rename(self.target)
+                fsync_path(self.target.parent)
         self.barrier()
