@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import random
 import shlex
 import statistics
 import sys
@@ -24,60 +23,10 @@ from pathlib import Path
 import ray
 import torch
 
-from experiments.benchmarks.chaos_kit.account import Account, account_of
-from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed, DisturbedSearch
-from experiments.benchmarks.chaos_kit.faults import Fault, Faults
-from tests.support.servers import MlflowServer
-from tests.support.toy_search import toy_search_folder
-
-SEARCH = """
-name: {name}
-tracking: {{uri: "{uri}"}}
-trial: {{budget: {{epochs: {epochs}, evaluations: {evaluations}}}}}
-search: {{trials: {trials}, sampler: {sampler}}}
-registry: {{name: {name}}}
-"""
-
-
-def search_folder(place: Path, name: str, uri: str, arguments: argparse.Namespace) -> Path:
-    """Makes the folder of a search; its experiment file is toy.yaml."""
-    place.mkdir(parents=True)
-    settings = {key: getattr(arguments, key) for key in ("epochs", "evaluations", "trials", "sampler")}
-    return toy_search_folder(place, SEARCH.format(name=name, uri=uri, **settings), absolute=True)
-
-
-def drawn(seed: int, count: int, *, with_disk: bool) -> list[Fault]:
-    """Returns so many faults of all kinds, as evenly as can be, in random order; the last ones are those of the end."""
-    kinds = [kind for kind in Fault if kind is not Fault.DRIVER_AT_END and (with_disk or kind is not Fault.DISK_FULL)]
-    at_end = max(1, count // 15)
-    faults = [kinds[number % len(kinds)] for number in range(count - at_end)]
-    random.Random(seed).shuffle(faults)
-    return faults + [Fault.DRIVER_AT_END] * at_end
-
-
-def both(arguments: argparse.Namespace, place: Path, faults: Sequence[Fault]) -> tuple[Disturbed, Disturbed, Account]:
-    """Runs the search without faults and with them. Returns (undisturbed, disturbed, the account of the second)."""
-    server_place = place / "mlflow"
-    server_place.mkdir()
-    server = MlflowServer(server_place)
-    server.start()
-    disk = None if arguments.small_disk is None else Path(arguments.small_disk)
-    try:
-        searches = []
-        for name, planned, where in (("undisturbed", (), place), ("disturbed", faults, disk or place)):
-            folder = search_folder(where / name, name, server.uri, arguments)
-            search = DisturbedSearch(
-                folder,
-                "toy",
-                Faults(arguments.seed, server, disk),
-                seed=arguments.seed,
-                seconds=arguments.timeout / 2,
-            )
-            searches.append(search.run(planned))
-        undisturbed, disturbed = searches
-        return undisturbed, disturbed, account_of(disturbed, undisturbed, server.uri)
-    finally:
-        server.kill()
+from experiments.benchmarks.chaos_kit.account import Account
+from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed
+from experiments.benchmarks.chaos_kit.faults import Fault
+from experiments.benchmarks.chaos_kit.plan import Plan, account_for, drawn
 
 
 def costs(disturbed: Disturbed) -> Iterator[str]:
@@ -128,7 +77,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=60.0, help="of every trial (default: 60)")
     parser.add_argument("--evaluations", type=int, default=30, help="reports of every trial (default: 30)")
     parser.add_argument("--sampler", default="random", choices=("random", "tpe"), help="(default: random)")
-    parser.add_argument("--small-disk", help="a small file system of its own for the search, which may be filled")
+    parser.add_argument(
+        "--small-disk", type=Path, help="a small file system of its own for the search, which may be filled"
+    )
     parser.add_argument("--timeout", type=float, default=7200.0, help="seconds after which to give up (default: 7200)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, too")
     return parser.parse_args(words)
@@ -136,9 +87,18 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments, load = parsed(), os.getloadavg()[0]
-    faults = drawn(arguments.seed, arguments.faults, with_disk=arguments.small_disk is not None)
+    plan = Plan(
+        faults=drawn(arguments.seed, arguments.faults, with_disk=arguments.small_disk is not None),
+        seed=arguments.seed,
+        trials=arguments.trials,
+        epochs=arguments.epochs,
+        evaluations=arguments.evaluations,
+        sampler=arguments.sampler,
+        small_disk=arguments.small_disk,
+        seconds=arguments.timeout / 2,
+    )
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
-        _, disturbed, account = both(arguments, Path(name), faults)
+        disturbed, account = account_for(plan, Path(name))
     text = page(arguments, disturbed, account, load)
     print(text)
     print(f"statuses of the drivers: {disturbed.statuses}", file=sys.stderr)
