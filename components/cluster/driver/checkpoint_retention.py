@@ -30,6 +30,7 @@ class CheckpointRetention:
         self.context, self.histories = context, histories
         self._absent = {checkpoint for history in histories.values() for checkpoint in _absent(history)}
         self._ended: set[str] = set()
+        self._clean_up()
 
     def update(self, event: TrialEvent) -> None:
         """Called with each event, once the histories and the journal have it."""
@@ -53,6 +54,15 @@ class CheckpointRetention:
     def _may_go_on(self) -> set[str]:
         """The trials that were lost, and with which a resumed search may go on."""
         return {history.trial_id for history in lost_trials(self.histories.values())}
+
+    def _clean_up(self) -> None:
+        """Finishes what an earlier driver was about to delete when it was killed, and what its workers were writing."""
+        for trial_id in self.histories:
+            (self.context.checkpoints / trial_id).delete_unfinished()
+        going_on = self._may_go_on()
+        ended = [each for each in self.histories.values() if each.ended_at and each.trial_id not in going_on]
+        if ended:
+            self._prune_ended(max(ended, key=lambda history: history.ended_at or 0.0).trial_id)
 
     def _prune_running(self, trial_id: str, latest: Progress) -> None:
         """Keeps the best checkpoint and the latest complete one. Interim checkpoints before that are deleted.
