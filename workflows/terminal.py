@@ -84,8 +84,11 @@ def search_and_report(
     try:
         with raise_on_sigterm(), contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = _run(experiment, console, command, opened)
-    except KeyboardInterrupt as end:
-        status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
+    except (KeyboardInterrupt, SystemExit) as end:
+        by_ray = isinstance(end, SystemExit) and end.code == signal.SIGTERM  # while it starts, its handler is the one
+        if isinstance(end, SystemExit) and not by_ray:
+            raise
+        status = Exit.TERMINATED if by_ray or isinstance(end, Terminated) else Exit.INTERRUPTED
         fail(f"Interrupted. Go on with: {resume_command(command)}", status)
     if as_json:
         print(result.summary.model_dump_json())
@@ -121,6 +124,15 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
     console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget, metrics=followed.metrics))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY
+
+
+def sync(experiment: ExperimentSpec, search_id: str) -> Exit:
+    """Fills MLflow from the journal of a search."""
+    from components.search.sync_search import sync_search
+
+    with exit_on_error():
+        sync_search(experiment, search_id, on_message=print)
+    return Exit.DONE
 
 
 def _run(
