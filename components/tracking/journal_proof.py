@@ -32,7 +32,7 @@ class JournalProof:
 
     @property
     def sentence(self) -> str:
-        of = f"{self.trials} trials, {self.points:,} points"
+        of = f"{self.trials} trial{'s' if self.trials != 1 else ''}, {self.points:,} points"
         if not self.differences:
             return f"MLflow equals the journal: {of}"
         more = len(self.differences) - MAX_NAMED

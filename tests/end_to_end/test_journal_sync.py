@@ -48,7 +48,7 @@ def test_a_server_killed_five_times_and_started_again_has_everything_once(mlflow
     assert mirror.close() == 0
     runs = connection(mlflow_server.uri, "killed")()
     proof = compare_with_journal(runs, journal.read())
-    assert proof.sentence == "MLflow equals the journal: 1 trials, 80 points"
+    assert proof.sentence == "MLflow equals the journal: 1 trial, 80 points"
     (child,) = children_of(runs.client, runs.parent_id)
     assert child.info.status == "FINISHED"
     away, back = [record for record in caplog.records if record.levelno >= logging.WARNING]
