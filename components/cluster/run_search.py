@@ -21,6 +21,7 @@ from components.cluster.driver.gauges import TrialGauges
 from components.cluster.driver.shutdown import GracefulShutdown
 from components.cluster.driver.spending import Spending
 from components.cluster.driver.trial_control import TrialController, attached
+from components.cluster.ray_internals.tune import keep_keys_here
 from components.cluster.ray_internals.tune_loop import interruptible
 from components.cluster.ray_session import max_pending_trials
 from components.cluster.scheduling.manual_stopper import ControlledStopper
@@ -70,6 +71,7 @@ def run_search(
         last_sign: of the driver before this one, in Unix seconds.
     """
     _quiet_libraries()
+    keep_keys_here()
     board = _make_board(histories)
     gauges, retention = TrialGauges(context.search_id, histories), CheckpointRetention(context, histories)
     clock = SlotClock()

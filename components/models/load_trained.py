@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,6 +37,7 @@ from components.models.load_causal_lm import check_same_weights, load_causal_lm
 from components.models.quantization_backend import check_loadable
 from components.models.sharded_safetensors import StoredTensors, write_model
 from components.models.token_id_check import check_token_ids, required_tokens, rows_of
+from components.storage.foreign_files import explain_foreign, read_description
 from components.storage.links_inside import check_own, check_regular, copy_own
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
@@ -72,6 +72,12 @@ def is_trained(directory: Path) -> bool:
     return (directory / BASE_FILE).exists()
 
 
+def read_spec(directory: Path) -> TrialSpec:
+    """Returns how a checkpoint or package was trained. Raises InputError if that cannot be read."""
+    with explain_foreign(directory / SPEC_FILE):
+        return TrialSpec.model_validate_json(read_description(directory / SPEC_FILE))
+
+
 def load_base(
     model: ModelSpec, chat_format: ChatFormatSpec | str = "auto", *, device: torch.device | None = None
 ) -> LoadedModel:
@@ -102,7 +108,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
     check_regular(directory)
     reference = BaseReference.read(directory)
     named = reference.model if flash else without_flash(reference.model)
-    spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    spec = read_spec(directory)
     check_loadable(spec.method, directory)
     base = None if needs_no_base(directory) else _find_base(reference)
     own_tokenizer = directory / TOKENIZER
@@ -131,7 +137,7 @@ def base_of(reference: BaseReference) -> ModelSpec:
 def load_base_of(directory: Path, *, device: torch.device | None = None) -> LoadedModel:
     """Loads the base model of a checkpoint or package, found as in load_trained, with the same precision for scoring."""
     reference = BaseReference.read(directory)
-    spec = TrialSpec.model_validate_json((directory / SPEC_FILE).read_text(encoding="utf-8"))
+    spec = read_spec(directory)
     base = load_base(base_of(reference), reference.chat_format, device=device)
     return replace(base, precision=spec.precision)
 
@@ -176,7 +182,8 @@ def weights_of(checkpoint: Path) -> StoredTensors:
     files = sorted((checkpoint / WEIGHTS).glob("*.safetensors"))
     for file in files:
         check_own(file, of=checkpoint)
-    return StoredTensors(files)
+    with explain_foreign(checkpoint / WEIGHTS):
+        return StoredTensors(files)
 
 
 def check_stored(stored: StoredTensors, parameters: Mapping[str, nn.Parameter], source: Path) -> None:
@@ -199,7 +206,7 @@ def _load_model(
     directory: Path, base: Path | None, named: ModelSpec, spec: TrialSpec, device: torch.device
 ) -> PreTrainedModel:
     quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
-    try:
+    with explain_foreign(directory, "its weights cannot be read", "a file is cut short, or none"):
         if base is None:
             return _load_package(directory, named, device)
         model = load_base_model(_with_directory(base, named), device=device, quantize=quantize)
@@ -208,8 +215,6 @@ def _load_model(
             if isinstance(spec.method, LoraMethod)
             else _load_with_weights(model, directory)
         )
-    except SafetensorError as error:
-        raise InputError(f"{directory}: its weights cannot be read ({error}); a file is cut short, or none") from None
 
 
 def _load_with_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:

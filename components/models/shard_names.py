@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from components.errors import InputError
+from components.storage.foreign_files import read_object
 from components.storage.names_inside import inside
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -20,11 +20,7 @@ def check_indexes(directory: Path) -> None:
 
 def shard_names(index: Path) -> list[str]:
     """Returns the names of the files, sorted. Raises InputError if it is no index, or names a file of another folder."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{index}: cannot be read ({error}); download it again") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: holds no weight_map, which says in which file each weight is; download it again")
     for name in weight_map.values():

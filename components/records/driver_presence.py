@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.records.commands import CommandReply, Request
 from components.records.mailbox import MAX_BYTES, Mailbox
 from components.storage.folder import Folder
+from components.storage.foreign_files import explain_foreign
 from components.storage.retry import StorageError
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,12 @@ class DriverHeartbeat(BaseModel):
 
     @classmethod
     def read(cls, folder: Folder) -> DriverHeartbeat | None:
-        """Returns the last driver's; None if there has been no driver yet, or if something else lies there."""
-        try:
-            return cls.model_validate_json(folder.read_small(FILE, MAX_BYTES))
-        except (FileNotFoundError, ValueError):
-            return None
+        """Returns the last driver's; None if there has been no driver yet. Raises InputError if it cannot be read."""
+        with explain_foreign(f"{folder}/{FILE}", way_out="delete it; the next driver writes it anew"):
+            try:
+                return cls.model_validate_json(folder.read_small(FILE, MAX_BYTES))
+            except FileNotFoundError:
+                return None
 
     def write(self, folder: Folder) -> None:
         folder.write_text(FILE, self.model_dump_json(indent=1) + "\n")

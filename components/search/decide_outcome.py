@@ -16,6 +16,7 @@ from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.search_summary import SearchSummary
+from components.visible import visible
 
 TERMINATED = "SIGTERM"  # a stop for this reason has an outcome, and an exit status, of its own
 
@@ -64,7 +65,7 @@ class SearchResult(SearchOutcome):
 
     def _repr_html_(self) -> str:
         table = leaderboard(ranked(self.histories.values()), budget=self.budget, metrics=self.summary.metrics)
-        return html_of(Group(Text(self.message, style="bold"), table))
+        return html_of(Group(Text(visible(self.message), style="bold"), table))
 
 
 def resume_command(command: str) -> str:

@@ -28,6 +28,7 @@ from components.search.prepare_search import PreparedSearch
 from components.search.run import SearchRun, driver_session
 from components.search.send_command import TIMEOUT_SECONDS, NoReplyError, ask
 from components.storage.folder import Folder
+from components.visible import visible
 
 CANCELLED = "cancel()"  # the reason of a stop that this handle requests
 
@@ -99,7 +100,7 @@ class SearchHandle:
         return f"<{type(self).__name__} {self.search_id} in {self.folder}: {self._sentence()}>"
 
     def _repr_html_(self) -> str:
-        head = Text(f"search {self.search_id} in {self.folder}: {self._sentence()}", style="bold")
+        head = Text(visible(f"search {self.search_id} in {self.folder}: {self._sentence()}"), style="bold")
         return html_of(
             Group(head, leaderboard(ranked(self._histories().values()), budget=self.budget, metrics=self.metrics))
         )

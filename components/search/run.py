@@ -47,8 +47,9 @@ from components.search.write_reports import log_inputs, summarize, write_reports
 from components.statistics.selection import Selection
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
+from components.storage.uri import without_secrets
 from components.tracking.journal_sync import JournalSync
-from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
 from components.tracking.mlflow_runs import MAX_CHARACTERS, SETTINGS_TAG, TRAINED_TAG, SearchRuns
 from components.training.workers import UnfitWorkersError
 

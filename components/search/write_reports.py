@@ -18,7 +18,8 @@ from components.reports.rung_correlation import RungCorrelation, rung_correlatio
 from components.reports.search_summary import SearchSummary, trial_summaries
 from components.search.decide_outcome import SearchOutcome
 from components.search.prepare_search import PreparedSearch
-from components.tracking.mlflow_access import MLFLOW_ERRORS, reason_of, without_secrets
+from components.storage.uri import without_secrets
+from components.tracking.mlflow_access import MLFLOW_ERRORS, reason_of
 from components.tracking.mlflow_runs import SearchRuns
 
 REPORT = "report.html"

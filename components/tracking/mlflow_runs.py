@@ -35,8 +35,9 @@ from components.records.events import (
     TrialStarted,
 )
 from components.records.search_cost import SearchCost
+from components.storage.uri import without_secrets
 from components.tracking.library_versions import library_versions
-from components.tracking.mlflow_access import experiment_id, without_secrets
+from components.tracking.mlflow_access import experiment_id
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 SEARCH_OF_TRIAL_TAG = "turnwise.search"

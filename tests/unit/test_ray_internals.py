@@ -16,6 +16,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune import PlacementGroupFactory
+from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator
@@ -24,7 +25,15 @@ from ray.tune.search.search_generator import SearchGenerator
 from components.cluster.ray_internals import TESTED, version_warning
 from components.cluster.ray_internals.core import autoscaler_options, submission_id
 from components.cluster.ray_internals.train import preemption_notice
-from components.cluster.ray_internals.tune import create_trial, drop_restored_decisions, is_new, is_queued, requeue
+from components.cluster.ray_internals.tune import (
+    KEYS,
+    create_trial,
+    drop_restored_decisions,
+    is_new,
+    is_queued,
+    keep_keys_here,
+    requeue,
+)
 from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from tests.support.tune_controller import Untrained, make_controller, make_trial
 
@@ -136,6 +145,15 @@ def test_a_trial_that_is_made_by_hand_is_like_those_of_the_search(tmp_path, kind
     assert (made.trial_id, made.config, made.experiment_tag) == ("clone", {"x": 2}, "clone_7")
     assert made.trainable_name == drawn.trainable_name
     assert made.storage.experiment_fs_path == drawn.storage.experiment_fs_path
+
+
+def test_the_drivers_aws_keys_are_in_no_runtime_environment(monkeypatch):
+    for name in KEYS:
+        monkeypatch.setenv(name, "planted")
+    keep_keys_here()
+    given = _ActorClassCache().get(Untrained)._default_options["runtime_env"]["env_vars"]
+    assert given.keys() & {"PL_DISABLE_FORK"}  # what Tune does hand on is looked for in the right place
+    assert "planted" not in given.values()
 
 
 def test_a_submitted_job_knows_its_submission(monkeypatch):

@@ -8,9 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from ray.tune import PlacementGroupFactory
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
+
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+
+
+def keep_keys_here() -> None:
+    """Keeps Tune from copying the driver's AWS keys into the runtime environment of every slot.
+
+    From there they would reach the cluster's control store and a log in Ray's session folder that everybody may read. Workers
+    upload by the role or the environment of their own node.
+
+    Public way: none. The names are in a set of Tune's that no setting changes.
+    Test: tests/unit/test_ray_internals.py::test_the_drivers_aws_keys_are_in_no_runtime_environment
+    """
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
 
 
 def requeue(controller: Any, trial: Trial, placement: PlacementGroupFactory) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.spec import ModelSpec
@@ -22,7 +22,9 @@ from components.models.chatglm.read_weights import glm_weights
 from components.models.chatglm.weight_files import shards_of
 from components.models.dtypes import torch_dtype
 from components.models.load_causal_lm import check_finite, check_release, check_weights, load_causal_lm
+from components.models.model_config import read_model_config
 from components.models.quantization_backend import INSTALL_ADVICE, why_unusable
+from components.storage.foreign_files import explain_foreign
 from components.storage.links_inside import check_regular, copy_own
 from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
@@ -82,8 +84,9 @@ def check_base(model: ModelSpec) -> None:
     if not is_original(directory):
         check_weights(directory)
         return
-    for _ in glm_weights(shards_of(directory), glm_config(directory)):
-        pass
+    with explain_foreign(directory):
+        for _ in glm_weights(shards_of(directory), glm_config(directory)):
+            pass
 
 
 def load_base_model(
@@ -148,7 +151,7 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
 
 def config_of(directory: Path) -> PreTrainedConfig:
     """Returns the configuration as transformers' own class."""
-    return glm_config(directory) if is_original(directory) else AutoConfig.from_pretrained(str(directory))
+    return glm_config(directory) if is_original(directory) else read_model_config(directory)
 
 
 def save_config(directory: Path, target: Path) -> None:
