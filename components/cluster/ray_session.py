@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import ray
 
+from components.cluster.private_session import private_session
 from components.cluster.ray_internals import version_warning
 from components.cluster.ray_internals.core import submission_id
 from components.errors import InputError
@@ -51,13 +52,15 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     before = signal.getsignal(signal.SIGTERM)
-    cluster = ray.init(
-        address=address,
-        num_cpus=num_cpus if address == LOCAL else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    with private_session() if address == LOCAL else contextlib.nullcontext() as folder:
+        cluster = ray.init(
+            address=address,
+            num_cpus=num_cpus if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            _temp_dir=folder,
+        )
     if callable(before) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray has put an exit of its own there
     try:
