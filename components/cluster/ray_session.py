@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import ray
 
+from components.cluster.private_session import private_session
 from components.cluster.ray_internals import version_warning
 from components.cluster.ray_internals.core import sigterm_left_alone, submission_id
 from components.errors import InputError
@@ -48,13 +49,15 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
-    with sigterm_left_alone():
+    own = private_session() if address == LOCAL else contextlib.nullcontext()
+    with sigterm_left_alone(), own as folder:
         cluster = ray.init(
             address=address,
             num_cpus=num_cpus if address == LOCAL else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
+            _temp_dir=folder,
         )
     try:
         yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE

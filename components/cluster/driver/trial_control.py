@@ -8,6 +8,7 @@ effect once, whichever process dies in between.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,7 +27,16 @@ from components.experiment.experiment_errors import ExperimentError
 from components.experiment.space import branches_of, change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.quantization_backend import missing_package
-from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, RequestInbox, StopTrial
+from components.records.commands import (
+    MAX_LETTERS,
+    CloneTrial,
+    CommandReply,
+    ExtendTrial,
+    Request,
+    RequestInbox,
+    StopTrial,
+    TrialCommand,
+)
 from components.records.events import (
     Clone,
     Extension,
@@ -40,6 +50,8 @@ from components.records.finalists import due_repeats
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
 from components.storage.open_folder import folder_at
+
+log = logging.getLogger(__name__)
 
 GAVE_PLACE = "the scheduler gave its place to others"
 MAX_TIMES_THE_BUDGET = 10  # a longer extension is taken for a mistake
@@ -150,23 +162,30 @@ class TrialController:
     def _reply(self, request: Request) -> CommandReply:
         """A request that an earlier driver journaled, but did not reply to, is not executed twice."""
         journaled = (given for history in self.histories.values() for given in history.instructions)
+        known = next((given for given in journaled if given.request_id == request.request_id), None)
+        if known is not None:
+            return CommandReply(accepted=True, message=self._describe(known))
         try:
-            known = next((given for given in journaled if given.request_id == request.request_id), None)
-            instructed = known or self._execute(request)
+            history = self._find(request.command.trial)
+            instruction = self._instruction(history, request.command)
         except (Refused, ExperimentError, InsufficientCapacityError) as refusal:
             return CommandReply(accepted=False, message=str(refusal))
+        except Exception as error:  # nothing that somebody asks for ends the search of others
+            log.exception("request %s cannot be carried out", request.request_id)
+            reason = " ".join(str(error).split())[:MAX_LETTERS]
+            return CommandReply(accepted=False, message=f"it cannot be carried out ({type(error).__name__}: {reason})")
+        # Outside: a journal that takes no line is a matter of the search.
+        instructed = self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
         return CommandReply(accepted=True, message=self._describe(instructed))
 
-    def _execute(self, request: Request) -> TrialInstructed:
-        history = self._find(request.command.trial)
-        match request.command:
+    def _instruction(self, history: TrialHistory, command: TrialCommand) -> Stop | Extension | Clone:
+        match command:
             case StopTrial():
-                instruction: Stop | Extension | Clone = self._stop(history)
-            case ExtendTrial() as command:
-                instruction = self._extension(history, command)
-            case CloneTrial() as command:
-                instruction = self._clone(history, command)
-        return self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
+                return self._stop(history)
+            case ExtendTrial():
+                return self._extension(history, command)
+            case CloneTrial():
+                return self._clone(history, command)
 
     def _instruct(
         self, trial_id: str, instruction: Stop | Extension | Clone, *, request_id: str, by: str
@@ -187,7 +206,7 @@ class TrialController:
             if trial in (str(history.started.number), history.trial_id):
                 return history
         planned = self.planned + len(self.clones)
-        if trial.isdigit() and 1 <= int(trial) <= planned:
+        if trial in map(str, range(1, planned + 1)):
             raise Refused(f"trial {trial} has not started yet; it can be told something once it runs")
         raise Refused(f"there is no trial {trial}; this search has 1 to {planned}")
 
