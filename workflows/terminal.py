@@ -48,6 +48,7 @@ STATUS: Mapping[Outcome, Exit] = {
     Outcome.NOT_PROMOTED: Exit.DONE,
     Outcome.FINISHED: Exit.DONE,
     Outcome.NO_TRIAL_SUCCEEDED: Exit.NO_TRIAL_SUCCEEDED,
+    Outcome.LOST: Exit.NO_TRIAL_SUCCEEDED,
     Outcome.NOT_PROVEN: Exit.NOT_PROVEN,
     Outcome.TRACKING_AWAY: Exit.TRACKING_AWAY,
     Outcome.INTERRUPTED: Exit.INTERRUPTED,

@@ -15,6 +15,7 @@ from components.storage.file_lock import FileLock
 from components.storage.folder import Folder, Lock, PendingWrite
 from components.storage.fsync import fsync_path, fsync_tree
 from components.storage.regular_files import read_small
+from components.storage.room import in_words, wait_for_room
 from components.storage.unfinished import LONG_AGO, beside, is_hidden, remove, remove_rests, replacing
 
 
@@ -57,9 +58,12 @@ class LocalFolder(Folder):
         return read_small(self.path / name, max_bytes)
 
     def write_text(self, name: str, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path / name) as file:
-            file.write(text)
+        def write() -> None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / name) as file:
+                file.write(text)
+
+        wait_for_room(write, self.path / name)
 
     def delete_file(self, name: str, *, retry: bool = True) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -79,12 +83,13 @@ class LocalFolder(Folder):
     def publish(self, write: Callable[[Path], None]) -> None:
         remove_rests(self.path.parent, older_than=LONG_AGO)  # other searches may be filling theirs
         scratch = beside(self.path)
-        scratch.mkdir(parents=True)
         try:
-            write(scratch)
-            fsync_tree(scratch)
-            self._move_here(scratch)
-            fsync_path(self.path.parent)
+            with in_words(self.path):
+                scratch.mkdir(parents=True)
+                write(scratch)
+                fsync_tree(scratch)
+                self._move_here(scratch)
+                fsync_path(self.path.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -132,7 +137,7 @@ class SharedWrite(PendingWrite):
         self.scratch = beside(target, shared=True)
         if is_first:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir(parents=True)
+            wait_for_room(lambda: self.scratch.mkdir(parents=True, exist_ok=True), self.target)
         barrier()
         self.scratch.mkdir(exist_ok=True)  # NFS may cache for seconds that it did not exist
 
@@ -140,8 +145,9 @@ class SharedWrite(PendingWrite):
         """Returns in every writer once the target is complete."""
         self.barrier()
         if self.is_first:
-            fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
-            remove(self.target)
-            self.scratch.rename(self.target)
-            fsync_path(self.target.parent)
+            with in_words(self.target):
+                fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
+                remove(self.target)
+                self.scratch.rename(self.target)
+                fsync_path(self.target.parent)
         self.barrier()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from components.storage.fsync import fsync_file
+from components.storage.fsync import fsync_file, fsync_path
 
 SUFFIX = ".unfinished"
 LONG_AGO = 86400.0  # seconds: what has not changed for so long, a process has left that has ended
@@ -40,6 +40,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
             yield file
             fsync_file(file)
         scratch.replace(path)
+        fsync_path(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -54,6 +54,7 @@ MAX_CHARACTERS = 500
 STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
     "failed": "FAILED",
     "no trial succeeded": "FAILED",
+    "lost": "FAILED",
     "not proven": "FAILED",
     "interrupted": "KILLED",
     "terminated": "KILLED",

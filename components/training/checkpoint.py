@@ -30,6 +30,7 @@ from components.models.sharded_safetensors import StoredTensors, write_rows
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.storage.permissions import readable_as_usual
+from components.storage.room import wait_for_room
 from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
 from components.training.workers import Workers
@@ -44,10 +45,11 @@ def write_checkpoint(
     """Every worker calls it; `write` writes this worker's own files. The folder appears complete or not at all.
 
     On a mounted file system the checkpoint is complete on return. On an object store its upload continues in the
-    background; the previous one is complete.
+    background; the previous one is complete. On a full disk a worker writes its files again once there is room, and the
+    others wait for it: the trial stands still at its report.
     """
     pending = directory.begin(part=workers.worker_rank, of=workers.count, barrier=workers.barrier, uploads=uploads)
-    write(pending.scratch)
+    wait_for_room(lambda: write(pending.scratch), directory)
     pending.commit()
 
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -28,7 +28,6 @@ from components.experiment.space import branches_of, change_trial, num_trials, v
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.quantization_backend import missing_package
 from components.records.commands import (
-    MAX_LETTERS,
     CloneTrial,
     CommandReply,
     ExtendTrial,
@@ -49,6 +48,7 @@ from components.records.events import (
 from components.records.finalists import due_repeats
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
+from components.storage.foreign_files import reason_of
 from components.storage.open_folder import folder_at
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,10 @@ class TrialController:
         self.reasons: dict[str, str] = {}  # why the scheduler has ended trials
         self.planned = num_trials(context.experiment)
         self.fatal_error: str | None = None  # why no trial of this search can succeed
-        self._known_to_tune: set[str] | None = None  # until Tune has restored its trials
+        self._handed_over: set[str] = set()  # clones that Tune has, and that may not have begun
 
-    def process_requests(self, known_to_tune: Iterable[str]) -> None:
-        """Replies to new requests. Called before each step of Tune's loop, with the ids of its trials."""
-        if self._known_to_tune is None:
-            self._known_to_tune = set(known_to_tune)
+    def process_requests(self) -> None:
+        """Replies to new requests. Called before each step of Tune's loop."""
         if self._inbox is not None:
             for request in self._inbox.poll():
                 self._inbox.reply(request, self._reply(request))
@@ -98,10 +96,10 @@ class TrialController:
         }
 
     def next_clone(self) -> tuple[str, Clone] | None:
-        """Hands a clone that Tune does not have yet over to Tune; None if there is none."""
-        if self._known_to_tune is None or not (waiting := self._waiting()):
+        """Hands a clone that has not begun over to Tune, once; None if there is none."""
+        if not (waiting := self._waiting()):
             return None
-        self._known_to_tune.add(waiting[0])
+        self._handed_over.add(waiting[0])
         return self.clones[waiting[0]]
 
     @property
@@ -125,7 +123,7 @@ class TrialController:
 
     def may_start(self, trial_id: str, branch: str) -> bool:
         """Whether the budget lets a trial that waits have a slot. One that has begun may go on until a limit is reached."""
-        if self.spending is None or trial_id in self.context.finished_trials:
+        if self.spending is None:
             return True
         if trial_id in self.histories:
             return self.spending.exhausted() is None
@@ -159,7 +157,7 @@ class TrialController:
         return history.stop if history is not None else None
 
     def _waiting(self) -> list[str]:
-        return [trial_id for trial_id in self.clones if trial_id not in (self._known_to_tune or ())]
+        return [each for each in self.clones if each not in self._handed_over and each not in self.histories]
 
     def _reply(self, request: Request) -> CommandReply:
         """A request that an earlier driver journaled, but did not reply to, is not executed twice."""
@@ -174,8 +172,7 @@ class TrialController:
             return CommandReply(accepted=False, message=str(refusal))
         except Exception as error:  # nothing that somebody asks for ends the search of others
             log.exception("request %s cannot be carried out", request.request_id)
-            reason = " ".join(str(error).split())[:MAX_LETTERS]
-            return CommandReply(accepted=False, message=f"it cannot be carried out ({type(error).__name__}: {reason})")
+            return CommandReply(accepted=False, message=f"it cannot be carried out ({reason_of(error)})")
         # Outside: a journal that takes no line is a matter of the search.
         instructed = self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
         return CommandReply(accepted=True, message=self._describe(instructed))
@@ -196,8 +193,11 @@ class TrialController:
             trial_id=trial_id, instruction=instruction, request_id=request_id, by=by, time=time.time()
         )
         self.histories.record(instructed)
-        if isinstance(instruction, Stop):
-            self.board.stop_trial.remote(trial_id)
+        match instruction:
+            case Stop():
+                self.board.stop_trial.remote(trial_id)
+            case Extension():  # a board that has died since it gave the step may not have found this in the journal
+                self.board.note_extensions.remote(trial_id, self.histories[trial_id].extensions)
         return instructed
 
     def _find(self, trial: str) -> TrialHistory:
