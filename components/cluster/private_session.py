@@ -81,7 +81,7 @@ def _create(file: Path, content: str) -> None:
 
 @contextlib.contextmanager
 def gloo_on_loopback() -> Iterator[None]:
-    """Inside, processes that are started let gloo listen on this machine's loopback interface alone, unless told otherwise.
+    """Inside, processes that are started let gloo listen on the loopback interface alone, unless its user has named one.
 
     Only for workers that are all on this machine. torch's store, by which they find each other, listens on every interface.
     """

@@ -42,13 +42,15 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         logger.warning(warning)
     # Set before any worker imports Ray; components/cluster/README.md explains each.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nobody reads the state that Tune saves
+    os.environ.setdefault(
+        "TUNE_GLOBAL_CHECKPOINT_S", "1e9"
+    )  # nobody reads Tune's state: a search goes on from its journal
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
-    own = private_session() if address == LOCAL else contextlib.nullcontext()
-    with sigterm_left_alone(), own as folder:
+    private = private_session() if address == LOCAL else contextlib.nullcontext()
+    with private as folder, sigterm_left_alone():
         cluster = ray.init(
             address=address,
             num_cpus=num_cpus if address == LOCAL else None,

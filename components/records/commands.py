@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from components.errors import InputError
+from components.storage.foreign_files import reason_of
 
 MAX_SHARE = 1000.0
 MAX_TOKENS = 2**53  # what a float of JSON counts exactly
@@ -56,14 +57,7 @@ def command_of(kind: type[C], **fields: Any) -> C:
     try:
         return kind(**fields)
     except ValidationError as error:
-        raise InputError(f"{kind.model_fields['kind'].default}: {first_problem(error)}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """Returns the place and the rule of the first thing that is wrong, for people; the value may be of any size."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))[:MAX_LETTERS]
-    return f"{place}: {first['msg'][:MAX_LETTERS]}" if place else str(first["msg"])[:MAX_LETTERS]
+        raise InputError(f"{kind.model_fields['kind'].default}: {reason_of(error)}") from None
 
 
 class Request(_Plain):

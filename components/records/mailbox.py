@@ -17,11 +17,10 @@ import socket
 import time
 import uuid
 
-from pydantic import ValidationError
-
 from components.errors import InputError
-from components.records.commands import MAX_LETTERS, CommandReply, Request, TrialCommand, first_problem
+from components.records.commands import MAX_LETTERS, CommandReply, Request, TrialCommand
 from components.storage.folder import Folder
+from components.storage.foreign_files import reason_of
 from components.storage.retry import StorageError
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,9 @@ class Mailbox:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise InputError(f"{self.folder}/{name}: no reply of this version of Turnwise: {_reason(error)}") from None
+            raise InputError(
+                f"{self.folder}/{name}: no reply of this version of Turnwise: {reason_of(error)}"
+            ) from None
 
     def waiting(self) -> list[Request]:
         """Returns requests without a reply, the oldest first. Replies to what is no request of this version."""
@@ -82,7 +83,7 @@ class Mailbox:
         except (FileNotFoundError, StorageError) as error:
             log.warning("%s: request %s cannot be read now: %s", self.folder, request_id, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it holds up no other request
-            self._refuse(request_id, _reason(error))
+            self._refuse(request_id, reason_of(error))
         return None
 
     def _refuse(self, request_id: str, reason: str) -> None:
@@ -91,12 +92,6 @@ class Mailbox:
             self.reply(request_id, CommandReply(accepted=False, message=message))
         except OSError as error:
             log.warning("%s: request %s cannot be refused now: %s", self.folder, request_id, error)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return first_problem(error)
-    return " ".join(str(error).split())[:MAX_LETTERS] or type(error).__name__
 
 
 def _user() -> str:

@@ -12,6 +12,7 @@ from typing import IO
 
 from components.storage.folder import AppendLog, Folder
 from components.storage.fsync import fsync_path, write_all
+from components.storage.regular_files import open_own
 from components.storage.room import wait_for_room
 
 LINE = re.compile(r"(\d{8})-[0-9a-f]+\.json")
@@ -59,12 +60,12 @@ class FileAppendLog(AppendLog):
     def _open(self) -> IO[bytes]:
         """Cuts off a torn last line; otherwise the next line would be joined to it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_bytes() if self.path.exists() else b""
+        # Without a buffer: what could not be written must not be written again when the file is closed.
+        file = os.fdopen(open_own(self.path, os.O_RDWR | os.O_APPEND), "a+b", buffering=0)
+        content = self.path.read_bytes()
         self._end = content.rfind(b"\n") + 1
         if self._end < len(content):
-            os.truncate(self.path, self._end)
-        # Without a buffer: what could not be written must not be written again when the file is closed.
-        file = self.path.open("ab", buffering=0)
+            file.truncate(self._end)
         fsync_path(self.path.parent)
         return file
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from components.cluster.driver.checkpoint_retention import CheckpointRetention
-from components.cluster.slots.resume import resume_point
+from components.cluster.slots.resume import newest_checkpoint
 from components.cluster.slots.search_context import SearchContext
 from components.errors import InputError
 from components.experiment.load_experiment import load_experiment
@@ -259,6 +259,13 @@ def test_a_lock_is_taken_through_no_link_and_on_no_pipe(tmp_path, secret):
         folder.lock("lock")
 
 
+def test_a_journal_is_appended_to_through_no_link(tmp_path, secret):
+    (tmp_path / "journal.jsonl").symlink_to(secret)
+    with pytest.raises(StorageError, match=r"journal\.jsonl: is a link"):
+        folder_at(tmp_path).append_log("journal.jsonl").append("{}")
+    assert secret.read_text() == "mine"
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
 def test_files_have_the_mode_that_the_umask_says(tmp_path, umask, mode):
     before = os.umask(umask)
@@ -365,7 +372,7 @@ def test_a_driver_killed_while_it_removes_a_checkpoint_leaves_no_half_of_it(tmp_
         with pytest.raises(Killed):
             (trial / "step_000001").delete()
     assert trial.list_names() == ["step_000002"]
-    assert resume_point(trial, str(trial / "step_000001")) == trial / "step_000002"
+    assert newest_checkpoint(trial, 2) == trial / "step_000002"
     assert len(list(trial.path.iterdir())) == 2  # the rest is hidden
     trial.delete_unfinished()
     assert [path.name for path in trial.path.iterdir()] == ["step_000002"]

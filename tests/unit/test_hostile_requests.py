@@ -167,7 +167,7 @@ def controller(toy_search):
 )
 def test_what_cannot_be_carried_out_is_refused_and_ends_no_search(controller, command):
     inbox = Inbox(command)
-    controller(inbox).process_requests([])
+    controller(inbox).process_requests()
     (reply,) = inbox.replies
     assert not reply.accepted
     assert reply.message

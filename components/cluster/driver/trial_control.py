@@ -28,7 +28,6 @@ from components.experiment.space import branches_of, change_trial, num_trials, v
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.quantization_backend import missing_package
 from components.records.commands import (
-    MAX_LETTERS,
     CloneTrial,
     CommandReply,
     ExtendTrial,
@@ -49,6 +48,7 @@ from components.records.events import (
 from components.records.finalists import due_repeats
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
+from components.storage.foreign_files import reason_of
 from components.storage.open_folder import folder_at
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,7 @@ class TrialController:
             return CommandReply(accepted=False, message=str(refusal))
         except Exception as error:  # nothing that somebody asks for ends the search of others
             log.exception("request %s cannot be carried out", request.request_id)
-            reason = " ".join(str(error).split())[:MAX_LETTERS]
-            return CommandReply(accepted=False, message=f"it cannot be carried out ({type(error).__name__}: {reason})")
+            return CommandReply(accepted=False, message=f"it cannot be carried out ({reason_of(error)})")
         # Outside: a journal that takes no line is a matter of the search.
         instructed = self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
         return CommandReply(accepted=True, message=self._describe(instructed))
