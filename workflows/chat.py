@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         chat_format = format_spec_of(arguments)
         model = load_by_name(arguments.model, chat_format=chat_format, tracking=arguments.tracking_uri)
         _check_is_base(model, chat_format, arguments.model)
-    session = ChatSession(
-        model,
-        system=arguments.system,
-        tools=tools,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-    )
+        session = ChatSession(
+            model,
+            system=arguments.system,
+            tools=tools,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+        )
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # people and models write what a terminal may not know
     if arguments.message is not None:
-        send(session, arguments.message)
+        with exit_on_error():
+            send(session, arguments.message)
         return Exit.DONE
     return _converse(session)
 
@@ -117,6 +122,9 @@ def _converse(session: ChatSession) -> int:
                 except KeyboardInterrupt:
                     session.take_back()
                     show("\n(stopped, and forgotten)")
+                except ValueError as error:
+                    session.take_back()
+                    show(f"(not answered, and forgotten: {error})", stderr=True)
 
 
 def _prompt(session: ChatSession) -> str:

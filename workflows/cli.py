@@ -59,6 +59,7 @@ STATUS_OF_ERROR: dict[type[Exception], Exit] = {
     StorageError: Exit.STORAGE_AWAY,
     TurnwiseError: Exit.BAD_INPUT,
     ValueError: Exit.BAD_INPUT,
+    OSError: Exit.BAD_INPUT,
 }
 
 
@@ -87,7 +88,14 @@ def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        fail(str(error), status_of(error))
+        fail(message_of(error), status_of(error))
+
+
+def message_of(error: Exception) -> str:
+    """What an error says; of the system's own, the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def status_of(error: Exception) -> Exit:

@@ -34,6 +34,7 @@ from workflows.cli import (
     program,
     python,
     raise_on_sigterm,
+    show,
     show_json,
     status_of,
 )
@@ -48,6 +49,7 @@ STATUS: Mapping[Outcome, Exit] = {
     Outcome.NOT_PROMOTED: Exit.DONE,
     Outcome.FINISHED: Exit.DONE,
     Outcome.NO_TRIAL_SUCCEEDED: Exit.NO_TRIAL_SUCCEEDED,
+    Outcome.LOST: Exit.NO_TRIAL_SUCCEEDED,
     Outcome.NOT_PROVEN: Exit.NOT_PROVEN,
     Outcome.TRACKING_AWAY: Exit.TRACKING_AWAY,
     Outcome.INTERRUPTED: Exit.INTERRUPTED,
@@ -96,7 +98,10 @@ def search_and_report(
 def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
     """Shows a search until it ends or its driver is gone; Ctrl-C ends the view only. `as_json`: its present state, once."""
     with exit_on_error():
-        followed = FollowedSearch(experiment, find_search(experiment, search_id))
+        return _watch(FollowedSearch(experiment, find_search(experiment, search_id)), as_json=as_json)
+
+
+def _watch(followed: FollowedSearch, *, as_json: bool) -> Exit:
     if as_json:
         show_json(followed.snapshot())
         return Exit.DONE
@@ -122,6 +127,15 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
     console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget, metrics=followed.metrics))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY
+
+
+def sync(experiment: ExperimentSpec, search_id: str) -> Exit:
+    """Fills MLflow from the journal of a search."""
+    from components.search.sync_search import sync_search
+
+    with exit_on_error():
+        sync_search(experiment, search_id, on_message=show)
+    return Exit.DONE
 
 
 def _run(
