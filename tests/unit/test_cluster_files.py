@@ -416,6 +416,7 @@ def test_ray_starts_a_machine_of_each_type_with_its_role(account, tmp_path, monk
         role = "turnwise-head" if name == "head" else "turnwise-worker"
         assert machine.iam_instance_profile["Arn"].endswith(f"/{role}")
         assert (machine.instance_lifecycle == "spot") == (name == "lora")
+        assert [group["GroupName"] for group in machine.security_groups] == ["turnwise"]  # and none that Ray made
 
 
 def test_the_head_names_storage_by_account_and_keeps_its_tracking_server(account):
