@@ -1,6 +1,7 @@
 """What strangers publish and disks leave: each is refused in one sentence, or read, and none of its code runs."""
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -362,11 +363,10 @@ def test_a_directory_with_code_of_its_own_neither_asks_nor_runs_it(model, tmp_pa
         "evaluate": lambda: evaluate.main([name, "--data", data]),
         "export": lambda: export.main([name, "--out", str(tmp_path / "out")]),
     }
-    for use, call in uses.items():
-        try:
+    for call in uses.values():
+        # A family that transformers has needs none of the code that comes with it.
+        with contextlib.suppress(*[InputError, SystemExit] if kind == "own" else []):
             call()
-        except (InputError, SystemExit) as refusal:
-            assert kind == "own", f"{use}: a family that transformers has needs none of its code: {refusal}"
     assert (asked, ran.exists(), "own" in sys.modules) == ([], False, False)
     said = capsys.readouterr().err
     assert ("it comes with code of its own, which is never run" in said) == (kind == "own")
