@@ -17,8 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
-from pydantic import JsonValue
-from rich.console import Console
+from pydantic import BaseModel, JsonValue
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
 from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError
@@ -27,6 +26,8 @@ from components.experiment.spec import ChatFormatSpec
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
+from components.storage.uri import without_secrets
+from components.visible import VisibleConsole, visible, visible_json
 
 WIDTH_OF_LOGS = 140
 COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml
@@ -58,6 +59,7 @@ STATUS_OF_ERROR: dict[type[Exception], Exit] = {
     StorageError: Exit.STORAGE_AWAY,
     TurnwiseError: Exit.BAD_INPUT,
     ValueError: Exit.BAD_INPUT,
+    OSError: Exit.BAD_INPUT,
 }
 
 
@@ -86,7 +88,14 @@ def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except expected as error:
-        fail(str(error), status_of(error))
+        fail(message_of(error), status_of(error))
+
+
+def message_of(error: Exception) -> str:
+    """What an error says; of the system's own, the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def status_of(error: Exception) -> Exit:
@@ -95,8 +104,20 @@ def status_of(error: Exception) -> Exit:
 
 def fail(message: str, status: Exit) -> NoReturn:
     """Ends the program: the message on stderr, and the status."""
-    print(message, file=sys.stderr)
+    show(without_secrets(message), stderr=True)
     raise SystemExit(int(status))
+
+
+def show(text: object = "", *, end: str = "\n", stderr: bool = False) -> None:
+    """Prints a text of any origin: what would act on the terminal, or hide, is an escape. All printing goes by here or by a
+    console of make_console()."""
+    print(visible(str(text)), end=end, file=sys.stderr if stderr else sys.stdout, flush=True)
+
+
+def show_json(result: object) -> None:
+    """Prints JSON on one line, in which nothing acts on a terminal."""
+    line = result.model_dump_json() if isinstance(result, BaseModel) else json_line(result)
+    print(visible_json(line), flush=True)
 
 
 def json_line(result: object) -> str:
@@ -123,10 +144,9 @@ def quiet_libraries() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> VisibleConsole:
     """Returns a console whose lines may be long where there is no terminal: 80 columns would break tables in a job's log."""
-    # Text of people and models is shown as it is: "[/INST]" is not rich's markup.
-    console = Console(stderr=stderr, markup=False, highlight=False)
+    console = VisibleConsole(stderr=stderr)
     if not console.is_terminal:
         console.width = WIDTH_OF_LOGS
     return console
@@ -207,5 +227,5 @@ def program(name: str) -> str:
 
 
 def command_line(name: str, argv: Sequence[str] | None) -> str:
-    """Returns the command line that called the program `name`."""
-    return f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    """Returns the command line that called the program `name`, without secrets: reports and messages have it."""
+    return without_secrets(f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}")

@@ -16,7 +16,7 @@ from components.experiment.load_experiment import load_experiment
 from components.experiment.schema import experiment_schema
 from components.lasting_output import lasting_output
 from components.search.find import NEWEST
-from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries
+from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries, show
 from workflows.terminal import search_and_report, sync, watch
 
 
@@ -65,7 +65,7 @@ class _PrintSchema(argparse.Action):
     """Like --help: prints and ends, with or without other arguments."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(json.dumps(experiment_schema(), indent=1))
+        show(json.dumps(experiment_schema(), indent=1))
         parser.exit()
 
 

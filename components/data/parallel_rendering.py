@@ -10,10 +10,13 @@ from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from components.conversations.chat_formats.bounded_template import UnboundedTemplateError
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.load_format import load_format_of
 from components.conversations.messages import Conversation
+from components.conversations.readers.data_problems import shorten
+from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
 FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
@@ -43,10 +46,18 @@ class Renderer:
 
 
 def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> RenderResult:
+    """Returns the tokens, or why there are none, whatever that is: one conversation spoils no other.
+
+    But a template that does not end would not end for the next ones either: UnboundedTemplateError is raised on.
+    """
     try:
         return chat_format.render(conversation)
-    except ValueError as error:
-        return str(error)
+    except UnboundedTemplateError:
+        raise
+    except InputError as error:
+        return shorten(str(error))
+    except Exception as error:  # noqa: BLE001 - templates and tokenizers are the model's own
+        return shorten(f"{conversation.source}: cannot be rendered ({type(error).__name__}: {error})")
 
 
 @cache  # once per process

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from components.errors import InputError
+from components.storage.uri import without_secrets
+
+MAY_BE_SECRET = {"uri", "url", "key_env"}  # where people paste addresses with passwords, or the key itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class ExperimentError(InputError):
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
         head = f"{where}: {count}" if where else count
-        super().__init__("\n  ".join([head, *map(str, self.problems)]))
+        super().__init__(without_secrets("\n  ".join([head, *map(str, self.problems)])))
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[Problem]:
@@ -58,7 +61,7 @@ def _rule_and_value(finding: Any) -> str:
     message = str(finding["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = finding["input"]
-    if finding["type"] == "missing" or isinstance(value, dict):
+    if finding["type"] == "missing" or isinstance(value, dict) or MAY_BE_SECRET & set(finding["loc"][-1:]):
         return message
     return f"{message}, not {value!r}"
 

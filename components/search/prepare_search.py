@@ -26,7 +26,6 @@ from components.experiment.spec import STORAGE, ExperimentSpec, MetricSpec
 from components.models import attention_backend, quantization_backend
 from components.planning.verification_memory import check_verifiable
 from components.records.earlier_trials import EarlierTrial
-from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
@@ -111,13 +110,8 @@ class PreparedSearch:
         """Marks the search as finished: it cannot be resumed any more."""
         self.manifest.model_copy(update={"finished": True}).write(self.folder)
 
-    def context(
-        self, finished_trials: Mapping[str, Progress | None], prices: Mapping[str, float] | None = None
-    ) -> SearchContext:
-        """What the processes of the cluster need. `finished_trials` need not run; each has its last report.
-
-        `prices`: dollars of a worker-hour, by branch.
-        """
+    def context(self, prices: Mapping[str, float] | None = None) -> SearchContext:
+        """What the processes of the cluster need. `prices`: dollars of a worker-hour, by branch."""
         default = self.opened.default.for_trials()
         return SearchContext(
             experiment=self.experiment,
@@ -133,7 +127,6 @@ class PreparedSearch:
             rungs=rungs_of(self.experiment, self.budget),
             dollars_per_worker_hour=dict(prices or {}),
             general=default.general,
-            finished_trials=dict(finished_trials),
             earlier_trials=self.earlier,
         )
 

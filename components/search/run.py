@@ -12,7 +12,7 @@ from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import check_capacity
 from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.ray_session import connected, this_job
-from components.cluster.run_search import can_resume, run_search
+from components.cluster.run_search import run_search
 from components.cluster.scheduling.search_warnings import remarks
 from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
@@ -131,22 +131,15 @@ class SearchRun:
         """Returns once every trial has ended, or the search was stopped. Called once."""
         if self._is_concluded():
             return self._deliver_only()
-        resume = self.prepared.resumed and can_resume(self.prepared.folder)
         sync = JournalSync(self._journal, self._tracked.open)
         self.histories.subscribe(sync.append)
         if on_event is not None:
             self.histories.subscribe(on_event)
-        finished = {
-            trial_id: history.last
-            for trial_id, history in self.histories.items()
-            if history.state is not TrialState.RUNNING
-        }
-        context, hopeless, limit = self.prepared.context(finished, self.prices), None, None
+        context, hopeless, limit = self.prepared.context(self.prices), None, None
         try:
             limit = run_search(
                 context,
                 self.histories,
-                resume=resume,
                 inbox=self.inbox,
                 stop=self.stop,
                 running_seconds=lambda: self.inbox.ran_seconds,
@@ -290,7 +283,7 @@ class SearchRun:
         histories = {history.trial_id: history for history in self._with_complete_checkpoints()}
         leader = ranked(histories.values())[0]
         if leader.best is None or leader.state is TrialState.FAILED:
-            return outcome_of_no_success(self.histories.values())
+            return outcome_of_no_success(self.histories.values(), self.resume_command)
         finalists = compare_branches(self.prepared, histories)
         return replace(self._conclude(trials, choose(histories, leader, finalists, self.prepared)), finalists=finalists)
 

@@ -20,6 +20,7 @@ from components.search.tracked_runs import log_inputs, open_runs
 from components.search.write_reports import kept_summary
 from components.storage.folder import Folder
 from components.storage.retry import StorageError
+from components.storage.uri import without_secrets
 from components.tracking.journal_proof import compare_with_journal
 from components.tracking.mlflow_access import (
     MLFLOW_ERRORS,
@@ -27,7 +28,6 @@ from components.tracking.mlflow_access import (
     is_final,
     reason_of,
     tracking_uri,
-    without_secrets,
 )
 from components.tracking.mlflow_runs import SearchRuns
 

@@ -11,7 +11,8 @@ from components.records.tracked_search import MASK_PREVIEW, TrackedData, Tracked
 from components.search.prepare_search import PreparedSearch
 from components.storage.folder import Folder
 from components.storage.retry import StorageError
-from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.storage.uri import without_secrets
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
 from components.tracking.mlflow_runs import MAX_CHARACTERS, SETTINGS_TAG, TRAINED_TAG, SearchRuns
 
 AWAY = "away"  # in place of a link

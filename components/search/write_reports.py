@@ -17,7 +17,7 @@ from components.reports.search_summary import SearchSummary, trial_summaries
 from components.search.decide_outcome import SearchOutcome
 from components.search.prepare_search import PreparedSearch
 from components.storage.folder import Folder
-from components.tracking.mlflow_access import without_secrets
+from components.storage.uri import without_secrets
 from components.tracking.mlflow_runs import SearchRuns
 
 REPORT, SUMMARY = "report.html", "summary.json"

@@ -19,16 +19,6 @@ def write_all(file: IO[bytes], content: bytes) -> None:
         left = left[file.write(left) :]
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file beside the target and renames it: a reader, also one after a power failure, sees all of it or none."""
-    scratch = path.with_name(f".{path.name}")
-    with scratch.open("wb") as file:
-        file.write(content)
-        fsync_file(file)
-    scratch.replace(path)
-    fsync_path(path.parent)
-
-
 def fsync_path(path: Path) -> None:
     """Forces a file's content, or a folder's names: a new file is durable only when its folder has been synced too."""
     opened = os.open(path, os.O_RDONLY)

@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from components.errors import TrackingError
-from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of, without_secrets
+from components.storage.uri import without_secrets
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
 from components.tracking.mlflow_runs import SEARCH_OF_TRIAL_TAG, TRIAL_TAG
 
 SQLITE = "sqlite:///"

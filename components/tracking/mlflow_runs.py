@@ -33,9 +33,10 @@ from components.records.events import (
     TrialStarted,
 )
 from components.records.search_cost import SearchCost
+from components.storage.uri import without_secrets
 from components.tracking.library_versions import library_versions
 from components.tracking.metric_points import BEST_LOSS, best_key, finite, points_of, standing_after
-from components.tracking.mlflow_access import experiment_id, without_secrets
+from components.tracking.mlflow_access import experiment_id
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 SEARCH_OF_TRIAL_TAG = "turnwise.search"
@@ -51,6 +52,7 @@ MAX_CHARACTERS = 500
 STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
     "failed": "FAILED",
     "no trial succeeded": "FAILED",
+    "lost": "FAILED",
     "not proven": "FAILED",
     "interrupted": "KILLED",
     "terminated": "KILLED",

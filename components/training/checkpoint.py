@@ -29,6 +29,7 @@ from components.models.load_trained import ADAPTER, ADAPTER_FILE, WEIGHTS, check
 from components.models.sharded_safetensors import StoredTensors, write_rows
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
+from components.storage.permissions import readable_as_usual
 from components.storage.room import wait_for_room
 from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
@@ -61,7 +62,7 @@ def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
     if hasattr(model, "peft_config"):
         if workers.worker_rank == 0:
             save_adapter(model, directory / ADAPTER)
-            (directory / ADAPTER / ADAPTER_FILE).chmod(0o644)  # safetensors lets only its writer read it
+            readable_as_usual(directory / ADAPTER / ADAPTER_FILE)
         return
     (directory / WEIGHTS).mkdir(exist_ok=True)
     _write_own(model.named_parameters(), directory / WEIGHTS, "model", workers)
