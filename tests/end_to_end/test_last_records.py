@@ -43,7 +43,7 @@ class Kept:
         return [found.version for found in self.client.search_model_versions("name = 'recorded'")]
 
 
-def test_a_search_without_a_server_is_filled_afterwards_and_finished_when_all_is_recorded(mlflow_server, tmp_path):
+def test_a_search_without_a_server_is_finished_once_all_is_recorded(mlflow_server, tmp_path):
     folder = toy_search_folder(tmp_path, CHANGES)
     nobody = f"http://127.0.0.1:{free_port()}"
     refused = ran(folder, "tune", "toy.yaml", *where(nobody))
