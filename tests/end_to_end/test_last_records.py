@@ -72,7 +72,7 @@ def test_a_search_without_a_server_is_finished_once_all_is_recorded(mlflow_serve
     with proxy_before(mlflow_server, lose_report) as uri:
         lost = ran(folder, "tune", "toy.yaml", *where(uri), "--resume")
     assert lost.returncode == 6, lost.stderr[-2000:]
-    assert "Champion: models:/recorded@champion is version 1" in said(lost)
+    assert "Champion: models:/recorded@champion is version 1" in said(lost), lost.stdout[-1500:]
     assert "But MLflow has not taken all of the record" in said(lost)
     kept = Kept(folder, mlflow_server)
     assert (kept.run.info.status, kept.manifest.finished, kept.versions) == ("RUNNING", False, [1])

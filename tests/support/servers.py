@@ -146,13 +146,14 @@ def proxy_before(server, loses):
 
     class Proxy(BaseHTTPRequestHandler):
         def forward(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = self.body()
             lost = loses(self.path)
             if lost == "request":
                 self.connection.close()
                 return
             upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+            own = ("host", "transfer-encoding")
+            headers = {key: value for key, value in self.headers.items() if key.lower() not in own}
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             content = answer.read()
@@ -164,6 +165,16 @@ def proxy_before(server, loses):
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def body(self):
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
 
