@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             temperature=arguments.temperature,
         )
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # people and models write what no terminal knows
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # people and models write what a terminal may not know
     if arguments.message is not None:
         with exit_on_error():
             send(session, arguments.message)

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 
 from components.experiment.load_experiment import load_experiment
 from components.experiment.schema import experiment_schema
+from components.lasting_output import lasting_output
 from components.search.find import NEWEST
 from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries, show
-from workflows.terminal import search_and_report, watch
+from workflows.terminal import search_and_report, sync, watch
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     with exit_on_error():
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.watch is not None:
         return watch(experiment, arguments.watch, as_json=arguments.json)
     quiet_libraries()
+    if arguments.sync is not None:
+        return sync(experiment, arguments.sync)
     return search_and_report(
         experiment,
         command=command_line("tune", argv),
@@ -45,6 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
         const=NEWEST,
         metavar="SEARCH_ID",
         help="look at a search that runs anywhere, by default the newest; with --json its state, once",
+    )
+    parser.add_argument(
+        "--sync",
+        nargs="?",
+        const=NEWEST,
+        metavar="SEARCH_ID",
+        help="fill MLflow from the journal of a search, then end",
     )
     parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON Schema of experiment files")
     return parser

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from components.storage.regular_files import read_small
+from components.errors import InputError
+from components.storage.foreign_files import read_object
 from components.storage.unfinished import replacing
 
 CACHE = ".turnwise-digest.json"
-MAX_CACHE_BYTES = 2**20
 PARTS = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 
 
@@ -25,8 +24,10 @@ def model_digest(directory: Path) -> str:
     files = sorted({path for part in PARTS for path in directory.glob(part) if path.name != CACHE and path.is_file()})
     stamp = [_stamp(path) for path in files]
     cache = directory / CACHE
-    if (known := _known(cache, stamp)) is not None:
-        return known
+    with contextlib.suppress(InputError):  # there is none, or it is broken: the files are read again
+        known = read_object(cache)
+        if known.get("stamp") == stamp and isinstance(known.get("digest"), str):
+            return str(known["digest"])
     hashed = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
@@ -41,14 +42,3 @@ def model_digest(directory: Path) -> str:
 def _stamp(path: Path) -> list[str | int]:
     found = path.stat()
     return [path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _known(cache: Path, stamp: Sequence[list[str | int]]) -> str | None:
-    """Returns the digest in the cache, if that is one and of these files."""
-    try:
-        known = json.loads(read_small(cache, MAX_CACHE_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(known, dict) or known.get("stamp") != stamp:
-        return None
-    return str(known["digest"]) if "digest" in known else None

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from components.errors import InputError
-from components.models.model_config import check_model_config
+from components.models.model_config import check_model_config, read_model_config
 from components.models.shard_names import check_indexes
 from components.storage.foreign_files import explain_foreign
 
@@ -143,7 +143,7 @@ def _without_bar() -> Iterator[None]:
 def _from_pretrained(directory: Path, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, _Found]:
     check_indexes(directory)
     if "gguf_file" not in settings:
-        check_model_config(directory)
+        read_model_config(directory)
     with explain_foreign(directory, "its weights cannot be made the model that its config.json describes"):
         model, info = _load_with_info(directory, settings)
     mismatched = [(name, list(found), list(wanted)) for name, found, wanted in info["mismatched_keys"]]

@@ -166,7 +166,7 @@ def _open(
 ) -> PreparedSearch:
     began = time.monotonic()
     uri = tracking_uri(written)
-    check_tracking(uri)
+    tracked = _answers(written, uri, on_message)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
     _check_packages(written, on_message)
     for remark in (*experiment_warnings(written), *dtype_warnings(written)):
@@ -183,8 +183,9 @@ def _open(
     check_vocabularies(opened, on_message)
     texts = _general_texts(written, begun)
     opened = with_general(opened, texts, on_message)
-    if register:
+    if register and tracked:
         check_model_name(uri, experiment.registered_model)
+    if register:
         for base in opened.bases:
             check_verifiable(base.experiment)
     manifest = begun or _new_manifest(written, opened, start.searches)
@@ -207,6 +208,20 @@ def _open(
         gate_generation=plan_gate(experiment, probes),
         earlier=start.trials,
     )
+
+
+def _answers(written: ExperimentSpec, uri: str, on_message: OnMessage) -> bool:
+    """Whether MLflow answers. Raises InputError if it does not, unless the search may begin without it."""
+    try:
+        check_tracking(uri)
+    except InputError as error:
+        if written.tracking.required:
+            raise InputError(f"{error}; tracking.required: false begins without it") from None
+        on_message(
+            f"Warning: {error}. The search begins without it, as tracking.required: false says: the journal keeps all"
+        )
+        return False
+    return True
 
 
 def _general_texts(written: ExperimentSpec, manifest: SearchManifest | None) -> tuple[str, ...]:

@@ -309,18 +309,20 @@ def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(
     (lost,) = replay(searched(context, kill_slot)).values()
     assert (lost.state, lost.impossible, len(lost.reports)) == ("failed", False, 1)
     assert outcome_of_no_success([lost], "again").outcome is Outcome.LOST
-    (found,) = replay(searched(context)).values()
+    records = searched(context)
+    (found,) = replay(records).values()
     assert (found.state, len(found.reports)) == ("completed", 2)
     assert found.reports[0] == lost.reports[0]
+    assert searched(context) == records  # all has ended, and nothing is done again
 
 
-SLOT = "ResourceTrainable"  # Tune's name for a class with resources
+SLOT = "ray::[Ss]lot|ResourceTrainable"  # idle, and while it trains
 
 
 def _kill(name):
     """SIGKILL to one process of that name in this test's cluster, whose processes are all children of this one."""
     processes = psutil.Process().children(recursive=True)
-    victim = next(process for process in processes if any(name in word for word in process.cmdline()))
+    victim = next(process for process in processes if any(re.search(name, word) for word in process.cmdline()))
     os.kill(victim.pid, signal.SIGKILL)
     return victim.pid
 

@@ -3,20 +3,16 @@
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.journal import Journal
-from components.storage.background_upload import BackgroundUpload
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
-from components.training.checkpoint import write_checkpoint, write_json
 from tests.support.one_trial import ONE_TRIAL
 from tests.support.small_disk import fill, free, make_read_only, make_writable, waiting_until_free
-from tests.support.thread_workers import ThreadWorker
 
 SCORES = EvaluationRecord(metrics={"eval_loss": ConversationScores(sums=(1.0,) * 3000, weights=(2.0,) * 3000)})
 
@@ -52,26 +48,40 @@ def small_files(disk):
 
 def checkpoint(disk):
     """Its weights, of safetensors, find no room, and neither does what follows them."""
-    folder, tensors = folder_at(disk) / "checkpoints" / "step_000004", {"a": torch.arange(400_000, dtype=torch.float32)}
+    # Seconds of torch, which the other cases do without.
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from components.storage.background_upload import BackgroundUpload
+    from components.training.checkpoint import write_checkpoint, write_json
+    from tests.support.thread_workers import ThreadWorker
+
+    path = disk / "checkpoints" / "step_000004"
+    folder, tensors = folder_at(path), {"a": torch.arange(400_000, dtype=torch.float32)}
 
     def files(scratch):
         save_file(tensors, scratch / "model.safetensors")
         write_json(scratch / "state.json", {"step": 4})
 
     def write():
-        write_checkpoint(folder, ThreadWorker(0, threading.Barrier(1)), files, BackgroundUpload())
+        worker: Any = ThreadWorker(0, threading.Barrier(1))
+        write_checkpoint(folder, worker, files, BackgroundUpload())
 
     waiting_until_free(disk, write)
-    assert torch.equal(load_file(folder.path / "model.safetensors")["a"], tensors["a"])
-    assert sorted(path.name for path in folder.path.iterdir()) == ["model.safetensors", "state.json"]
-    assert [path.name for path in folder.path.parent.iterdir()] == ["step_000004"]
+    assert torch.equal(load_file(path / "model.safetensors")["a"], tensors["a"])
+    assert sorted(path.name for path in path.iterdir()) == ["model.safetensors", "state.json"]
+    assert [path.name for path in path.parent.iterdir()] == ["step_000004"]
 
 
 def a_folder_that_is_made_once(disk):
     """Prepared data is made from a stream, which cannot be read a second time: a sentence, and nothing half."""
     folder = folder_at(disk) / "prepared" / "digest"
     fill(disk)
-    refused(lambda: folder.publish(lambda scratch: (scratch / "tokens").write_bytes(b"x" * 100_000) and None), "full")
+
+    def tokens(scratch):
+        (scratch / "tokens").write_bytes(b"x" * 100_000)
+
+    refused(lambda: folder.publish(tokens), "full")
     assert folder.parent.list_names() == []
     free(disk)
 

@@ -15,7 +15,7 @@ SOURCES = sorted([*(ROOT / "components").rglob("*.py"), *(ROOT / "workflows").rg
 # A room may import itself and rooms of the floors below. Rooms of one floor do not know each other.
 FLOORS = [
     {"errors", "visible"},
-    {"notebook"},
+    {"notebook", "lasting_output"},
     {"storage"},
     {"experiment", "statistics"},
     {"conversations", "records"},

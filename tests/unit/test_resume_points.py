@@ -32,22 +32,24 @@ def test_a_trial_goes_on_from_its_newest_checkpoint_that_is_not_newer_than_the_j
     assert found == (folder_at(tmp_path) / expected if expected else None)
 
 
-@pytest.mark.parametrize("interim", [False, True])
+@pytest.mark.parametrize("left", ["all", "an interim one, too", "not the last one"])
 @pytest.mark.parametrize("journaled", [0, 1, 2])
 def test_a_trial_whose_journal_ends_early_makes_the_points_again_that_are_missing_and_ends_equal(
-    toy, tmp_path, journaled, interim
+    toy, tmp_path, journaled, left
 ):
-    """Its checkpoints are those of the first report, and of later ones that the journal may lack."""
+    """`left` says which of its checkpoints are there: they may be ahead of the journal, or behind it."""
     whole = reports(session(toy, tmp_path / "whole"), FULL)
     of = session(toy, tmp_path / "cut")
     of.start("trial", FULL)
-    told = [of.advance() for _ in range(2)]
-    if interim:
+    known = [of.advance() for _ in range(2)]
+    if left == "an interim one, too":
         of.advance(Signals(preempted=lambda: True))
+    elif left == "not the last one":
+        folder_at(known[-1].checkpoint).delete()
     later = session(toy, tmp_path / "cut")
     later.start("trial", FULL)
-    go_on_after(later, told[journaled - 1].step if journaled else 0, OneWorker(), ())
+    go_on_after(later, known[journaled - 1].step if journaled else 0, OneWorker(), ())
     again = []
     while not (again and again[-1].done):
         again.append(later.advance())
-    assert curve([*told[:journaled], *again]) == curve(whole)
+    assert curve([*known[:journaled], *again]) == curve(whole)

@@ -68,6 +68,13 @@ def test_in_an_experiment_file(file, uri):
 
 
 @pytest.mark.parametrize("uri", SECRETS)
+def test_in_a_specification_of_the_library(uri):
+    with pytest.raises(ValueError, match="uri") as refused:
+        TrackingSpec(uri=uri)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("uri", SECRETS)
 def test_in_the_environment_or_given_by_a_caller(monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for ask, where in (

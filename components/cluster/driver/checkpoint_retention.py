@@ -59,11 +59,10 @@ class CheckpointRetention:
         """Finishes what an earlier driver was about to delete when it was killed, and what its workers were writing."""
         for trial_id in self.histories:
             (self.context.checkpoints / trial_id).delete_unfinished()
-        ends = {trial_id: history.ended_at for trial_id, history in self.histories.items() if history.ended_at}
-        for trial_id in self._may_go_on():
-            ends.pop(trial_id, None)
-        if ends:
-            self._prune_ended(max(ends, key=lambda trial_id: ends[trial_id] or 0.0))
+        going_on = self._may_go_on()
+        ended = [each for each in self.histories.values() if each.ended_at and each.trial_id not in going_on]
+        if ended:
+            self._prune_ended(max(ended, key=lambda history: history.ended_at or 0.0).trial_id)
 
     def _prune_running(self, trial_id: str, latest: Progress) -> None:
         """Keeps the best checkpoint and the latest complete one. Interim checkpoints before that are deleted.

@@ -10,6 +10,8 @@ from components.conversations.tokenizers.chatglm3 import is_original, load_origi
 from components.errors import InputError
 from components.storage.foreign_files import explain_foreign, read_object
 
+MOST_TOKENS = 2**31  # tokenizers' ids are no larger
+
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Loads a tokenizer; ChatGLM3's is converted from its tokenizer.model. Raises InputError if it cannot be loaded."""
@@ -24,7 +26,7 @@ def end_token_ids(directory: Path) -> tuple[int, ...]:
     file = directory / "generation_config.json"
     given = read_object(file).get("eos_token_id") if file.is_file() else None
     ends = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
+    if not all(isinstance(end, int) and not isinstance(end, bool) and 0 <= end < MOST_TOKENS for end in ends):
         raise InputError(
             f"{file}: eos_token_id must be the number of a token, or a list of them, not {str(given)[:80]}"
         )

@@ -43,6 +43,11 @@ class TrackingSpec(Spec):
     experiment: Annotated[str, Field(max_length=_MAX_EXPERIMENT_LETTERS), AfterValidator(_check_mlflow_name)] | None = (
         Field(None, description="MLflow experiment; by default this experiment's name.")
     )
+    required: bool = Field(
+        True,
+        description="Whether MLflow must answer when a search begins. If not, the journal is kept meanwhile, and"
+        " `tune.py --sync` fills MLflow from it.",
+    )
 
 
 class JudgeSpec(Spec):

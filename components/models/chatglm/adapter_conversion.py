@@ -7,6 +7,7 @@ three become one update whose rank is the sum of theirs; their A are stacked, an
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +150,11 @@ def _updates(settings: Mapping[str, Any], weights: dict[str, Tensor]) -> dict[st
     updates = {}
     for key in [key for key in weights if key.endswith(".lora_A.weight")]:
         module = key.removesuffix(".lora_A.weight").removeprefix(PREFIX)
-        alpha = alphas.get(get_pattern_key(alphas.keys(), module), settings["lora_alpha"])
+        alpha = float(alphas.get(get_pattern_key(alphas.keys(), module), settings["lora_alpha"]))
+        if not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha of {module} is {alpha}, and must be a number")
         b = weights.pop(f"{PREFIX}{module}.lora_B.weight")
-        updates[module] = LoraDelta(a=weights.pop(key), b=b, alpha=float(alpha))
+        updates[module] = LoraDelta(a=weights.pop(key), b=b, alpha=alpha)
     return updates
 
 

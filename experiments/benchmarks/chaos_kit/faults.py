@@ -38,7 +38,7 @@ TITLES = {
     Fault.WORKER: "RayTrainWorker",
     Fault.WORKER_STOPPED: "RayTrainWorker",
     Fault.CONTROLLER: "TrainController",
-    Fault.SLOT: "ray::Slot",
+    Fault.SLOT: "ResourceTrainable",  # Tune's name for a class with resources
     Fault.BOARD: "Board",
     Fault.NODE: "raylet/raylet",
     Fault.HEAD: "gcs_server",
