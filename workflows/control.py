@@ -56,11 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_argument("trial", help="its number on the leaderboard, or its id")
         verb.add_argument("--search", default=NEWEST, metavar="SEARCH_ID", help="by default the newest unfinished one")
         verb.add_argument(
-            "--patience",
-            type=float,
-            default=TIMEOUT_SECONDS,
-            metavar="SECONDS",
-            help="how long to wait for the reply",
+            "--patience", type=float, default=TIMEOUT_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
         )
         verb.add_argument("--json", action="store_true", help="the reply as one JSON line on stdout")
     longer = extend.add_mutually_exclusive_group(required=True)
