@@ -22,7 +22,7 @@ from rich.console import Console
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
 from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError
-from components.experiment.load_experiment import read_value
+from components.experiment.read_yaml import read_value
 from components.experiment.spec import ChatFormatSpec
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
