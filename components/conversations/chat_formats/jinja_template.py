@@ -221,8 +221,8 @@ class TemplateFormat:
                     return found
         if len(positions) > MAX_TURNS_ONE_BY_ONE:
             raise InputError(
-                f"{source}: chat_format {self.name} rewrites earlier turns, so each of its {len(positions):,} is rendered with all before"
-                f" it; that is done for at most {MAX_TURNS_ONE_BY_ONE:,}: split it"
+                f"{source}: chat_format {self.name} rewrites earlier turns, so each of its {len(positions):,} is rendered"
+                f" with all before it; that is done for at most {MAX_TURNS_ONE_BY_ONE:,}: split it"
             )
         turns = []
         for position in positions:
