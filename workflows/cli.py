@@ -19,7 +19,7 @@ from pydantic import BaseModel, JsonValue
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
 from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError, message_of
-from components.experiment.load_experiment import read_value
+from components.experiment.read_yaml import read_value
 from components.experiment.spec import ChatFormatSpec
 from components.reports.json_line import json_line
 from components.search.find import NEWEST

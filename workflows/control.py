@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.errors import InputError
-from components.experiment.load_experiment import load_experiment, read_value
+from components.experiment.load_experiment import load_experiment
+from components.experiment.read_yaml import read_value
 from components.records.commands import MAX_SHARE, CloneTrial, ExtendTrial, StopTrial, TrialCommand, command_of
 from components.search.find import NEWEST
 from components.search.send_command import TIMEOUT_SECONDS, send_command
