@@ -14,12 +14,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
-from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, quiet_libraries
+from components.visible import visible
+from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, quiet_libraries, show
 
 if TYPE_CHECKING:
     from components.inference.chat_session import ChatSession
@@ -37,15 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         chat_format = format_spec_of(arguments)
         model = load_by_name(arguments.model, chat_format=chat_format, tracking=arguments.tracking_uri)
         _check_is_base(model, chat_format, arguments.model)
-    session = ChatSession(
-        model,
-        system=arguments.system,
-        tools=tools,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-    )
+        session = ChatSession(
+            model,
+            system=arguments.system,
+            tools=tools,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+        )
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # people and models write what a terminal may not know
     if arguments.message is not None:
-        send(session, arguments.message)
+        with exit_on_error():
+            send(session, arguments.message)
         return Exit.DONE
     return _converse(session)
 
@@ -88,15 +94,15 @@ def send(session: ChatSession, text: str) -> None:
     pieces = session.send(text)
     if pieces is not None:
         for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+            show(piece, end="")
+        show()
 
 
 def _converse(session: ChatSession) -> int:
     """Reads questions from standard input; prompts only in a terminal."""
     interactive = sys.stdin.isatty()
     if interactive:
-        print("/reset forgets the conversation, /quit ends it")
+        show("/reset forgets the conversation, /quit ends it")
     while True:
         try:
             line = input(_prompt(session) if interactive else "").strip()
@@ -109,18 +115,21 @@ def _converse(session: ChatSession) -> int:
                 return Exit.DONE
             case "/reset":
                 session.reset()
-                print("(forgotten)")
+                show("(forgotten)")
             case _:
                 try:
                     send(session, line)
                 except KeyboardInterrupt:
                     session.take_back()
-                    print("\n(stopped, and forgotten)")
+                    show("\n(stopped, and forgotten)")
+                except ValueError as error:
+                    session.take_back()
+                    show(f"(not answered, and forgotten: {error})", stderr=True)
 
 
 def _prompt(session: ChatSession) -> str:
     pending = session.pending_calls
-    return f"result of {pending[0]}> " if pending else "> "
+    return visible(f"result of {pending[0]}> ") if pending else "> "
 
 
 if __name__ == "__main__":

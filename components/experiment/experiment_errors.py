@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from components.errors import InputError
+from components.storage.uri import without_secrets
+
+MAY_BE_SECRET = {"uri", "url", "key_env"}  # where people paste addresses with passwords, or the key itself
 
 MAX_PROBLEMS = 20  # shown of one experiment
 MAX_LETTERS = 600  # of a problem's text, which may quote what stands in the file
@@ -39,11 +42,14 @@ class ExperimentError(InputError):
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
         head = f"{where}: {count}" if where else count
         more = [f"and {len(self.problems) - MAX_PROBLEMS} more"] if len(self.problems) > MAX_PROBLEMS else []
-        super().__init__("\n  ".join([head, *map(str, self.problems[:MAX_PROBLEMS]), *more]))
+        super().__init__(without_secrets("\n  ".join([head, *map(str, self.problems[:MAX_PROBLEMS]), *more])))
 
 
 def excerpt(text: str, most: int = MAX_QUOTED) -> str:
     """Returns a text of at most about `most` letters: its beginning, and if it is long its end."""
+    if len(text) <= most:
+        return text
+    text = without_secrets(text)  # half of an address is no longer known as one
     return text if len(text) <= most else f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"
 
 
@@ -72,7 +78,7 @@ def _rule_and_value(finding: Any) -> str:
     message = str(finding["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = finding["input"]
-    if finding["type"] == "missing" or isinstance(value, dict):
+    if finding["type"] == "missing" or isinstance(value, dict) or MAY_BE_SECRET & set(finding["loc"][-1:]):
         return message
     return f"{message}, not {excerpt(repr(value))}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from components.conversations.messages import Message
 from components.conversations.openai_messages import openai_call
-from components.inference.generate import stream_reply
+from components.inference.generate import check_options, stream_reply
 from components.models.load_trained import LoadedModel
 
 
@@ -19,6 +19,8 @@ class ChatSession:
         tools: JSON Schemas of the functions that the model may call, as in training data.
         max_new_tokens: at most so many in each reply.
         temperature: 0 is greedy.
+
+    Raises InputError for options that no reply can have.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class ChatSession:
         temperature: float = 0.0,
     ) -> None:
         self.model, self.system, self.tools = model, system, tools
+        check_options(max_new_tokens=max_new_tokens, temperature=temperature)
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.reset()
 

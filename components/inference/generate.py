@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -13,19 +13,25 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from components.conversations.messages import Message
+from components.errors import InputError
+from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel
 from components.models.precision import computing
-from components.scoring.reply import Reply, clear_generation_config, generation_config, reply_of, until_stop
+from components.scoring.reply import Reply, answer_of, clear_generation_config, generation_config, reply_of, until_stop
+from components.storage.foreign_files import explain_foreign
 
+CANNOT_GO_ON = "cannot answer"
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 100
+MOST_NEW_TOKENS = 2**15  # of a model whose context has no end
 UNFINISHED = "\ufffd"  # what half a character decodes to
 
 
 class ReplyOptions(TypedDict, total=False):
     """How a reply is generated.
 
-    max_new_tokens: 128 by default.
-    temperature: 0, the default, is greedy, so the same question has the same answer. Above 0 the next token is drawn from
-        the whole distribution, by torch's global generator: nothing is cut off it but by `top_p`.
+    max_new_tokens: 128 by default. A reply ends where the model's context does, too.
+    temperature: 0, the default, is greedy, so the same question has the same answer; at most 100. Above 0 the next token is
+        drawn from the whole distribution, by torch's global generator: nothing is cut off it but by `top_p`.
     top_p: the next token is drawn from the likeliest ones that together have this probability; 1 by default.
     tools: what the model may call, as OpenAI's API describes tools; none by default.
     """
@@ -39,7 +45,7 @@ class ReplyOptions(TypedDict, total=False):
 def reply_to(loaded: LoadedModel, messages: Sequence[Message], **options: Unpack[ReplyOptions]) -> Reply:
     """Returns the assistant's next message. Raises InputError for a token that the model has no row for."""
     inputs = _inputs(loaded, messages, **options)
-    with computing(loaded.precision, loaded.device):
+    with explain_foreign("the model", CANNOT_GO_ON), computing(loaded.precision, loaded.device):
         output_1T = loaded.model.generate(**inputs)
     prompt_tokens = inputs["input_ids"].shape[1]
     made = output_1T[0, prompt_tokens:].tolist()
@@ -89,14 +95,22 @@ def pieces_of(
         if stopped := token in chat_format.stop_token_ids:
             break
         token_ids.append(token)
-        text = read(token_ids)
+        text = _read_or(shown, read, token_ids)
         if text.startswith(shown) and text != shown and not text.endswith(UNFINISHED):
             yield text[len(shown) :]
             shown = text
-    text = chat_format.message(token_ids).content if only_words else text
+    text = answer_of(chat_format, token_ids).content if only_words else text
     if text != shown:
         yield text[len(shown) :]
     return token_ids, stopped
+
+
+def _read_or(before: str, read: Callable[[Sequence[int]], str], token_ids: Sequence[int]) -> str:
+    """Returns the text of tokens; `before` where an unfinished answer cannot be taken apart."""
+    try:
+        return read(token_ids)
+    except Exception:  # noqa: BLE001 - a model may say anything; its whole answer is read at the end
+        return before
 
 
 class _StopRequested(StoppingCriteria):  # type: ignore[misc]
@@ -141,8 +155,38 @@ class _TokenStreamer(BaseStreamer):  # type: ignore[misc]
     def tokens(self) -> Iterator[int]:
         while (made := self._made.get()) is not None:
             if isinstance(made, BaseException):
-                raise made
+                with explain_foreign("the model", CANNOT_GO_ON):
+                    raise made
             yield from made
+
+
+def check_options(*, max_new_tokens: int = 1, temperature: float = 0.0, top_p: float = 1.0) -> None:
+    """Raises InputError with all options that no reply can have."""
+    problems = []
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        problems.append(f"max_new_tokens must be a whole number above 0, not {max_new_tokens!r}")
+    # Below the least of them, the division of logits overflows.
+    if not (temperature == 0 or LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE):
+        problems.append(
+            f"temperature must be 0 (greedy), or from {LEAST_TEMPERATURE} to {MOST_TEMPERATURE}, not {temperature!r}"
+        )
+    if not 0 < top_p <= 1:
+        problems.append(f"top_p must be above 0 and at most 1, not {top_p!r}")
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+def _room(loaded: LoadedModel, prompt_tokens: int) -> int:
+    """Returns how many tokens a reply can have at most. Raises InputError if there is none."""
+    context = longest_of(loaded.model.config)
+    if context is None:
+        return MOST_NEW_TOKENS
+    if prompt_tokens >= context:
+        raise InputError(
+            f"the conversation has {prompt_tokens:,} tokens, and the model's context {context:,}: there is no room for an"
+            " answer; make it shorter, or begin another one"
+        )
+    return context - prompt_tokens
 
 
 def _inputs(
@@ -154,9 +198,12 @@ def _inputs(
     top_p: float = 1.0,
     tools: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Returns the arguments of `generate`."""
+    """Returns the arguments of `generate`. Raises InputError for impossible options, and a prompt that fills the context."""
+    check_options(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     clear_generation_config(loaded.model)
-    token_ids = loaded.chat_format.prompt(messages, tools)
+    with explain_foreign("the prompt", "cannot be made of these messages"):
+        token_ids = loaded.chat_format.prompt(messages, tools)
+    max_new_tokens = min(max_new_tokens, _room(loaded, len(token_ids)))
     loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
     input_ids_1T = torch.tensor([token_ids], device=loaded.device)
     config = generation_config(loaded.chat_format, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)

@@ -130,6 +130,8 @@ def compare_scores(score: Score, other: Score, *, name: str, other_name: str, co
     by_bytes = any(score.rendered[one] != other.rendered[two] for one, two in pairs)
     if by_bytes:
         pairs = [(one, two) for one, two in pairs if score.target_bytes[one] == other.target_bytes[two] > 0]
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence={confidence}: must be above 0 and below 1, e.g. 0.95")
     if not pairs:
         raise InputError(f"{name} and {other_name} have no conversation of which both can score the same words")
     weights = [score.target_bytes[one] if by_bytes else score.losses[one].num_targets for one, _ in pairs]

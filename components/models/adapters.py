@@ -19,8 +19,11 @@ from transformers import PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.spec import LoraMethod
+from components.models.adapter_patterns import check_adapter_config
+from components.models.chatglm.adapter_conversion import read_adapter_weights
 from components.models.load_causal_lm import check_same_weights
 from components.models.target_modules import lora_config
+from components.storage.foreign_files import explain_foreign
 
 
 def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
@@ -106,14 +109,16 @@ def save_adapter(model: PeftModel, directory: Path) -> None:
 
 
 def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
-    """Loads a saved adapter on a base, for inference. Raises InputError if it belongs to a model of other sizes."""
-    try:
-        return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise InputError(f"{directory}: an adapter of another model: {reason}") from None
+    """Loads a saved adapter on a base, for inference. Raises InputError if it is none, or of a model of other sizes."""
+    check_adapter_config(directory, (name for name, _ in base.named_modules()), read_adapter_weights(directory))
+    with explain_foreign(directory, "the adapter cannot be put on its base"):
+        try:
+            return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+            raise InputError(f"{directory}: an adapter of another model: {reason}") from None
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:

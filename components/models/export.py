@@ -6,7 +6,6 @@ The source is a checkpoint, a package, a base model, or peft's adapter directory
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +20,13 @@ from components.conversations.chat_formats.chatglm3 import is_chatglm3
 from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.errors import InputError
-from components.experiment.spec import LoraMethod, ModelSpec, TrialSpec
+from components.experiment.spec import LoraMethod, ModelSpec
 from components.models.adapters import load_adapter, load_adapter_state, merge
 from components.models.base.load_base import Quantize, config_of, load_base_model, resolve_model
 from components.models.base.reference import BaseReference
 from components.models.chatglm.adapter_conversion import (
     CONFIG_FILE,
+    WEIGHTS_FILES,
     adapter_to_glm,
     adapter_to_original,
     is_original_adapter,
@@ -38,15 +38,18 @@ from components.models.chatglm.save import write_original
 from components.models.load_causal_lm import check_finite, load_causal_lm
 from components.models.load_trained import (
     ADAPTER,
-    SPEC_FILE,
     TOKENIZER,
     WEIGHTS,
     base_of,
     is_trained,
     load_trained,
     needs_no_base,
+    read_spec,
     without_flash,
 )
+from components.storage.foreign_files import explain_foreign, read_object
+from components.storage.links_inside import check_regular, copy_own
+from components.storage.permissions import readable_as_usual
 
 Layout = Literal["glm", "chatglm", "merged", "adapter"]
 
@@ -90,6 +93,7 @@ def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Expo
 
     Raises InputError if it is none of the four sources, or an adapter whose base is not named.
     """
+    check_regular(source)
     if is_trained(source):
         return _from_trained(source)
     if not (source / CONFIG_FILE).is_file():
@@ -147,7 +151,7 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
     # A model on a GPU is copied into CPU memory file by file.
     model.to(dtype).save_pretrained(target, max_shard_size="5GB")
     for file in target.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors keeps it for its writer
+        readable_as_usual(file)
     _save_tokenizer(source, target)
 
 
@@ -174,16 +178,16 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
     if original_names:
         adapter_to_original(source.adapter.directory, target, source.config)
     else:
-        for file in source.adapter.directory.iterdir():
-            shutil.copy(file, target / file.name)
-            (target / file.name).chmod(0o644)  # safetensors keeps it for its writer
+        directory = source.adapter.directory
+        for name in (CONFIG_FILE, next(name for name in WEIGHTS_FILES if (directory / name).is_file())):
+            copy_own(directory / name, target / name, of=directory)
         _save_tokenizer(source, target)
     _name_base(target / CONFIG_FILE, source.adapter.base.path)
 
 
 def _from_trained(source: Path) -> Exportable:
     reference = BaseReference.read(source)
-    spec = TrialSpec.model_validate_json((source / SPEC_FILE).read_text(encoding="utf-8"))
+    spec = read_spec(source)
     try:
         base = base_of(reference)
     except InputError:
@@ -220,11 +224,12 @@ def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
 
 def _with_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
     with_adapter = load_adapter(base, directory)
-    try:
-        # peft would only warn about missing adapters.
-        load_adapter_state(with_adapter, read_adapter_weights(directory))
-    except ValueError as error:
-        raise InputError(f"{directory}: {error}") from None
+    with explain_foreign(directory):
+        try:
+            # peft would only warn about missing adapters.
+            load_adapter_state(with_adapter, read_adapter_weights(directory))
+        except ValueError as error:
+            raise InputError(f"{directory}: {error}") from None
     return with_adapter
 
 
@@ -242,6 +247,6 @@ def _save_tokenizer(source: Exportable, target: Path) -> None:
 
 
 def _name_base(config_file: Path, base: str) -> None:
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_object(config_file)
     config["base_model_name_or_path"] = base
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

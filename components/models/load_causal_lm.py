@@ -7,7 +7,6 @@ shapes are compared at every load, and also before a search starts, without read
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from components.errors import InputError
+from components.models.model_config import check_model_config, read_model_config
+from components.models.shard_names import check_indexes
+from components.storage.foreign_files import explain_foreign
 
 MAX_NAMED = 3
 ADAPTER_CONFIG = "adapter_config.json"
@@ -49,8 +51,11 @@ FAMILY_SHARE = 0.5  # of a model's weights: if more are missing, the files belon
 def load_causal_lm(directory: Path, *, device: torch.device | str | None = None, **settings: Any) -> PreTrainedModel:
     """Loads by AutoModelForCausalLM.from_pretrained(**settings), and moves the model to `device` if it is given.
 
-    Raises InputError if a weight is missing, unknown, of another shape, or not a finite number.
+    Raises InputError if a weight is missing, unknown, of another shape, or not a finite number; where names or shapes differ,
+    before transformers makes room for what config.json promises.
     """
+    if "gguf_file" not in settings:
+        check_weights(directory)
     model, found = _from_pretrained(directory, settings)
     _check_names(directory, model, found)
     if device is not None:
@@ -84,7 +89,7 @@ def check_release(directory: Path) -> None:
             f"{directory}: {ADAPTER_CONFIG} lies beside config.json, so it is an adapter and no model; merge it by"
             " workflows/export.py --base MODEL, or take the adapter's files out"
         )
-    method = _quantized_by(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+    method = _quantized_by(check_model_config(directory))
     if method is not None:
         raise InputError(f"{directory}: its weights are quantized ({method}) and cannot be trained on; {UNQUANTIZED}")
 
@@ -136,10 +141,25 @@ def _without_bar() -> Iterator[None]:
 
 
 def _from_pretrained(directory: Path, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, _Found]:
+    check_indexes(directory)
+    if "gguf_file" not in settings:
+        read_model_config(directory)
+    with explain_foreign(directory, "its weights cannot be made the model that its config.json describes"):
+        model, info = _load_with_info(directory, settings)
+    mismatched = [(name, list(found), list(wanted)) for name, found, wanted in info["mismatched_keys"]]
+    return model, _Found(
+        missing=sorted(info["missing_keys"]),
+        unknown=sorted(name for name in info["unexpected_keys"] if not COMPUTED.search(name)),
+        mismatched=sorted(mismatched),
+    )
+
+
+def _load_with_info(directory: Path, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(directory),
             trust_remote_code=False,
+            weights_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # else they are an error without shapes
             **settings,
@@ -154,12 +174,7 @@ def _from_pretrained(directory: Path, settings: Mapping[str, Any]) -> tuple[PreT
         if "conversion of the weights" not in str(error):
             raise
         raise InputError(f"{directory}: its weights cannot be made the model's: {_line(error)}") from None
-    mismatched = [(name, list(found), list(wanted)) for name, found, wanted in info["mismatched_keys"]]
-    return model, _Found(
-        missing=sorted(info["missing_keys"]),
-        unknown=sorted(name for name in info["unexpected_keys"] if not COMPUTED.search(name)),
-        mismatched=sorted(mismatched),
-    )
+    return model, info
 
 
 def _check_names(directory: Path, model: PreTrainedModel, found: _Found) -> None:
@@ -207,7 +222,7 @@ def _quantized_by(config: Mapping[str, Any]) -> str | None:
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         for key in ("quantization_config", "compression_config"):
             settings = part.get(key)
-            if settings:
+            if isinstance(settings, Mapping) and settings:
                 return str(settings.get("quant_method", "of an unknown kind"))
     return None
 

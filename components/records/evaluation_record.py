@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from components.storage.folder import Folder
+from components.storage.foreign_files import explain_foreign
 
 EVALUATIONS = "evaluations"
 
@@ -42,9 +43,12 @@ class EvaluationRecord(BaseModel):
 
     @classmethod
     def read(cls, search: Folder, trial_id: str, step: int) -> EvaluationRecord | None:
-        """Returns None where nothing was kept, as by earlier versions."""
+        """Returns None where nothing was kept, as by earlier versions. Raises InputError if it cannot be read."""
         folder = search / EVALUATIONS / trial_id
-        return cls.model_validate_json(folder.read_text(_file(step))) if folder.has_file(_file(step)) else None
+        if not folder.has_file(_file(step)):
+            return None
+        with explain_foreign(f"{folder}/{_file(step)}"):
+            return cls.model_validate_json(folder.read_text(_file(step)))
 
 
 def _file(step: int) -> str:

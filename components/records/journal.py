@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from components.errors import InputError
 from components.records.events import TrialEvent
 from components.storage.folder import Folder
+from components.storage.foreign_files import explain_foreign
 
 JOURNAL = "journal.jsonl"
 _EVENT: TypeAdapter[TrialEvent] = TypeAdapter(Annotated[TrialEvent, Field(discriminator="event")])
@@ -30,7 +31,8 @@ class Journal:
 
     def read(self, after: int = 0) -> list[TrialEvent]:
         """Returns the events of all complete lines but the first `after`. Raises InputError for a line that is no event."""
-        lines = self._lines.read()[after:]
+        with explain_foreign(self.place):
+            lines = self._lines.read()[after:]
         return [self._parse(number, line) for number, line in enumerate(lines, start=after + 1)]
 
     def close(self) -> None:

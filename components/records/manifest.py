@@ -6,13 +6,15 @@ import logging
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from components.errors import InputError
 from components.experiment.spec import ExperimentSpec
 from components.storage.folder import Folder
+from components.storage.foreign_files import explain_foreign, reason_of
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "search.json"
-LAYOUT = 5  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
+LAYOUT = 6  # of what a search keeps to be resumed; raise it when that changes
 
 
 class ManifestBase(BaseModel):
@@ -51,21 +53,38 @@ class SearchManifest(BaseModel):
 
     @classmethod
     def read(cls, folder: Folder) -> SearchManifest:
-        return cls.model_validate_json(folder.read_text(MANIFEST))
+        """Raises InputError if there is none, or another version of Turnwise wrote it otherwise, or it is broken."""
+        place = f"{folder}/{MANIFEST}"
+        with explain_foreign(place):
+            written = folder.read_text(MANIFEST)
+            try:
+                return cls.model_validate_json(written)
+            except ValidationError as error:
+                if error.errors()[0]["type"] == "json_invalid":
+                    raise
+                raise InputError(f"{place} is of another version of Turnwise ({reason_of(error)})") from None
 
 
 def searches_in(folder: Folder) -> list[SearchManifest]:
-    """All searches of an experiment's folder, oldest first. What another version wrote otherwise is left out and logged."""
-    searches = [folder / name for name in folder.list_names()]
-    manifests = []
-    for search in searches:
-        if not search.has_file(MANIFEST):
-            continue
-        try:
-            manifests.append(SearchManifest.read(search))
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            place = ".".join(map(str, problem["loc"]))
-            reason = f"{place}: {problem['msg']}"
-            log.warning("%s/%s is of another version of Turnwise (%s): left out", search, MANIFEST, reason)
+    """All searches of an experiment's folder, oldest first. What cannot be read is left out and logged."""
+    manifests, unreadable = _read_all(folder)
+    for reason in unreadable.values():
+        log.warning("%s: left out", reason)
     return sorted(manifests, key=lambda manifest: manifest.created)
+
+
+def unreadable_searches(folder: Folder) -> dict[str, str]:
+    """The searches of an experiment's folder that searches_in leaves out: id -> why."""
+    return _read_all(folder)[1]
+
+
+def _read_all(folder: Folder) -> tuple[list[SearchManifest], dict[str, str]]:
+    manifests: list[SearchManifest] = []
+    unreadable: dict[str, str] = {}
+    for name in folder.list_names():
+        if (folder / name).has_file(MANIFEST):
+            try:
+                manifests.append(SearchManifest.read(folder / name))
+            except InputError as error:
+                unreadable[name] = str(error)
+    return manifests, unreadable

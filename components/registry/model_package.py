@@ -6,10 +6,10 @@ from pathlib import Path
 
 import mlflow.pyfunc
 
-from components.experiment.spec import LoraMethod, TrialSpec
+from components.experiment.spec import LoraMethod
 from components.models.base.reference import BaseReference
 from components.models.base.wheel_model import BUNDLED_MODELS
-from components.models.load_trained import SPEC_FILE
+from components.models.load_trained import read_spec
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import INSTALLED, rename_package
 from components.registry.skip_load_on_save import without_weights
@@ -54,7 +54,7 @@ def requirements_of(package_folder: Path) -> list[str]:
 
     An adapter needs its base beside it, which may have to be quantized, or converted from another format.
     """
-    spec = TrialSpec.model_validate_json((package_folder / SPEC_FILE).read_text(encoding="utf-8"))
+    spec = read_spec(package_folder)
     needed = list(SERVED_BY)
     if isinstance(spec.method, LoraMethod):
         is_bundled = BaseReference.read(package_folder).model.path in BUNDLED_MODELS

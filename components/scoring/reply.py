@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.messages import Message
+from components.conversations.openai_messages import openai_call
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +42,22 @@ def reply_of(chat_format: ChatFormat, said: Sequence[int], *, prompt_tokens: int
     """Returns the reply that these tokens are, without the stop token."""
     return Reply(
         text=chat_format.decode(said),
-        message=chat_format.message(said),
+        message=answer_of(chat_format, said),
         prompt_tokens=prompt_tokens,
         new_tokens=len(said) + stopped,  # the stop token is one of them
         stopped=stopped,
     )
+
+
+def answer_of(chat_format: ChatFormat, said: Sequence[int]) -> Message:
+    """Returns what was said as a message. What looks like tool calls and is none is words: a model may say anything."""
+    try:
+        message = chat_format.message(said)
+        if all(isinstance(part, str) for call in message.tool_calls for part in openai_call(call)):
+            return message
+    except Exception as error:  # noqa: BLE001 - no answer may end a conversation
+        log.info("an answer cannot be taken apart: %r", error)
+    return Message(role="assistant", content=chat_format.decode(said))
 
 
 def until_stop(token_ids: list[int], chat_format: ChatFormat) -> list[int]:

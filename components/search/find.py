@@ -8,7 +8,8 @@ from pathlib import Path
 from components.errors import InputError
 from components.experiment.space import num_trials
 from components.experiment.spec import ExperimentSpec
-from components.records.manifest import LAYOUT, SearchManifest, searches_in
+from components.records.manifest import LAYOUT, SearchManifest, searches_in, unreadable_searches
+from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 
 NEWEST = "newest"  # in place of a search's id
@@ -23,7 +24,7 @@ def find_search(experiment: ExperimentSpec, search_id: str = NEWEST, *, unfinish
         return candidates[-1]
     if wanted and search_id != NEWEST:
         raise InputError(f"search {search_id} has ended; what it left can be seen with --watch {search_id}")
-    known = _listed(found[-10:])
+    known = _listed(found[-10:], experiment.folder)
     what = "search is running" if search_id == NEWEST and unfinished else f"search {search_id}"
     raise InputError(
         f"no {what} in {experiment.folder} (there: {known}); storage.path and name must be those it was started with"
@@ -37,7 +38,7 @@ def find_in_folder(folder: str | Path, search_id: str = NEWEST, *, unfinished: b
     candidates = [manifest for manifest in _named(found, search_id) if not (unfinished and manifest.finished)]
     if not candidates:
         what = "such interrupted search" if unfinished else f"search {search_id}"
-        raise InputError(f"no {what} in {folder} (there: {_listed(found)}); a folder is named STORAGE/NAME")
+        raise InputError(f"no {what} in {folder} (there: {_listed(found, where)}); a folder is named STORAGE/NAME")
     experiment = candidates[-1].experiment
     if str(experiment.folder) != str(where):
         raise InputError(
@@ -55,14 +56,16 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
     found = searches_in(experiment.folder)
     wanted = _named(found, search_id)
     if not wanted:
+        there = _listed(found, experiment.folder)
         raise InputError(
-            f"--resume {search_id}: no search of this id has begun in {experiment.folder} (there: {_listed(found)}); without"
-            " an id, the command goes on with what is unfinished, or begins"
+            f"--resume {search_id}: no search of this id has begun in {experiment.folder} (there: {there}); without an id,"
+            " the command goes on with what is unfinished, or begins"
         )
     manifest = wanted[-1]
     if manifest.finished:
+        there = _listed(found, experiment.folder)
         raise InputError(
-            f"--resume {search_id}: that search has ended (there: {_listed(found)}); without --resume, another one begins"
+            f"--resume {search_id}: that search has ended (there: {there}); without --resume, another one begins"
         )
     if manifest.layout != LAYOUT:
         raise InputError(
@@ -96,8 +99,11 @@ def _named(manifests: Sequence[SearchManifest], search_id: str) -> list[SearchMa
     return [manifest for manifest in manifests if search_id in (NEWEST, manifest.search_id)]
 
 
-def _listed(manifests: Sequence[SearchManifest]) -> str:
-    return ", ".join(f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in manifests) or "none"
+def _listed(manifests: Sequence[SearchManifest], folder: Folder) -> str:
+    """The searches by their ids, and those that cannot be read with the reason."""
+    known = [f"{manifest.search_id}{' (ended)' * manifest.finished}" for manifest in manifests]
+    unreadable = [f"{name}, which cannot be read: {reason}" for name, reason in unreadable_searches(folder).items()]
+    return ", ".join([*known, *unreadable]) or "none"
 
 
 def leaves(tree: object, path: str = "") -> dict[str, object]:

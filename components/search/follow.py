@@ -13,6 +13,7 @@ from components.records.journal import Journal
 from components.records.manifest import SearchManifest
 from components.records.outcome import Outcome
 from components.reports.search_state import SearchSnapshot, SearchState
+from components.storage.foreign_files import explain_foreign
 from components.storage.open_folder import folder_at
 
 
@@ -34,7 +35,8 @@ class FollowedSearch:
         self.metrics = manifest.experiment.search.metrics
         self._journal = Journal(self.folder)
         events = self._journal.read()
-        self.histories, self._events = TrialHistories(events), len(events)
+        with explain_foreign(self._journal.place, "no journal of a search"):
+            self.histories, self._events = TrialHistories(events), len(events)
         self._heartbeat = 0.0
         self._heard = time.monotonic()
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from pydantic import ValidationError
 
+from components.errors import InputError
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import TrialHistory
 from components.statistics.paired_bootstrap import LOSS
@@ -49,6 +49,6 @@ def read_selection(
 def _scores(search: Folder, trial_id: str, step: int, metric: str) -> ConversationScores | None:
     try:
         record = EvaluationRecord.read(search, trial_id, step)
-    except ValidationError:
+    except InputError:
         return None
     return record.metrics.get(metric) if record is not None else None

@@ -15,6 +15,7 @@ from components.records.journal import Journal
 from components.records.manifest import MANIFEST, SearchManifest, searches_in
 from components.reports.leaderboard import best_loss, spent, worker_seconds
 from components.storage.folder import Folder
+from components.storage.foreign_files import explain_foreign
 from components.storage.open_folder import folder_at
 from components.tracking.find_runs import may_have_runs, trial_run_ids
 from components.tracking.mlflow_access import check_tracking, tracking_uri
@@ -43,7 +44,7 @@ def results(searches: Searches | Sequence[Searches]) -> pd.DataFrame:
     named = [searches] if isinstance(searches, ExperimentSpec | str | Path) else searches
     found = [each for name in named for each in _searches(name)]
     run_ids = _RunIds()
-    rows = [row for manifest, folder in found for row in _rows(manifest, folder, run_ids.of(manifest))]
+    rows = [row for each in found for row in _readable_rows(*each, run_ids, alone=len(found) == 1)]
     varied = list(dict.fromkeys(column for row in rows for column in row if column not in {*FIRST, *LAST}))
     return pd.DataFrame(rows, columns=[*FIRST, *varied, *LAST])
 
@@ -60,6 +61,20 @@ def _searches(named: Searches) -> Iterator[tuple[SearchManifest, Folder]]:
         )
     for manifest in found:
         yield manifest, folder / manifest.search_id
+
+
+def _readable_rows(
+    manifest: SearchManifest, folder: Folder, run_ids: _RunIds, *, alone: bool
+) -> list[dict[str, object]]:
+    """The rows of a search. One of several that cannot be read is left out and logged."""
+    try:
+        with explain_foreign(folder, "its journal cannot be read"):
+            return list(_rows(manifest, folder, run_ids.of(manifest)))
+    except InputError as error:
+        if alone:
+            raise
+        log.warning("search %s is left out: %s", manifest.search_id, error)
+        return []
 
 
 def _rows(manifest: SearchManifest, folder: Folder, run_ids: Mapping[str, str]) -> Iterator[dict[str, object]]:

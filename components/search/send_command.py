@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from components.errors import TurnwiseError
+from components.errors import InputError, TurnwiseError
 from components.experiment.spec import ExperimentSpec
 from components.records.commands import CommandReply, TrialCommand
 from components.records.driver_presence import DriverHeartbeat
@@ -14,6 +14,7 @@ from components.search.find import NEWEST, find_search
 from components.storage.folder import Folder
 
 TIMEOUT_SECONDS = 60.0
+MOST_SECONDS = 86400.0
 POLL_SECONDS = 0.5
 
 
@@ -38,6 +39,8 @@ def send_command(
 
 def ask(search_folder: Folder, command: TrialCommand, *, timeout_seconds: float = TIMEOUT_SECONDS) -> CommandReply:
     """Sends the command to the search of this folder, and waits for the driver's reply. Raises NoReplyError."""
+    if not 0 <= timeout_seconds <= MOST_SECONDS:  # NaN is neither, and would never be over
+        raise InputError(f"no reply can be waited for {timeout_seconds:g} seconds; give 0 to {MOST_SECONDS:g}")
     mailbox = Mailbox(search_folder)
     request = mailbox.ask(command)
     deadline = time.monotonic() + timeout_seconds

@@ -5,7 +5,6 @@ It knows Workers, not Ray. Its caller calls `advance()` repeatedly; each call re
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from components.records.events import TARGET_BYTES, TARGET_TOKENS, Progress, Ste
 from components.scoring.score_model import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
+from components.storage.foreign_files import explain_foreign, read_object
 from components.training.budget_units import BudgetUnits
 from components.training.checkpoint import (
     load_optimizer,
@@ -156,14 +156,18 @@ class Trainer:
         write_checkpoint(directory, self.workers, self._write, uploads)
 
     def load(self, directory: Path) -> None:
-        """Continues from a checkpoint of the same TrialSpec: on CPU bit-equal to an uninterrupted trial."""
-        state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-        load_weights(self.model, directory)
-        load_optimizer(self.optimizer, self.model, directory, state["optimizer"])
-        self.counters = Counters(**state["counters"])
-        # Earlier versions wrote checkpoints at reports only, where the interval is empty.
-        self.interval = ReportInterval.from_json(state["stretch"]) if "stretch" in state else ReportInterval()
-        self.position = Position(**state["position"])
+        """Continues from a checkpoint of the same TrialSpec: on CPU bit-equal to an uninterrupted trial.
+
+        Raises InputError if it cannot be read, or is of another model.
+        """
+        with explain_foreign(directory, "no checkpoint that this trial can go on from"):
+            state = read_object(directory / "state.json")
+            load_weights(self.model, directory)
+            load_optimizer(self.optimizer, self.model, directory, state["optimizer"])
+            self.counters = Counters(**state["counters"])
+            # Earlier versions wrote checkpoints at reports only, where the interval is empty.
+            self.interval = ReportInterval.from_json(state["stretch"]) if "stretch" in state else ReportInterval()
+            self.position = Position(**state["position"])
 
     def _agree_on(self, signals: TrialSignals) -> tuple[bool, bool]:
         """Returns (preempted, stop requested), the same on all workers: they must leave the loop after the same step."""

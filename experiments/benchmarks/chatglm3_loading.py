@@ -107,7 +107,7 @@ def measured(folder: Path, kind: str, how: str, dtype: torch.dtype) -> dict[str,
     if how == "convert":
         convert(folder / kind, folder / "again", dtype, source_digest="sha256:synthetic")
     elif how == "plain":
-        model = AutoModelForCausalLM.from_pretrained(folder / kind, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder / kind, dtype=dtype, trust_remote_code=False)
         sum(float(parameter.flatten()[::1000].sum()) for parameter in model.parameters())  # maps are read when used
     else:
         load_original(folder / kind, dtype=dtype, attention="sdpa")

@@ -142,16 +142,18 @@ def main() -> None:
 
 def make_random(directory: Path) -> None:
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CHATGLM_LIKE).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(CHATGLM_LIKE, trust_remote_code=False).save_pretrained(directory)
     gc.collect()
 
 
 def result_of(case: Case, model: Path, folder: Path) -> Result:
-    dataset = conversations(folder, case, AutoConfig.from_pretrained(model).vocab_size)
+    dataset = conversations(folder, case, AutoConfig.from_pretrained(model, trust_remote_code=False).vocab_size)
     spec = case.spec
     named = ModelSpec(path=str(model))
     work = workload(dataset.train, dataset.eval, spec, max_tokens=case.tokens, workers=1)
-    dry_run = dry_run_step(AutoConfig.from_pretrained(model), named, spec, work.batch, evaluated=work.evaluated)
+    dry_run = dry_run_step(
+        AutoConfig.from_pretrained(model, trust_remote_code=False), named, spec, work.batch, evaluated=work.evaluated
+    )
     plan = memory_plan(dry_run, spec, WorkerGroup(on_gpu=False))
     candidate = CalibrationRequest(
         model=named,

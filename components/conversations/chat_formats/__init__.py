@@ -54,7 +54,7 @@ def load_chat_format(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec | 
     """Returns the format of a spec or name. Raises InputError if there is none, or it cannot be trained on correctly."""
     spec = ChatFormatSpec.of(spec)
     if spec.name not in FORMATS:
-        raise InputError(f"chat_format={spec.name}: unknown; valid are {', '.join(FORMATS)}")
+        raise InputError(f"chat_format={spec.name[:80]}: unknown; valid are {', '.join(FORMATS)}")
     return FORMATS[spec.name](tokenizer, spec)
 
 

@@ -7,7 +7,6 @@ is expressed by ranked merges: every way to cut a piece into two pieces is a mer
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from components.conversations.chat_formats.chatglm3 import CHAT_TEMPLATE, COMMANDS
 from components.errors import InputError
+from components.storage.foreign_files import explain_foreign, read_object
 
 if TYPE_CHECKING:
     from sentencepiece import sentencepiece_model_pb2
@@ -32,7 +32,7 @@ BPE_MODEL = 2
 def is_original(path: str | Path) -> bool:
     """Whether a directory has the layout that ChatGLM's own code reads: its model_type is chatglm."""
     config = Path(path) / "config.json"
-    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "chatglm"
+    return config.is_file() and read_object(config).get("model_type") == "chatglm"
 
 
 def load_original_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -40,7 +40,8 @@ def load_original_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     file = directory / MODEL_FILE
     if not file.is_file():
         raise InputError(f"{directory}: there is no {MODEL_FILE}, from which a ChatGLM3 tokenizer is made")
-    return convert_tokenizer(file)
+    with explain_foreign(file, "not a tokenizer of ChatGLM3's kind"):
+        return convert_tokenizer(file)
 
 
 def convert_tokenizer(file: Path) -> PreTrainedTokenizerBase:

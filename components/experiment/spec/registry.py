@@ -43,6 +43,11 @@ class TrackingSpec(Spec):
     experiment: Annotated[str, Field(max_length=_MAX_EXPERIMENT_LETTERS), AfterValidator(_check_mlflow_name)] | None = (
         Field(None, description="MLflow experiment; by default this experiment's name.")
     )
+    required: bool = Field(
+        True,
+        description="Whether MLflow must answer when a search begins. If not, the journal is kept meanwhile, and"
+        " `tune.py --sync` fills MLflow from it.",
+    )
 
 
 class JudgeSpec(Spec):
@@ -66,8 +71,8 @@ class JudgeSpec(Spec):
         address = urlsplit(self.url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("url: must begin with http:// or https:// and a host, e.g. https://api.openai.com/v1")
-        if address.username or address.password or address.query or address.fragment:
-            raise ValueError("url: must hold no user, password, query or fragment; the key is read from key_env")
+        if address.query or address.fragment:  # a user and a password are refused in every URI
+            raise ValueError("url: must hold no query or fragment; the key is read from key_env")
         return self
 
 

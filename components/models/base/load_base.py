@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.spec import ModelSpec
@@ -23,7 +22,10 @@ from components.models.chatglm.read_weights import glm_weights
 from components.models.chatglm.weight_files import shards_of
 from components.models.dtypes import torch_dtype
 from components.models.load_causal_lm import check_finite, check_release, check_weights, load_causal_lm
+from components.models.model_config import read_model_config
 from components.models.quantization_backend import INSTALL_ADVICE, why_unusable
+from components.storage.foreign_files import explain_foreign
+from components.storage.links_inside import check_regular, copy_own
 from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
 
@@ -42,6 +44,7 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
         return fetch(model.path)
     directory = _download(model.path, weights) if is_remote(model.path) else Path(model.path).expanduser()
     if directory.is_dir():
+        check_regular(directory)
         if weights and not (directory / "config.json").exists():
             raise InputError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
         return _check_supported(model, directory.absolute())
@@ -81,8 +84,9 @@ def check_base(model: ModelSpec) -> None:
     if not is_original(directory):
         check_weights(directory)
         return
-    for _ in glm_weights(shards_of(directory), glm_config(directory)):
-        pass
+    with explain_foreign(directory):
+        for _ in glm_weights(shards_of(directory), glm_config(directory)):
+            pass
 
 
 def load_base_model(
@@ -147,7 +151,7 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
 
 def config_of(directory: Path) -> PreTrainedConfig:
     """Returns the configuration as transformers' own class."""
-    return glm_config(directory) if is_original(directory) else AutoConfig.from_pretrained(str(directory))
+    return glm_config(directory) if is_original(directory) else read_model_config(directory)
 
 
 def save_config(directory: Path, target: Path) -> None:
@@ -158,7 +162,7 @@ def save_config(directory: Path, target: Path) -> None:
         return
     for name in ("config.json", "generation_config.json"):
         if (directory / name).exists():
-            shutil.copy(directory / name, target)
+            copy_own(directory / name, target / name, of=directory)
 
 
 def _check_supported(model: ModelSpec, directory: Path) -> Path:

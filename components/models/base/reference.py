@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from components.experiment.spec import ChatFormatSpec, ModelSpec
 from components.models.base.wheel_model import BUNDLED_MODELS
+from components.storage.foreign_files import explain_foreign, read_description
 
 BASE_FILE = "base.json"
 
@@ -31,7 +32,9 @@ class BaseReference(BaseModel):
 
     @classmethod
     def read(cls, directory: Path) -> BaseReference:
-        return cls.model_validate_json((directory / BASE_FILE).read_text(encoding="utf-8"))
+        """Raises InputError if there is none, or it cannot be read."""
+        with explain_foreign(directory / BASE_FILE):
+            return cls.model_validate_json(read_description(directory / BASE_FILE))
 
     def write(self, directory: Path) -> None:
         (directory / BASE_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")

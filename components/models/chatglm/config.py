@@ -10,6 +10,7 @@ from transformers import GenerationConfig, GlmConfig
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.models.chatglm.detect import NUMBERS, TOKEN_ID_DEFAULTS, check_chatglm3, read_config
+from components.storage.foreign_files import explain_foreign
 
 ROPE_BASE = 10000.0
 ROTARY_SHARE = 0.5  # share of each head that is rotated; a constant without a name in the original code
@@ -21,6 +22,11 @@ def glm_config(directory: Path) -> GlmConfig:
     original = read_config(directory)
     check_chatglm3(directory, original)
     heads = original["num_attention_heads"]
+    with explain_foreign(directory / "config.json", "no ChatGLM3 that Glm can hold"):
+        return _as_glm(original, heads)
+
+
+def _as_glm(original: dict[str, Any], heads: int) -> GlmConfig:
     return GlmConfig(
         vocab_size=original["padded_vocab_size"],
         hidden_size=original["hidden_size"],

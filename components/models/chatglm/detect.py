@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, TypeGuard
 
 from components.conversations.tokenizers.chatglm3 import is_original
 from components.errors import InputError
+from components.storage.foreign_files import read_object
 
 __all__ = ["check_chatglm3", "is_original", "read_config"]
 
@@ -47,8 +47,7 @@ TOKEN_ID_DEFAULTS = {"eos_token_id": 2, "pad_token_id": 0}
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return config
+    return read_object(directory / "config.json")
 
 
 def check_chatglm3(directory: Path, config: dict[str, Any]) -> None:
@@ -120,7 +119,7 @@ def _names(directory: Path, config: dict[str, Any]) -> list[str]:
     names = [config.get("_name_or_path")]
     tokenizer_config = directory / "tokenizer_config.json"
     if tokenizer_config.is_file():
-        names.append(json.loads(tokenizer_config.read_text(encoding="utf-8")).get("name_or_path"))
+        names.append(read_object(tokenizer_config).get("name_or_path"))
     return [str(name).rstrip("/").rpartition("/")[2].lower() for name in names if name]
 
 

@@ -14,6 +14,7 @@ from components.conversations.tokenizers.chatglm3 import MODEL_FILE
 from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.read_weights import glm_weights
 from components.models.chatglm.weight_files import shards_of
+from components.storage.foreign_files import explain_foreign
 
 
 def load_original(
@@ -28,11 +29,12 @@ def load_original(
         model = GlmForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
     # It is computed, not loaded, and float32 for all dtypes of weights.
     model.model.rotary_emb = GlmRotaryEmbedding(config).to(device)
-    for _, name, tensor in glm_weights(shards_of(directory), config):
-        module, _, leaf = name.rpartition(".")
-        copied = torch.empty(tensor.shape, dtype=dtype, device=device)
-        tensor.copy_into(copied)
-        setattr(model.get_submodule(module), leaf, nn.Parameter(copied))
+    with explain_foreign(directory):
+        for _, name, tensor in glm_weights(shards_of(directory), config):
+            module, _, leaf = name.rpartition(".")
+            copied = torch.empty(tensor.shape, dtype=dtype, device=device)
+            tensor.copy_into(copied)
+            setattr(model.get_submodule(module), leaf, nn.Parameter(copied))
     if (directory / MODEL_FILE).is_file():
         model.generation_config = generation_config(directory)
     return cast(PreTrainedModel, model.eval())

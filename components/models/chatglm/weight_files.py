@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,10 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from components.errors import InputError
+from components.models.shard_names import shard_names
+from components.storage.foreign_files import explain_foreign
 
 WEIGHT_FILES = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
 CHUNK_BYTES = 32 * 2**20
@@ -75,6 +76,11 @@ def shards_of(directory: Path) -> list[Path]:
 
 def tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Yields every tensor of a shard. Raises InputError if the file is damaged, or could run code when it is loaded."""
+    with explain_foreign(shard, "its weights cannot be read", "a file is cut short, or none; download it again"):
+        yield from _tensors_of(shard)
+
+
+def _tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
     if shard.suffix == ".bin":
         loaded, is_mapped = _load_pickled(shard)
         for key, tensor in loaded.items():
@@ -83,14 +89,11 @@ def tensors_of(shard: Path) -> Iterator[tuple[str, StoredTensor]]:
             )
             yield key, _stored_tensor(open_again, tensor)
         return
-    try:
-        with safe_open(shard, framework="pt") as file:
-            keys = list(file.keys())
-        for key in keys:
-            open_again = partial(_open_safe, shard, key)
-            yield key, _stored_tensor(open_again, open_again())
-    except SafetensorError as error:
-        raise InputError(f"{shard}: damaged ({error}); download it again") from None
+    with safe_open(shard, framework="pt") as file:
+        keys = list(file.keys())
+    for key in keys:
+        open_again = partial(_open_safe, shard, key)
+        yield key, _stored_tensor(open_again, open_again())
 
 
 def _stored_tensor(open_again: Callable[[], Tensor], tensor: Tensor) -> StoredTensor:
@@ -112,7 +115,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _files_of_index(directory: Path, index: Path) -> list[Path]:
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = shard_names(index)
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise InputError(f"{directory}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
     return [directory / name for name in names]

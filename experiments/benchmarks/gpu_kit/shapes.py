@@ -100,7 +100,9 @@ def random_model(
     """
     torch.manual_seed(seed)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
+        )
     model.config.use_cache = False
     if weights is not None:
         model.load_state_dict(weights)
