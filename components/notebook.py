@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+
+from components.visible import VisibleConsole
 
 WIDTH = 140  # columns; a notebook scrolls sideways
 HTML = '<pre style="white-space: pre; line-height: normal; font-family: monospace">{code}</pre>'
@@ -12,10 +14,9 @@ HTML = '<pre style="white-space: pre; line-height: normal; font-family: monospac
 
 def html_of(renderable: RenderableType) -> str:
     """One <pre> element with inline styles."""
-    # Markup stays as it is: "[/INST]" in a conversation is text. In a kernel, rich would display instead of writing.
-    console = Console(
-        file=io.StringIO(), record=True, width=WIDTH, markup=False, highlight=False, color_system="truecolor",
-        force_terminal=True, force_jupyter=False,
+    # In a kernel, rich would display instead of writing.
+    console = VisibleConsole(
+        file=io.StringIO(), record=True, width=WIDTH, color_system="truecolor", force_terminal=True, force_jupyter=False
     )  # fmt: skip
     console.print(renderable)
     return console.export_html(inline_styles=True, code_format=HTML).rstrip()
@@ -24,8 +25,6 @@ def html_of(renderable: RenderableType) -> str:
 def text_of(renderable: RenderableType) -> str:
     """Without colors."""
     file = io.StringIO()
-    console = Console(
-        file=file, width=WIDTH, markup=False, highlight=False, color_system=None, force_jupyter=False
-    )  # fmt: skip
+    console = VisibleConsole(file=file, width=WIDTH, color_system=None, force_jupyter=False)
     console.print(renderable)
     return file.getvalue().rstrip("\n")

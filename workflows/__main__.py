@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from workflows.cli import COMMAND, Exit
+from workflows.cli import COMMAND, Exit, show
 
 PROGRAMS = ("tune", "train", "preview", "plan", "evaluate", "chat", "export", "control", "timeline")
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, arguments = (given[0], given[1:]) if given else ("", [])
     if name not in PROGRAMS:
         wants_help = name in ("-h", "--help")
-        print(f"usage: {COMMAND} {{{','.join(PROGRAMS)}}} ...", file=sys.stdout if wants_help else sys.stderr)
+        show(f"usage: {COMMAND} {{{','.join(PROGRAMS)}}} ...", stderr=not wants_help)
         return Exit.DONE if wants_help else Exit.BAD_INPUT
     sys.argv = [f"{COMMAND} {name}", *arguments]
     return int(import_module(f"workflows.{name}").main())

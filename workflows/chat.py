@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
-from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, quiet_libraries
+from components.visible import visible
+from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, quiet_libraries, show
 
 if TYPE_CHECKING:
     from components.inference.chat_session import ChatSession
@@ -93,15 +94,15 @@ def send(session: ChatSession, text: str) -> None:
     pieces = session.send(text)
     if pieces is not None:
         for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+            show(piece, end="")
+        show()
 
 
 def _converse(session: ChatSession) -> int:
     """Reads questions from standard input; prompts only in a terminal."""
     interactive = sys.stdin.isatty()
     if interactive:
-        print("/reset forgets the conversation, /quit ends it")
+        show("/reset forgets the conversation, /quit ends it")
     while True:
         try:
             line = input(_prompt(session) if interactive else "").strip()
@@ -114,21 +115,21 @@ def _converse(session: ChatSession) -> int:
                 return Exit.DONE
             case "/reset":
                 session.reset()
-                print("(forgotten)")
+                show("(forgotten)")
             case _:
                 try:
                     send(session, line)
                 except KeyboardInterrupt:
                     session.take_back()
-                    print("\n(stopped, and forgotten)")
+                    show("\n(stopped, and forgotten)")
                 except ValueError as error:
                     session.take_back()
-                    print(f"(not answered, and forgotten: {error})", file=sys.stderr)
+                    show(f"(not answered, and forgotten: {error})", stderr=True)
 
 
 def _prompt(session: ChatSession) -> str:
     pending = session.pending_calls
-    return f"result of {pending[0]}> " if pending else "> "
+    return visible(f"result of {pending[0]}> ") if pending else "> "
 
 
 if __name__ == "__main__":

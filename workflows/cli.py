@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import math
 import os
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
-from pydantic import JsonValue
-from rich.console import Console
+from pydantic import BaseModel, JsonValue
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
-from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError
-from components.experiment.load_experiment import read_value
+from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError, message_of
+from components.experiment.read_yaml import read_value
 from components.experiment.spec import ChatFormatSpec
+from components.reports.json_line import json_line
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
+from components.storage.uri import without_secrets
+from components.visible import VisibleConsole, visible, visible_json
 
 WIDTH_OF_LOGS = 140
 COMMAND = "turnwise"  # of the wheel: [project.scripts] in pyproject.toml
@@ -90,34 +90,26 @@ def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
         fail(message_of(error), status_of(error))
 
 
-def message_of(error: Exception) -> str:
-    """What an error says; of the system's own, the file first."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
 def status_of(error: Exception) -> Exit:
     return next((status for kind, status in STATUS_OF_ERROR.items() if isinstance(error, kind)), Exit.BAD_INPUT)
 
 
 def fail(message: str, status: Exit) -> NoReturn:
     """Ends the program: the message on stderr, and the status."""
-    print(message, file=sys.stderr)
+    show(without_secrets(message), stderr=True)
     raise SystemExit(int(status))
 
 
-def json_line(result: object) -> str:
-    """JSON on one line. Numbers that are not finite become null: JSON has none."""
-    return json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
+def show(text: object = "", *, end: str = "\n", stderr: bool = False) -> None:
+    """Prints a text of any origin: what would act on the terminal, or hide, is an escape. All printing goes by here or by a
+    console of make_console()."""
+    print(visible(str(text)), end=end, file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def show_json(result: object) -> None:
+    """Prints JSON on one line, in which nothing acts on a terminal."""
+    line = result.model_dump_json() if isinstance(result, BaseModel) else json_line(result)
+    print(visible_json(line), flush=True)
 
 
 def quiet_libraries() -> None:
@@ -131,10 +123,9 @@ def quiet_libraries() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def make_console(*, stderr: bool = False) -> Console:
+def make_console(*, stderr: bool = False) -> VisibleConsole:
     """Returns a console whose lines may be long where there is no terminal: 80 columns would break tables in a job's log."""
-    # Text of people and models is shown as it is: "[/INST]" is not rich's markup.
-    console = Console(stderr=stderr, markup=False, highlight=False)
+    console = VisibleConsole(stderr=stderr)
     if not console.is_terminal:
         console.width = WIDTH_OF_LOGS
     return console
@@ -215,5 +206,5 @@ def program(name: str) -> str:
 
 
 def command_line(name: str, argv: Sequence[str] | None) -> str:
-    """Returns the command line that called the program `name`."""
-    return f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    """Returns the command line that called the program `name`, without secrets: reports and messages have it."""
+    return without_secrets(f"{program(name)} {shlex.join(sys.argv[1:] if argv is None else argv)}")

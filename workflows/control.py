@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.errors import InputError
-from components.experiment.load_experiment import load_experiment, read_value
-from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand
+from components.experiment.load_experiment import load_experiment
+from components.experiment.read_yaml import read_value
+from components.records.commands import MAX_SHARE, CloneTrial, ExtendTrial, StopTrial, TrialCommand, command_of
 from components.search.find import NEWEST
 from components.search.send_command import TIMEOUT_SECONDS, send_command
-from workflows.cli import Exit, exit_on_error, fail
-
-MOST_SHARE = 1000
+from workflows.cli import Exit, exit_on_error, fail, show, show_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = load_experiment(arguments.experiment, arguments.set)
         reply = send_command(experiment, command, search_id=arguments.search, timeout_seconds=arguments.patience)
     if arguments.json:
-        print(reply.model_dump_json())
+        show_json(reply)
     if not reply.accepted:
         fail(f"refused: {reply.message}", Exit.BAD_INPUT)
     if not arguments.json:
-        print(reply.message)
+        show(reply.message)
     return Exit.DONE
 
 
@@ -58,11 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_argument("trial", help="its number on the leaderboard, or its id")
         verb.add_argument("--search", default=NEWEST, metavar="SEARCH_ID", help="by default the newest unfinished one")
         verb.add_argument(
-            "--patience",
-            type=float,
-            default=TIMEOUT_SECONDS,
-            metavar="SECONDS",
-            help="how long to wait for the reply",
+            "--patience", type=float, default=TIMEOUT_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
         )
         verb.add_argument("--json", action="store_true", help="the reply as one JSON line on stdout")
     longer = extend.add_mutually_exclusive_group(required=True)
@@ -83,13 +78,14 @@ def make_parser() -> argparse.ArgumentParser:
 def _command(arguments: argparse.Namespace) -> TrialCommand:
     """Raises InputError for what cannot be meant."""
     if arguments.verb == "stop":
-        return StopTrial(trial=arguments.trial)
+        return command_of(StopTrial, trial=arguments.trial)
     if arguments.verb == "extend":
         share = None if arguments.by is None else _share(arguments.by)
         if arguments.target_tokens is not None and arguments.target_tokens < 1:
             raise InputError(f"--target-tokens {arguments.target_tokens}: give the whole new budget, above 0")
-        return ExtendTrial(trial=arguments.trial, share=share, target_tokens=arguments.target_tokens)
-    return CloneTrial(trial=arguments.trial, changes=dict(map(_change, arguments.changes)), warm=arguments.warm)
+        return command_of(ExtendTrial, trial=arguments.trial, share=share, target_tokens=arguments.target_tokens)
+    changes = dict(map(_change, arguments.changes))
+    return command_of(CloneTrial, trial=arguments.trial, changes=changes, warm=arguments.warm)
 
 
 def _share(text: str) -> float:
@@ -99,8 +95,8 @@ def _share(text: str) -> float:
         share = float(number) / (100 if percent else 1)
     except ValueError:
         share = 0.0
-    if not 0 < share <= MOST_SHARE:  # NaN is neither
-        raise InputError(f"--by {text}: write it as a share of the present budget, e.g. 50%, up to {MOST_SHARE}")
+    if not 0 < share <= MAX_SHARE:  # NaN is neither
+        raise InputError(f"--by {text}: write it as a share of the present budget, e.g. 50%, up to {MAX_SHARE:g}")
     return share
 
 

@@ -17,9 +17,9 @@ from workflows.cli import (
     add_format_arguments,
     exit_on_error,
     format_spec_of,
-    json_line,
     make_console,
     quiet_libraries,
+    show_json,
 )
 
 
@@ -62,12 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sentence = f"{arguments.model} {verdict.sentence()}"
     console.print(sides_table(views))
     for name, view in views.items():
-        console.print(
-            f"{name}: perplexity {view.whole.perplexity:.2f}, {ends_sentence(view.ends)}", soft_wrap=True, markup=False
-        )
+        console.print(f"{name}: perplexity {view.whole.perplexity:.2f}, {ends_sentence(view.ends)}", soft_wrap=True)
     console.print(sentence, soft_wrap=True)
     if arguments.json:
-        print(json_line(result | {"sentence": sentence}))
+        show_json(result | {"sentence": sentence})
     return Exit.DONE if all(map(math.isfinite, losses)) else Exit.NOT_FINITE
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.cli import Exit, exit_on_error, json_line, quiet_libraries
+from workflows.cli import Exit, exit_on_error, quiet_libraries, show, show_json
 
 if TYPE_CHECKING:
     from components.registry.checked_export import Export
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     with exit_on_error():
         export = export_model(request)
-    print(json_line(_result(export)) if arguments.json else export)
+    show_json(_result(export)) if arguments.json else show(export)
     return Exit.DONE
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.text import Text
 
 from components.experiment.load_experiment import load_experiment
-from workflows.cli import Exit, add_experiment_file, exit_on_error, fail, make_console, quiet_libraries
+from workflows.cli import Exit, add_experiment_file, exit_on_error, fail, make_console, quiet_libraries, show_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = load_node_table(arguments.nodes)
         planned = plan(experiment, table, calibrate=arguments.calibrate, on_message=console.print)
     if arguments.json:
-        print(planned.model_dump_json())
+        show_json(planned)
     for part in planned.parts():
         console.print(part, soft_wrap=isinstance(part, Text))
     if planned.without_room:

@@ -7,13 +7,20 @@ python workflows/preview.py --model DIR_OR_ID --data conversations.jsonl --json
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from components.conversations.readers.record_formats import RECORD_FORMATS
 from components.experiment.load_experiment import load_experiment
-from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, make_console, quiet_libraries
+from workflows.cli import (
+    Exit,
+    add_format_arguments,
+    exit_on_error,
+    format_spec_of,
+    make_console,
+    quiet_libraries,
+    show_json,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         for record in preview.records:
             forks = {"forks": record.forks} if record.forks else {}
-            print(json.dumps({"token_ids": list(record.token_ids), "labels": record.labels(), **forks}))
+            show_json({"token_ids": list(record.token_ids), "labels": record.labels(), **forks})
         for line in preview.lines():
             console.print(line, soft_wrap=True)
     else:

@@ -34,6 +34,7 @@ from workflows.cli import (
     program,
     python,
     raise_on_sigterm,
+    show_json,
     status_of,
 )
 
@@ -47,6 +48,7 @@ STATUS: Mapping[Outcome, Exit] = {
     Outcome.NOT_PROMOTED: Exit.DONE,
     Outcome.FINISHED: Exit.DONE,
     Outcome.NO_TRIAL_SUCCEEDED: Exit.NO_TRIAL_SUCCEEDED,
+    Outcome.LOST: Exit.NO_TRIAL_SUCCEEDED,
     Outcome.NOT_PROVEN: Exit.NOT_PROVEN,
     Outcome.TRACKING_AWAY: Exit.TRACKING_AWAY,
     Outcome.INTERRUPTED: Exit.INTERRUPTED,
@@ -88,7 +90,7 @@ def search_and_report(
         status = Exit.TERMINATED if isinstance(end, Terminated) else Exit.INTERRUPTED
         fail(f"Interrupted. Go on with: {resume_command(command)}", status)
     if as_json:
-        print(result.summary.model_dump_json())
+        show_json(result.summary)
     return STATUS[result.outcome]
 
 
@@ -100,7 +102,7 @@ def watch(experiment: ExperimentSpec, search_id: str, *, as_json: bool) -> Exit:
 
 def _watch(followed: FollowedSearch, *, as_json: bool) -> Exit:
     if as_json:
-        print(followed.snapshot().model_dump_json())
+        show_json(followed.snapshot())
         return Exit.DONE
     console = make_console()
     console.print(followed.headline(), soft_wrap=True)

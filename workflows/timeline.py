@@ -7,7 +7,6 @@ RAY_AUTH_MODE=token python workflows/timeline.py experiments/x.yaml --set storag
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from components.experiment.load_experiment import load_experiment
 from components.reports.text_timeline import timeline_text
 from components.search.find import NEWEST
 from components.search.node_timeline import search_timeline
-from workflows.cli import Exit, add_experiment_file, exit_on_error
+from workflows.cli import Exit, add_experiment_file, exit_on_error, show, show_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = load_experiment(arguments.experiment, arguments.set)
         nodes = search_timeline(experiment, arguments.search, address=arguments.address)
     if arguments.json:
-        print(json.dumps([node.as_json() for node in nodes]))
+        show_json([node.as_json() for node in nodes])
     else:
-        print(timeline_text([row for node in nodes for row in node.rows(now=time.time())]))
+        show(timeline_text([row for node in nodes for row in node.rows(now=time.time())]))
     return Exit.DONE
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
 
 import ray
 
+from components.cluster.private_session import private_session
 from components.cluster.ray_internals import version_warning
-from components.cluster.ray_internals.core import submission_id
+from components.cluster.ray_internals.core import sigterm_left_alone, submission_id
 from components.errors import InputError
 
 LOCAL = "local"
@@ -43,23 +42,23 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
         logger.warning(warning)
     # Set before any worker imports Ray; components/cluster/README.md explains each.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the journal is the record, not result.json
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that had ended reports nothing new
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")  # what a killed driver may forget
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault(
+        "TUNE_GLOBAL_CHECKPOINT_S", "1e9"
+    )  # nobody reads Tune's state: a search goes on from its journal
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
-    before = signal.getsignal(signal.SIGTERM)
-    cluster = ray.init(
-        address=address,
-        num_cpus=num_cpus if address == LOCAL else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)  # Ray has put an exit of its own there
+    private = private_session() if address == LOCAL else contextlib.nullcontext()
+    with private as folder, sigterm_left_alone():
+        cluster = ray.init(
+            address=address,
+            num_cpus=num_cpus if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            _temp_dir=folder,
+        )
     try:
         yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
     finally:

@@ -1,17 +1,20 @@
-"""Runs the trials of a search on a Ray cluster, or resumes them. Every event is recorded in the trials' histories."""
+"""Runs the trials of a search on a Ray cluster. Every event is recorded in the trials' histories.
+
+A search is resumed from the journal and the checkpoints alone: each time Tune begins from nothing, in a scratch folder, and
+its own state is neither read nor kept.
+"""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import TuneError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.placement import SlotPlacement
@@ -21,39 +24,40 @@ from components.cluster.driver.gauges import TrialGauges
 from components.cluster.driver.shutdown import GracefulShutdown
 from components.cluster.driver.spending import Spending
 from components.cluster.driver.trial_control import TrialController, attached
+from components.cluster.ray_internals.tune import keep_keys_here
 from components.cluster.ray_internals.tune_loop import interruptible
 from components.cluster.ray_session import max_pending_trials
 from components.cluster.scheduling.manual_stopper import ControlledStopper
-from components.cluster.scheduling.scheduler import make_scheduler, pending_trials
-from components.cluster.scheduling.tune_search import parameter_space, search_algorithm
-from components.cluster.slots.command_board import CommandBoard
+from components.cluster.scheduling.overdue_ends import overdue_ends
+from components.cluster.scheduling.scheduler import ending_rules, make_scheduler, pending_trials
+from components.cluster.scheduling.tune_search import search_algorithm
+from components.cluster.slots.command_board import KnownTrials
+from components.cluster.slots.restartable_board import running_board
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.trainable import Slot
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.report_marks import report_marks
-from components.experiment.space import num_trials
 from components.records.budget_rule import BudgetRule
 from components.records.commands import RequestInbox
+from components.records.events import TrialState
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
 from components.records.stop_flag import StopRequest
-from components.storage.folder import Folder
 from components.training.workers import UnfitWorkersError
-
-TUNE_FOLDER = "tune"
 
 
 def run_search(
     context: SearchContext,
     histories: TrialHistories,
     *,
-    resume: bool,
     inbox: RequestInbox | None = None,
     stop: StopRequest | None = None,
     running_seconds: Callable[[], float] = time.monotonic,
     last_sign: float = 0.0,
 ) -> str | None:
     """Blocks until every trial has ended, or a stop request has ended the search. Works in any thread.
+
+    What the journal has of the search is not done again: its trials go on where it ends.
 
     Returns the limit of search.budget that kept trials from starting or ended them; None if none did.
 
@@ -63,29 +67,30 @@ def run_search(
     Args:
         histories: what the journal knows already; empty for a new search. Every event is recorded here, in this thread:
             the journal must have subscribed.
-        resume: continue the search whose state is in context.folder.
         inbox: requests about trials, looked at between two steps of Tune's loop.
         stop: a request ends the search early; it can be resumed.
         running_seconds: how long drivers of this search have been running.
         last_sign: of the driver before this one, in Unix seconds.
     """
     _quiet_libraries()
-    board = _make_board(histories)
+    keep_keys_here()
     gauges, retention = TrialGauges(context.search_id, histories), CheckpointRetention(context, histories)
     clock = SlotClock()
     clock.resume(list(histories.values()), last_sign)
     spending = _spending(context, histories, clock, running_seconds)
-    controller = TrialController(context, board, histories, gauges, inbox, clock, spending)
-    with histories.subscribed(gauges.update, retention.update), attached(controller):
-        try:
-            controller.confirm_finalists()  # an earlier driver may have ended just before it asked for them
-            _fit(_make_tuner(context, board, resume=resume), context, board, stop or StopRequest())
-        except TuneError:
-            if histories.error is not None:
-                raise histories.error from None
-            raise
-        if controller.fatal_error is not None:
-            controller.end_running_trials()
+    with running_board(KnownTrials.of(histories), context.folder) as board:
+        controller = TrialController(context, board, histories, gauges, inbox, clock, spending)
+        with histories.subscribed(gauges.update, retention.update), attached(controller):
+            try:
+                _end_what_is_overdue(context, controller)
+                controller.confirm_finalists()  # an earlier driver may have ended just before it asked for them
+                _fit(context, controller, stop or StopRequest())
+            except TuneError:
+                if histories.error is not None:
+                    raise histories.error from None
+                raise
+            if controller.fatal_error is not None:
+                controller.end_running_trials()
     retention.prune_late()
     if controller.fatal_error is not None:
         raise UnfitWorkersError(controller.fatal_error)
@@ -103,9 +108,12 @@ def _spending(
     return Spending(rule, histories, clock, running_seconds)
 
 
-def can_resume(folder: Folder) -> bool:
-    """Whether a search in this folder has begun to save its state."""
-    return bool(tune.Tuner.can_restore(str(folder / TUNE_FOLDER)))
+def _end_what_is_overdue(context: SearchContext, controller: TrialController) -> None:
+    """Records the ends that an earlier driver had decided on, and did not live to record."""
+    rules = ending_rules(context.experiment, context.budget)
+    held = lambda trial_id: controller.clock.take(trial_id, ends=True)  # noqa: E731
+    for end in list(overdue_ends(controller.histories, rules, now=time.time(), held=held)):
+        controller.histories.record(end)
 
 
 def _quiet_libraries() -> None:
@@ -113,49 +121,42 @@ def _quiet_libraries() -> None:
     logging.getLogger("optuna").setLevel(logging.ERROR)  # it warns of packages that it could do without
 
 
-def _make_board(histories: TrialHistories) -> Any:
-    """On the driver's own node, so that it lives as long as the driver: any other node may be a spot instance."""
-    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(CommandBoard).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node)
-    return board.remote(
-        extensions={trial_id: history.extensions for trial_id, history in histories.items()},
-        stop_requests=[trial_id for trial_id, history in histories.items() if history.stop is not None],
-    )
+def _fit(context: SearchContext, controller: TrialController, stop: StopRequest) -> None:
+    pending, interrupt = pending_trials(context.experiment, capacity_of_cluster()), threading.Event()
+    with (
+        tempfile.TemporaryDirectory(prefix="turnwise-tune-", ignore_cleanup_errors=True) as scratch,
+        max_pending_trials(pending),
+        interruptible(interrupt),
+        GracefulShutdown(controller.board, stop, interrupt),
+    ):
+        _make_tuner(context, controller, scratch).fit()
 
 
-def _make_tuner(context: SearchContext, board: Any, *, resume: bool) -> tune.Tuner:
-    experiment = context.experiment
+def _make_tuner(context: SearchContext, controller: TrialController, scratch: str) -> tune.Tuner:
+    experiment, histories = context.experiment, controller.histories
 
     def placement(config: dict[str, Any]) -> SlotPlacement:
         workers = experiment.resources.of(TrialConfig.of(config).spec.method)
         return SlotPlacement(workers, workers.min_workers)  # the scheduler gives elastic trials more
 
-    trainable = tune.with_resources(tune.with_parameters(Slot, context=context, board=board), placement)
-    if resume:
-        return tune.Tuner.restore(str(context.folder / TUNE_FOLDER), trainable, resume_unfinished=True)
+    ended = [history for history in histories.values() if history.state is not TrialState.RUNNING]
+    drawn = [history for history in ended if history.started.parent is None]
+    trainable = tune.with_parameters(Slot, context=context, board=controller.board)
     return tune.Tuner(
-        trainable,
-        param_space=parameter_space(experiment),
+        tune.with_resources(trainable, placement),
         tune_config=tune.TuneConfig(
-            scheduler=make_scheduler(experiment, context.budget, context.search_id),
+            scheduler=make_scheduler(experiment, context.budget, context.search_id, ended=len(drawn)),
             search_alg=search_algorithm(experiment, context.budget, context.search_id, context.earlier_trials),
-            num_samples=num_trials(experiment) if experiment.search.learns else 1,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=TUNE_FOLDER,
-            storage_path=str(context.folder),
+            name=context.search_id,
+            storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=experiment.search.max_failures),
-            # All are kept: they are pointers, and the saved state of a killed driver may know only an old one.
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+            # Tune keeps nothing that is needed: the workers write the checkpoints, and the journal knows them.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[TrialEventCallback(context.search_id)],
             stop=ControlledStopper(context.search_id),
             verbose=0,
         ),
     )
-
-
-def _fit(tuner: tune.Tuner, context: SearchContext, board: Any, stop: StopRequest) -> None:
-    pending, interrupt = pending_trials(context.experiment, capacity_of_cluster()), threading.Event()
-    with max_pending_trials(pending), interruptible(interrupt), GracefulShutdown(board, stop, interrupt):
-        tuner.fit()

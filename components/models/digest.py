@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from components.errors import InputError
 from components.storage.foreign_files import read_object
+from components.storage.unfinished import replacing
 
 CACHE = ".turnwise-digest.json"
 PARTS = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
@@ -18,10 +18,11 @@ PARTS = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja", "*.txt")
 def model_digest(directory: Path) -> str:
     """`sha256:...` over the names and bytes of weights, configuration and tokenizer.
 
-    Weights are gigabytes, so the digest is cached beside them, with the sizes and times of the files.
+    Weights are gigabytes, so the digest is cached beside them, with what the disk says of the files. An archive or a bucket
+    can bring a cache along, and set a file's name, size and time; but not the time when it came to this disk.
     """
     files = sorted({path for part in PARTS for path in directory.glob(part) if path.name != CACHE and path.is_file()})
-    stamp = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    stamp = [_stamp(path) for path in files]
     cache = directory / CACHE
     with contextlib.suppress(InputError):  # there is none, or it is broken: the files are read again
         known = read_object(cache)
@@ -32,8 +33,12 @@ def model_digest(directory: Path) -> str:
         with path.open("rb") as file:
             hashed.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     digest = f"sha256:{hashed.hexdigest()}"
-    with contextlib.suppress(OSError):  # a read-only model is read again next time
-        scratch = cache.with_name(f"{CACHE}.{os.getpid()}")  # another process may be reading it
-        scratch.write_text(json.dumps({"digest": digest, "stamp": stamp}), encoding="utf-8")
-        scratch.replace(cache)
+    # A read-only model is read again next time; and another process may be reading the cache now.
+    with contextlib.suppress(OSError), replacing(cache) as file:
+        file.write(json.dumps({"digest": digest, "stamp": stamp}))
     return digest
+
+
+def _stamp(path: Path) -> list[str | int]:
+    found = path.stat()
+    return [path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns]

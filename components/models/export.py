@@ -6,7 +6,6 @@ The source is a checkpoint, a package, a base model, or peft's adapter directory
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from components.models.base.load_base import Quantize, config_of, load_base_mode
 from components.models.base.reference import BaseReference
 from components.models.chatglm.adapter_conversion import (
     CONFIG_FILE,
+    WEIGHTS_FILES,
     adapter_to_glm,
     adapter_to_original,
     is_original_adapter,
@@ -48,6 +48,8 @@ from components.models.load_trained import (
     without_flash,
 )
 from components.storage.foreign_files import explain_foreign, read_object
+from components.storage.links_inside import check_regular, copy_own
+from components.storage.permissions import readable_as_usual
 
 Layout = Literal["glm", "chatglm", "merged", "adapter"]
 
@@ -91,6 +93,7 @@ def open_exportable(source: Path, base: ModelSpec | None, scratch: Path) -> Expo
 
     Raises InputError if it is none of the four sources, or an adapter whose base is not named.
     """
+    check_regular(source)
     if is_trained(source):
         return _from_trained(source)
     if not (source / CONFIG_FILE).is_file():
@@ -148,7 +151,7 @@ def write_whole(model: PreTrainedModel, source: Exportable, layout: Layout, targ
     # A model on a GPU is copied into CPU memory file by file.
     model.to(dtype).save_pretrained(target, max_shard_size="5GB")
     for file in target.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors keeps it for its writer
+        readable_as_usual(file)
     _save_tokenizer(source, target)
 
 
@@ -175,9 +178,9 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
     if original_names:
         adapter_to_original(source.adapter.directory, target, source.config)
     else:
-        for file in source.adapter.directory.iterdir():
-            shutil.copy(file, target / file.name)
-            (target / file.name).chmod(0o644)  # safetensors keeps it for its writer
+        directory = source.adapter.directory
+        for name in (CONFIG_FILE, next(name for name in WEIGHTS_FILES if (directory / name).is_file())):
+            copy_own(directory / name, target / name, of=directory)
         _save_tokenizer(source, target)
     _name_base(target / CONFIG_FILE, source.adapter.base.path)
 

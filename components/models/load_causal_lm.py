@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from components.errors import InputError
 from components.models.model_config import check_model_config, read_model_config
+from components.models.shard_names import check_indexes
 from components.storage.foreign_files import explain_foreign
 
 MAX_NAMED = 3
@@ -140,6 +141,7 @@ def _without_bar() -> Iterator[None]:
 
 
 def _from_pretrained(directory: Path, settings: Mapping[str, Any]) -> tuple[PreTrainedModel, _Found]:
+    check_indexes(directory)
     if "gguf_file" not in settings:
         read_model_config(directory)
     with explain_foreign(directory, "its weights cannot be made the model that its config.json describes"):

@@ -9,7 +9,6 @@ tokenizer/                   packages only; a checkpoint uses its base model's
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from components.models.adapters import load_adapter, load_adapter_state
 from components.models.attention_backend import attention_of, usable_attention
 from components.models.base.load_base import config_of, load_base_model, resolve_model, save_config
 from components.models.base.reference import BASE_FILE, BaseReference
+from components.models.chatglm.adapter_conversion import CONFIG_FILE
 from components.models.digest import model_digest
 from components.models.dtypes import torch_dtype
 from components.models.load_causal_lm import check_same_weights, load_causal_lm
@@ -38,6 +38,7 @@ from components.models.quantization_backend import check_loadable
 from components.models.sharded_safetensors import StoredTensors, write_model
 from components.models.token_id_check import check_token_ids, required_tokens, rows_of
 from components.storage.foreign_files import explain_foreign, read_description
+from components.storage.links_inside import check_own, check_regular, copy_own
 
 ADAPTER, WEIGHTS, TOKENIZER, SPEC_FILE = "adapter", "weights", "tokenizer", "spec.json"
 WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
@@ -104,6 +105,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
         flash: without it, another takes flash attention's place, which computes on every device and in float32, too.
     """
     device = device or default_device()
+    check_regular(directory)
     reference = BaseReference.read(directory)
     named = reference.model if flash else without_flash(reference.model)
     spec = read_spec(directory)
@@ -147,16 +149,18 @@ def package(checkpoint: Path, directory: Path) -> None:
     """
     directory.mkdir(parents=True)
     for name in (BASE_FILE, SPEC_FILE):
-        shutil.copy(checkpoint / name, directory)
+        copy_own(checkpoint / name, directory / name, of=checkpoint)
     reference = BaseReference.read(checkpoint)
     base = _find_base(reference)
     save_tokenizer(base, reference.chat_format, directory / TOKENIZER)
     if (checkpoint / ADAPTER).is_dir():
-        shutil.copytree(checkpoint / ADAPTER, directory / ADAPTER)
+        (directory / ADAPTER).mkdir()
+        for name in (CONFIG_FILE, ADAPTER_FILE):
+            copy_own(checkpoint / ADAPTER / name, directory / ADAPTER / name, of=checkpoint)
         return
     (directory / WEIGHTS).mkdir()
     if (checkpoint / WEIGHTS / WEIGHTS_FILE).is_file():
-        shutil.copy(checkpoint / WEIGHTS / WEIGHTS_FILE, directory / WEIGHTS)
+        copy_own(checkpoint / WEIGHTS / WEIGHTS_FILE, directory / WEIGHTS / WEIGHTS_FILE, of=checkpoint)
     else:
         stored = weights_of(checkpoint)
         write_model(((name, stored.whole(name)) for name in stored.names), directory / WEIGHTS)
@@ -171,9 +175,15 @@ def save_tokenizer(base: Path, spec: ChatFormatSpec, target: Path) -> None:
 
 
 def weights_of(checkpoint: Path) -> StoredTensors:
-    """Opens the weights of a full fine-tune, written by one worker or by several. Raises InputError if some are missing."""
+    """Opens the weights of a full fine-tune, written by one worker or by several.
+
+    Raises InputError if some are missing, or if a file is a link out of the checkpoint.
+    """
+    files = sorted((checkpoint / WEIGHTS).glob("*.safetensors"))
+    for file in files:
+        check_own(file, of=checkpoint)
     with explain_foreign(checkpoint / WEIGHTS):
-        return StoredTensors(sorted((checkpoint / WEIGHTS).glob("*.safetensors")))
+        return StoredTensors(files)
 
 
 def check_stored(stored: StoredTensors, parameters: Mapping[str, nn.Parameter], source: Path) -> None:

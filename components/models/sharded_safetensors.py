@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components.errors import InputError
+from components.storage.permissions import readable_as_usual
 
 BYTES_AT_ONCE = 2 * 10**9  # size of a file, and of the tensors in memory while it is written
 INDEX_FILE = "model.safetensors.index.json"
@@ -139,7 +140,7 @@ def _save(group: dict[str, Rows], file: Path) -> None:
         name: [rows.first, rows.total] for name, rows in group.items() if (rows.first, rows.last) != (0, rows.total)
     }
     save_file(tensors, file, {"format": "pt"} | ({"rows": json.dumps(parts)} if parts else {}))
-    file.chmod(0o644)  # safetensors keeps it for its writer
+    readable_as_usual(file)
 
 
 def _read(file: Path, name: str, first: int, last: int) -> Tensor:

@@ -32,6 +32,7 @@ from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
 from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
 from components.notebook import html_of, text_of
+from components.visible import visible
 
 MAX_NAMED = 20
 
@@ -60,7 +61,7 @@ class MaskPreview:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         yield from preview_texts(self.records, self.decode, colors=console.color_system is not None)
-        yield from map(Text, self.lines())
+        yield from (Text(visible(line)) for line in self.lines())
 
     def __str__(self) -> str:
         return text_of(self)

@@ -10,6 +10,7 @@ from rich.text import Text
 from components.experiment.varied import hyperparameters
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
 from components.planning.memory import GB
+from components.visible import visible
 
 
 def plan_parts(branches: Sequence[BranchPlan], *, prices_as_of: str, utilization: float) -> Iterator[Table | Text]:
@@ -19,7 +20,7 @@ def plan_parts(branches: Sequence[BranchPlan], *, prices_as_of: str, utilization
     yield Text()
     yield cost_table(branches)
     lines = [*_remedy_lines(branches), *_remarks(branches, prices_as_of, utilization)]
-    yield from map(Text, lines)
+    yield from (Text(visible(line)) for line in lines)
 
 
 def memory_table(branches: Sequence[BranchPlan]) -> Table:

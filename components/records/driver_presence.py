@@ -14,9 +14,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.records.commands import CommandReply, Request
-from components.records.mailbox import Mailbox
+from components.records.mailbox import MAX_BYTES, Mailbox
 from components.storage.folder import Folder
 from components.storage.foreign_files import explain_foreign
+from components.storage.retry import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ SILENT_SECONDS = 6 * BEAT_SECONDS  # a driver without a beat for so long is take
 class DriverHeartbeat(BaseModel):
     """Who runs a search, since when, and where else to look."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+    )
 
     host: str
     pid: int
@@ -47,7 +50,7 @@ class DriverHeartbeat(BaseModel):
         """Returns the last driver's; None if there has been no driver yet. Raises InputError if it cannot be read."""
         with explain_foreign(f"{folder}/{FILE}", way_out="delete it; the next driver writes it anew"):
             try:
-                return cls.model_validate_json(folder.read_text(FILE))
+                return cls.model_validate_json(folder.read_small(FILE, MAX_BYTES))
             except FileNotFoundError:
                 return None
 
@@ -119,19 +122,29 @@ class DriverInbox:
             self._closed.wait(POLL_SECONDS)
 
     def _turn(self) -> None:
-        try:
-            self._write_replies()
-            for request in self.mailbox.waiting():
-                if request.request_id not in self._seen:
-                    self._seen.add(request.request_id)
-                    self._found.put(request)
-            if time.monotonic() >= self._next_beat:
-                self._next_beat = time.monotonic() + BEAT_SECONDS
-                self._beat()
-        except OSError as error:
-            log.warning("%s: the driver can neither read requests nor write its heartbeat now: %s", self.folder, error)
+        """The heartbeat comes first, and nothing that lies among the requests ends it."""
+        for what, do in (
+            ("write its heartbeat", self._beat),
+            ("reply to requests", self._write_replies),
+            ("read requests", self._look),
+        ):
+            try:
+                do()
+            except Exception as error:  # noqa: BLE001 - the thread's end would be taken for the driver's
+                log.warning("%s: the driver cannot %s now: %s", self.folder, what, error)
+                if isinstance(error, StorageError):
+                    return  # it has waited for the storage long enough
+
+    def _look(self) -> None:
+        for request in self.mailbox.waiting():
+            if request.request_id not in self._seen:
+                self._seen.add(request.request_id)
+                self._found.put(request)
 
     def _beat(self) -> None:
+        if time.monotonic() < self._next_beat:
+            return
+        self._next_beat = time.monotonic() + BEAT_SECONDS
         DriverHeartbeat(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -144,10 +157,16 @@ class DriverInbox:
         ).write(self.folder)
 
     def _write_replies(self) -> None:
-        while not self._replies.empty():
+        """Tries each reply once, so that one that cannot be written holds up no other."""
+        failed: OSError | None = None
+        for _ in range(self._replies.qsize()):
             reply = self._replies.get()
             try:
                 self.mailbox.reply(*reply)
-            except OSError:
+            except OSError as error:
                 self._replies.put(reply)
-                raise
+                failed = error
+                if isinstance(error, StorageError):
+                    break
+        if failed is not None:
+            raise failed

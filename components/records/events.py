@@ -117,6 +117,9 @@ class TrialStarted(EventModel):
     repeat: bool = Field(
         False, description="Its parent's configuration with another seed, asked for by search.confirm."
     )
+    drawn_after: int | None = Field(
+        None, description="How many ends of trials the sampler knew when it drew this one from results."
+    )
     time: float = Field(description="Unix seconds.")
 
 
@@ -142,6 +145,9 @@ class TrialEnded(EventModel):
     trial_id: str
     state: TrialState = Field(description="completed: whole budget; stopped: by the scheduler; failed: see reason.")
     reason: str = ""
+    impossible: bool = Field(
+        False, description="It failed by its own configuration, and would again; else its slot or its node was lost."
+    )
     held: float = Field(0.0, description=HELD)
     time: float
 
@@ -210,10 +216,9 @@ TrialEvent = TrialStarted | TrialProgressed | TrialEnded | TrialInstructed
 
 
 class TrialHistory(EventModel):
-    """All that is known of one trial. `reports` are ordered by step, one per step: of several the last one counts.
+    """All that is known of one trial. `reports` are ordered by step, one per step.
 
-    But one without steps repeats what is known: a trial that was interrupted between its last report and its end makes that
-    report again when it resumes, from a checkpoint that has no steps after it.
+    A report that the journal tells twice counts once: the last one, unless that has no steps and so repeats what is known.
     """
 
     started: TrialStarted
@@ -221,6 +226,7 @@ class TrialHistory(EventModel):
     instructions: tuple[TrialInstructed, ...] = ()
     state: TrialState = TrialState.RUNNING
     reason: str = ""
+    impossible: bool = Field(False, description="It failed by its own configuration.")
     ended_at: float | None = None
     heard_at: float = Field(-math.inf, description="When it last started, reported or ended: Unix seconds.")
     held: float = Field(0.0, description="Worker-seconds that it has held slots, up to its last report or its end.")
@@ -283,7 +289,7 @@ def apply_event(known: TrialHistory | None, event: TrialEvent) -> TrialHistory:
         if known is None:
             return TrialHistory(started=event, heard_at=event.time)
         again = {"started_again": known.started_again or event.time > known.heard_at}
-        running = {"state": TrialState.RUNNING, "reason": "", "ended_at": None}
+        running = {"state": TrialState.RUNNING, "reason": "", "impossible": False, "ended_at": None}
         return known.model_copy(update={**running, **again, "heard_at": max(known.heard_at, event.time)})
     if known is None:
         raise ValueError(f"trial {event.trial_id} is reported before it started")
@@ -297,7 +303,12 @@ def apply_event(known: TrialHistory | None, event: TrialEvent) -> TrialHistory:
     if isinstance(event, TrialInstructed):
         instructions = {given.request_id: given for given in known.instructions} | {event.request_id: event}
         return known.model_copy(update={"instructions": tuple(instructions.values())})
-    ended = {"state": event.state, "reason": event.reason, "ended_at": event.time}
+    ended = {
+        "state": event.state,
+        "reason": event.reason,
+        "impossible": event.impossible,
+        "ended_at": event.time,
+    }
     return known.model_copy(update={**ended, **_held(known, event)})
 
 

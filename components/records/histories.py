@@ -8,7 +8,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from components.records.events import TrialEvent, TrialHistory, apply_event, num_clones
+from components.records.events import (
+    Stop,
+    TrialEnded,
+    TrialEvent,
+    TrialHistory,
+    TrialInstructed,
+    TrialProgressed,
+    apply_event,
+    num_clones,
+)
 
 Subscriber = Callable[[TrialEvent], None]
 
@@ -22,6 +31,10 @@ class TrialHistories(Mapping[str, TrialHistory]):
 
     def __init__(self, events: Iterable[TrialEvent] = ()) -> None:
         self._histories: dict[str, TrialHistory] = {}
+        self._count = 0
+        self._reported: dict[tuple[str, int], int] = {}  # trial and step -> which event it first came with
+        self._stopped: dict[str, int] = {}  # trial -> which event is the request for its end
+        self._ended: dict[str, None] = {}
         self._subscribers: list[Subscriber] = []
         self.error: Exception | None = None  # the first one that a subscriber raised
         for event in events:
@@ -60,6 +73,26 @@ class TrialHistories(Mapping[str, TrialHistory]):
     def num_clones(self) -> int:
         return num_clones(self.values())
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The ids of the trials that have ended, in the order of their first ends."""
+        return tuple(self._ended)
+
+    def before(self, trial_id: str, step: int) -> dict[str, TrialHistory]:
+        """Returns the trials with the reports that were known when a trial first reported this step, and was judged."""
+        moment = self._reported[trial_id, step]
+        known = {}
+        for name, history in self._histories.items():
+            reports = tuple(report for report in history.reports if self._reported[name, report.step] < moment)
+            known[name] = history.model_copy(update={"reports": reports})
+        return known
+
+    def has_reported_since_its_stop(self, trial_id: str) -> bool:
+        """Whether a trial that was to end with its next report has made that report."""
+        last = self._histories[trial_id].last
+        stopped = self._stopped.get(trial_id)
+        return last is not None and stopped is not None and self._reported[trial_id, last.step] > stopped
+
     def __getitem__(self, trial_id: str) -> TrialHistory:
         return self._histories[trial_id]
 
@@ -72,4 +105,15 @@ class TrialHistories(Mapping[str, TrialHistory]):
     def _apply(self, event: TrialEvent) -> TrialHistory:
         history = apply_event(self._histories.get(event.trial_id), event)
         self._histories[event.trial_id] = history
+        self._note_order(event)
         return history
+
+    def _note_order(self, event: TrialEvent) -> None:
+        self._count += 1
+        match event:
+            case TrialProgressed(trial_id=trial_id, progress=progress):
+                self._reported.setdefault((trial_id, progress.step), self._count)
+            case TrialInstructed(trial_id=trial_id, instruction=Stop()):
+                self._stopped.setdefault(trial_id, self._count)
+            case TrialEnded(trial_id=trial_id):
+                self._ended.setdefault(trial_id)

@@ -14,7 +14,7 @@ from components.storage.foreign_files import explain_foreign, reason_of
 log = logging.getLogger(__name__)
 
 MANIFEST = "search.json"
-LAYOUT = 5  # of what a search keeps to be resumed, Tune's pickled state included; raise it when that changes
+LAYOUT = 6  # of what a search keeps to be resumed; raise it when that changes
 
 
 class ManifestBase(BaseModel):

@@ -12,6 +12,7 @@ class Outcome(StrEnum):
     NOT_PROMOTED = "not promoted"
     FINISHED = "finished"  # without the registry
     NO_TRIAL_SUCCEEDED = "no trial succeeded"
+    LOST = "lost"  # no trial succeeded, and some were lost with their slots, for no reason of their own
     NOT_PROVEN = "not proven"
     TRACKING_AWAY = "tracking away"
     INTERRUPTED = "interrupted"
@@ -23,4 +24,6 @@ class Outcome(StrEnum):
         return self in RESUMABLE
 
 
-RESUMABLE = frozenset({Outcome.NOT_PROVEN, Outcome.TRACKING_AWAY, Outcome.INTERRUPTED, Outcome.TERMINATED})
+RESUMABLE = frozenset(
+    {Outcome.LOST, Outcome.NOT_PROVEN, Outcome.TRACKING_AWAY, Outcome.INTERRUPTED, Outcome.TERMINATED}
+)

@@ -153,7 +153,7 @@ def _export_merged(
     check = MergeCheck(adapter_loss=before.loss, merged_loss=after, num_targets=num_targets)
     check.check(quantized=source.quantize is not None)
     if is_registered(request.source):
-        tag_version(request.source, {"turnwise.merge": check.sentence()}, request.tracking or tracking_uri())
+        tag_version(request.source, {"turnwise.merge": check.sentence()}, tracking_uri(given=request.tracking))
     return replace(export, merge=check)
 
 

@@ -43,7 +43,7 @@ def directory_by_name(name: str, *, tracking: str | None = None) -> Path:
 def trained_directory(name: str, *, tracking: str | None = None) -> Path | None:
     """The local directory of a registered version, a checkpoint or a package; None if the name is of neither of them."""
     if is_registered(name):
-        uri = tracking or tracking_uri()
+        uri = tracking_uri(given=tracking)
         check_tracking(uri)
         return download_package(name, uri)
     try:

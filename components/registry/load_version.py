@@ -29,7 +29,7 @@ def load_version(model_uri: str, uri: str | None = None) -> PyFuncModel:
     Args:
         uri: where the registry is; by default MLFLOW_TRACKING_URI, else mlflow.db here.
     """
-    folder = download_files(model_uri, uri or tracking_uri())
+    folder = download_files(model_uri, tracking_uri(given=uri))
     if (folder / CODE / COMMON_NAME).is_dir():
         folder = _with_renamed_code(folder)
     return mlflow.pyfunc.load_model(str(folder))

@@ -28,7 +28,8 @@ from components.registry.verification_messages import (
     VerificationRequest,
     VerificationSettings,
 )
-from components.tracking.mlflow_access import MLFLOW_ERRORS, download_version, is_final, reason_of, without_secrets
+from components.storage.uri import without_secrets
+from components.tracking.mlflow_access import MLFLOW_ERRORS, download_version, is_final, reason_of
 
 
 class _PhaseError(Exception):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.spec import GENERAL_LOSS
 from components.experiment.varied import hyperparameters
@@ -13,13 +11,14 @@ from components.records.loss_views import LossViews, sides_of
 from components.reports.leaderboard import front_sentence
 from components.reports.loss_sides import ends_sentence
 from components.reports.search_summary import SearchSummary
+from components.visible import page_environment
 
 PAGE = Path(__file__).with_name("html_page.html.jinja")
 
 
 def search_page(summary: SearchSummary, *, curves: str, command: str) -> str:
     """Returns HTML. `curves` is an SVG picture; `command` is the command line that started the search, or empty."""
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
+    template = page_environment().from_string(PAGE.read_text(encoding="utf-8"))
     # The one has a column; the other says what nats say, unless there are several base models.
     aside = {GENERAL_LOSS, *([] if summary.by_bytes else [BITS_PER_BYTE])} - {summary.metric.name}
     found = {name for trial in summary.trials for name in trial.scores} - aside

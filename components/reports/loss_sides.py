@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from components.records.loss_views import EndCalibration, LossSlice, LossViews, sides_of
+from components.visible import visible
 
 
 def sides_table(views: Mapping[str, LossViews]) -> Table:
@@ -17,7 +18,7 @@ def sides_table(views: Mapping[str, LossViews]) -> Table:
     table.add_column("")
     table.add_column("targets", justify="right", no_wrap=True)
     for name in views if len(views) > 1 else [""]:
-        table.add_column(Text(f"loss {name}".strip()), justify="right")
+        table.add_column(Text(visible(f"loss {name}".strip())), justify="right")
         table.add_column("right", justify="right")
     all_views = list(views.values())
     wholes = [view.whole for view in all_views]
@@ -26,7 +27,7 @@ def sides_table(views: Mapping[str, LossViews]) -> Table:
     for side, group, slices in sides_of(all_views):
         first = slices[0]
         assert first is not None
-        table.add_row("" if side == before else side, Text(group), f"{first.num_targets:,}", *_numbers(slices))
+        table.add_row("" if side == before else side, Text(visible(group)), f"{first.num_targets:,}", *_numbers(slices))
         before = side
     return table
 

@@ -102,6 +102,7 @@ class SearchSummary(BaseModel):
         (), description="How the order of trials at each rung and evaluation agrees with their order at the end."
     )
     trials: tuple[TrialSummary, ...]
+    best: str | None = Field(None, description="The trial_id of the one that was chosen.")
     finalists: FinalistsVerdict | None = Field(None, description="The best of each branch, compared.")
     metrics: tuple[str, ...] = Field((), description="Those of search.metrics, which trials trade off.")
     registry: RegistryResult | None

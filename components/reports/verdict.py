@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from components.conversations.expected import pattern_of
+from components.conversations.expected import places_of
 from components.records.outcome import Outcome
 from components.registry.probes import probes_answered
 from components.registry.result import RegistryResult
 from components.reports.search_summary import SearchSummary
+from components.visible import visible
 
 
 def print_verdict(console: Console, summary: SearchSummary) -> None:
@@ -21,12 +20,12 @@ def print_verdict(console: Console, summary: SearchSummary) -> None:
         console.print(answers_side_by_side(summary.registry))
         console.print()
     for sentence in summary.finalists.sentences() if summary.finalists else ():
-        console.print(Text(sentence))
+        console.print(Text(visible(sentence)))
     style = "bold green" if summary.outcome is Outcome.CHAMPION else "bold yellow"
-    console.print(Text(summary.message, style=style))
+    console.print(Text(visible(summary.message), style=style))
     console.print(Text(summary.cost.sentence), soft_wrap=True)
     for sentence in summary.registry.sides.sentences() if summary.registry is not None else ():
-        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
+        console.print(sentence, soft_wrap=True)
 
 
 def answers_side_by_side(registry: RegistryResult) -> Table:
@@ -38,10 +37,10 @@ def answers_side_by_side(registry: RegistryResult) -> Table:
         right, wanted = probes_answered(answers, registry.probes)
         table.add_column(f"{name} ({right} of {wanted} as expected)" if wanted else name, ratio=3)
     for position, probe in enumerate(registry.probes):
-        words = [Text(said[position].strip() or "(nothing)") for said in heads.values()]
+        words = [Text(visible(said[position].strip() or "(nothing)")) for said in heads.values()]
         for text in words:
             if probe.expect:
-                pattern = pattern_of(probe.expect) or re.compile(re.escape(probe.expect.strip()), re.IGNORECASE)
-                text.highlight_regex(pattern, style="bold green")
+                for start, end in places_of(probe.expect, text.plain):
+                    text.stylize("bold green", start, end)
         table.add_row(probe.messages[-1]["content"], *words)
     return table

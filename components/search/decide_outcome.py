@@ -12,10 +12,12 @@ from components.experiment.spec import EVAL_LOSS
 from components.notebook import html_of
 from components.records.events import TrialHistory, TrialState, num_clones
 from components.records.outcome import Outcome
+from components.records.unfinished_trials import lost_trials
 from components.registry.result import RegistryResult
 from components.reports.finalists import FinalistsVerdict
 from components.reports.leaderboard import leaderboard, ranked
 from components.reports.search_summary import SearchSummary
+from components.visible import visible
 
 TERMINATED = "SIGTERM"  # a stop for this reason has an outcome, and an exit status, of its own
 
@@ -64,7 +66,7 @@ class SearchResult(SearchOutcome):
 
     def _repr_html_(self) -> str:
         table = leaderboard(ranked(self.histories.values()), budget=self.budget, metrics=self.summary.metrics)
-        return html_of(Group(Text(self.message, style="bold"), table))
+        return html_of(Group(Text(visible(self.message), style="bold"), table))
 
 
 def resume_command(command: str) -> str:
@@ -107,8 +109,13 @@ def outcome_of_stop(reason: str | None) -> Outcome:
     return Outcome.TERMINATED if reason == TERMINATED else Outcome.INTERRUPTED
 
 
-def outcome_of_no_success(histories: Iterable[TrialHistory]) -> SearchOutcome:
-    reasons = "; ".join(dict.fromkeys(history.reason for history in histories))
+def outcome_of_no_success(histories: Iterable[TrialHistory], resume: str) -> SearchOutcome:
+    """`resume` is the command to go on: trials that were lost, for no reason of their own, can go on."""
+    known = list(histories)
+    reasons = "; ".join(dict.fromkeys(history.reason for history in known))
+    if lost := lost_trials(known):
+        message = f"No trial succeeded, and {len(lost)} of {len(known)} were lost with their slots: {reasons}."
+        return SearchOutcome(outcome=Outcome.LOST, message=f"{message} Go on with: {resume}")
     return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial succeeded: {reasons}")
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec
 from components.notebook import html_of
-from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand
+from components.records.commands import CloneTrial, ExtendTrial, StopTrial, TrialCommand, command_of
 from components.records.histories import Subscriber, TrialHistories
 from components.records.manifest import SearchManifest
 from components.records.on_message import OnMessage, ignore_message
@@ -28,6 +28,7 @@ from components.search.prepare_search import PreparedSearch
 from components.search.run import SearchRun, driver_session
 from components.search.send_command import TIMEOUT_SECONDS, NoReplyError, ask
 from components.storage.folder import Folder
+from components.visible import visible
 
 CANCELLED = "cancel()"  # the reason of a stop that this handle requests
 
@@ -57,7 +58,7 @@ class SearchHandle:
 
     def stop(self, trial: int | str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> str:
         """Stops a trial: it finishes its step, is evaluated, and its best checkpoint takes part in the verdict."""
-        return self._command(StopTrial(trial=str(trial)), timeout_seconds)
+        return self._command(command_of(StopTrial, trial=str(trial)), timeout_seconds)
 
     def extend(
         self,
@@ -77,7 +78,7 @@ class SearchHandle:
             raise InputError("extend: give either by=, a share of the present budget, or to=, the whole new one")
         if not (by if to is None else to) > 0:  # type: ignore[operator]
             raise InputError(f"extend: by={by}, to={to}: a budget grows by more than 0")
-        return self._command(ExtendTrial(trial=str(trial), share=by, target_tokens=to), timeout_seconds)
+        return self._command(command_of(ExtendTrial, trial=str(trial), share=by, target_tokens=to), timeout_seconds)
 
     def clone(
         self,
@@ -93,13 +94,13 @@ class SearchHandle:
             changes: dotted path -> value, e.g. {"optimizer.learning_rate": 1e-4}.
             warm: begin with the weights of the other's best checkpoint.
         """
-        return self._command(CloneTrial(trial=str(trial), changes=changes, warm=warm), timeout_seconds)
+        return self._command(command_of(CloneTrial, trial=str(trial), changes=changes, warm=warm), timeout_seconds)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.search_id} in {self.folder}: {self._sentence()}>"
 
     def _repr_html_(self) -> str:
-        head = Text(f"search {self.search_id} in {self.folder}: {self._sentence()}", style="bold")
+        head = Text(visible(f"search {self.search_id} in {self.folder}: {self._sentence()}"), style="bold")
         return html_of(
             Group(head, leaderboard(ranked(self._histories().values()), budget=self.budget, metrics=self.metrics))
         )

@@ -26,7 +26,6 @@ from components.experiment.spec import STORAGE, ExperimentSpec, MetricSpec
 from components.models import attention_backend, quantization_backend
 from components.planning.verification_memory import check_verifiable
 from components.records.earlier_trials import EarlierTrial
-from components.records.events import Progress
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
@@ -111,13 +110,8 @@ class PreparedSearch:
         """Marks the search as finished: it cannot be resumed any more."""
         self.manifest.model_copy(update={"finished": True}).write(self.folder)
 
-    def context(
-        self, finished_trials: Mapping[str, Progress | None], prices: Mapping[str, float] | None = None
-    ) -> SearchContext:
-        """What the processes of the cluster need. `finished_trials` need not run; each has its last report.
-
-        `prices`: dollars of a worker-hour, by branch.
-        """
+    def context(self, prices: Mapping[str, float] | None = None) -> SearchContext:
+        """What the processes of the cluster need. `prices`: dollars of a worker-hour, by branch."""
         default = self.opened.default.for_trials()
         return SearchContext(
             experiment=self.experiment,
@@ -133,7 +127,6 @@ class PreparedSearch:
             rungs=rungs_of(self.experiment, self.budget),
             dollars_per_worker_hour=dict(prices or {}),
             general=default.general,
-            finished_trials=dict(finished_trials),
             earlier_trials=self.earlier,
         )
 
@@ -173,7 +166,7 @@ def _open(
 ) -> PreparedSearch:
     began = time.monotonic()
     uri = tracking_uri(written)
-    check_tracking(uri)
+    tracked = _answers(written, uri, on_message)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
     _check_packages(written, on_message)
     for remark in (*experiment_warnings(written), *dtype_warnings(written)):
@@ -190,8 +183,9 @@ def _open(
     check_vocabularies(opened, on_message)
     texts = _general_texts(written, begun)
     opened = with_general(opened, texts, on_message)
-    if register:
+    if register and tracked:
         check_model_name(uri, experiment.registered_model)
+    if register:
         for base in opened.bases:
             check_verifiable(base.experiment)
     manifest = begun or _new_manifest(written, opened, start.searches)
@@ -214,6 +208,20 @@ def _open(
         gate_generation=plan_gate(experiment, probes),
         earlier=start.trials,
     )
+
+
+def _answers(written: ExperimentSpec, uri: str, on_message: OnMessage) -> bool:
+    """Whether MLflow answers. Raises InputError if it does not, unless the search may begin without it."""
+    try:
+        check_tracking(uri)
+    except InputError as error:
+        if written.tracking.required:
+            raise InputError(f"{error}; tracking.required: false begins without it") from None
+        on_message(
+            f"Warning: {error}. The search begins without it, as tracking.required: false says: the journal keeps all"
+        )
+        return False
+    return True
 
 
 def _general_texts(written: ExperimentSpec, manifest: SearchManifest | None) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import check_capacity
 from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.ray_session import connected, this_job
-from components.cluster.run_search import can_resume, run_search
+from components.cluster.run_search import run_search
 from components.cluster.scheduling.search_warnings import remarks
-from components.errors import InputError, TakenOverError, TrackingError, VerificationError
+from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
 from components.records.driver_presence import DriverInbox
 from components.records.evaluation_record import EvaluationRecord
@@ -28,6 +28,7 @@ from components.records.stop_flag import StopRequest
 from components.registry.promotion import Executor, register_best, run_locally
 from components.registry.verification_messages import VerificationReport
 from components.reports.leaderboard import ranked
+from components.reports.search_summary import SearchSummary
 from components.search.branch_prices import branch_prices, priced_by
 from components.search.choose_candidate import choose, compare_branches
 from components.search.decide_outcome import (
@@ -43,16 +44,15 @@ from components.search.decide_outcome import (
 )
 from components.search.prepare_search import PreparedSearch
 from components.search.read_selection import read_selection
-from components.search.write_reports import log_inputs, summarize, write_reports
+from components.search.record_end import record_end
+from components.search.tracked_runs import TrackedRuns
+from components.search.write_reports import REPORT, keep_summary, kept_summary, log_reports, summarize, write_page
 from components.statistics.selection import Selection
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from components.tracking.journal_sync import JournalSync
-from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of, without_secrets
-from components.tracking.mlflow_runs import MAX_CHARACTERS, SETTINGS_TAG, TRAINED_TAG, SearchRuns
+from components.tracking.mlflow_access import MLFLOW_ERRORS, reason_of
 from components.training.workers import UnfitWorkersError
-
-MLFLOW_SECONDS = 60.0  # how long the end waits for what MLflow has not taken yet
 
 
 @contextlib.contextmanager
@@ -77,9 +77,14 @@ def driver_session(
         prices = branch_prices(prepared.experiment, capacity)
         prepared.begin()
         with DriverInbox(prepared.folder) as inbox:
-            yield SearchRun(
+            search = SearchRun(
                 prepared, inbox, dashboard, on_message=on_message, stop=stop, command=command, prices=prices
             )
+            try:
+                yield search
+            except Exception:
+                search.abandon()
+                raise
 
 
 class SearchRun:
@@ -104,23 +109,14 @@ class SearchRun:
         self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
         self.stop = stop or StopRequest()
         self._taken_over: str | None = None
+        self._undelivered = 0  # records that MLflow has not taken
         prepared.lock.when_lost(self._lose)
         self._journal = Journal(prepared.folder)
         self.histories = TrialHistories(self._journal.read())
-        self._facts = this_job(dashboard)
-        try:
-            self._runs = self._connect_tracking()
-            log_inputs(self._runs, prepared)
-        except StorageError:
-            raise  # it is an OSError, as the errors of MLflow's network are
-        except MLFLOW_ERRORS as error:
-            raise TrackingError(without_secrets(str(error))) from None
-        except ImportError as error:  # MLflow imports what an artifact store needs, e.g. boto3 for S3, when it is used
-            uri = without_secrets(prepared.uri)
-            raise InputError(
-                f"tracking.uri={uri}: MLflow keeps its artifacts where a package is needed: {error}; install it"
-            ) from None
-        self._show_links({"Ray dashboard": self._facts.get("ray.dashboard", dashboard), "MLflow": self._runs.link})
+        self._concluded = kept_summary(prepared.folder) if prepared.resumed else None
+        facts = this_job(dashboard)
+        self._tracked = TrackedRuns(prepared, facts, on_message)
+        self._show_links({"Ray dashboard": facts.get("ray.dashboard", dashboard), "MLflow": self._tracked.begin()})
 
     @property
     def planned(self) -> int:
@@ -133,22 +129,17 @@ class SearchRun:
 
     def run_trials(self, on_event: Subscriber | None = None) -> TrialsResult:
         """Returns once every trial has ended, or the search was stopped. Called once."""
-        resume = self.prepared.resumed and can_resume(self.prepared.folder)
-        sync = JournalSync(self._journal, self._connect_tracking)
+        if self._is_concluded():
+            return self._deliver_only()
+        sync = JournalSync(self._journal, self._tracked.open)
         self.histories.subscribe(sync.append)
         if on_event is not None:
             self.histories.subscribe(on_event)
-        finished = {
-            trial_id: history.last
-            for trial_id, history in self.histories.items()
-            if history.state is not TrialState.RUNNING
-        }
-        context, hopeless, limit = self.prepared.context(finished, self.prices), None, None
+        context, hopeless, limit = self.prepared.context(self.prices), None, None
         try:
             limit = run_search(
                 context,
                 self.histories,
-                resume=resume,
                 inbox=self.inbox,
                 stop=self.stop,
                 running_seconds=lambda: self.inbox.ran_seconds,
@@ -157,10 +148,10 @@ class SearchRun:
         except UnfitWorkersError as error:
             hopeless = str(error)
         finally:
-            undelivered = sync.close(MLFLOW_SECONDS, self.stop)
+            self._undelivered = sync.close(self._tracked.patience_seconds, self.stop)
         return TrialsResult(
             histories=self.histories,
-            undelivered=undelivered,
+            undelivered=self._undelivered,
             stop_reason=self.stop.reason,
             hopeless=hopeless,
             limit=limit,
@@ -168,6 +159,8 @@ class SearchRun:
 
     def conclude(self, trials: TrialsResult) -> SearchResult:
         """Registers the best trial, if that was asked for and there is one, and reports."""
+        if self._concluded is not None and self._is_concluded():
+            return self._finish(self._concluded)
         return self.report(within_budget(self._decide(trials), trials, self.planned))
 
     def register(self, best: TrialHistory) -> SearchOutcome:
@@ -177,7 +170,7 @@ class SearchRun:
         self.on_message(f"trial {best.started.number} is the best: packaging it, and proving it in a fresh process ...")
         try:
             registry = register_best(
-                self._runs,
+                self._tracked.open(),
                 prepared.uri,
                 prepared.experiment,
                 best,
@@ -205,7 +198,7 @@ class SearchRun:
         return outcome_of_registry(registry, best)
 
     def report(self, outcome: SearchOutcome) -> SearchResult:
-        """Writes the reports, marks the search as finished unless it can go on, and tells others of the outcome."""
+        """Writes the reports, and finishes the search unless it can go on."""
         self._check_lock()
         prepared = self.prepared
         cost = cost_of_search(
@@ -216,19 +209,73 @@ class SearchRun:
             prices=self.prices,
             priced_by=priced_by(prepared.experiment),
         )
-        summary = summarize(prepared, self.histories, outcome, run_id=self._runs.parent_id, cost=cost)
-        page = write_reports(prepared, self._runs, summary, self.histories, self.command, self.on_message)
-        self.inbox.close(outcome.outcome.value)
+        summary = summarize(prepared, self.histories, outcome, run_id=self._tracked.parent_id, cost=cost)
+        write_page(prepared, summary, self.histories, self.command)
+        if not summary.outcome.resumable:
+            keep_summary(prepared.folder, summary)
+            return self._finish(summary)
+        try:
+            runs = self._tracked.open()
+            log_reports(runs, prepared.folder, summary, self.histories)
+            runs.end_search(summary.outcome.value)
+        except MLFLOW_ERRORS as error:
+            self.on_message(f"MLflow did not take the reports ({reason_of(error)}); they are in {prepared.folder}")
+        return self._result(summary)
+
+    def abandon(self) -> None:
+        """Ends the search's runs in MLflow, if that answers: an error ends the driver, and a resume goes on in them."""
+        with contextlib.suppress(*MLFLOW_ERRORS):
+            if self._tracked.parent_id and self._taken_over is None:
+                self._tracked.open().end_search(Outcome.INTERRUPTED.value)
+
+    def _finish(self, summary: SearchSummary) -> SearchResult:
+        """Records the end in MLflow, compares all of it with the journal, and only then marks the search as finished."""
+        prepared = self.prepared
+        try:
+            if self._undelivered:
+                raise TrackingError(f"{self._undelivered} records wait")
+            runs = self._tracked.open()
+            summary = summary.model_copy(update={"run_id": runs.parent_id})
+            record_end(runs, prepared.folder, summary, self._journal.read(), self.on_message)
+        except (TrackingError, *MLFLOW_ERRORS) as error:
+            if isinstance(error, StorageError):
+                raise  # it is an OSError, as the errors of MLflow's network are
+            reason = str(error) if isinstance(error, TrackingError) else reason_of(error)
+            message = (
+                f"{summary.message}. But MLflow has not taken all of the record ({reason}); {prepared.folder} has it. When"
+                f" MLflow is back: {self.resume_command}"
+            )
+            summary = summary.model_copy(update={"outcome": Outcome.TRACKING_AWAY, "message": message})
+        else:
+            prepared.finish()
+        return self._result(summary)
+
+    def _result(self, summary: SearchSummary) -> SearchResult:
+        """Tells others of the outcome, too."""
+        self.inbox.close(summary.outcome.value)
         return SearchResult(
-            outcome=outcome.outcome,
-            message=outcome.message,
-            best=outcome.best,
-            registry=outcome.registry,
+            outcome=summary.outcome,
+            message=summary.message,
+            best=self.histories.get(summary.best or ""),
+            registry=summary.registry,
+            finalists=summary.finalists,
             summary=summary,
             histories=dict(self.histories),
-            budget=prepared.budget,
-            report=page,
+            budget=self.prepared.budget,
+            report=str(self.prepared.folder / REPORT),
         )
+
+    def _is_concluded(self) -> bool:
+        """Whether an earlier driver came to a final outcome, and nothing else is asked for now."""
+        kept = self._concluded
+        if kept is None or self.prepared.replace is not None:
+            return False
+        return not (kept.outcome is Outcome.FINISHED and self.prepared.register)
+
+    def _deliver_only(self) -> TrialsResult:
+        sync = JournalSync(self._journal, self._tracked.open)
+        self._undelivered = sync.close(self._tracked.patience_seconds, self.stop)
+        return TrialsResult(histories=self.histories, undelivered=self._undelivered, stop_reason=self.stop.reason)
 
     def _decide(self, trials: TrialsResult) -> SearchOutcome:
         if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
@@ -236,7 +283,7 @@ class SearchRun:
         histories = {history.trial_id: history for history in self._with_complete_checkpoints()}
         leader = ranked(histories.values())[0]
         if leader.best is None or leader.state is TrialState.FAILED:
-            return outcome_of_no_success(self.histories.values())
+            return outcome_of_no_success(self.histories.values(), self.resume_command)
         finalists = compare_branches(self.prepared, histories)
         return replace(self._conclude(trials, choose(histories, leader, finalists, self.prepared)), finalists=finalists)
 
@@ -246,7 +293,7 @@ class SearchRun:
             return self._not_registered(
                 Outcome.TRACKING_AWAY,
                 f"The search is done, but MLflow is away: {trials.undelivered} records wait in {self.prepared.folder}."
-                " When it is back",
+                f" To fill MLflow only: --sync {self.prepared.search_id}. To go on when it is back",
                 best,
             )
         if not self.prepared.register:
@@ -314,14 +361,6 @@ class SearchRun:
             return executor(work)
         finally:
             self.inbox.proof_seconds += time.monotonic() - began
-
-    def _connect_tracking(self) -> SearchRuns:
-        prepared = self.prepared
-        tags = {f"{TRAINED_TAG}.{branch}": text[:MAX_CHARACTERS] for branch, text in prepared.opened.trained.items()}
-        tags[SETTINGS_TAG] = prepared.opened.settings[:MAX_CHARACTERS]
-        facts = {**self._facts, **tags, **prepared.format_facts}
-        client, uri = open_store(prepared.uri), prepared.uri
-        return SearchRuns(client, uri, prepared.experiment, prepared.search_id, facts, metric=prepared.metric)
 
     def _show_links(self, links: Mapping[str, str]) -> None:
         self.inbox.show(dict(links))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from components.errors import InputError
 from components.records.driver_presence import DriverHeartbeat
-from components.storage.folder import Folder, Lock
+from components.storage.folder import Folder, Lock, UnreadableLockError
 
 LOCK = "lock"  # of a search in its folder, and of the choice in the experiment's folder
 
@@ -29,6 +29,8 @@ class SearchLock:
         """Raises InputError while another command chooses, or prepares what it has chosen."""
         try:
             self._choice = self._experiment_folder.lock(LOCK)
+        except UnreadableLockError as error:
+            raise InputError(str(error)) from None
         except BlockingIOError:
             raise InputError(
                 f"{self._experiment_folder}: another command is starting a search of this experiment right now; wait until"
@@ -39,6 +41,8 @@ class SearchLock:
         """Raises InputError if another driver runs the search. `new`: its folder goes unless `begun` is called."""
         try:
             self._search = search_folder.lock(LOCK)
+        except UnreadableLockError as error:
+            raise InputError(str(error)) from None
         except BlockingIOError:
             raise InputError(
                 f"search {search_folder.name} is running{_where(search_folder)}: look at it with --watch"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from components.conversations.preview.mask_preview import preview_html
-from components.data.prepare import PreparedDataset
-from components.data.preview_records import stored_records, totals_of
+from pydantic import ValidationError
+
 from components.experiment.report_marks import evaluation_marks, rungs_of
 from components.records.events import TrialHistory
-from components.records.on_message import OnMessage
 from components.records.search_cost import SearchCost
 from components.reports.html_page import search_page
 from components.reports.loss_curves import loss_curves_svg
@@ -18,32 +16,18 @@ from components.reports.rung_correlation import RungCorrelation, rung_correlatio
 from components.reports.search_summary import SearchSummary, trial_summaries
 from components.search.decide_outcome import SearchOutcome
 from components.search.prepare_search import PreparedSearch
-from components.tracking.mlflow_access import MLFLOW_ERRORS, reason_of, without_secrets
+from components.storage.folder import Folder
+from components.storage.uri import without_secrets
 from components.tracking.mlflow_runs import SearchRuns
 
-REPORT = "report.html"
-PREVIEWED = 20  # conversations on the page that shows the mask
+REPORT, SUMMARY = "report.html", "summary.json"
 
-
-def log_inputs(runs: SearchRuns, prepared: PreparedSearch) -> None:
-    """Logs what the search trains on: the data sets, and a page that shows the mask."""
-    dataset, experiment = prepared.dataset, prepared.experiment
-    for number, base in enumerate(prepared.opened.bases, start=1):
-        name = f"{experiment.name}-base-{number}" if number > 1 else experiment.name
-        runs.log_data(name, str(experiment.data.train), _digests(base.dataset), base.dataset.counts)
-    records = stored_records(dataset.train, PREVIEWED)
-    title = f"{experiment.name}: what is trained on"
-    runs.log_text(None, preview_html(records, prepared.decode, title, totals_of(dataset)), "mask_preview.html")
-
-
-def _digests(dataset: PreparedDataset) -> dict[str, str]:
-    digests = {"train": dataset.train_digest, "eval": dataset.eval_digest}
-    return digests if dataset.verdict_digest is None else {**digests, "verdict": dataset.verdict_digest}
+Histories = Mapping[str, TrialHistory]
 
 
 def summarize(
     prepared: PreparedSearch,
-    histories: Mapping[str, TrialHistory],
+    histories: Histories,
     outcome: SearchOutcome,
     *,
     run_id: str,
@@ -66,12 +50,13 @@ def summarize(
         metrics=prepared.experiment.search.metrics,
         cost=cost,
         rung_correlations=_rung_correlations(prepared, histories),
+        best=outcome.best.trial_id if outcome.best else None,
         registry=outcome.registry,
         finalists=outcome.finalists,
     )
 
 
-def _rung_correlations(prepared: PreparedSearch, histories: Mapping[str, TrialHistory]) -> tuple[RungCorrelation, ...]:
+def _rung_correlations(prepared: PreparedSearch, histories: Histories) -> tuple[RungCorrelation, ...]:
     """By branch where trials compete within it."""
     experiment, budget = prepared.experiment, prepared.budget
     shared = getattr(experiment.search.scheduler, "brackets", "shared") == "shared"
@@ -84,31 +69,40 @@ def _rung_correlations(prepared: PreparedSearch, histories: Mapping[str, TrialHi
     )
 
 
-def write_reports(
-    prepared: PreparedSearch,
-    runs: SearchRuns,
-    summary: SearchSummary,
-    histories: Mapping[str, TrialHistory],
-    command: str,
-    on_message: OnMessage,
-) -> str:
-    """Writes the page and the numbers. Marks the search as finished unless it can be resumed. Returns the page's URI."""
-    base_loss = summary.registry.base_loss if summary.registry else None
-    curves = loss_curves_svg(histories.values(), base_loss=base_loss)
-    page = search_page(summary, curves=curves, command=command)
+def write_page(prepared: PreparedSearch, summary: SearchSummary, histories: Histories, command: str) -> str:
+    """Writes the page about the search into its folder. Returns the page's URI."""
+    page = search_page(summary, curves=_curves(summary, histories), command=command)
     prepared.folder.write_text(REPORT, page)
-    if not summary.outcome.resumable:
-        prepared.finish()
+    return str(prepared.folder / REPORT)
+
+
+def log_reports(runs: SearchRuns, folder: Folder, summary: SearchSummary, histories: Histories) -> None:
+    """Logs the page and the numbers, again if they are there. Raises what MLflow raises."""
     # Nats of different tokenizers have no smallest one.
     name, of = ("eval/bits_per_byte", "bits_per_byte") if summary.by_bytes else ("eval/loss", "eval_loss")
     losses = [loss for trial in summary.trials if (loss := getattr(trial, of)) is not None]
+    runs.log_text(None, folder.read_text(REPORT), REPORT)
+    runs.log_text(None, _curves(summary, histories), "eval_loss.svg")
+    runs.log_text(None, summary.model_dump_json(indent=1), SUMMARY)
+    runs.log_search_metrics({name: min(losses)} if losses else {})
+    runs.log_cost(summary.cost)
+
+
+def keep_summary(folder: Folder, summary: SearchSummary) -> None:
+    """Writes what the search came to, once that is final: from here on only its record in MLflow may be missing."""
+    folder.write_text(SUMMARY, summary.model_dump_json(indent=1) + "\n")
+
+
+def kept_summary(folder: Folder) -> SearchSummary | None:
+    """What the search came to for good; None if it has not yet."""
+    if not folder.has_file(SUMMARY):
+        return None
     try:
-        runs.log_text(None, page, REPORT)
-        runs.log_text(None, curves, "eval_loss.svg")
-        runs.log_text(None, summary.model_dump_json(indent=1), "summary.json")
-        runs.log_search_metrics({name: min(losses)} if losses else {})
-        runs.log_cost(summary.cost)
-        runs.end_search(summary.outcome.value)
-    except MLFLOW_ERRORS as error:
-        on_message(f"MLflow did not take the reports ({reason_of(error)}); they are in {prepared.folder}")
-    return str(prepared.folder / REPORT)
+        return SearchSummary.model_validate_json(folder.read_text(SUMMARY))
+    except ValidationError:
+        return None  # JSON knows no infinity: a search with one concludes again, which changes nothing in the registry
+
+
+def _curves(summary: SearchSummary, histories: Histories) -> str:
+    base_loss = summary.registry.base_loss if summary.registry else None
+    return loss_curves_svg(histories.values(), base_loss=base_loss)

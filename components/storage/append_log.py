@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
@@ -10,24 +11,28 @@ from pathlib import Path
 from typing import IO
 
 from components.storage.folder import AppendLog, Folder
-from components.storage.fsync import fsync_file, fsync_path
+from components.storage.fsync import fsync_path, write_all
+from components.storage.regular_files import open_own
+from components.storage.room import wait_for_room
 
 LINE = re.compile(r"(\d{8})-[0-9a-f]+\.json")
 READERS = 16  # concurrent reads: each object costs a round trip
 
 
 class FileAppendLog(AppendLog):
-    """A line that was cut by a kill can only be the last one, and is skipped."""
+    """A line that was cut by a kill can only be the last one, and is skipped.
+
+    On a full disk `append` waits for room. A line of which only a part was written is taken back first.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.location = path, str(path)
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._end = 0  # of the last whole line
 
     def append(self, line: str) -> None:
-        if self._file is None:
-            self._file = self._open()
-        self._file.write(line + "\n")
-        fsync_file(self._file)
+        content = f"{line}\n".encode()
+        wait_for_room(lambda: self._append(content), self.path)
 
     def read(self) -> list[bytes]:
         if not self.path.exists():
@@ -40,13 +45,27 @@ class FileAppendLog(AppendLog):
             self._file.close()
             self._file = None
 
-    def _open(self) -> IO[str]:
+    def _append(self, content: bytes) -> None:
+        if self._file is None:
+            self._file = self._open()
+        try:
+            write_all(self._file, content)
+            os.fsync(self._file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), self._end)
+            raise
+        self._end += len(content)
+
+    def _open(self) -> IO[bytes]:
         """Cuts off a torn last line; otherwise the next line would be joined to it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            content = self.path.read_bytes()
-            os.truncate(self.path, content.rfind(b"\n") + 1)
-        file = self.path.open("a", encoding="utf-8")
+        # Without a buffer: what could not be written must not be written again when the file is closed.
+        file = os.fdopen(open_own(self.path, os.O_RDWR | os.O_APPEND), "a+b", buffering=0)
+        content = self.path.read_bytes()
+        self._end = content.rfind(b"\n") + 1
+        if self._end < len(content):
+            file.truncate(self._end)
         fsync_path(self.path.parent)
         return file
 

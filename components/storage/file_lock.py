@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+from components.storage.regular_files import open_own
 
 
 class FileLock:
     """The kernel's lock on a file. It is released when its process ends, and no other process can take it before."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BlockingIOError if it is held."""
-        self._file = path.open("w", encoding="utf-8")
+        """Raises BlockingIOError if it is held, and StorageError if it is a link or no file."""
+        self._file = os.fdopen(open_own(path, os.O_RDWR), "r+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -31,6 +31,10 @@ class AppendLog(ABC):
     def close(self) -> None: ...
 
 
+class UnreadableLockError(BlockingIOError):
+    """A lock that nobody can tell whose it is, so it counts as held. The message says the way out."""
+
+
 class Lock(Protocol):
     """A lock that is held until it is closed or its process ends."""
 
@@ -86,7 +90,10 @@ class Folder(ABC):
 
     @abstractmethod
     def list_names(self) -> list[str]:
-        """Returns the names of its files and folders, sorted. Returns none if the folder does not exist."""
+        """Returns the names of its files and folders, sorted. Returns none if the folder does not exist.
+
+        Names that begin with a dot are left out: they are of what is half written or half removed.
+        """
 
     @abstractmethod
     def has_file(self, name: str) -> bool: ...
@@ -96,6 +103,13 @@ class Folder(ABC):
 
     @abstractmethod
     def read_bytes(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def read_small(self, name: str, max_bytes: int) -> bytes:
+        """Reads a file that anybody may have put there. Never waits for its writer.
+
+        Raises ValueError if it is larger, or no regular file.
+        """
 
     @abstractmethod
     def write_text(self, name: str, text: str) -> None: ...
@@ -161,6 +175,10 @@ class Folder(ABC):
     @abstractmethod
     def delete(self) -> None:
         """Deletes the folder with all that it contains. It is incomplete from the first moment on."""
+
+    @abstractmethod
+    def delete_unfinished(self) -> None:
+        """Deletes what ended processes have left half written or half removed in it. Nobody may be writing there now."""
 
     @classmethod
     def newest_complete(cls, commits: Sequence[T]) -> T | None:

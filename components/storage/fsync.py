@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
-def fsync_file(file: IO[str]) -> None:
+def fsync_file(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def write_all(file: IO[bytes], content: bytes) -> None:
+    """Writes to a file without a buffer, which may take less than it is given: all that fits on a full disk."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def fsync_path(path: Path) -> None:

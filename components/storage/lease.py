@@ -12,19 +12,19 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from components.storage.folder import Folder
-from components.storage.node_cache import is_running
+from components.storage.folder import Folder, UnreadableLockError
+from components.storage.process_identity import has_ended, process_space
 
 log = logging.getLogger(__name__)
 
 RENEW_SECONDS, STALE_SECONDS, POLL_SECONDS = 10.0, 45.0, 1.0
+MAX_BYTES = 64 * 2**10
 
 
 class Lease:
@@ -39,7 +39,10 @@ class Lease:
 
     @classmethod
     def acquire(cls, folder: Folder, name: str) -> Lease:
-        """Raises BlockingIOError if it is held. Waits up to STALE_SECONDS to see whether the last holder still renews it."""
+        """Waits up to STALE_SECONDS to see whether the last holder still renews it.
+
+        Raises BlockingIOError if it is held: UnreadableLockError where something else than a lease lies there.
+        """
         lease = cls(folder, name)
         if lease._is_held():
             raise BlockingIOError(f"{folder.uri}/{name} is held")
@@ -66,7 +69,7 @@ class Lease:
     def _is_held(self) -> bool:
         """A lease is held if it is renewed while we watch. Clocks of two machines are never compared."""
         first = self._read()
-        if not first or _is_dead(first):
+        if not first or has_ended(first):
             return False
         deadline = time.monotonic() + STALE_SECONDS
         while time.monotonic() < deadline:
@@ -81,7 +84,7 @@ class Lease:
     def _keep_renewing(self) -> None:
         while not self._closed.wait(RENEW_SECONDS):
             try:
-                holder = self._read().get("holder")
+                holder = self._holder()
                 if self._closed.is_set():
                     return
                 if holder not in (None, self.holder):
@@ -100,19 +103,30 @@ class Lease:
         content = {
             "holder": self.holder,
             "renewals": self._renewals,
-            "host": socket.gethostname(),
+            **process_space(),
             "process": os.getpid(),
         }
         self.folder.write_text(self.name, json.dumps(content) + "\n")
 
-    def _read(self) -> dict[str, Any]:
+    def _holder(self) -> str | None:
+        """Returns who holds it; None if there is no lease. What is unreadable was no driver's, and is written over."""
         try:
-            content: dict[str, Any] = json.loads(self.folder.read_text(self.name))
+            return self._read().get("holder")
+        except UnreadableLockError as error:
+            log.warning("%s; this driver writes its own there", error)
+            return None
+
+    def _read(self) -> dict[str, Any]:
+        """Returns the lease; empty if there is none."""
+        try:
+            content = json.loads(self.folder.read_small(self.name, MAX_BYTES))
+            if isinstance(content, dict) and isinstance(content.get("holder"), str):
+                return content
         except FileNotFoundError:
             return {}
-        return content
-
-
-def _is_dead(lease: dict[str, Any]) -> bool:
-    """Whether its holder was a process of this machine that has ended: then no waiting is needed."""
-    return bool(lease["host"] == socket.gethostname() and not is_running(lease["process"]))
+        except (ValueError, RecursionError):
+            pass
+        raise UnreadableLockError(
+            f"{self.folder}/{self.name}: is no lease that this version can read, so it counts as held; see whether another"
+            " version of Turnwise runs this search, and delete that file if none does"
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from components.storage.append_log import FileAppendLog
 from components.storage.background_upload import BackgroundUpload
 from components.storage.file_lock import FileLock
 from components.storage.folder import Folder, Lock, PendingWrite
-from components.storage.fsync import fsync_file, fsync_path, fsync_tree
+from components.storage.fsync import fsync_path, fsync_tree
+from components.storage.regular_files import read_small
+from components.storage.room import in_words, wait_for_room
+from components.storage.unfinished import LONG_AGO, beside, is_hidden, remove, remove_rests, replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class LocalFolder(Folder):
         return LocalFolder(str(self.path.parent))
 
     def list_names(self) -> list[str]:
-        return sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        names = (path.name for path in self.path.iterdir()) if self.path.is_dir() else ()
+        return sorted(name for name in names if not is_hidden(name))
 
     def has_file(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -51,13 +54,16 @@ class LocalFolder(Folder):
     def read_bytes(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def read_small(self, name: str, max_bytes: int) -> bytes:
+        return read_small(self.path / name, max_bytes)
+
     def write_text(self, name: str, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        scratch = self.path / f".{name}"
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
-            fsync_file(file)
-        scratch.replace(self.path / name)
+        def write() -> None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path / name) as file:
+                file.write(text)
+
+        wait_for_room(write, self.path / name)
 
     def delete_file(self, name: str, *, retry: bool = True) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -75,13 +81,15 @@ class LocalFolder(Folder):
             return
 
     def publish(self, write: Callable[[Path], None]) -> None:
-        scratch = self.path.with_name(f".{self.name}.{uuid.uuid4().hex}")  # another node may have an equal process id
-        scratch.mkdir(parents=True)
+        remove_rests(self.path.parent, older_than=LONG_AGO)  # other searches may be filling theirs
+        scratch = beside(self.path)
         try:
-            write(scratch)
-            fsync_tree(scratch)
-            self._move_here(scratch)
-            fsync_path(self.path.parent)
+            with in_words(self.path):
+                scratch.mkdir(parents=True)
+                write(scratch)
+                fsync_tree(scratch)
+                self._move_here(scratch)
+                fsync_path(self.path.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -105,13 +113,10 @@ class LocalFolder(Folder):
             file.unlink(missing_ok=True)
 
     def delete(self) -> None:
-        """Renames the folder first: a process that is killed while it deletes must not leave a half that looks complete."""
-        doomed = self.path.with_name(f".{self.name}.{uuid.uuid4().hex}")
-        try:
-            self.path.rename(doomed)
-        except OSError:
-            doomed = self.path  # it does not exist, or cannot be renamed
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove(self.path)
+
+    def delete_unfinished(self) -> None:
+        remove_rests(self.path)
 
     def _move_here(self, scratch: Path) -> None:
         try:
@@ -129,10 +134,10 @@ class SharedWrite(PendingWrite):
 
     def __init__(self, target: Path, *, is_first: bool, barrier: Callable[[], None]) -> None:
         self.target, self.is_first, self.barrier = target, is_first, barrier
-        self.scratch = target.with_name(f".{target.name}")
+        self.scratch = beside(target, shared=True)
         if is_first:
             shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir(parents=True)
+            wait_for_room(lambda: self.scratch.mkdir(parents=True, exist_ok=True), self.target)
         barrier()
         self.scratch.mkdir(exist_ok=True)  # NFS may cache for seconds that it did not exist
 
@@ -140,8 +145,9 @@ class SharedWrite(PendingWrite):
         """Returns in every writer once the target is complete."""
         self.barrier()
         if self.is_first:
-            fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
-            shutil.rmtree(self.target, ignore_errors=True)
-            self.scratch.rename(self.target)
-            fsync_path(self.target.parent)
+            with in_words(self.target):
+                fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
+                remove(self.target)
+                self.scratch.rename(self.target)
+                fsync_path(self.target.parent)
         self.barrier()

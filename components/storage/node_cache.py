@@ -6,10 +6,14 @@ import contextlib
 import fcntl
 import os
 import shutil
-import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from components.storage.process_identity import is_running, space_mark
+from components.storage.regular_files import open_own
+from components.storage.unfinished import LONG_AGO
 
 
 def cache_folder() -> Path:
@@ -29,10 +33,20 @@ def get_or_create(target: Path, make: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with node_lock(target.with_name(f"{target.name}.lock")):
         if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-                make(Path(scratch))
-                move_into_place(Path(scratch), target)
+            with scratch_for(target) as scratch:
+                make(scratch)
+                move_into_place(scratch, target)
     return target
+
+
+@contextlib.contextmanager
+def scratch_for(target: Path) -> Iterator[Path]:
+    """Inside, an empty folder beside `target`. Removes those that killed processes have left: call it in its node_lock."""
+    prefix = f".{target.name}."
+    for rest in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(rest, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as scratch:
+        yield Path(scratch)
 
 
 def move_into_place(scratch: Path, target: Path) -> None:
@@ -52,27 +66,26 @@ def move_into_place(scratch: Path, target: Path) -> None:
 @contextlib.contextmanager
 def node_lock(path: Path) -> Iterator[None]:
     """Lets one process of this node in at a time."""
-    with path.open("w") as file:
+    with os.fdopen(open_own(path, os.O_RDWR), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def new_scratch() -> Path:
-    """Returns an empty folder for files to be uploaded. Deletes those of this machine's processes that have ended."""
+    """Returns an empty folder for files to be uploaded. Deletes those of processes that have ended."""
     folder = cache_folder() / "outbox"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f"{socket.gethostname()}.*.*"):
-        if not is_running(int(old.name.rsplit(".", 2)[1])):
-            shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(dir=folder, prefix=f"{socket.gethostname()}.{os.getpid()}."))
+    for old in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process was faster
+            if _is_left(old):
+                shutil.rmtree(old)
+    return Path(tempfile.mkdtemp(dir=folder, prefix=f"{space_mark()}.{os.getpid()}."))
 
 
-def is_running(process: int) -> bool:
-    """Whether this machine has a process with that id."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _is_left(scratch: Path) -> bool:
+    """Whether a scratch folder's process has ended. Of another container's or machine's nothing but the age is known."""
+    space, _, rest = scratch.name.partition(".")
+    process = rest.partition(".")[0]
+    if space == space_mark() and process.isascii() and process.isdecimal():
+        return not is_running(int(process))
+    return time.time() - scratch.stat().st_mtime > LONG_AGO

@@ -26,9 +26,12 @@ from components.storage.append_log import ObjectAppendLog
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder, PendingWrite
 from components.storage.lease import Lease
+from components.storage.names_inside import inside
 from components.storage.node_cache import copy_path, get_or_create, move_into_place, new_scratch
+from components.storage.regular_files import check_small
 from components.storage.retry import StorageError, describe_error, with_retries
 from components.storage.transfer import FileDigest, download_unverified, download_verified, upload_file
+from components.storage.unfinished import is_hidden
 
 PART = re.compile(r"digests\.(\d+)-of-(\d+)\.json")
 
@@ -74,7 +77,7 @@ class ObjectStoreFolder(Folder):
         return ObjectStoreFolder(parts._replace(path=parts.path.rpartition("/")[0]).geturl())
 
     def list_names(self) -> list[str]:
-        return sorted(info.base_name for info in self._list())
+        return sorted(info.base_name for info in self._list() if not is_hidden(info.base_name))
 
     def has_file(self, name: str) -> bool:
         return bool(with_retries(lambda: self.store.get_file_info(f"{self.path}/{name}").is_file, self.uri))
@@ -84,6 +87,15 @@ class ObjectStoreFolder(Folder):
 
     def read_bytes(self, name: str) -> bytes:
         return with_retries(lambda: self._read(name), self.uri)
+
+    def read_small(self, name: str, max_bytes: int) -> bytes:
+        info = with_retries(lambda: self.store.get_file_info(f"{self.path}/{name}"), self.uri)
+        if info.type == pyarrow.fs.FileType.NotFound:
+            raise FileNotFoundError(f"{self.uri}/{name} is not there")
+        if not info.is_file:
+            raise ValueError("is a folder, and must be a file")
+        check_small(info.size, max_bytes)
+        return self.read_bytes(name)
 
     def write_text(self, name: str, text: str) -> None:
         with_retries(lambda: self._write(name, text.encode()), self.uri)
@@ -155,7 +167,7 @@ class ObjectStoreFolder(Folder):
         if not files:
             raise FileNotFoundError(f"{self.uri} holds no {', '.join(patterns)}")
         key = hashlib.sha256(json.dumps([self.uri, files]).encode()).hexdigest()[:32]
-        sizes = {name: size for name, size, _ in files}
+        sizes = {inside(name, self.uri): size for name, size, _ in files}
         return get_or_create(copy_path(key), lambda target: self._download_unverified(sizes, target))
 
     def evict(self) -> None:
@@ -182,6 +194,9 @@ class ObjectStoreFolder(Folder):
         except FileNotFoundError:
             return
 
+    def delete_unfinished(self) -> None:
+        """Nothing is renamed here: a half is a folder without all its digests, which the next writer of it deletes."""
+
     def _list(self) -> list[pyarrow.fs.FileInfo]:
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
         return with_retries(lambda: self.store.get_file_info(selector), self.uri)
@@ -198,7 +213,11 @@ class ObjectStoreFolder(Folder):
         self.store.delete_file(f"{self.path}/{name}")
 
     def _read_part(self, name: str) -> Part:
-        return Part.model_validate_json(self.read_text(name))
+        """Raises InputError if it names a file outside of this folder."""
+        part = Part.model_validate_json(self.read_text(name))
+        for file in part.files:
+            inside(file, f"{self.uri}/{name}")
+        return part
 
     def _write_part(self, name: str, part: Part) -> None:
         self.write_text(name, part.model_dump_json(indent=1) + "\n")

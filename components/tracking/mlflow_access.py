@@ -21,9 +21,11 @@ from requests.exceptions import RequestException
 
 from components.errors import InputError
 from components.experiment.spec import ExperimentSpec
+from components.storage.uri import check_no_secret, without_secrets
 
 CHECK_SECONDS = 5.0
 _MAX_FOLDER_CHARACTERS = 60  # a file system's limit is 255 bytes, and a character has up to four
+VARIABLE = "MLFLOW_TRACKING_URI"
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 MLFLOW_ERRORS = (MlflowException, RequestException, OSError)
 # Codes of errors that a retry would meet again: MLflow has understood the request and refused it.
@@ -37,15 +39,17 @@ FINAL_ERROR_CODES = {
 }
 
 
-def tracking_uri(experiment: ExperimentSpec | None = None) -> str:
-    """Returns tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file in the working directory."""
-    named = (experiment.tracking.uri if experiment else None) or os.environ.get("MLFLOW_TRACKING_URI")
-    return named or f"sqlite:///{Path(DATABASE).absolute()}"
+def tracking_uri(experiment: ExperimentSpec | None = None, *, given: str | None = None) -> str:
+    """Returns what is `given`, else tracking.uri, else MLFLOW_TRACKING_URI, else a sqlite file in the working directory.
 
-
-def without_secrets(text: str) -> str:
-    """Removes users and passwords from all URIs in a text, for logs and messages."""
-    return re.sub(r"//[^/\s]*@", "//", text)
+    Raises InputError for one with a password in it, which would be written into records and reports.
+    """
+    named = given or (experiment.tracking.uri if experiment else None)
+    where, uri = ("the tracking URI", named) if named else (VARIABLE, os.environ.get(VARIABLE))
+    try:
+        return check_no_secret(uri) if uri else f"sqlite:///{Path(DATABASE).absolute()}"
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def reason_of(error: Exception) -> str:

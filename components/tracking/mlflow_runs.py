@@ -8,7 +8,6 @@ times, and MLflow would keep both points. The first point stays.
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -17,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.experiment.branch_models import models_of
-from components.experiment.spec import EVAL_LOSS, ExperimentSpec, MetricSpec
+from components.experiment.spec import ExperimentSpec, MetricSpec
 from components.records.events import (
     NO_STANDING,
     Clone,
     Extension,
-    Progress,
     TrialEnded,
     TrialEvent,
     TrialInstructed,
@@ -35,8 +33,10 @@ from components.records.events import (
     TrialStarted,
 )
 from components.records.search_cost import SearchCost
+from components.storage.uri import without_secrets
 from components.tracking.library_versions import library_versions
-from components.tracking.mlflow_access import experiment_id, without_secrets
+from components.tracking.metric_points import BEST_LOSS, best_key, finite, points_of, standing_after
+from components.tracking.mlflow_access import experiment_id
 
 SEARCH_TAG, TRIAL_TAG, PARENT_TAG = "turnwise.search_id", "turnwise.trial_id", "mlflow.parentRunId"
 SEARCH_OF_TRIAL_TAG = "turnwise.search"
@@ -48,11 +48,11 @@ SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
 COST_TAG = "turnwise.cost"
 NOTE_TAG = "mlflow.note.content"  # what MLflow's page of a run shows as its description
-BEST_LOSS = "eval/best_loss"  # the eval loss of the best checkpoint, by the metric of the search
 MAX_CHARACTERS = 500
 STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
     "failed": "FAILED",
     "no trial succeeded": "FAILED",
+    "lost": "FAILED",
     "not proven": "FAILED",
     "interrupted": "KILLED",
     "terminated": "KILLED",
@@ -141,8 +141,11 @@ class SearchRuns:
         self.client.log_text(self.parent_id if trial_id is None else self.trial_run(trial_id), text, file)
 
     def log_search_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Those that the run has already with the same value are not repeated."""
+        known = self.client.get_run(self.parent_id).data.metrics
         for key, value in metrics.items():
-            self.client.log_metric(self.parent_id, key, value)
+            if known.get(key) != value:
+                self.client.log_metric(self.parent_id, key, value)
 
     def log_cost(self, cost: SearchCost) -> None:
         """A sentence for people, and the numbers for programs, as tags of the search's run."""
@@ -158,11 +161,17 @@ class SearchRuns:
         run_id = self.trial_run(trial_id)
         known = self.client.get_run(run_id).data.metrics
         fresh = {key: value for key, value in metrics.items() if key not in known}
-        self.client.log_batch(run_id, metrics=list(_finite(fresh, int(time.time() * 1000), step)))
+        self.client.log_batch(run_id, metrics=list(finite(fresh, int(time.time() * 1000), step)))
 
     def end_search(self, state: str) -> None:
+        """Ends the search's run, and those of trials that have not ended; these go on in the same runs."""
+        status = STATUS_OF_END.get(state, "FINISHED")
+        of_search = f"tags.`{PARENT_TAG}` = '{self.parent_id}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment_id], of_search):
+            self.client.set_tag(run.info.run_id, STATE_TAG, state)
+            self.client.set_terminated(run.info.run_id, "KILLED")
         self.client.set_tag(self.parent_id, STATE_TAG, state)
-        self.client.set_terminated(self.parent_id, STATUS_OF_END.get(state, "FINISHED"))
+        self.client.set_terminated(self.parent_id, status)
 
     def _open_search_run(self) -> str:
         run = self._find(f"tags.`{SEARCH_TAG}` = '{self.search_id}'")
@@ -220,10 +229,10 @@ class SearchRuns:
             tags.append(RunTag(DEVICE_TAG, record.device))
         if progress.checkpoint is not None and progress.standing < trial.best:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
-            trial.best = progress.standing
+        trial.best = standing_after(progress, trial.best)
         if trial.points is None:
             trial.points = self._read_points(trial.run_id)
-        fresh = [point for point in _metrics(record, trial.best) if (point.key, point.step) not in trial.points]
+        fresh = [point for point in points_of(record, trial.best) if (point.key, point.step) not in trial.points]
         # Tags first: the best value is among the metrics, and once that is there the tag is not written again.
         self.client.log_batch(trial.run_id, tags=tags)
         self.client.log_batch(trial.run_id, metrics=fresh)
@@ -288,51 +297,9 @@ def _instruction_tag(record: TrialInstructed) -> RunTag:
 
 def _trial_run_of(run: Run, metric: MetricSpec) -> _TrialRun:
     found = run.data.metrics
-    if BEST_LOSS not in found or (best := found.get(_best_key(metric))) is None:
+    if BEST_LOSS not in found or (best := found.get(best_key(metric))) is None:
         return _TrialRun(run.info.run_id)
     return _TrialRun(run.info.run_id, best=(metric.to_minimize(best), found[BEST_LOSS]))
-
-
-def _best_key(metric: MetricSpec) -> str:
-    return BEST_LOSS if metric.name == EVAL_LOSS else f"eval/best_{_in_mlflow(metric.name)}"
-
-
-def _in_mlflow(name: str) -> str:
-    """Returns a metric's name as MLflow takes it everywhere: a function's colon is a point."""
-    return name.replace(":", ".")
-
-
-def _metrics(record: TrialProgressed, best: tuple[float, float]) -> Iterator[Metric]:
-    """Yields the points of every optimizer step and of the report, without what is not finite: MLflow would change it."""
-    progress = record.progress
-    for point in progress.steps:
-        values = {
-            "train/step_loss": point.loss,
-            "train/learning_rate": point.learning_rate,
-            "train/grad_norm": point.grad_norm,
-            "train/target_tokens": point.target_tokens,
-        }
-        yield from _finite(values, int(point.time * 1000), point.step)
-    metric, (objective, loss) = progress.metric, best
-    bests = {_best_key(metric): metric.to_minimize(objective), BEST_LOSS: loss}  # turned twice, a sign is as it was
-    yield from _finite(_report(progress) | bests, int(record.time * 1000), progress.step)
-
-
-def _finite(values: Mapping[str, float], timestamp: int, step: int) -> Iterator[Metric]:
-    return (Metric(key, value, timestamp, step) for key, value in values.items() if math.isfinite(value))
-
-
-def _report(progress: Progress) -> dict[str, float]:
-    return {
-        "train/loss": progress.train_loss,
-        "eval/loss": progress.eval_loss,
-        "eval/num_targets": progress.eval_num_targets,
-        "train/tokens_per_second": progress.tokens_per_second,
-        "train/seconds": progress.seconds,
-        "eval/seconds": progress.evaluation_seconds,
-        "train/epoch": progress.epoch,
-        **{f"eval/{_in_mlflow(name)}": value for name, value in progress.scores.items()},
-    }
 
 
 def _params(tree: Mapping[str, Any]) -> list[Param]:

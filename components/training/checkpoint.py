@@ -29,6 +29,8 @@ from components.models.load_trained import ADAPTER, ADAPTER_FILE, WEIGHTS, check
 from components.models.sharded_safetensors import StoredTensors, write_rows
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
+from components.storage.permissions import readable_as_usual
+from components.storage.room import wait_for_room
 from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
 from components.training.workers import Workers
@@ -43,10 +45,11 @@ def write_checkpoint(
     """Every worker calls it; `write` writes this worker's own files. The folder appears complete or not at all.
 
     On a mounted file system the checkpoint is complete on return. On an object store its upload continues in the
-    background; the previous one is complete.
+    background; the previous one is complete. On a full disk a worker writes its files again once there is room, and the
+    others wait for it: the trial stands still at its report.
     """
     pending = directory.begin(part=workers.worker_rank, of=workers.count, barrier=workers.barrier, uploads=uploads)
-    write(pending.scratch)
+    wait_for_room(lambda: write(pending.scratch), directory)
     pending.commit()
 
 
@@ -59,7 +62,7 @@ def save_weights(model: nn.Module, directory: Path, workers: Workers) -> None:
     if hasattr(model, "peft_config"):
         if workers.worker_rank == 0:
             save_adapter(model, directory / ADAPTER)
-            (directory / ADAPTER / ADAPTER_FILE).chmod(0o644)  # safetensors lets only its writer read it
+            readable_as_usual(directory / ADAPTER / ADAPTER_FILE)
         return
     (directory / WEIGHTS).mkdir(exist_ok=True)
     _write_own(model.named_parameters(), directory / WEIGHTS, "model", workers)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+PREFIX = "step_"
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder of a trial is a checkpoint, whole or not."""
+    return name.startswith(PREFIX)
+
 
 def at_report(step: int) -> str:
     """Returns the name of the checkpoint that belongs to the report at `step`."""
-    return f"step_{step:06d}"
+    return f"{PREFIX}{step:06d}"
 
 
 def between_reports(reported_step: int, step: int) -> str:
@@ -18,4 +25,4 @@ def between_reports(reported_step: int, step: int) -> str:
 
 def reported_step(name: str) -> int:
     """Returns the step of the report that a checkpoint belongs to or comes after, from its name."""
-    return int(name.removeprefix("step_").partition("+")[0])
+    return int(name.removeprefix(PREFIX).partition("+")[0])

@@ -121,10 +121,10 @@ class TrialRunner:
         checkpoint.evict()
 
     def replay_to(self, step: int, extensions: Sequence[Extension] = ()) -> None:
-        """Trains again up to the report at `step`, whose checkpoint was lost during its upload.
+        """Trains again up to the report at `step`, of which there is no checkpoint, e.g. for its upload had not ended.
 
         Training is deterministic (on a GPU nearly, as its sums may be in another order), so these steps are not reported
-        again; only their checkpoint is uploaded again. Raises ValueError if they diverge this time.
+        again; only their checkpoints are written again. Raises ValueError if they diverge this time.
         """
         while self.running.counters.reported_step < step:
             progress = self.advance(NoSignals(extensions))

@@ -40,12 +40,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search
-from components.cluster.scheduling.tune_search import parameter_space
 from components.cluster.slots.search_context import SearchContext
-from components.cluster.slots.trial_config import TrialConfig
+from components.cluster.slots.trial_config import KEY, TrialConfig
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare
+from components.experiment.draw_trials import sample_trials
 from components.experiment.spec import ExperimentSpec
 from components.models.base.load_base import resolve_model
 from components.models.base.reference import BaseReference
@@ -84,7 +84,7 @@ def in_warm_slots(context: SearchContext) -> Search:
     began = time.time()
     histories = TrialHistories()
     histories.subscribe(records.append)
-    run_search(context, histories, resume=False)
+    run_search(context, histories)
     return search_of(records, makespan=time.time() - began)
 
 
@@ -113,10 +113,14 @@ def one_trainer_per_trial(context: SearchContext, *, max_concurrent_trials: int,
     trainable = tune.with_resources(
         tune.with_parameters(fit_one_trial, context=context, tuned=tuned), PlacementGroupFactory([{"memory": 2**20}])
     )
+    configs = [
+        TrialConfig(number=number, branch=trial.branch, varied=dict(trial.varied), spec=trial.spec).to_tune()
+        for number, trial in enumerate(sample_trials(context.experiment), start=1)
+    ]
     began = time.time()
     results = tune.Tuner(
         trainable,
-        param_space=parameter_space(context.experiment),
+        param_space={KEY: tune.grid_search([config[KEY] for config in configs])},
         tune_config=tune.TuneConfig(max_concurrent_trials=max_concurrent_trials, reuse_actors=tuned),
         run_config=tune.RunConfig(name="tune", storage_path=str(context.folder), verbose=0),
     ).fit()

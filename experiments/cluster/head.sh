@@ -5,21 +5,19 @@
 
 export AWS_DEFAULT_REGION=${AWS_DEFAULT_REGION:-us-west-2}
 account=$(python -c 'import boto3; print(boto3.client("sts").get_caller_identity()["Account"])') || return 1
-export TURNWISE_STORAGE=${TURNWISE_STORAGE:-s3://turnwise-$account-$AWS_DEFAULT_REGION/runs}
+bucket=s3://turnwise-$account-$AWS_DEFAULT_REGION
+export TURNWISE_STORAGE=${TURNWISE_STORAGE:-$bucket/runs}
 export RAY_AUTH_MODE=token
 export RAY_JOB_STOP_WAIT_TIME_S=180   # `ray job stop` lets running trials write a checkpoint; by default it kills after 3 s
 
 if [ -z "${MLFLOW_TRACKING_URI:-}" ]; then
   # By the machine's own address: the winner is proven on a GPU machine, which reads it from here. The security group lets
-  # in nobody but the cluster.
-  address=$(hostname -I | awk '{print $1}')
-  export MLFLOW_TRACKING_URI=http://$address:5000
-  if ! python -c "import urllib.request as u; u.urlopen('$MLFLOW_TRACKING_URI/health', timeout=3)" 2>/dev/null; then
-    MLFLOW_HOME=${MLFLOW_HOME:-$HOME/mlflow}
-    mkdir -p "$MLFLOW_HOME"
-    export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false   # features of MLflow that nobody here uses, in seven processes
-    nohup mlflow server --host "$address" --port 5000 --workers 2 \
-      --backend-store-uri "sqlite:///$MLFLOW_HOME/mlflow.db" \
-      --artifacts-destination "${TURNWISE_STORAGE%/*}/mlflow" > "$MLFLOW_HOME/server.log" 2>&1 &
-  fi
+  # in nobody but the cluster, and MLflow nobody without a password: mlflow_server.py makes one for the head, and one that
+  # only reads, which worker.sh fetches from the bucket. Clients find theirs in ~/.mlflow/credentials; no environment has it.
+  here=$(dirname "${BASH_SOURCE[0]}")
+  MLFLOW_HOME=${MLFLOW_HOME:-$HOME/mlflow}
+  python "$here/mlflow_server.py" --home "$MLFLOW_HOME" --host 0.0.0.0 --artifacts "$bucket/mlflow" || return 1
+  install -D -m 600 "$MLFLOW_HOME/admin" ~/.mlflow/credentials
+  python "$here/reader.py" put "$MLFLOW_HOME/reader" "$bucket/reader/mlflow" || return 1
+  export MLFLOW_TRACKING_URI=http://$(hostname -I | awk '{print $1}'):5000
 fi

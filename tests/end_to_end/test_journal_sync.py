@@ -1,17 +1,14 @@
 """The copy of a journal to a real MLflow server that dies, comes late or loses answers: every point arrives once."""
 
-import contextlib
-import http.client
 import logging
 import re
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from components.records.journal import Journal
 from components.storage.open_folder import folder_at
+from components.tracking.journal_proof import compare_with_journal
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_access import (
     open_store,
@@ -24,31 +21,35 @@ from tests.support.one_trial import (
     ended,
     experiment,
     points_of,
+    progressed,
     started,
 )
-from tests.support.servers import MlflowServer, until
+from tests.support.servers import MlflowServer, proxy_before, until
 
 
 def connection(uri, name, search_id="search-1"):
     return lambda: SearchRuns(open_store(uri), uri, experiment(name), search_id)
 
 
-def test_a_server_killed_midway_and_started_again_has_everything_once(mlflow_server, tmp_path, caplog):
-    mirror = JournalSync(Journal(folder_at(tmp_path)), connection(mlflow_server.uri, "killed"), system_metrics=False)
-    for record in ONE_TRIAL[:2]:
+def test_a_server_killed_five_times_and_started_again_has_everything_once(mlflow_server, tmp_path, caplog):
+    journal = Journal(folder_at(tmp_path))
+    mirror = JournalSync(journal, connection(mlflow_server.uri, "killed"), system_metrics=False)
+    long = [progressed(first=step, last=step, eval_loss=1.0 / step, at=120.0 + step) for step in range(5, 9)]
+    records = [*ONE_TRIAL[:3], *long, ONE_TRIAL[3]]
+    for handled, record in enumerate(records[:5]):
         mirror.append(record)
-    until(lambda: mirror.num_handled == 2, 30)
-    mlflow_server.kill()
-    for record in ONE_TRIAL[2:]:
-        mirror.append(record)  # returns though nobody answers
-    until(lambda: caplog.records, 30)
-    assert mirror.num_handled == 2
-    mlflow_server.start()
-    until(lambda: mirror.num_handled == 4, 30)
+        until(lambda handled=handled: mirror.num_handled == handled + 1, 30)
+        mlflow_server.kill()
+        mirror.append(records[5]) if handled == 4 else None  # returns though nobody answers
+        until(lambda: caplog.records, 30) if handled == 4 else None
+        mlflow_server.start()
+    for record in records[6:]:
+        mirror.append(record)
     assert mirror.close() == 0
     runs = connection(mlflow_server.uri, "killed")()
+    proof = compare_with_journal(runs, journal.read())
+    assert proof.sentence == "MLflow equals the journal: 1 trial, 80 points"
     (child,) = children_of(runs.client, runs.parent_id)
-    assert points_of(runs.client, child.info.run_id) == ITS_POINTS
     assert child.info.status == "FINISHED"
     away, back = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert re.match(r"MLflow is away \(Connection (refused|reset by peer)\); the journal /", away.message)
@@ -73,47 +74,18 @@ def test_what_a_driver_still_owed_is_delivered_by_the_next_one(mlflow_server, tm
     assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
 
 
-@contextlib.contextmanager
-def losing_answers(server, to):
-    """A proxy before the mlflow_server that passes everything on, and loses the answer to the first request of this kind."""
-    lost = []
-
-    class Proxy(BaseHTTPRequestHandler):
-        def forward(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
-            upstream.request(self.command, self.path, body, headers)
-            answer = upstream.getresponse()
-            content = answer.read()
-            if to in self.path and not lost:
-                lost.append(self.path)
-                self.connection.close()  # done, and nobody is told
-                return
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.headers["Content-Type"])
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_PATCH = forward
-
-        def log_message(self, *arguments):
-            pass
-
-    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    thread = threading.Thread(target=proxy.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{proxy.server_port}", lost
-    proxy.shutdown()
-    thread.join()
-    proxy.server_close()
-
-
 @pytest.mark.parametrize("request_kind", ["runs/create", "runs/log-batch", "runs/update"])
 def test_a_request_whose_answer_was_lost_is_not_done_twice(mlflow_server, tmp_path, caplog, request_kind):
     name = request_kind.replace("/", "-")
-    with losing_answers(mlflow_server, to=request_kind) as (uri, lost):
+    lost = []
+
+    def lose_first(path):
+        if request_kind not in path or lost:
+            return None
+        lost.append(path)
+        return "answer"
+
+    with proxy_before(mlflow_server, lose_first) as uri:
         mirror = JournalSync(Journal(folder_at(tmp_path)), connection(uri, name), system_metrics=False)
         for record in ONE_TRIAL:
             mirror.append(record)

@@ -31,8 +31,11 @@ from components.records.evaluation_record import EvaluationRecord
 from components.records.events import TrialEnded, TrialInstructed, TrialProgressed, TrialStarted, replay
 from components.records.finalists import repeats_of
 from components.records.histories import TrialHistories
+from components.records.journal import JOURNAL, Journal
+from components.records.outcome import Outcome
 from components.records.search_cost import TrialCost
 from components.records.stop_flag import StopRequest
+from components.search.decide_outcome import outcome_of_no_success
 from components.search.prepare_search import prepare_search
 from components.storage.retry import StorageError
 from components.training.workers import UnfitWorkersError
@@ -89,12 +92,16 @@ def searched(context, when=None):
 
 
 def recorded(context, *subscribers, **options):
-    """All events of a search that is run with these options."""
-    events, histories = [], TrialHistories()
-    for subscriber in (events.append, *subscribers):
+    """All events of a search that is run with these options, or goes on."""
+    journal = Journal(context.folder)
+    histories = TrialHistories(journal.read())
+    for subscriber in (journal.append, *subscribers):
         histories.subscribe(subscriber)
-    run_search(context, histories, resume=False, **options)
-    return events
+    try:
+        run_search(context, histories, **options)
+    finally:
+        journal.close()
+    return journal.read()
 
 
 def final_losses(records):
@@ -146,7 +153,7 @@ def test_a_budget_in_worker_seconds_is_kept_within_one_report_of_each_running_tr
     context = context_of(files, "budget", *long, "search.space={lora: {method: {rank: 2}}}", "search.trials=8")
     events, histories = [], TrialHistories()
     with histories.subscribed(events.append):
-        assert run_search(context, histories, resume=False) == limit
+        assert run_search(context, histories) == limit
     assert 1 <= len(histories) < 8
     assert {history.reason for history in histories.values()} == {f"stopped by {limit}"}
     for trial_id, history in histories.items():
@@ -178,14 +185,13 @@ def test_a_search_in_another_thread_stops_on_request_and_is_resumed(files, clust
             stop.request("the notebook's")
 
     with histories.subscribed(request), ThreadPoolExecutor(1) as thread:
-        thread.submit(run_search, context, histories, resume=False, stop=stop).result(timeout=300)
+        thread.submit(run_search, context, histories, stop=stop).result(timeout=300)
     assert stop.reason == "the notebook's"
     assert any(history.state == "running" for history in histories.values()) or len(histories) < 6
     with pytest.raises(KeyError):
         controller_of(context.search_id)  # nothing of the search is left in this process
 
-    finished = {trial_id: history.last for trial_id, history in histories.items() if history.state != "running"}
-    run_search(replace(context, finished_trials=finished), histories, resume=True)
+    run_search(context, histories)
     assert [history.state for history in histories.values()] == ["completed"] * 6
     losses = {history.started.number: history.reports[-1].eval_loss for history in histories.values()}
     assert losses == pytest.approx(final_losses(plain[1]), abs=1e-6)
@@ -202,11 +208,10 @@ def test_finalists_are_repeated_with_new_seeds_also_after_an_interruption(files,
             stop.request("enough for today")
 
     with histories.subscribed(stop_at_the_end):
-        run_search(context, histories, resume=False, stop=stop)
+        run_search(context, histories, stop=stop)
     assert sum(len(history.clones) for history in histories.values()) == 4
     assert not any(history.started.repeat and history.reports for history in histories.values())
-    finished = {trial_id: history.last for trial_id, history in histories.items() if history.state != "running"}
-    run_search(replace(context, finished_trials=finished), histories, resume=True)
+    run_search(context, histories)
     drawn = [history for history in histories.values() if not history.started.repeat]
     assert len(histories) == 6
     for finalist in drawn:
@@ -228,23 +233,96 @@ def test_a_diverged_trial_fails_with_its_reason(files, cluster):
     assert "lower optimizer.learning_rate" in history.reason
 
 
-@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController"])
-def test_a_killed_process_of_a_slot_costs_time_and_nothing_else(files, cluster, plain, victim):
-    killed = []
+def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain):
+    victims, killed = ["RayTrainWorker", "RestartableBoard", "TrainController", "RestartableBoard", SLOT], []
 
     def kill_one(record):
-        if isinstance(record, TrialProgressed) and not killed:
-            killed.append(_kill(victim))
+        if isinstance(record, TrialProgressed) and victims:
+            killed.append(_kill(victims.pop(0)))
 
-    records = searched(context_of(files, f"killed-{victim}"), kill_one)
-    assert killed
+    records = searched(context_of(files, "killed", "search.max_failures=5"), kill_one)
+    assert len(killed) == 5
     assert final_losses(records) == pytest.approx(final_losses(plain[1]), abs=1e-6)
+    assert points_of(records) == points_of(plain[1])
+
+
+def points_of(records):
+    """By trial number, the steps in the journal: each is there once."""
+    steps = collections.defaultdict(list)
+    numbers = {record.trial_id: record.number for record in records if isinstance(record, TrialStarted)}
+    for record in records:
+        if isinstance(record, TrialProgressed):
+            steps[numbers[record.trial_id]] += [point.step for point in record.progress.steps]
+    return dict(steps)
+
+
+def test_a_search_goes_on_from_a_journal_that_was_cut_and_decides_as_one_that_was_not_interrupted(files, cluster):
+    """TPE and ASHA, one trial at a time. The journal ends two reports before the driver did."""
+    changes = "search.sampler=tpe", "search.trials=5", "search.warm_up=1", "search.max_concurrent_trials=1"
+    changes += "search.scheduler={name: asha, reduction_factor: 2, brackets: shared}", "trial.budget.evaluations=4"
+    whole = searched(context_of(files, "whole", *changes))
+    context, reports = context_of(files, "cut", *changes), []
+
+    def die(record):
+        reports.extend([record.trial_id] if isinstance(record, TrialProgressed) else [])
+        if reports.count(reports[-1] if reports else "") == 4 and len(set(reports)) == 2:
+            raise StorageError("the driver dies")
+
+    with pytest.raises(StorageError):
+        searched(context, die)
+    cut_two_reports(context.folder.path / JOURNAL)
+    resumed = searched(context)
+    assert decisions_of(resumed) == decisions_of(whole)
+    assert points_of(resumed) == points_of(whole)
+    assert collections.Counter(branch for branch, _, _ in decisions_of(whole).values()).keys() == {"lora", "full"}
+    assert {state for _, _, state in decisions_of(whole).values()} == {"completed", "stopped"}
+    assert not (context.folder / "tune").list_names()
+
+
+def decisions_of(records):
+    """By trial number: branch, what was drawn with the losses of all reports, and how it ended."""
+    return {
+        history.started.number: (
+            history.started.branch,
+            (dict(history.started.varied), [round(report.eval_loss, 6) for report in history.reports]),
+            history.state.value,
+        )
+        for history in replay(records).values()
+    }
+
+
+def cut_two_reports(journal):
+    """Of the journal's end, as of a disk that has lied."""
+    lines = journal.read_text().splitlines(keepends=True)
+    last = [number for number, line in enumerate(lines) if '"event":"progressed"' in line]
+    journal.write_text("".join(lines[: last[-2]]))
+
+
+def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(files, cluster):
+    space = "search.space={lora: {method: {rank: 2}}}"
+    context, killed = context_of(files, "lost", space, "search.trials=1", "search.max_failures=0"), []
+
+    def kill_slot(record):
+        if isinstance(record, TrialProgressed) and not killed:
+            killed.append(_kill(SLOT))
+
+    (lost,) = replay(searched(context, kill_slot)).values()
+    assert (lost.state, lost.impossible, len(lost.reports)) == ("failed", False, 1)
+    assert outcome_of_no_success([lost], "again").outcome is Outcome.LOST
+    records = searched(context)
+    (found,) = replay(records).values()
+    assert (found.state, len(found.reports)) == ("completed", 2)
+    assert found.reports[0] == lost.reports[0]
+    assert searched(context) == records  # all has ended, and nothing is done again
+
+
+SLOT = "ray::[Ss]lot|ResourceTrainable"  # idle, and while it trains
 
 
 def _kill(name):
     """SIGKILL to one process of that name in this test's cluster, whose processes are all children of this one."""
     processes = psutil.Process().children(recursive=True)
-    victim = next(process for process in processes if any(name in word for word in process.cmdline()))
+    victim = next(process for process in processes if any(re.search(name, word) for word in process.cmdline()))
     os.kill(victim.pid, signal.SIGKILL)
     return victim.pid
 
@@ -319,13 +397,6 @@ def test_a_running_trial_is_among_ray_s_own_metrics(files, cluster):
     assert shown[1] in [pytest.approx(report.eval_loss) for report in history.reports]
 
 
-def test_the_tpe_sampler_searches_every_branch(files, cluster):
-    records = searched(context_of(files, "tpe", "search.sampler=tpe", "search.trials=4"))
-    histories = replay(records).values()
-    assert collections.Counter(history.started.branch for history in histories) == {"lora": 2, "full": 2}
-    assert len({str(history.started.varied) for history in histories}) == 4
-
-
 def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic(files, cluster):
     experiment = load_experiment(files / "toy.yaml", ["resources.full.workers=64", "trial.batch.rows_per_step=64"])
     with pytest.raises(
@@ -349,7 +420,7 @@ def test_what_no_worker_can_compute_ends_the_search_once(files, cluster):
     context = replace(context, experiment=context.experiment.model_copy(update={"model": model}))
     trials = TrialHistories()
     with pytest.raises(UnfitWorkersError, match="have no package flash-attn") as caught:
-        run_search(context, trials, resume=False)
+        run_search(context, trials)
     histories = list(trials.values())
     failed = [history for history in histories if history.state == "failed"]
     assert failed

@@ -1,13 +1,12 @@
-"""Experiments whose searcher is driven with known results, without a cluster."""
+"""Experiments whose searcher is driven with known results, without Ray."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ray.tune.utils import flatten_dict
-
-from components.cluster.slots.slot_result import ExitReason, SlotResult
+from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.experiment.spec import ExperimentSpec
+from components.records.events import Progress
 from tests.support.records import progress
 
 BUDGET = 1000
@@ -31,16 +30,15 @@ def experiment(
     )
 
 
-def result(
-    target_tokens: int,
-    eval_loss: float,
-    *,
-    failure: str | None = None,
-    diverged: str | None = None,
-    exit_reason: ExitReason | None = None,
-) -> dict[str, Any]:
-    """As a slot makes it and Tune flattens it."""
-    report = progress(1, eval_loss, target_tokens=target_tokens, diverged=diverged)
-    slot = SlotResult(slot="s", progress=report, failure=failure, exit_reason=exit_reason)
-    flat: dict[str, Any] = flatten_dict(slot.to_tune())
-    return flat
+def report(target_tokens: int, eval_loss: float, **fields: Any) -> Progress:
+    return progress(1, eval_loss, target_tokens=target_tokens, **fields)
+
+
+def drawn(searcher: BranchedSearcher) -> dict[str, Any]:
+    """The next trial, as the journal has it."""
+    trial: dict[str, Any] = searcher.draw().model_dump(mode="json")
+    return trial
+
+
+def end(searcher: BranchedSearcher, number: int, *reports: Progress, impossible: bool = False) -> None:
+    searcher.end(number, reports, impossible=impossible)

@@ -1,13 +1,16 @@
 """Real servers on loopback, in processes of their own, that a test can kill."""
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 UP_SECONDS, POLL_SECONDS = 120, 0.1
@@ -131,3 +134,48 @@ class S3Server(Server):
     def client_environment(self):
         """What a program needs to find it."""
         return {"AWS_ENDPOINT_URL": self.uri, "AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything"}
+
+
+@contextlib.contextmanager
+def proxy_before(server, loses):
+    """A server that passes everything on to another one, and of some requests loses the request or the answer.
+
+    Args:
+        loses: path -> "request": nothing is passed on; "answer": it is done, and nobody learns of it; None: neither.
+    """
+
+    class Proxy(BaseHTTPRequestHandler):
+        def forward(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            lost = loses(self.path)
+            if lost == "request":
+                self.connection.close()
+                return
+            upstream = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            headers = {key: value for key, value in self.headers.items() if key.lower() != "host"}
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            content = answer.read()
+            if lost == "answer":
+                self.connection.close()
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"] or "text/plain")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+        def log_message(self, *arguments):
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}"
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()

@@ -5,10 +5,12 @@ import http.server
 import json
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -32,15 +34,21 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 from ray.scripts.scripts import drain_node
+from ray.train.v2._internal.execution.storage import StorageContext
 
 from components.cluster.capacity.autoscaler_config import capacity_of_config
 from components.cluster.capacity.cluster_capacity import check_capacity
 from components.experiment.load_experiment import load_experiment
+from components.storage import object_store
+from components.storage.open_folder import folder_at
+from components.storage.retry import StorageError
+from tests.support.servers import S3Server
 from workflows import tune
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "experiments" / "cluster"
 REGION = "us-west-2"
+LAUNCHER = "203.0.113.7/32"
 
 
 def launched():
@@ -101,6 +109,17 @@ def test_every_machine_has_the_token_and_demands_it():
     assert "export RAY_AUTH_MODE=token" in config["worker_start_ray_commands"][-1]
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert kubernetes()["spec"]["authOptions"] == {"mode": "token"}
+
+
+def test_head_and_workers_have_accounts_and_passwords_of_their_own():
+    spec = kubernetes()["spec"]
+    head, *others = (group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]))
+    assert head["serviceAccountName"] == "turnwise-head"
+    assert {pod["serviceAccountName"] for pod in others} == {"turnwise-worker"}
+    assert {pod["automountServiceAccountToken"] for pod in others} == {False}  # a worker asks Kubernetes for nothing
+    secrets = [pod["containers"][0]["envFrom"] for pod in (head, *others)]
+    names = [source["secretRef"]["name"] for (source,) in secrets]
+    assert names == ["turnwise-mlflow-head", "turnwise-mlflow-worker", "turnwise-mlflow-worker"]
 
 
 def test_what_is_mounted_lies_where_it_is_looked_for():
@@ -220,7 +239,11 @@ def account(aws):
     """The account after aws_setup.py, which may be run again. Its bucket."""
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, FILES / "aws_setup.py"], capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, FILES / "aws_setup.py", "--ssh-from", LAUNCHER],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
     return f"turnwise-123456789012-{REGION}"
@@ -233,9 +256,142 @@ def test_the_account_gets_a_bucket_and_two_roles_that_may_what_they_need(account
         name: str(iam.get_role_policy(RoleName=name, PolicyName="turnwise")["PolicyDocument"])
         for name in ("turnwise-head", "turnwise-worker")
     }
-    assert all(f"arn:aws:s3:::{account}/*" in policy for policy in policies.values())
     assert "iam:PassRole" in policies["turnwise-head"]
-    assert "ec2:" not in policies["turnwise-worker"]
+    assert not any(word in policies["turnwise-worker"] for word in ("ec2:", "iam:", "ssm:"))
+
+
+def policy_of(role):
+    return boto3.client("iam").get_role_policy(RoleName=role, PolicyName="turnwise")["PolicyDocument"]
+
+
+def test_the_head_runs_and_ends_only_machines_of_its_own_cluster_and_region(account):
+    cluster = launched()["cluster_name"]
+    may = {}
+    for statement in policy_of("turnwise-head")["Statement"]:
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            may.setdefault(action, []).append((statement["Resource"], statement.get("Condition")))
+    machines = f"arn:aws:ec2:{REGION}:123456789012:instance/*"
+    known = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": cluster}}
+    for action in ("StartInstances", "StopInstances", "TerminateInstances"):
+        assert may.pop(f"ec2:{action}") == [(machines, known)]
+    machine, parts = may.pop("ec2:RunInstances")
+    assert machine == (machines, {"StringEquals": {"aws:RequestTag/ray-cluster-name": cluster}})
+    assert not any("instance/" in resource or resource == "*" for resource in parts[0])
+    assert [condition for _, condition in may.pop("ec2:CreateTags")] == [
+        {"StringEquals": {"ec2:CreateAction": "RunInstances"}},
+        known,
+    ]
+    assert may.pop("ec2:Describe*") == [("*", {"StringEquals": {"aws:RequestedRegion": REGION}})]
+    public = f"arn:aws:ssm:{REGION}::parameter/aws/service/*"  # no account: these are AWS's own
+    assert {name: may.pop(name) for name in list(may) if name.startswith("ssm:")} == {
+        name: [(public, None)] for name in ("ssm:GetParameter", "ssm:GetParameters")
+    }
+    ((role, condition),) = may.pop("iam:PassRole")
+    assert role.endswith(":role/turnwise-worker")
+    assert condition == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
+    assert all(name.startswith("s3:") for name in may)
+
+
+def test_nobody_but_the_launcher_and_the_cluster_itself_reaches_a_machine(account):
+    (group,) = boto3.client("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["turnwise"]}])[
+        "SecurityGroups"
+    ]
+    assert launched()["provider"]["security_group"] == {"GroupName": "turnwise"}
+    ours, ssh = sorted(group["IpPermissions"], key=lambda rule: rule["IpProtocol"])
+    assert (ours["IpRanges"], [pair["GroupId"] for pair in ours["UserIdGroupPairs"]]) == ([], [group["GroupId"]])
+    assert (ssh["FromPort"], ssh["ToPort"], ssh["UserIdGroupPairs"]) == (22, 22, [])
+    assert [allowed["CidrIp"] for allowed in ssh["IpRanges"]] == [LAUNCHER]
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0/0", "::/0", "me", "203.0.113.7/8"])
+def test_a_launcher_is_an_address(address):
+    done = subprocess.run(
+        [sys.executable, FILES / "aws_setup.py", "--ssh-from", address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "address" in done.stderr
+
+
+class Account:
+    """A storage of an account that keeps to its policies, entered by the role of the head or of a worker."""
+
+    def __init__(self, server, patch):
+        self.server, self.patch = server, patch
+        self.given = {}
+        for role in ("turnwise-head", "turnwise-worker"):
+            iam = boto3.client("iam")
+            iam.create_user(UserName=role)  # a role is taken on by machines only
+            iam.put_user_policy(UserName=role, PolicyName="p", PolicyDocument=json.dumps(policy_of(role)))
+            # AWS asks for s3:ListBucket where moto asks for this.
+            asked = {"Effect": "Allow", "Action": "s3:HeadBucket", "Resource": "*"}
+            policy = {"Version": "2012-10-17", "Statement": [asked]}
+            iam.put_user_policy(UserName=role, PolicyName="of-moto", PolicyDocument=json.dumps(policy))
+            self.given[role] = iam.create_access_key(UserName=role)["AccessKey"]
+        from_now_on = urllib.request.Request(
+            f"{server.uri}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"}
+        )
+        urllib.request.urlopen(from_now_on, timeout=5).close()
+
+    def enter(self, role):
+        key = self.given[f"turnwise-{role}"]
+        self.patch.setenv("AWS_ACCESS_KEY_ID", key["AccessKeyId"])
+        self.patch.setenv("AWS_SECRET_ACCESS_KEY", key["SecretAccessKey"])
+        object_store._client.cache_clear()
+
+
+@pytest.fixture
+def guarded(tmp_path, monkeypatch):
+    """(Account, its bucket) with a search's folder that the head has begun."""
+    server = S3Server(tmp_path)
+    try:
+        server.start()
+        for name, value in {**server.client_environment(), "AWS_DEFAULT_REGION": REGION}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("sys.argv", ["aws_setup.py", "--ssh-from", LAUNCHER])
+        runpy.run_path(str(FILES / "aws_setup.py"), run_name="__main__")
+        yield Account(server, monkeypatch), f"turnwise-123456789012-{REGION}"
+    finally:
+        object_store._client.cache_clear()
+        server.kill()
+
+
+OF_THE_HEAD = {  # folder in the bucket -> a file in it
+    "runs/toy/search-1": "journal.jsonl",
+    "runs/toy/search-1/tune": "tuner.pkl",
+    "runs/toy/search-2": "search.json",
+    "runs/prepared/abc": "tokens",
+    "mlflow/1": "model.json",
+    "models/base": "config.json",
+    "reader": "mlflow",
+}
+
+
+def test_a_worker_writes_checkpoints_and_no_record_of_a_search(guarded, tmp_path):
+    account, bucket = guarded
+    account.enter("head")
+    places = {folder_at(f"s3://{bucket}/{folder}"): name for folder, name in OF_THE_HEAD.items()}
+    for place, name in places.items():
+        place.write_text(name, "of the head")
+    search = folder_at(f"s3://{bucket}/runs/toy/search-1")
+    account.enter("worker")
+    checkpoint = search / "checkpoints" / "trial" / "step_000001"
+    checkpoint.publish(lambda scratch: (scratch / "weights").write_text("1"))
+    assert checkpoint.is_complete()
+    checkpoint.delete_file("weights")
+    StorageContext(str(search / "slots"), "slot-1")  # what Ray Train writes when a slot starts
+    (tmp_path / "pointer.json").write_text("{}")
+    (search / "tune" / "trial_1" / "checkpoint_000000").upload(tmp_path)  # Tune's pointers
+    for place, name in places.items():
+        assert place.read_text(name) == "of the head"
+        with pytest.raises(StorageError, match="ACCESS_DENIED"):
+            place.write_text(name, "of a worker")
+        with pytest.raises(StorageError, match="ACCESS_DENIED"):
+            place.delete_file(name)
 
 
 def test_ray_starts_a_machine_of_each_type_with_its_role(account, tmp_path, monkeypatch):
@@ -260,6 +416,7 @@ def test_ray_starts_a_machine_of_each_type_with_its_role(account, tmp_path, monk
         role = "turnwise-head" if name == "head" else "turnwise-worker"
         assert machine.iam_instance_profile["Arn"].endswith(f"/{role}")
         assert (machine.instance_lifecycle == "spot") == (name == "lora")
+        assert [group["GroupName"] for group in machine.security_groups] == ["turnwise"]  # and none that Ray made
 
 
 def test_the_head_names_storage_by_account_and_keeps_its_tracking_server(account):

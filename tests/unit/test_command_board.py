@@ -1,12 +1,14 @@
 """The board between a slot and its workers, without Ray: it is plain asyncio."""
 
 import asyncio
+from dataclasses import replace
 
-from components.cluster.slots.command_board import CommandBoard
-from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Start
+from components.cluster.slots.command_board import CommandBoard, KnownTrials
+from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Resume, Start
 from components.cluster.slots.slot_result import ExitReason
 from components.experiment.spec import TrialSpec
-from components.records.events import Extension, Progress
+from components.records.events import Extension, Progress, Stop, TrialInstructed, TrialProgressed, replay
+from tests.support.records import started as trial_started
 
 
 def progress(checkpoint, step=1, target_tokens=10, done=False):
@@ -32,9 +34,21 @@ def done(command):
     return Done(number=command.number)
 
 
+class Board(CommandBoard):
+    """The board, and its slot: that numbers its commands, and knows what a new worker group would take over."""
+
+    number, resume = 0, Resume()
+
+    async def ask(self, command):
+        self.number += 1
+        answer = await self.submit("slot", replace(command, number=self.number), self.resume)
+        self.resume = self.resume.after(command, answer)
+        return answer
+
+
 async def answered(board, asked, answer_of):
     """One round: the slot asks, the first worker takes the command and answers it."""
-    call = asyncio.ensure_future(board.submit("slot", asked))
+    call = asyncio.ensure_future(board.ask(asked))
     await asyncio.sleep(0)
     command = await board.next_command("slot", None)
     waiting = asyncio.ensure_future(board.next_command("slot", answer_of(command)))
@@ -44,8 +58,7 @@ async def answered(board, asked, answer_of):
 
 
 def run(scenario):
-    board = CommandBoard()
-    return asyncio.run(scenario(board))
+    return asyncio.run(scenario(Board()))
 
 
 def test_an_answer_reaches_whoever_asked():
@@ -59,7 +72,7 @@ def test_an_answer_reaches_whoever_asked():
 def test_workers_that_leave_wait_for_nothing_more():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.submit("slot", EndSlot()))
+        call = asyncio.ensure_future(board.ask(EndSlot()))
         await asyncio.sleep(0)
         command = await board.next_command("slot", None)
         last = await asyncio.wait_for(board.next_command("slot", Done(number=command.number)), timeout=5.0)
@@ -68,26 +81,22 @@ def test_workers_that_leave_wait_for_nothing_more():
     assert run(scenario) == (Done(number=1), EndSlot(number=1))
 
 
-def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_checkpoint():
+def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_report():
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        for name in ("one", "two"):
-            await answered(
-                board,
-                Advance(),
-                lambda command, name=name: Reported(number=command.number, progress=progress(name)),
-            )
+        for step in (4, 8):
+            await answered(board, Advance(), reports(step, 10 * step))
         return await board.register_worker_group("slot")
 
     resume = run(scenario)
-    assert (resume.start.trial_id, resume.checkpoint) == ("t", "two")
+    assert (resume.start.trial_id, resume.reported_step) == ("t", 8)
 
 
 def test_a_command_whose_workers_died_is_given_to_the_next_group():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         lost = await board.next_command("slot", None)
         await board.register_worker_group("slot")
@@ -103,7 +112,7 @@ def test_a_command_whose_workers_died_is_given_to_the_next_group():
 
 def test_a_report_says_how_many_worker_groups_died_on_its_way():
     async def advance(board, groups):
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         for _ in range(groups):
             await board.register_worker_group("slot")
@@ -124,7 +133,7 @@ def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason(
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         for _ in range(3):
             await board.next_command("slot", None)
@@ -140,7 +149,7 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         await board.report_worker_error("slot", 2, "out of memory")
         return await call, await board.register_worker_group("slot")
@@ -152,7 +161,7 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
 
 def test_groups_that_die_before_they_serve_fail_the_trial_with_the_last_error():
     async def scenario(board):
-        call = asyncio.ensure_future(board.submit("slot", start("t")))
+        call = asyncio.ensure_future(board.ask(start("t")))
         await asyncio.sleep(0)
         for _ in range(4):  # the first one, and three that replace it
             await board.register_worker_group("slot")
@@ -166,7 +175,7 @@ def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("first"), done)
-        call = asyncio.ensure_future(board.submit("slot", start("second")))
+        call = asyncio.ensure_future(board.ask(start("second")))
         await asyncio.sleep(0)
         resume = await board.register_worker_group("slot")
         command = await board.next_command("slot", None)
@@ -183,12 +192,12 @@ def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended
 def test_the_next_trial_is_not_blamed_for_what_the_one_before_did_to_a_second_worker():
     async def scenario(board):
         await board.register_worker_group("slot")
-        broken = asyncio.ensure_future(board.submit("slot", start("first")))
+        broken = asyncio.ensure_future(board.ask(start("first")))
         await asyncio.sleep(0)
         number = (await board.next_command("slot", None)).number
         await board.report_worker_error("slot", number, "out of memory")
         await broken
-        call = asyncio.ensure_future(board.submit("slot", start("second")))
+        call = asyncio.ensure_future(board.ask(start("second")))
         await asyncio.sleep(0)
         await board.report_worker_error("slot", number, "out of memory")
         command = await board.next_command("slot", None)
@@ -204,7 +213,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         command = await board.next_command("slot", None)
         listening = asyncio.ensure_future(board.wait_for_stop("slot"))
@@ -216,7 +225,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
         waiting = asyncio.ensure_future(board.next_command("slot", left))
         await stop
         waiting.cancel()
-        return heard, ended_early, await call, await board.submit("slot", Advance())
+        return heard, ended_early, await call, await board.ask(Advance())
 
     heard, ended_early, answer, afterwards = run(scenario)
     assert heard
@@ -242,7 +251,7 @@ def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
         await answered(board, Advance(), leaving)
         return await board.register_worker_group("slot")
 
-    assert run(scenario).checkpoint == "half way"
+    assert run(scenario).reported_step == 0  # and finds it in the trial's folder
 
 
 def reports(step, target_tokens, done=False):
@@ -260,7 +269,7 @@ def test_an_extension_is_in_every_command_from_the_next_report_on():
     async def scenario(board):
         await started(board)
         await answered(board, Advance(), reports(3, 30))
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         under_way = await board.next_command("slot", None)
         from_step = await board.extend("t", 200, reported_step=0)  # the caller may know less than the board
@@ -303,7 +312,7 @@ def test_a_worker_that_listens_hears_of_every_trial_that_shall_end_once():
 
 def test_a_board_made_anew_knows_what_its_trials_had_been_given():
     async def scenario():
-        board = CommandBoard({"t": (Extension(target_tokens=200, from_step=4),)})
+        board = Board(KnownTrials(extensions={"t": (Extension(target_tokens=200, from_step=4),)}))
         await started(board)
         commands = []
         await answered(board, Advance(), lambda command: commands.append(command) or reports(9, 90)(command))
@@ -315,10 +324,113 @@ def test_a_board_made_anew_knows_what_its_trials_had_been_given():
 def test_a_search_that_ends_does_not_wait_for_a_slot_that_died_with_its_node():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.submit("slot", Advance()))
+        call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         await board.next_command("slot", None)
         await asyncio.wait_for(board.stop_search(), timeout=5.0)
         call.cancel()
 
     run(scenario)
+
+
+# A board that has died, and begins anew
+
+
+class Journaled:
+    """What the search had when its board died: a trial with a report, extended, and one that shall end."""
+
+    known = KnownTrials(
+        extensions={"t": (Extension(target_tokens=200, from_step=4),)}, last_reports={"t": 3}, stop_requests=("u",)
+    )
+    resume = Resume(start=start("t"), reported_step=3)
+
+
+def anew():
+    return CommandBoard(Journaled.known, replaces=True)
+
+
+def test_a_command_that_is_asked_for_again_is_carried_out_by_the_workers_that_live():
+    async def scenario():
+        board = anew()
+        waiting = asyncio.ensure_future(board.next_command("slot", Done(number=6)))  # of the command before
+        call = asyncio.ensure_future(board.submit("slot", Advance(number=7), Journaled.resume))
+        command = await waiting
+        following = asyncio.ensure_future(board.next_command("slot", reports(6, 60)(command)))
+        answer = await call
+        following.cancel()
+        return command, answer, await board.submit("slot", Advance(number=7), Journaled.resume)
+
+    command, answer, again = asyncio.run(scenario())
+    assert (command.number, command.extensions) == (7, Journaled.known.extensions["t"])
+    assert answer.progress.step == 6
+    assert again == answer  # Ray may ask twice; it is carried out once
+
+
+def test_an_answer_that_comes_before_its_command_waits_for_it():
+    """The old board died while the workers trained: they answer the new one before their slot asks it again."""
+
+    async def scenario():
+        board = anew()
+        waiting = asyncio.ensure_future(board.next_command("slot", reports(6, 60)(Advance(number=7))))
+        await asyncio.sleep(0)
+        answer = await asyncio.wait_for(board.submit("slot", Advance(number=7), Journaled.resume), timeout=5.0)
+        call = asyncio.ensure_future(board.submit("slot", Advance(number=8), Journaled.resume.after(Advance(), answer)))
+        following = await waiting
+        call.cancel()
+        return answer, following, await board.extend("t", 300, reported_step=0)
+
+    answer, following, from_step = asyncio.run(scenario())
+    assert (answer.progress.step, following.number) == (6, 8)
+    assert from_step == 7
+
+
+def test_an_answer_to_a_command_before_is_dropped():
+    async def scenario():
+        board = anew()
+        waiting = asyncio.ensure_future(board.next_command("slot", Done(number=6)))
+        await asyncio.sleep(0)
+        call = asyncio.ensure_future(board.submit("slot", Advance(number=7), Journaled.resume))
+        command = await waiting
+        still = call.done()
+        call.cancel()
+        return command.number, still
+
+    assert asyncio.run(scenario()) == (7, False)
+
+
+def test_a_worker_group_that_starts_meanwhile_waits_for_its_slot_to_say_which_trial_it_takes_over():
+    async def scenario():
+        board = anew()
+        starting = asyncio.ensure_future(board.register_worker_group("slot"))
+        await asyncio.sleep(0.05)
+        waited = not starting.done()
+        call = asyncio.ensure_future(board.submit("slot", Advance(number=7), Journaled.resume))
+        resume = await asyncio.wait_for(starting, timeout=5.0)
+        call.cancel()
+        return waited, resume
+
+    waited, resume = asyncio.run(scenario())
+    assert waited
+    assert (resume.start.trial_id, resume.reported_step) == ("t", 3)
+    assert resume.extensions == Journaled.known.extensions["t"]
+
+
+def test_what_the_journal_has_of_stops_and_reports_is_known_to_it():
+    async def scenario():
+        board = anew()
+        await board.note_report("t", 6)
+        await board.note_extensions("v", Journaled.known.extensions["t"])
+        reported = [await board.last_report(name) for name in ("t", "new")]
+        return reported, await board.stop_requests(0), await board.extend("v", 300, reported_step=5)
+
+    assert asyncio.run(scenario()) == ([6, 0], ["u"], 6)
+
+
+def test_the_journal_says_what_a_board_must_know():
+    stop = TrialInstructed(trial_id="t", instruction=Stop(), request_id="r", by="ann@desk", time=2.0)
+    longer = stop.model_copy(update={"instruction": Journaled.known.extensions["t"][0], "request_id": "s"})
+    told = TrialProgressed(trial_id="t", progress=progress("x", step=3), slot="s", time=3.0)
+    known = KnownTrials.of(replay([trial_started("t"), told, longer, stop]))
+    assert known == KnownTrials(extensions=Journaled.known.extensions, last_reports={"t": 3}, stop_requests=("t",))
+    both = Journaled.known.updated(known)
+    assert both.stop_requests == ("u", "t")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from components.cluster.slots.train_workers import interface_with
+from components.cluster.private_session import interface_with
 from components.cluster.slots.worker import _is_broken_collective
 from components.training.workers import OneWorker, TorchWorkers
 from tests.support.processes import run_together

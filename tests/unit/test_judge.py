@@ -167,8 +167,9 @@ def test_without_a_key_none_is_sent(monkeypatch):
     [
         ("ftp://host/v1", "must begin with http:// or https://"),
         ("http:///v1", "must begin with http:// or https://"),
-        ("https://ann:secret@host/v1", "must hold no user, password, query or fragment"),
-        ("https://host/v1?api_key=secret", "must hold no user, password, query or fragment"),
+        ("https://ann:secret@host/v1", "by the variable that registry.judge.key_env names"),
+        ("https://host/v1?api_key=secret", "by the variable that registry.judge.key_env names"),
+        ("https://host/v1?of=secret", "must hold no query or fragment"),
     ],
 )
 def test_an_address_that_holds_a_secret_is_refused_without_showing_it(url, words):

@@ -16,16 +16,15 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune import PlacementGroupFactory
+from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.experiment import Experiment, Trial
-from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from components.cluster.ray_internals import TESTED, version_warning
 from components.cluster.ray_internals.core import autoscaler_options, submission_id
 from components.cluster.ray_internals.train import preemption_notice
-from components.cluster.ray_internals.tune import create_trial, drop_restored_decisions, is_new, is_queued, requeue
-from components.cluster.scheduling.branched_searcher import BranchedSearcher
+from components.cluster.ray_internals.tune import KEYS, create_trial, is_new, is_queued, keep_keys_here, requeue
 from tests.support.tune_controller import Untrained, make_controller, make_trial
 
 NARROW, WIDE = PlacementGroupFactory([{"CPU": 1}]), PlacementGroupFactory([{"CPU": 2}])
@@ -103,39 +102,28 @@ def test_a_trial_that_comes_back_after_a_failure_is_not_new(controller, monkeypa
     assert seen == [True, False]
 
 
-def test_decisions_of_an_earlier_driver_are_dropped(controller):
-    state = make_controller_state(controller)
-    controller.__setstate__(state)
-    assert controller._cached_trial_decisions
-    assert controller._queued_trial_decisions
-    drop_restored_decisions(controller._wrapped())
-    assert (controller._cached_trial_decisions, controller._queued_trial_decisions) == ({}, {})
-
-
-def make_controller_state(controller):
-    """What Tune writes while decisions wait for a checkpoint."""
-    controller._cached_trial_decisions = {"a": TrialScheduler.NOOP}
-    controller._queued_trial_decisions = {"b": TrialScheduler.PAUSE}
-    return controller.__getstate__()
-
-
-@pytest.mark.parametrize("kind", ["presampled", "searcher"])
-def test_a_trial_that_is_made_by_hand_is_like_those_of_the_search(tmp_path, kind):
-    class Three(BranchedSearcher):
-        def __init__(self):
-            pass
-
+def test_a_trial_that_is_made_by_hand_is_like_those_of_the_search(tmp_path):
+    class Three(Searcher):
         def suggest(self, trial_id):
             return {"x": 3}
 
-    search = BasicVariantGenerator() if kind == "presampled" else SearchGenerator(Three())
+    search = SearchGenerator(Three())
     tune_experiment = Experiment("tune", run=Untrained, num_samples=1, storage_path=str(tmp_path), config={"x": 1})
     search.add_configurations([tune_experiment])
-    made = create_trial(search, {"x": 2}, trial_id="clone", tag="clone_7")
+    made = create_trial(tune_experiment, {"x": 2}, trial_id="clone", tag="7")
     drawn = search.next_trial()
-    assert (made.trial_id, made.config, made.experiment_tag) == ("clone", {"x": 2}, "clone_7")
+    assert (made.trial_id, made.config, made.experiment_tag) == ("clone", {"x": 2}, "7")
     assert made.trainable_name == drawn.trainable_name
     assert made.storage.experiment_fs_path == drawn.storage.experiment_fs_path
+
+
+def test_the_drivers_aws_keys_are_in_no_runtime_environment(monkeypatch):
+    for name in KEYS:
+        monkeypatch.setenv(name, "planted")
+    keep_keys_here()
+    given = _ActorClassCache().get(Untrained)._default_options["runtime_env"]["env_vars"]
+    assert given.keys() & {"PL_DISABLE_FORK"}  # what Tune does hand on is looked for in the right place
+    assert "planted" not in given.values()
 
 
 def test_a_submitted_job_knows_its_submission(monkeypatch):
@@ -186,11 +174,10 @@ def test_the_parts_of_train_that_are_replaced_are_where_they_were():
     [
         "capacity.placement",
         "driver.callback",
-        "scheduling.clone_searchers",
+        "scheduling.trial_generator",
         "scheduling.slot_scheduler",
         "scheduling.manual_stopper",
         "scheduling.journal_scheduler",
-        "scheduling.branched_searcher",
         "slots.trainable",
     ],
 )

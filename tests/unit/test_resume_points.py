@@ -1,39 +1,55 @@
-"""Where a trial goes on, by what its folder holds."""
+"""Where a trial goes on, by what the journal says and what its folder holds."""
 
 import pytest
 
-from components.cluster.slots.resume import resume_point
+from components.cluster.slots.resume import newest_checkpoint
+from components.cluster.slots.worker import go_on_after
 from components.storage.open_folder import folder_at
-
-
-def folder_with(tmp_path, *names):
-    for name in names:
-        (tmp_path / name).mkdir()
-    return folder_at(tmp_path)
+from components.training.workers import OneWorker
+from tests.support.sessions import FULL, Signals, curve, reports, session
 
 
 @pytest.mark.parametrize(
-    ("standing", "last_report", "expected"),
+    ("standing", "last_reported", "expected"),
     [
-        ([], None, None),
-        (["step_000000+000003"], None, "step_000000+000003"),
-        (["step_000004"], None, None),  # Tune has not heard of that report: it must come again
-        (["step_000004", "step_000008"], "step_000004", "step_000004"),
-        (["step_000004", "step_000004+000006", "step_000004+000007"], "step_000004", "step_000004+000007"),
-        (["step_000004", "step_000008", "step_000008+000009"], "step_000004", "step_000004"),
-        (["step_000008", "step_000008+000009"], "step_000004", "step_000008+000009"),
-        (["step_000004", ".step_000004+000006"], "step_000004", "step_000004"),  # was never finished
+        ([], 0, None),
+        (["step_000000+000003"], 0, "step_000000+000003"),
+        (["step_000004"], 0, None),  # the journal has no such report: it must come again
+        (["step_000004", "step_000008"], 4, "step_000004"),
+        (["step_000004", "step_000004+000006", "step_000004+000007"], 4, "step_000004+000007"),
+        (["step_000004", "step_000008", "step_000008+000009"], 4, "step_000004"),
+        (["step_000004", "step_000004+000006"], 8, "step_000004+000006"),  # up to the report it trains silently
+        (["step_000008", "step_000008+000009"], 4, None),  # the journal was cut: those points come again
+        (["step_000004", ".step_000004+000006"], 4, "step_000004"),  # was never finished
     ],
 )
-def test_a_trial_resumes_at_the_furthest_point_after_the_last_report_tune_knows(
-    tmp_path, standing, last_report, expected
+def test_a_trial_goes_on_from_its_newest_checkpoint_that_is_not_newer_than_the_journal(
+    tmp_path, standing, last_reported, expected
 ):
-    trial = folder_with(tmp_path, *standing)
-    place = resume_point(trial, str(trial / last_report) if last_report else None)
-    assert place == (trial / expected if expected else None)
+    for name in standing:
+        (tmp_path / name).mkdir()
+    found = newest_checkpoint(folder_at(tmp_path), last_reported)
+    assert found == (folder_at(tmp_path) / expected if expected else None)
 
 
-def test_a_trial_whose_checkpoints_are_all_gone_says_so(tmp_path):
-    trial = folder_with(tmp_path, "step_000004+000006")
-    with pytest.raises(FileNotFoundError, match="every later checkpoint"):
-        resume_point(trial, str(trial / "step_000008"))
+@pytest.mark.parametrize("left", ["all", "an interim one, too", "not the last one"])
+@pytest.mark.parametrize("journaled", [0, 1, 2])
+def test_a_trial_whose_journal_ends_early_makes_the_points_again_that_are_missing_and_ends_equal(
+    toy, tmp_path, journaled, left
+):
+    """`left` says which of its checkpoints are there: they may be ahead of the journal, or behind it."""
+    whole = reports(session(toy, tmp_path / "whole"), FULL)
+    of = session(toy, tmp_path / "cut")
+    of.start("trial", FULL)
+    known = [of.advance() for _ in range(2)]
+    if left == "an interim one, too":
+        of.advance(Signals(preempted=lambda: True))
+    elif left == "not the last one":
+        folder_at(known[-1].checkpoint).delete()
+    later = session(toy, tmp_path / "cut")
+    later.start("trial", FULL)
+    go_on_after(later, known[journaled - 1].step if journaled else 0, OneWorker(), ())
+    again = []
+    while not (again and again[-1].done):
+        again.append(later.advance())
+    assert curve([*known[:journaled], *again]) == curve(whole)

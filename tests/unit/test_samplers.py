@@ -1,4 +1,4 @@
-"""Samplers by name: each learns, goes on from its saved state, and never suggests a configuration twice."""
+"""Samplers by name: each learns, and never suggests a configuration twice."""
 
 import math
 import statistics
@@ -14,15 +14,14 @@ from components.experiment.draw_trials import sample_trials
 from components.experiment.experiment_warnings import experiment_warnings
 from components.experiment.load_experiment import load_experiment
 from components.experiment.space import configuration_key, num_trials
-from components.experiment.spec import TrialSpec
 from components.records.events import Clone, TrialInstructed, replay
 from components.records.objectives import pareto_front
 from components.reports.leaderboard import leaderboard
 from components.reports.search_summary import trial_summaries
 from tests.support.experiment_file import problems
 from tests.support.printed import shown
-from tests.support.records import history, progress, started
-from tests.support.sampling import BUDGET, experiment, result
+from tests.support.records import history, started
+from tests.support.sampling import BUDGET, drawn, end, experiment, report
 
 LEARNING = ("tpe", "gp", "cmaes")
 SMOOTH = {
@@ -39,18 +38,13 @@ def loss(spec):
     return (math.log10(spec["optimizer"]["learning_rate"]) + 2) ** 2 + (10 * (spec["method"]["dropout"] - 0.05)) ** 2
 
 
-def searched(trials, *, interrupted_at=None, place=None, **search):
-    """The trials of a search, one after another; interrupted, it goes on from its saved state."""
-    asked = experiment(trials, space=SMOOTH, **search)
-    searcher, found = BranchedSearcher(asked, BUDGET), []
-    for number in range(trials):
-        if number == interrupted_at:
-            searcher.save(str(place / "state"))
-            searcher = BranchedSearcher(asked, BUDGET)
-            searcher.restore(str(place / "state"))
-        trial = searcher.suggest(str(number))["trial"]
+def searched(trials, **search):
+    """The trials of a search, one after another."""
+    searcher, found = BranchedSearcher(experiment(trials, space=SMOOTH, **search), BUDGET), []
+    for _ in range(trials):
+        trial = drawn(searcher)
         found.append(trial)
-        searcher.on_trial_complete(str(number), result(BUDGET, loss(trial["spec"])))
+        end(searcher, trial["number"], report(BUDGET, loss(trial["spec"])))
     return found
 
 
@@ -61,22 +55,13 @@ def test_a_sampler_that_learns_finds_better_trials_than_chance(sampler, trials, 
     def best_of(sampled):
         return min(loss(spec) for spec in sampled)
 
-    learned, drawn = [], []
+    learned, random = [], []
     for seed in range(seeds):
         of_sampler = searched(trials, sampler=sampler, seed=seed, warm_up=warm_up)
         learned.append(best_of([trial["spec"] for trial in of_sampler]))
         at_random = sample_trials(experiment(trials, space=SMOOTH, sampler="random", seed=seed))
-        drawn.append(best_of([trial.spec.model_dump() for trial in at_random]))
-    assert statistics.mean(learned) < 0.7 * statistics.mean(drawn)
-
-
-@pytest.mark.parametrize("sampler", ["gp", "cmaes"])
-def test_a_sampler_goes_on_from_its_saved_state(sampler, tmp_path):
-    """In the midst of what it suggests from results: after the two random ones, and CMA-ES's first generation."""
-    trials = {"gp": 5, "cmaes": 10}[sampler]
-    whole = searched(trials, sampler=sampler, warm_up=2)
-    assert searched(trials, sampler=sampler, warm_up=2, interrupted_at=trials - 1, place=tmp_path) == whole
-    assert searched(trials, sampler=sampler, warm_up=2, seed=1) != whole
+        random.append(best_of([trial.spec.model_dump() for trial in at_random]))
+    assert statistics.mean(learned) < 0.7 * statistics.mean(random)
 
 
 def test_warm_up_says_how_many_results_come_before_the_first_suggestion():
@@ -97,10 +82,10 @@ def test_every_configuration_of_a_small_space_is_trained_once(sampler):
         found = [trial.varied for trial in sample_trials(asked)]
     else:
         searcher, found = BranchedSearcher(asked, BUDGET), []
-        for number in range(4):
-            found.append(searcher.suggest(str(number))["trial"]["varied"])
-            searcher.on_trial_complete(str(number), result(BUDGET, number))
-        assert searcher.suggest("5") == "FINISHED"
+        for number in range(1, 5):
+            found.append(drawn(searcher)["varied"])
+            end(searcher, number, report(BUDGET, number))
+        assert not searcher.has_more
     assert len({(varied["method.rank"], varied["method.alpha"]) for varied in found}) == 4
     assert experiment_warnings(asked) == [
         "search.trials=8, but branch lora has only 4 different configurations: 4 trials"
@@ -129,7 +114,7 @@ def test_a_suggestion_is_no_clone_that_a_person_asked_for():
     searcher = BranchedSearcher(experiment(3, space=FOUR), BUDGET)
     clones = [trial.spec for trial in sample_trials(experiment(1, space=FOUR, seed=5, sampler="random"))]
     searcher.avoid(clones)
-    suggested = [TrialSpec.model_validate(searcher.suggest(str(number))["trial"]["spec"]) for number in range(3)]
+    suggested = [searcher.draw().spec for _ in range(3)]
     assert configuration_key(clones[0]) not in map(configuration_key, suggested)
     assert len(set(map(configuration_key, suggested))) == 3
 
@@ -176,12 +161,7 @@ def test_a_stopped_trial_is_completed_for_them(measured, impossible, others, val
 def test_a_search_with_two_metrics_tells_both_with_seconds_of_the_whole_budget():
     asked = experiment(4, space=SMOOTH, metrics=["eval_loss", "worker_seconds"])
     searcher = BranchedSearcher(asked, BUDGET)
-    searcher.suggest("a")
-    report = progress(1, 2.0, target_tokens=250, worker_seconds=5.0)
-    slot = result(250, 2.0)
-    slot["slot_result"] = slot["slot_result"].replace('"worker_seconds":0.0', '"worker_seconds":5.0')
-    assert report.model_dump_json() in slot["slot_result"]
-    searcher.on_trial_complete("a", slot)
+    end(searcher, drawn(searcher)["number"], report(250, 2.0, worker_seconds=5.0))
     assert searcher._studies["lora"].trials[0].values == [2.0, 20.0]
 
 
@@ -190,8 +170,7 @@ def test_two_metrics_are_searched_by_a_sampler_that_can(sampler):
     asked = experiment(6, space=SMOOTH, metrics=["eval_loss", "worker_seconds"], warm_up=3, sampler=sampler)
     searcher = BranchedSearcher(asked, BUDGET)
     for number in range(6):
-        searcher.suggest(str(number))
-        searcher.on_trial_complete(str(number), result(BUDGET, number % 3))
+        end(searcher, drawn(searcher)["number"], report(BUDGET, number % 3))
     assert [len(trial.values) for trial in searcher._studies["lora"].trials] == [2] * 6
 
 

@@ -131,9 +131,21 @@ def test_what_stopped_a_search_decides_how_it_ended():
 
 
 def test_without_a_success_every_reason_is_named_once():
-    events = [started(1, LoraMethod()), ended(1, "failed", "nan"), started(2, LoraMethod()), ended(2, "failed", "nan")]
-    outcome = outcome_of_no_success(TrialHistories(events).values())
+    own = [ended(number, "failed", "nan").model_copy(update={"impossible": True}) for number in (1, 2)]
+    events = [started(1, LoraMethod()), own[0], started(2, LoraMethod()), own[1]]
+    outcome = outcome_of_no_success(TrialHistories(events).values(), "again")
     assert (outcome.outcome, outcome.message) == (Outcome.NO_TRIAL_SUCCEEDED, "No trial succeeded: nan")
+
+
+def test_a_search_whose_trials_were_lost_can_go_on():
+    own = ended(1, "failed", "nan").model_copy(update={"impossible": True})
+    events = [started(1, LoraMethod()), own, started(2, LoraMethod()), ended(2, "failed", "its slot died")]
+    outcome = outcome_of_no_success(TrialHistories(events).values(), "again")
+    assert outcome.outcome is Outcome.LOST
+    assert outcome.outcome.resumable
+    assert outcome.message == (
+        "No trial succeeded, and 1 of 2 were lost with their slots: nan; its slot died. Go on with: again"
+    )
 
 
 def test_the_registrys_decision_is_the_outcome():
@@ -155,7 +167,7 @@ def test_the_registrys_decision_is_the_outcome():
 
 def test_what_can_go_on_is_not_over():
     assert {outcome.value for outcome in Outcome if outcome.resumable} == {
-        "not proven", "tracking away", "interrupted", "terminated",
+        "lost", "not proven", "tracking away", "interrupted", "terminated",
     }  # fmt: skip
 
 

@@ -190,16 +190,6 @@ def test_a_queued_elastic_trial_that_does_not_fit_is_queued_with_fewer_workers(t
     assert (trial.status, trial.placement_group_factory) == (Trial.PENDING, SlotPlacement(ONE_TO_FOUR, 2))
 
 
-def test_only_decisions_about_slots_of_this_driver_hold(tmp_path):
-    controller, _ = search(tmp_path, on_slots(FIFOScheduler()), {})
-    controller._cached_trial_decisions["a"] = TrialScheduler.NOOP
-    chosen(controller)
-    assert controller._cached_trial_decisions == {}
-    controller._cached_trial_decisions["b"] = TrialScheduler.PAUSE
-    chosen(controller)
-    assert controller._cached_trial_decisions == {"b": TrialScheduler.PAUSE}
-
-
 @pytest.mark.parametrize("base", ["asha", "median", "hyperband"])
 def test_tune_can_pickle_it_with_the_scheduler_below(base):
     scheduler = cloudpickle.loads(cloudpickle.dumps(on_slots(OF_TUNE[base]())))

@@ -23,6 +23,7 @@ from components.records.manifest import SearchManifest
 from components.search.start_from import Terms, start_from
 from tests.support.experiment_file import problems
 from tests.support.records import progress, started
+from tests.support.sampling import drawn
 
 BUDGET = 1000
 RATE, RANK = "optimizer.learning_rate", "method.rank"
@@ -34,7 +35,7 @@ def test_given_points_come_first_in_their_branch_and_the_rest_is_drawn(path):
     first = next(trial for trial in sample_trials(experiment) if trial.branch == "lora")
     assert (first.varied[RANK], first.varied[RATE]) == (8, 5e-4)
     learning = load_experiment(path, [POINTS, "search.sampler=tpe"])
-    suggested = [BranchedSearcher(learning, BUDGET).suggest("a")["trial"]]
+    suggested = [drawn(BranchedSearcher(learning, BUDGET))]
     assert (suggested[0]["varied"][RANK], suggested[0]["varied"][RATE]) == (8, 5e-4)
     assert 0 <= suggested[0]["varied"]["method.dropout"] < 0.1
 
@@ -42,7 +43,7 @@ def test_given_points_come_first_in_their_branch_and_the_rest_is_drawn(path):
 def test_what_a_given_point_leaves_to_chance_is_drawn_by_the_seed(path):
     def first(seed):
         experiment = load_experiment(path, [POINTS, "search.sampler=tpe", f"search.seed={seed}"])
-        return BranchedSearcher(experiment, BUDGET).suggest("a")["trial"]["varied"]["method.dropout"]
+        return drawn(BranchedSearcher(experiment, BUDGET))["varied"]["method.dropout"]
 
     assert first(1) == first(1) != first(2)
 
@@ -163,7 +164,7 @@ def test_the_studies_begin_with_the_trials_of_an_earlier_search(experiment, name
         (StudyState.PRUNED, 4.0, 1),
     ]
     assert searcher._studies["full"].best_value == 1.0
-    assert searcher.suggest("a")["trial"]["number"] == 1
+    assert drawn(searcher)["number"] == 1
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
@@ -177,7 +178,7 @@ def test_a_sampler_that_knows_an_earlier_search_suggests_from_the_first_trial_on
         known = known_of(now).trials
         assert random_only(now, 1, {"full": len(known)}).keys() == {"lora"}
         searcher = BranchedSearcher(now, BUDGET, known)
-        suggested = [searcher.suggest(str(number))["trial"] for number in range(2)]
+        suggested = [drawn(searcher) for _ in range(2)]
         (rate,) = [trial["varied"][RATE] for trial in suggested if trial["branch"] == "full"]
         away.append(abs(math.log10(rate / 1e-4)))
     assert statistics.mean(away) < 0.25

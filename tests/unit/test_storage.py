@@ -1,5 +1,6 @@
 """The one seam between a search and the place it keeps things in: folders on a disk, and folders on a real S3 server."""
 
+import os
 import pickle
 import shutil
 import threading
@@ -153,10 +154,15 @@ def test_many_processes_of_a_node_bring_a_folder_once(bucket, monkeypatch):
 
 def test_what_dead_processes_left_in_the_outbox_is_removed():
     scratch = cache.new_scratch()
-    host, own, rest = scratch.name.rsplit(".", 2)
-    dead = scratch.with_name(f"{host}.{2**22 + 1}.{rest}")  # Linux has no such process id
-    dead.mkdir()
-    assert {path.name.rsplit(".", 1)[0] for path in cache.new_scratch().parent.iterdir()} == {f"{host}.{own}"}
+    space, own, rest = scratch.name.split(".")
+    dead = scratch.with_name(f"{space}.{2**22 + 1}.{rest}")  # Linux has no such process id
+    container, older = (scratch.with_name(f"{mark}.{2**22 + 1}.{rest}") for mark in ("another", "older"))
+    for folder in (dead, container, older):
+        folder.mkdir()
+    os.utime(older, (0, 0))
+    # The process of a container's number is not that of this number here: only its age says that it has ended.
+    left = {path.name.rsplit(".", 1)[0] for path in cache.new_scratch().parent.iterdir()}
+    assert left == {f"{space}.{own}", f"another.{2**22 + 1}"}
 
 
 def test_while_the_server_is_away_we_wait_and_then_say_so(s3_server, bucket, monkeypatch):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from components.cluster.driver.checkpoint_retention import CheckpointRetention
-from components.cluster.slots.resume import latest_complete, resume_point
+from components.cluster.slots.resume import newest_checkpoint
 from components.cluster.slots.search_context import SearchContext
-from components.cluster.slots.worker import resume_from
+from components.cluster.slots.worker import go_on_after
 from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import TrialSpec
 from components.models.base.reference import BaseReference
@@ -77,10 +77,10 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
     first, second = of.advance(), of.advance()
     of.wait_for_uploads()
     folder_at(second.checkpoint).delete_file("digests.0-of-1.json")  # its writer died before the last word
-    assert latest_complete(folder_at(second.checkpoint)) == folder_at(first.checkpoint)
+    assert newest_checkpoint(bucket / "trial", second.step) == folder_at(first.checkpoint)
     later = session(toy, bucket)
     later.start("trial", FULL)
-    resume_from(later, second.checkpoint, OneWorker(), ())
+    go_on_after(later, second.step, OneWorker(), ())
     last = later.advance()
     assert curve([first, second, last]) == curve(whole)
     assert folder_at(second.checkpoint).is_complete()  # it was trained again, and has arrived this time
@@ -89,7 +89,7 @@ def test_a_trial_goes_on_before_a_checkpoint_that_never_arrived_and_ends_bit_equ
 def test_a_trial_whose_first_upload_failed_begins_again_and_ends_bit_equal(toy, whole, bucket):
     later = session(toy, bucket)
     later.start("trial", FULL)
-    resume_from(later, str(bucket / "trial" / f"step_{whole[0].step:06d}"), OneWorker(), ())
+    go_on_after(later, whole[0].step, OneWorker(), ())
     assert curve([later.advance(), later.advance()])[-1] == curve(whole)[-1]
 
 
@@ -99,7 +99,7 @@ def test_a_trial_that_is_told_to_leave_waits_for_its_interim_checkpoint(toy, buc
     interim = of.advance(Signals(preempted=lambda: True))
     assert isinstance(interim, InterimCheckpoint)
     assert folder_at(interim.checkpoint).is_complete()
-    assert resume_point(bucket / "trial", None) == folder_at(interim.checkpoint)
+    assert newest_checkpoint(bucket / "trial", 0) == folder_at(interim.checkpoint)
 
 
 def test_a_checkpoint_of_several_workers_is_complete_with_the_last_of_them(bucket):

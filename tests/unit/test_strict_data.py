@@ -134,7 +134,8 @@ TWICE = 'has the key "content" more than once; only one of its values could coun
         ),
         ("\ufeff[]", "not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1"),
         ("[" * 100_000, "not JSON: nested too deeply"),
-        ('{"a": ' + "1" * 5000 + "}", "not JSON: Exceeds the limit (4300 digits) for integer string conversion"),
+        ('{"a": ' + "1" * 5000 + "}", f"a: inf {NO_NUMBER}"),
+        (f'{{"messages": {GOOD}, "tools": {"[" * 120}{"]" * 120}}}', "tools: has more than 100 levels of lists and objects"),
     ],
 )  # fmt: skip
 def test_what_json_does_not_say_plainly_is_a_problem_of_its_line(tmp_path, line, text):

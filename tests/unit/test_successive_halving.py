@@ -169,7 +169,7 @@ def test_branches_have_brackets_of_their_own_unless_told_otherwise():
 
 
 def test_the_scheduler_of_a_resumed_search_knows_what_the_journal_knows():
-    """Tune restores schedulers as they were before the first trial: rungs kept inside would be empty."""
+    """It begins anew: rungs kept inside would be empty."""
     asha = pickle.loads(pickle.dumps(make_scheduler(experiment(), BUDGET, "resumed")))
     assert isinstance(asha.base, JournalScheduler)
     histories = replay([started("a"), reported("a", 100, 1.0), started("b"), started("c", branch="full")])

@@ -2,25 +2,18 @@
 
 import math
 import statistics
-from types import SimpleNamespace
 
 import pytest
 from optuna.samplers._tpe.sampler import _split_trials
 from optuna.trial import TrialState
-from ray.tune import Trainable
-from ray.tune.experiment import Experiment
-from ray.tune.search import ConcurrencyLimiter
 
 from components.cluster.capacity.cluster_capacity import ClusterCapacity, NodeType
-from components.cluster.driver.trial_control import attached
 from components.cluster.scheduling.branched_searcher import BranchedSearcher
 from components.cluster.scheduling.samplers import random_only, startup_trials
 from components.cluster.scheduling.search_warnings import check_rungs, remarks
-from components.cluster.scheduling.tune_search import search_algorithm
-from components.cluster.slots.slot_result import ExitReason
 from components.experiment.draw_trials import sample_trials
-from components.experiment.spec import ExperimentSpec, TrialSpec
-from tests.support.sampling import BUDGET, SPACE, experiment, result
+from components.experiment.spec import ExperimentSpec
+from tests.support.sampling import BUDGET, SPACE, drawn, end, experiment, report
 
 BEST = {"lora": -2.0, "full": -4.0}  # log10 of the learning rate with the lowest loss
 WORSE = {"lora": 0.0, "full": 5.0}  # full is far behind LoRA, whatever its learning rate
@@ -33,11 +26,11 @@ def distance(branch, learning_rate):
 def distances_of_tpe(trials, **search):
     """By branch, of each trial in its order, when one trial runs at a time and its loss is its distance."""
     searcher, found = BranchedSearcher(experiment(trials, **search), BUDGET), {name: [] for name in SPACE}
-    for number in range(trials):
-        trial = searcher.suggest(str(number))["trial"]
+    for _ in range(trials):
+        trial = drawn(searcher)
         off = distance(trial["branch"], trial["spec"]["optimizer"]["learning_rate"])
         found[trial["branch"]].append(off)
-        searcher.on_trial_complete(str(number), result(BUDGET, off + WORSE[trial["branch"]]))
+        end(searcher, trial["number"], report(BUDGET, off + WORSE[trial["branch"]]))
     return found
 
 
@@ -50,8 +43,8 @@ def searches():
 def test_tpe_looks_at_results_in_every_branch_also_in_one_that_is_far_behind(searches, branch):
     """After the 6 of a branch's 12 trials that are drawn at random; ten seeds. Random search stays further away."""
     nearest = [min(search[branch][6:]) for search in searches]
-    drawn = [sample_trials(experiment(24, seed=seed)) for seed in range(10)]
-    of_branch = [[trial.spec for trial in trials if trial.branch == branch] for trials in drawn]
+    sampled = [sample_trials(experiment(24, seed=seed)) for seed in range(10)]
+    of_branch = [[trial.spec for trial in trials if trial.branch == branch] for trials in sampled]
     at_random = [min(distance(branch, spec.optimizer.learning_rate) for spec in specs[6:]) for specs in of_branch]
     assert statistics.mean(nearest) < 0.6 * statistics.mean(at_random)
 
@@ -69,84 +62,62 @@ def test_the_same_seed_suggests_the_same_trials_and_another_one_others():
 def test_branches_with_equal_ranges_are_not_given_equal_values():
     twins = {name: {"optimizer": {"learning_rate": {"log_uniform": [1e-5, 1e-1]}}} for name in ("one", "two")}
     searcher = BranchedSearcher(experiment(2, space=twins), BUDGET)
-    first, second = (searcher.suggest(str(number))["trial"]["varied"] for number in range(2))
+    first, second = (drawn(searcher)["varied"] for _ in range(2))
     assert first != second
 
 
-def told_of(*reports, evaluations=4, space=SPACE, error=False):
-    """(state, value, intermediate values, violation) of a trial as its study has it after these results, the last its end."""
+def told_of(*reports, evaluations=4, space=SPACE, impossible=False):
+    """(state, value, intermediate values, violation) of a trial as its study has it after these reports and its end."""
     none = {"name": "none"}  # no rungs between the evaluations
     searcher = BranchedSearcher(experiment(evaluations=evaluations, space=space, scheduler=none), BUDGET)
-    searcher.suggest("a")
-    for report in reports[:-1]:
-        searcher.on_trial_result("a", report)
-    searcher.on_trial_complete("a", reports[-1] if reports else None, error=error)
+    end(searcher, drawn(searcher)["number"], *reports, impossible=impossible)
     (trial,) = searcher._studies["lora"].trials
     return trial.state, trial.value, trial.intermediate_values, sum(trial.constraints.values())
 
 
 def test_a_trial_that_spent_its_budget_is_told_with_its_loss_there():
-    assert told_of(result(251, 3.0), result(1002, 1.5)) == (TrialState.COMPLETE, 1.5, {}, 0)
+    assert told_of(report(251, 3.0), report(1002, 1.5)) == (TrialState.COMPLETE, 1.5, {}, 0)
 
 
 def test_a_stopped_trial_is_pruned_with_the_loss_of_its_last_evaluation():
     """254 target tokens and 251 are the same evaluation: the longer step of one batch must not make it the better trial."""
-    assert told_of(result(254, 3.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
-    assert told_of(result(251, 3.0), result(503, 2.0)) == (TrialState.PRUNED, 2.0, {500: 2.0}, 0)
+    assert told_of(report(254, 3.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
+    assert told_of(report(251, 3.0), report(503, 2.0)) == (TrialState.PRUNED, 2.0, {500: 2.0}, 0)
 
 
 def test_a_trial_stopped_by_a_person_counts_with_its_last_evaluation():
-    assert told_of(result(251, 3.0), result(400, 2.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
-    assert told_of(result(90, 4.0)) == (TrialState.PRUNED, 4.0, {0: 4.0}, 0)
+    assert told_of(report(251, 3.0), report(400, 2.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
+    assert told_of(report(90, 4.0)) == (TrialState.PRUNED, 4.0, {0: 4.0}, 0)
 
 
 def test_an_extended_trial_is_told_with_its_loss_at_the_budget_of_all_trials():
-    assert told_of(result(501, 2.0), result(1001, 1.5), result(1750, 1.0))[:2] == (TrialState.COMPLETE, 1.5)
+    assert told_of(report(501, 2.0), report(1001, 1.5), report(1750, 1.0))[:2] == (TrialState.COMPLETE, 1.5)
 
 
 def test_a_diverged_trial_is_worse_than_a_stopped_one_and_the_sooner_the_worse():
     """Optuna ranks what violates a constraint last, by how much it does."""
-    late = told_of(result(251, 3.0), result(501, 2.0), result(600, math.inf, diverged="the loss is nan"))
-    early = told_of(result(100, math.nan, diverged="the loss is nan"))
+    late = told_of(report(251, 3.0), report(501, 2.0), report(600, math.inf), impossible=True)
+    early = told_of(report(100, math.nan), impossible=True)
     assert late == (TrialState.PRUNED, None, {}, pytest.approx(0.6))
     assert early == (TrialState.PRUNED, None, {}, 1.0)
 
 
 def test_a_configuration_that_cannot_be_trained_is_the_worst():
-    assert told_of(result(0, math.inf, failure="no such module")) == (TrialState.PRUNED, None, {}, 1.0)
+    assert told_of(impossible=True) == (TrialState.PRUNED, None, {}, 1.0)
 
 
 def test_a_trial_whose_slot_died_for_good_counts_with_what_it_had_shown():
-    assert told_of(error=True)[0] == TrialState.FAIL  # nothing is known of it
-    searcher = BranchedSearcher(experiment(), BUDGET)
-    searcher.suggest("a")
-    searcher.on_trial_result("a", result(251, 3.0))
-    searcher.on_trial_complete("a", error=True)
-    assert searcher._studies["lora"].trials[0].intermediate_values == {250: 3.0}
-
-
-def test_a_trial_that_leaves_its_node_has_not_reported():
-    searcher = BranchedSearcher(experiment(), BUDGET)
-    searcher.suggest("a")
-    searcher.on_trial_result("a", result(0, 1.0, exit_reason=ExitReason.PREEMPTED))
-    searcher.on_trial_complete("a", error=True)
-    assert searcher._studies["lora"].trials[0].state == TrialState.FAIL
+    assert told_of()[0] == TrialState.FAIL  # nothing is known of it
+    assert told_of(report(251, 3.0)) == (TrialState.PRUNED, 3.0, {250: 3.0}, 0)
 
 
 def test_stopped_trials_rank_after_complete_ones_and_diverged_ones_last():
     """As TPE ranks them when it takes so and so many of them for good ones."""
     space = {"lora": SPACE["lora"]}
     searcher = BranchedSearcher(experiment(40, space=space), BUDGET)
-    ends = [
-        result(251, 0.1),
-        result(1001, 9.0),
-        result(100, math.inf, diverged="nan"),
-        result(501, 7.0),
-        result(504, 6.0),
-    ]
+    reports = [report(251, 0.1), report(1001, 9.0), report(100, math.inf), report(501, 7.0), report(504, 6.0)]
     for number in range(11):
-        searcher.suggest(str(number))
-        searcher.on_trial_complete(str(number), ends[min(number, 4)])
+        end(searcher, drawn(searcher)["number"], reports[min(number, 4)], impossible=number == 2)
     study = searcher._studies["lora"]
     ranking = [
         {trial.number for trial in _split_trials(study, study.trials, count)[0]} for count in (1, 2, 8, 9, 10, 11)
@@ -156,72 +127,6 @@ def test_stopped_trials_rank_after_complete_ones_and_diverged_ones_last():
     assert ranking[3] - ranking[2] == {3}
     assert ranking[4] - ranking[3] == {0}  # then 250
     assert ranking[5] - ranking[4] == {2}
-
-
-def test_a_restored_searcher_goes_on_as_if_it_had_not_been_interrupted(tmp_path):
-    def suggested(interrupted):
-        searcher, trials = BranchedSearcher(experiment(12), BUDGET), []
-        for number in range(12):
-            if number == interrupted:
-                searcher.save(str(tmp_path / "state"))
-                searcher = BranchedSearcher(experiment(12), BUDGET)
-                searcher.restore(str(tmp_path / "state"))
-            trial = searcher.suggest(str(number))["trial"]
-            trials.append((trial["number"], trial["varied"]))
-            if number:  # one behind: the last one runs while the state is saved
-                searcher.on_trial_complete(str(number - 1), result(BUDGET, number / 10))
-                searcher.on_trial_complete(
-                    str(number - 1), result(BUDGET, number / 10)
-                )  # told again by a resumed search
-        return trials
-
-    assert suggested(interrupted=7) == suggested(interrupted=None)
-
-
-class Untrained(Trainable):
-    """Never started: Tune wants to know what it would run."""
-
-
-def test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe(tmp_path):
-    """With Tune's own generator and state files; `clone` has been asked for by a person."""
-    clone = SimpleNamespace(spec=TrialSpec())
-    context, clones = SimpleNamespace(search_id="saved"), {"clone": ("parent", clone)}
-    controller = SimpleNamespace(
-        context=context, clones=clones, has_clones=False, next_clone=lambda: None, is_closed=False
-    )
-    with attached(controller):
-        studies = studies_of_a_resumed_search(tmp_path)
-    assert [trial.state for trial in studies["lora"].trials] == [TrialState.PRUNED, TrialState.RUNNING]
-    assert [trial.state for trial in studies["full"].trials] == [TrialState.COMPLETE]
-
-
-def studies_of_a_resumed_search(tmp_path):
-    search = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
-    search.add_configurations([Experiment("tune", run=Untrained, num_samples=8, storage_path=str(tmp_path))])
-    first, second = search.next_trial(), search.next_trial()
-    assert search.next_trial() is None
-    search.on_trial_complete("clone", result(BUDGET, 0.1))
-    search.on_trial_complete(first.trial_id, result(251, 3.0))
-    search.save_to_dir(str(tmp_path), "session")
-    resumed = search_algorithm(experiment(8, max_concurrent_trials=2), BUDGET, "saved")
-    resumed.restore_from_dir(str(tmp_path))
-    resumed.on_trial_complete(second.trial_id, result(1001, 2.0))
-    assert resumed.next_trial().config["trial"]["number"] == 3
-    return resumed.searcher.searcher._studies
-
-
-def test_a_searcher_ends_with_the_trials_of_the_search():
-    searcher = BranchedSearcher(experiment(2), BUDGET)
-    assert [searcher.suggest(name)["trial"]["number"] for name in "ab"] == [1, 2]
-    assert searcher.suggest("c") == "FINISHED"
-
-
-def test_one_trial_at_a_time_waits_for_the_result_of_the_one_before():
-    limited = ConcurrencyLimiter(BranchedSearcher(experiment(4), BUDGET), 1)
-    assert limited.suggest("a")["trial"]["number"] == 1
-    assert limited.suggest("b") is None
-    limited.on_trial_complete("a", result(BUDGET, 1.0))
-    assert limited.suggest("b")["trial"]["number"] == 2
 
 
 # What is said before a search starts

@@ -37,7 +37,6 @@ from components.tracking.mlflow_access import (
     download_version,
     open_store,
     tracking_uri,
-    without_secrets,
 )
 from components.tracking.mlflow_runs import SearchRuns
 from tests.support.one_trial import (
@@ -185,20 +184,6 @@ def test_searches_are_found_oldest_first(tmp_path):
 # The store
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("http://host:5000", "http://host:5000"),
-        ("https://me:secret@host/path", "https://host/path"),
-        ("postgresql://me:p@ss@host/db", "postgresql://host/db"),
-        ("http://me:secret@a/x failed, as http://b/y did", "http://a/x failed, as http://b/y did"),
-        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
-    ],
-)
-def test_secrets_are_left_out_of_uris(text, shown):
-    assert without_secrets(text) == shown
-
-
 def test_the_experiment_names_the_store_else_the_environment_else_a_file_here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment")
@@ -333,8 +318,8 @@ def test_params_are_flat_and_cut_and_the_whole_spec_is_an_artifact(runs, tmp_pat
 
 
 def test_tracking_settings_are_never_written_to_the_store(runs):
-    made = runs(tracking=TrackingSpec(uri="http://me:secret@host", experiment="kept-apart"))
-    assert "secret" not in str(made.client.get_run(made.parent_id).to_dictionary())
+    made = runs(tracking=TrackingSpec(uri="http://inner-host", experiment="kept-apart"))
+    assert "inner-host" not in str(made.client.get_run(made.parent_id).to_dictionary())
 
 
 def test_numbers_that_are_not_finite_are_left_out(runs):

@@ -29,11 +29,9 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         for trial in trials:
             if trial.status == Trial.PENDING:
                 self.controller.clock.leaves(trial.trial_id)
-        self.controller.process_requests(trial.trial_id for trial in trials)
+        self.controller.process_requests()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.trial_id in self.controller.context.finished_trials:
-            return
         config = TrialConfig.of(trial)
         self.controller.clock.starts(trial.trial_id, trial.placement_group_factory.count)
         self.controller.histories.record(
@@ -47,6 +45,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 parent=config.parent,
                 warm_from=config.warm_from,
                 repeat=config.repeat,
+                drawn_after=config.drawn_after,
                 time=time.time(),
             )
         )
@@ -54,11 +53,10 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if trial.trial_id in self.controller.context.finished_trials:
-            return
-        outcome = SlotResult.of(result)
-        if (progress := outcome.report) is None:
-            return
+        outcome, known = SlotResult.of(result), self.controller.histories[trial.trial_id].reports
+        progress = outcome.report
+        if progress is None or any(report.step == progress.step and not progress.diverged for report in known):
+            return  # the journal has it
         self.controller.histories.record(
             TrialProgressed(
                 trial_id=trial.trial_id,
@@ -71,6 +69,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 time=time.time(),
             )
         )
+        self.controller.board.note_report.remote(trial.trial_id, progress.step)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id not in self.controller.histories:
@@ -81,9 +80,9 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         if result is not None and result.failure is not None:
             if result.ends_search:
                 self.controller.fatal_error = result.failure
-            self._end(trial, TrialState.FAILED, result.failure)
+            self._end(trial, TrialState.FAILED, result.failure, impossible=True)
         elif report is not None and report.diverged:
-            self._end(trial, TrialState.FAILED, report.diverged)
+            self._end(trial, TrialState.FAILED, report.diverged, impossible=True)
         elif report is not None and report.done:
             self._end(trial, TrialState.COMPLETED, "")
         else:
@@ -91,16 +90,19 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             self._end(trial, TrialState.STOPPED, stop.sentence if stop else self.controller.reason_of(trial.trial_id))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its slot or its node was lost, for what is a trial's own fault is a result. The search may go on with it."""
+        if trial.trial_id not in self.controller.histories:
+            return  # it had no slot yet
         error = trial.get_error()
         self._end(trial, TrialState.FAILED, _last_line(str(error)) if error else "its slot died")
 
-    def _end(self, trial: Any, state: TrialState, reason: str) -> None:
-        controller = self.controller
-        if trial.trial_id in controller.context.finished_trials:
-            return
-        held = controller.clock.take(trial.trial_id, ends=True)
+    def _end(self, trial: Any, state: TrialState, reason: str, *, impossible: bool = False) -> None:
+        controller, trial_id = self.controller, trial.trial_id
+        held = controller.clock.take(trial_id, ends=True)
         controller.histories.record(
-            TrialEnded(trial_id=trial.trial_id, state=state, reason=reason, held=held, time=time.time())
+            TrialEnded(
+                trial_id=trial_id, state=state, reason=reason, impossible=impossible, held=held, time=time.time()
+            )
         )
         self.controller.confirm_finalists()
 

@@ -14,6 +14,7 @@ from components.records.events import (
     TrialState,
     best_report,
 )
+from components.records.unfinished_trials import has_succeeded, is_lost, lost_trials
 from components.storage.open_folder import folder_at
 from components.training.checkpoint import OPTIMIZER_FILES
 from components.training.checkpoint_names import at_report
@@ -29,6 +30,7 @@ class CheckpointRetention:
         self.context, self.histories = context, histories
         self._absent = {checkpoint for history in histories.values() for checkpoint in _absent(history)}
         self._ended: set[str] = set()
+        self._clean_up()
 
     def update(self, event: TrialEvent) -> None:
         """Called with each event, once the histories and the journal have it."""
@@ -37,13 +39,30 @@ class CheckpointRetention:
             self._prune_running(event.trial_id, event.progress)
         elif isinstance(event, TrialEnded):
             self._ended.add(event.trial_id)
-            self._prune_ended(event.trial_id)
+            not_needed = {event.trial_id}
+            if has_succeeded(self.histories[event.trial_id]):  # so none of the lost ones goes on
+                not_needed |= {history.trial_id for history in self.histories.values() if is_lost(history)}
+            for trial_id in not_needed - self._may_go_on():
+                self._prune_ended(trial_id)
 
     def prune_late(self) -> None:
         """Deletes what was uploaded after its trial had ended. Called once no worker writes any more."""
         if not self.context.folder.complete_on_commit:
-            for trial_id in self._ended:
+            for trial_id in self._ended - self._may_go_on():
                 self._prune_ended(trial_id)
+
+    def _may_go_on(self) -> set[str]:
+        """The trials that were lost, and with which a resumed search may go on."""
+        return {history.trial_id for history in lost_trials(self.histories.values())}
+
+    def _clean_up(self) -> None:
+        """Finishes what an earlier driver was about to delete when it was killed, and what its workers were writing."""
+        for trial_id in self.histories:
+            (self.context.checkpoints / trial_id).delete_unfinished()
+        going_on = self._may_go_on()
+        ended = [each for each in self.histories.values() if each.ended_at and each.trial_id not in going_on]
+        if ended:
+            self._prune_ended(max(ended, key=lambda history: history.ended_at or 0.0).trial_id)
 
     def _prune_running(self, trial_id: str, latest: Progress) -> None:
         """Keeps the best checkpoint and the latest complete one. Interim checkpoints before that are deleted.
@@ -90,9 +109,7 @@ def _absent(history: TrialHistory) -> set[str]:
     reports = [report for report in history.reports if report.checkpoint]
     complete = [report for report in reports if folder_at(str(report.checkpoint)).is_complete()]
     newest = complete[-1].step if complete else 0
-    repeats = history.state == TrialState.RUNNING and not all(
-        folder_at(str(report.checkpoint)).complete_on_commit for report in reports
-    )
+    repeats = history.state is TrialState.RUNNING or is_lost(history)
     return {
         str(report.checkpoint)
         for report in reports

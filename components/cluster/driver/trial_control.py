@@ -8,9 +8,10 @@ effect once, whichever process dies in between.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -26,7 +27,15 @@ from components.experiment.experiment_errors import ExperimentError
 from components.experiment.space import branches_of, change_trial, num_trials, value_at, weights_fit
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.models.quantization_backend import missing_package
-from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, RequestInbox, StopTrial
+from components.records.commands import (
+    CloneTrial,
+    CommandReply,
+    ExtendTrial,
+    Request,
+    RequestInbox,
+    StopTrial,
+    TrialCommand,
+)
 from components.records.events import (
     Clone,
     Extension,
@@ -39,7 +48,10 @@ from components.records.events import (
 from components.records.finalists import due_repeats
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
+from components.storage.foreign_files import reason_of
 from components.storage.open_folder import folder_at
+
+log = logging.getLogger(__name__)
 
 GAVE_PLACE = "the scheduler gave its place to others"
 MAX_TIMES_THE_BUDGET = 10  # a longer extension is taken for a mistake
@@ -68,12 +80,10 @@ class TrialController:
         self.reasons: dict[str, str] = {}  # why the scheduler has ended trials
         self.planned = num_trials(context.experiment)
         self.fatal_error: str | None = None  # why no trial of this search can succeed
-        self._known_to_tune: set[str] | None = None  # until Tune has restored its trials
+        self._handed_over: set[str] = set()  # clones that Tune has, and that may not have begun
 
-    def process_requests(self, known_to_tune: Iterable[str]) -> None:
-        """Replies to new requests. Called before each step of Tune's loop, with the ids of its trials."""
-        if self._known_to_tune is None:
-            self._known_to_tune = set(known_to_tune)
+    def process_requests(self) -> None:
+        """Replies to new requests. Called before each step of Tune's loop."""
         if self._inbox is not None:
             for request in self._inbox.poll():
                 self._inbox.reply(request, self._reply(request))
@@ -86,10 +96,10 @@ class TrialController:
         }
 
     def next_clone(self) -> tuple[str, Clone] | None:
-        """Hands a clone that Tune does not have yet over to Tune; None if there is none."""
-        if self._known_to_tune is None or not (waiting := self._waiting()):
+        """Hands a clone that has not begun over to Tune, once; None if there is none."""
+        if not (waiting := self._waiting()):
             return None
-        self._known_to_tune.add(waiting[0])
+        self._handed_over.add(waiting[0])
         return self.clones[waiting[0]]
 
     @property
@@ -113,7 +123,7 @@ class TrialController:
 
     def may_start(self, trial_id: str, branch: str) -> bool:
         """Whether the budget lets a trial that waits have a slot. One that has begun may go on until a limit is reached."""
-        if self.spending is None or trial_id in self.context.finished_trials:
+        if self.spending is None:
             return True
         if trial_id in self.histories:
             return self.spending.exhausted() is None
@@ -147,28 +157,34 @@ class TrialController:
         return history.stop if history is not None else None
 
     def _waiting(self) -> list[str]:
-        return [trial_id for trial_id in self.clones if trial_id not in (self._known_to_tune or ())]
+        return [each for each in self.clones if each not in self._handed_over and each not in self.histories]
 
     def _reply(self, request: Request) -> CommandReply:
         """A request that an earlier driver journaled, but did not reply to, is not executed twice."""
         journaled = (given for history in self.histories.values() for given in history.instructions)
+        known = next((given for given in journaled if given.request_id == request.request_id), None)
+        if known is not None:
+            return CommandReply(accepted=True, message=self._describe(known))
         try:
-            known = next((given for given in journaled if given.request_id == request.request_id), None)
-            instructed = known or self._execute(request)
+            history = self._find(request.command.trial)
+            instruction = self._instruction(history, request.command)
         except (Refused, ExperimentError, InsufficientCapacityError) as refusal:
             return CommandReply(accepted=False, message=str(refusal))
+        except Exception as error:  # nothing that somebody asks for ends the search of others
+            log.exception("request %s cannot be carried out", request.request_id)
+            return CommandReply(accepted=False, message=f"it cannot be carried out ({reason_of(error)})")
+        # Outside: a journal that takes no line is a matter of the search.
+        instructed = self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
         return CommandReply(accepted=True, message=self._describe(instructed))
 
-    def _execute(self, request: Request) -> TrialInstructed:
-        history = self._find(request.command.trial)
-        match request.command:
+    def _instruction(self, history: TrialHistory, command: TrialCommand) -> Stop | Extension | Clone:
+        match command:
             case StopTrial():
-                instruction: Stop | Extension | Clone = self._stop(history)
-            case ExtendTrial() as command:
-                instruction = self._extension(history, command)
-            case CloneTrial() as command:
-                instruction = self._clone(history, command)
-        return self._instruct(history.trial_id, instruction, request_id=request.request_id, by=request.by)
+                return self._stop(history)
+            case ExtendTrial():
+                return self._extension(history, command)
+            case CloneTrial():
+                return self._clone(history, command)
 
     def _instruct(
         self, trial_id: str, instruction: Stop | Extension | Clone, *, request_id: str, by: str
@@ -177,8 +193,11 @@ class TrialController:
             trial_id=trial_id, instruction=instruction, request_id=request_id, by=by, time=time.time()
         )
         self.histories.record(instructed)
-        if isinstance(instruction, Stop):
-            self.board.stop_trial.remote(trial_id)
+        match instruction:
+            case Stop():
+                self.board.stop_trial.remote(trial_id)
+            case Extension():  # a board that has died since it gave the step may not have found this in the journal
+                self.board.note_extensions.remote(trial_id, self.histories[trial_id].extensions)
         return instructed
 
     def _find(self, trial: str) -> TrialHistory:
@@ -186,7 +205,7 @@ class TrialController:
             if trial in (str(history.started.number), history.trial_id):
                 return history
         planned = self.planned + len(self.clones)
-        if trial.isdigit() and 1 <= int(trial) <= planned:
+        if trial in map(str, range(1, planned + 1)):
             raise Refused(f"trial {trial} has not started yet; it can be told something once it runs")
         raise Refused(f"there is no trial {trial}; this search has 1 to {planned}")
 

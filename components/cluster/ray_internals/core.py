@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+from ray._private import utils
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import available_resources_per_node, state
 
 _HEAD_RESOURCE = "node:__internal_head__"
 _AUTOSCALERS = ("autoscaler/v2/monitor.py", "autoscaler/_private/monitor.py")
 _SUBMISSION = "job_submission_id"
+
+
+@contextlib.contextmanager
+def sigterm_left_alone() -> Iterator[None]:
+    """Inside, `ray.init` puts no handler of its own on SIGTERM, so that the program's own one ends it.
+
+    Public way: none. The handler that `ray.init` installs ends the process with status 15, without a word; one that is put
+    back afterwards misses what comes in the seconds that Ray takes to start.
+    Test: tests/ray/test_ray_internals.py::test_sigterm_while_ray_starts_is_the_programs_own
+    """
+    install = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = install
 
 
 def head_node_id() -> str:

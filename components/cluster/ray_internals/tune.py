@@ -8,9 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 from ray.tune import PlacementGroupFactory
-from ray.tune.experiment import Trial
+from ray.tune.execution import class_cache
+from ray.tune.experiment import Experiment, Trial
 from ray.tune.experiment.config_parser import _create_trial_from_spec, _make_parser
-from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
+
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+
+
+def keep_keys_here() -> None:
+    """Keeps Tune from copying the driver's AWS keys into the runtime environment of every slot.
+
+    From there they would reach the cluster's control store and a log in Ray's session folder that everybody may read. Workers
+    upload by the role or the environment of their own node.
+
+    Public way: none. The names are in a set of Tune's that no setting changes.
+    Test: tests/unit/test_ray_internals.py::test_the_drivers_aws_keys_are_in_no_runtime_environment
+    """
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(KEYS)
 
 
 def requeue(controller: Any, trial: Trial, placement: PlacementGroupFactory) -> None:
@@ -66,30 +80,15 @@ def is_new(controller: Any, trial: Trial) -> bool:
     return trial.status == Trial.PENDING and trial not in _unwrap(controller)._pending_trials
 
 
-def drop_restored_decisions(controller: Any) -> None:
-    """Forgets the decisions that waited for a checkpoint when the state of a resumed search was written.
+def create_trial(experiment: Experiment, config: dict[str, Any], *, trial_id: str, tag: str) -> Trial:
+    """Returns a trial with this config and id, otherwise like all of the experiment: same trainable, storage and limits.
 
-    They were about slots that are gone: the NOOP of a trial that left its slot with its search would outlive that search,
-    and the trial would never continue.
-
-    Public way: none. `Tuner.restore` restores every attribute of the controller that is not on a list of its own.
-    Test: tests/unit/test_ray_internals.py::test_decisions_of_an_earlier_driver_are_dropped
+    Public way: `Trial(...)` is public, but the many arguments that a Tuner derives for it are not; Tune's own searchers
+    only choose the config, and Tune the id. A trial of the journal has an id already.
+    Test: tests/unit/test_ray_internals.py::test_a_trial_that_is_made_by_hand_is_like_those_of_the_search
     """
-    controller = _unwrap(controller)
-    controller._cached_trial_decisions.clear()
-    controller._queued_trial_decisions.clear()
-
-
-def create_trial(search: SearchAlgorithm, config: dict[str, Any], *, trial_id: str, tag: str) -> Trial:
-    """Returns a trial with this config and id, otherwise like those of the search: same trainable, storage and limits.
-
-    Public way: `Trial(...)` is public, but the many arguments that a Tuner derives for it are not; searchers only choose
-    the config, and Tune the id.
-    Test: tests/unit/test_tpe.py::test_tune_goes_on_with_a_saved_search_and_a_clone_stays_unknown_to_tpe
-    """
-    presampled = isinstance(search, BasicVariantGenerator)
-    spec = search._iterators[0].unresolved_spec if presampled else search._experiment.spec
-    return _create_trial_from_spec({**spec, "config": config}, _make_parser(), trial_id=trial_id, experiment_tag=tag)
+    spec = {**experiment.spec, "config": config}
+    return _create_trial_from_spec(spec, _make_parser(), trial_id=trial_id, experiment_tag=tag)
 
 
 def _unwrap(controller: Any) -> Any:

@@ -1,34 +1,33 @@
-"""Optuna's samplers as a searcher for Tune: one study per branch, with losses that can be compared.
+"""Optuna's samplers for the trials of a search: one study per branch, with losses that can be compared.
 
 Each branch has a study of its own. TPE divides a study's trials into good and bad ones: in one study for all, with any
 `group` setting, the trials of a branch whose losses are higher than another's are all bad ones, and TPE never looks for
 its good region. gp and cmaes see only what all trials of a study share. Nothing is lost: branches share the trials evenly
 (branch_order), so no study has to choose a branch.
+
+Nothing of it is saved. Each draw has a sampler of its own, seeded by the trial's number, so it follows from the draws and
+the ends before it; the journal has both, and a resumed search repeats them.
 """
 
 from __future__ import annotations
 
-import pickle
 import random
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from ray.tune.search import Searcher
 
 from components.cluster.scheduling.samplers import (
-    center_cmaes,
+    center_of_cmaes,
     distributions_of,
     from_optuna,
     make_sampler,
     to_optuna,
 )
 from components.cluster.scheduling.trial_ends import TrialEnd, end_as_complete, end_in_order
-from components.cluster.slots.slot_result import METRIC, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.draw_trials import draw_values
 from components.experiment.report_marks import report_marks, rungs_of
@@ -36,29 +35,29 @@ from components.experiment.space import Branch, branch_order, branches_of, confi
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.experiment.start_points import start_points
 from components.records.earlier_trials import EarlierTrial
-from components.records.events import Progress
+from components.records.events import Progress, TrialStarted
+from components.records.histories import TrialHistories
 from components.records.objectives import Measured, measured_at_marks
 
 MAX_ASKS = 4  # for a configuration that no trial has; then one is drawn at random
 
 
-class BranchedSearcher(Searcher):  # type: ignore[misc]
-    """Suggests trials in the order of branch_order, no two of them equal. Tune pickles its state by save() and restore()."""
+class BranchedSearcher:
+    """Draws trials in the order of branch_order, no two of them equal."""
 
     def __init__(self, experiment: ExperimentSpec, budget: int, earlier: Sequence[EarlierTrial] = ()) -> None:
         """budget: of each trial, in target tokens. earlier: trials of other searches, which the studies begin with."""
-        super().__init__(metric=METRIC, mode="min")
         self._experiment, self._budget = experiment, budget
         self._marks = report_marks(budget, experiment.trial.budget.evaluations, rungs_of(experiment, budget))
         self._order = [branch.name for branch in branch_order(experiment)]
-        self._num_suggested = 0
-        self._running: dict[str, tuple[str, optuna.trial.Trial]] = {}  # branch and Optuna's trial, by Tune's id
-        self._reports: dict[str, list[Progress]] = {}  # by Tune's id, of those running
+        self._drawn = 0
+        self._told = 0
+        self._running: dict[int, tuple[str, optuna.trial.Trial]] = {}  # branch and Optuna's trial, by number
         self._ended: dict[str, list[Measured]] = {name: [] for name in branches_of(experiment)}
         self._taken: set[str] = set()  # configurations
-        self._centered: set[str] = set()  # branches in which CMA-ES has begun
+        self._centers: dict[str, dict[str, Any]] = {}  # where CMA-ES has begun, by branch
         self._positions = {name: position for position, name in enumerate(sorted(set(self._order)))}
-        self._studies = {name: self._study(name) for name in self._positions}
+        self._studies = {name: self._study() for name in self._positions}
         for trial in earlier:
             self._add(trial)
 
@@ -66,51 +65,50 @@ class BranchedSearcher(Searcher):  # type: ignore[misc]
         """These configurations are trained already, or will be, by trials that a person asked for."""
         self._taken.update(map(configuration_key, specs))
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        if self._num_suggested == len(self._order):
-            return str(Searcher.FINISHED)
-        branch = branches_of(self._experiment)[self._order[self._num_suggested]]
-        suggested, varied = self._ask(branch)
-        self._num_suggested += 1
-        self._running[trial_id] = branch.name, suggested
-        self._reports[trial_id] = []
-        spec = trial_spec(self._experiment, branch, varied)
-        self._taken.add(configuration_key(spec))
-        return TrialConfig(number=self._num_suggested, branch=branch.name, varied=varied, spec=spec).to_tune()
+    @property
+    def has_more(self) -> bool:
+        return self._drawn < len(self._order)
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keeps the reports, to compare trials at equal target tokens."""
-        report = SlotResult.of(result).report
-        if trial_id in self._running and report is not None:
-            self._reports[trial_id].append(report.model_copy(update={"steps": ()}))
+    def draw(self) -> TrialConfig:
+        """Returns the trial of the next number. Raises IndexError if there is none."""
+        branch = self._next_branch()
+        suggested, varied = self._ask(branch, self._is_free(branch))
+        return self._begin(branch, suggested, varied)
 
-    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Does nothing for a trial that has ended before: a resumed search ends some trials a second time."""
-        if trial_id not in self._running:
+    def end(self, number: int, reports: Iterable[Progress] | None, *, impossible: bool) -> None:
+        """Tells the sampler of a trial's end. A lost trial that goes on ends a second time, which tells nothing new."""
+        if number not in self._running:
             return
-        if result is not None:
-            self.on_trial_result(trial_id, result)
-        branch, suggested = self._running.pop(trial_id)
+        branch, suggested = self._running.pop(number)
+        measured = measured_at_marks(reports or (), self._experiment.search.metrics, self._budget, self._marks)
+        self._end(branch, measured, impossible).tell(self._studies[branch], suggested)
+        self._told += reports is not None  # the journal knows nothing of a trial that has not begun
+
+    def go_on_after(self, histories: TrialHistories) -> list[TrialConfig]:
+        """Repeats the draws of the journal, and tells the sampler of each recorded end where it first heard of it.
+
+        Returns the trials that are drawn once more: they had not begun, while ones of a higher number had.
+        """
+        own = {history.started.number: history for history in histories.values() if history.started.parent is None}
+        ends = deque(histories[name] for name in histories.ends if histories[name].started.parent is None)
+        self.avoid(history.started.spec for history in own.values())
+        once_more = []
+        for number in range(1, max(own, default=0) + 1):
+            known = next(own[each].started for each in range(number, max(own) + 1) if each in own)
+            while ends and self._told < (known.drawn_after or 0):
+                ended = ends.popleft()
+                self.end(ended.started.number, ended.reports, impossible=ended.impossible)
+            if known.number == number:
+                self._repeat(known)
+            else:
+                once_more.append(self.draw())
+        for ended in ends:
+            self.end(ended.started.number, ended.reports, impossible=ended.impossible)
+        return once_more
+
+    def _study(self) -> optuna.Study:
         metrics = self._experiment.search.metrics
-        measured = measured_at_marks(self._reports.pop(trial_id), metrics, self._budget, self._marks)
-        self._end(branch, measured, result is not None and _is_impossible(result)).tell(
-            self._studies[branch], suggested
-        )
-
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_bytes(pickle.dumps(self.__dict__))
-
-    def restore(self, checkpoint_path: str) -> None:
-        self.__dict__.update(pickle.loads(Path(checkpoint_path).read_bytes()))
-
-    def _study(self, name: str) -> optuna.Study:
-        search = self._experiment.search
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.create_study(
-                directions=["minimize"] * max(1, len(search.metrics)),
-                sampler=make_sampler(search, self._positions[name], self._order.count(name)),
-            )
+        return optuna.create_study(directions=["minimize"] * max(1, len(metrics)))
 
     def _add(self, trial: EarlierTrial) -> None:
         branch = branches_of(self._experiment)[trial.branch]
@@ -118,33 +116,68 @@ class BranchedSearcher(Searcher):  # type: ignore[misc]
         if end.state is not TrialState.FAIL:
             end.add(self._studies[trial.branch], to_optuna(branch, trial.varied), distributions_of(branch))
 
-    def _ask(self, branch: Branch) -> tuple[optuna.trial.Trial, dict[str, Any]]:
-        """Returns a suggestion that no trial has: a given point, the sampler's, or one drawn at random."""
+    def _next_branch(self) -> Branch:
+        return branches_of(self._experiment)[self._order[self._drawn]]
+
+    def _begin(self, branch: Branch, suggested: optuna.trial.Trial, varied: dict[str, Any]) -> TrialConfig:
+        self._drawn += 1
+        self._running[self._drawn] = branch.name, suggested
+        spec = trial_spec(self._experiment, branch, varied)
+        self._taken.add(configuration_key(spec))
+        return TrialConfig(number=self._drawn, branch=branch.name, varied=varied, spec=spec, drawn_after=self._told)
+
+    def _repeat(self, started: TrialStarted) -> None:
+        """Draws a trial of the journal again, so that its study is as it was after that draw."""
+        branch, wanted = self._next_branch(), configuration_key(started.spec)
+        suggested, varied = self._ask(
+            branch,
+            lambda asked: configuration_key(trial_spec(self._experiment, branch, asked)) == wanted,
+            instead=started.varied,
+        )
+        self._begin(branch, suggested, varied)
+
+    def _is_free(self, branch: Branch) -> Callable[[Mapping[str, Any]], bool]:
+        return lambda varied: configuration_key(trial_spec(self._experiment, branch, varied)) not in self._taken
+
+    def _ask(
+        self, branch: Branch, accepts: Callable[[dict[str, Any]], bool], instead: Mapping[str, Any] | None = None
+    ) -> tuple[optuna.trial.Trial, dict[str, Any]]:
+        """Returns an accepted suggestion: a given point, the sampler's, or one drawn at random (or `instead`, if given)."""
         study, distributions = self._studies[branch.name], distributions_of(branch)
-        turns = Counter(self._order[: self._num_suggested])[branch.name]
+        turns = Counter(self._order[: self._drawn])[branch.name]
         points = start_points(self._experiment)[branch.name]
         given = points[turns] if turns < len(points) else None
         if given is None:
-            if self._experiment.search.sampler == "cmaes":
-                self._center(branch.name)
-            for _ in range(MAX_ASKS):
+            for attempt in range(MAX_ASKS):
+                self._choose_sampler(branch.name, attempt)
                 suggested = study.ask(distributions)
                 varied = from_optuna(branch, suggested.params)
-                if configuration_key(trial_spec(self._experiment, branch, varied)) not in self._taken:
+                if accepts(varied):
                     return suggested, varied
                 study.tell(suggested, state=TrialState.FAIL)
-        generator = random.Random(f"{self._experiment.search.seed} {self._num_suggested}")
-        drawn = draw_values(self._experiment, branch, generator, taken=self._taken, given=given)
-        if drawn is None:  # a clone has taken the last point: its branch would have one trial less than was planned
-            drawn = draw_values(self._experiment, branch, generator, taken=(), given=given) or {}
+        self._choose_sampler(branch.name, MAX_ASKS)
+        drawn = dict(instead) if instead is not None else self._draw_at_random(branch, given)
         study.enqueue_trial(to_optuna(branch, drawn))
         return study.ask(distributions), drawn
 
-    def _center(self, name: str) -> None:
-        if name not in self._centered and center_cmaes(
-            self._studies[name], self._experiment.search, self._positions[name], self._order.count(name)
-        ):
-            self._centered.add(name)
+    def _draw_at_random(self, branch: Branch, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        generator = random.Random(f"{self._experiment.search.seed} {self._drawn}")
+        drawn = draw_values(self._experiment, branch, generator, taken=self._taken, given=given)
+        if drawn is None:  # a clone has taken the last point: its branch would have one trial less than was planned
+            drawn = draw_values(self._experiment, branch, generator, taken=(), given=given)
+        return drawn or {}
+
+    def _choose_sampler(self, name: str, attempt: int) -> None:
+        """Gives the study a sampler for one draw: what it draws depends on the study and on the trial's number alone."""
+        search, study, trials = self._experiment.search, self._studies[name], self._order.count(name)
+        if search.sampler == "cmaes" and name not in self._centers:
+            center = center_of_cmaes(study, search, trials)
+            if center is not None:
+                self._centers[name] = center
+        seeds = self._positions[name], self._drawn, attempt
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = make_sampler(search, seeds, trials, self._centers.get(name))
 
     def _end(self, branch: str, measured: Measured, impossible: bool) -> TrialEnd:
         search = self._experiment.search
@@ -155,9 +188,3 @@ class BranchedSearcher(Searcher):  # type: ignore[misc]
             end = end_as_complete(measured, marks=self._marks, impossible=impossible, others=others)
         self._ended[branch] = [*others, measured]
         return end
-
-
-def _is_impossible(result: Mapping[str, Any]) -> bool:
-    """Whether the trial ended because of its configuration."""
-    outcome = SlotResult.of(result)
-    return outcome.failure is not None or (outcome.report is not None and outcome.report.diverged is not None)

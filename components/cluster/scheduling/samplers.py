@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,36 +48,38 @@ def generation_size(numbers: int) -> int:
     return 4 + math.floor(3 * math.log(numbers))
 
 
-def make_sampler(search: SearchSpec, position: int, trials: int) -> BaseSampler:
-    """Returns the sampler of a branch. `position` is the branch's among the sorted names; `trials` is how many it has.
+def make_sampler(
+    search: SearchSpec, seeds: Sequence[int], trials: int, center: Mapping[str, Any] | None = None
+) -> BaseSampler:
+    """Returns the sampler of a branch. `seeds` go with the search's; `trials` is how many the branch has.
+
+    CMA-ES begins at `center`; without one its warm-up has not ended.
 
     TPE's `constant_liar` takes running trials for bad ones, so that the next suggestions differ from them. Optuna's `group`
     is for spaces in which some parameters are missing from some trials; within a branch none is.
     """
-    seed = _seed(search.seed, position)
+    seed = _seed(search.seed, *seeds)
     startup = startup_trials(trials, search.warm_up)
     if search.sampler == "gp":
         return GPSampler(n_startup_trials=startup, seed=seed)
     if search.sampler == "cmaes":
-        return _cmaes(seed, startup, None)
+        return _cmaes(seed, startup if center is None else 1, center)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Optuna 6 will have no `gamma`
         return TPESampler(n_startup_trials=startup, gamma=good_trials, multivariate=True, constant_liar=True, seed=seed)
 
 
-def center_cmaes(study: optuna.Study, search: SearchSpec, position: int, trials: int) -> bool:
-    """Lets CMA-ES begin at the best trial of the warm-up; by itself it begins amid the ranges. False: that has not ended."""
+def center_of_cmaes(study: optuna.Study, search: SearchSpec, trials: int) -> dict[str, Any] | None:
+    """Returns where CMA-ES begins: at the best trial of the warm-up; by itself it begins amid the ranges. None before."""
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if len(complete) < startup_trials(trials, search.warm_up):
-        return False
+        return None
     best = min(complete, key=lambda trial: trial.values[0])
-    numbers = {
+    return {
         name: value
         for name, value in best.params.items()
         if not isinstance(best.distributions[name], CategoricalDistribution)
     }
-    study.sampler = _cmaes(_seed(search.seed, position, 1), 1, numbers)
-    return True
 
 
 def _seed(*numbers: int) -> int:

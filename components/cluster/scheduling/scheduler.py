@@ -26,10 +26,15 @@ from components.experiment.space import branch_order, num_trials, some_trial
 from components.experiment.spec import AshaSpec, ExperimentSpec, HyperbandSpec, MedianSpec, WorkersSpec
 
 
-def make_scheduler(experiment: ExperimentSpec, budget: int, search_id: str) -> SlotScheduler:
-    """Returns a scheduler that decides on the search's metric at equal target tokens. `budget` is in target tokens."""
+def make_scheduler(experiment: ExperimentSpec, budget: int, search_id: str, ended: int = 0) -> SlotScheduler:
+    """Returns a scheduler that decides on the search's metric at equal target tokens.
+
+    Args:
+        budget: of each trial, in target tokens.
+        ended: how many of the sampler's trials have ended before the search was resumed.
+    """
     scheduler = JournalScheduler(search_id=search_id, rules=ending_rules(experiment, budget))
-    return on_slots(scheduler, experiment, BudgetGuard(search_id))
+    return on_slots(scheduler, experiment, BudgetGuard(search_id), ended)
 
 
 def ending_rules(experiment: ExperimentSpec, budget: int) -> list[EndingRule]:
@@ -47,15 +52,17 @@ def ending_rules(experiment: ExperimentSpec, budget: int) -> list[EndingRule]:
     return rules
 
 
-def on_slots(base: TrialScheduler, experiment: ExperimentSpec, guard: BudgetGuard | None = None) -> SlotScheduler:
+def on_slots(
+    base: TrialScheduler, experiment: ExperimentSpec, guard: BudgetGuard | None = None, ended: int = 0
+) -> SlotScheduler:
     """Returns a scheduler that gives the experiment's trials slots, and leaves all other decisions to `base`.
 
-    `guard` keeps the budget of the search.
+    `guard` keeps the budget of the search. `ended` as in make_scheduler.
     """
     return SlotScheduler(
         base,
         workers_of=functools.partial(workers_of, experiment),
-        planned=num_trials(experiment),
+        planned=num_trials(experiment) - ended,
         clones=CloneQueue(is_clone),
         migration=Migration(),
         policy=ElasticPolicy(ClusterAvailability()),

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from components.cluster.capacity.placement import SlotPlacement
-from components.cluster.ray_internals.tune import drop_restored_decisions, is_new, is_queued, requeue
+from components.cluster.ray_internals.tune import is_new, is_queued, requeue
 from components.cluster.scheduling.budget_guard import BudgetGuard
 from components.cluster.scheduling.clone_queue import CloneQueue
 from components.cluster.scheduling.elastic import ElasticPolicy, QueuedTrial
@@ -21,13 +21,12 @@ from components.experiment.spec import WorkersSpec
 class SlotScheduler(TrialScheduler):  # type: ignore[misc]
     """Clones start first, trials leave slots that will not last, and elastic trials get more workers or fewer.
 
-    Tune pickles it once, before the first trial, and a resumed search begins with that copy: what `clones`, `migration` and
-    `policy` hold is about slots, and a resumed search has new ones.
+    What `clones`, `migration` and `policy` hold is about slots; a resumed search has new ones.
 
     Args:
         base: any scheduler of Tune, or ours. It hears of reports alone: not of results after which a trial only moves.
         workers_of: what the trial's method asks for.
-        planned: how many trials the sampler will make, those included that it has not made yet.
+        planned: how many trials Tune will get, those included that the sampler has not made yet.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
         self.base = base
         self._workers_of, self._planned = workers_of, planned
         self._clones, self._migration, self._policy, self._guard = clones, migration, policy, guard
-        self._begun = False
 
     @property
     def metric(self) -> str | None:
@@ -91,9 +89,6 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
         self.base.on_trial_remove(tune_controller, trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        if not self._begun:
-            drop_restored_decisions(tune_controller)
-            self._begun = True
         if self._guard is not None:
             self._guard.look(tune_controller)
         if self._policy.is_due():

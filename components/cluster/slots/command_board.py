@@ -1,7 +1,10 @@
 """The board between the slots of a search and their workers: one command at a time per slot, and the state to resume.
 
 The slot calls `submit`. The first worker calls `register_worker_group` at each (re)start of its group, and `next_command`
-in a loop. In production this is a Ray actor, but it is plain asyncio: tests run it without Ray.
+in a loop. In production this is a Ray actor (restartable_board.py), but it is plain asyncio: tests run it without Ray.
+
+A board may die, and another one begin with what the journal has. Then Ray repeats the calls that were under way. So
+slots number their commands and say with each what a new worker group would take over, and workers give an answer again.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from components.cluster.slots.protocol import (
     Advance,
@@ -26,23 +30,26 @@ from components.cluster.slots.protocol import (
     Wait,
 )
 from components.cluster.slots.slot_result import ExitReason
-from components.records.events import Extension, budget_at
+from components.records.events import Extension, TrialHistory, TrialState, budget_at
 
 POLL_SECONDS = 30.0  # how long a call waits before the first worker makes it again
 HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
 MAX_FAILURES = 2
+GOING_ON = (
+    TrialState.RUNNING,
+    TrialState.FAILED,
+)  # trials that may need a slot; a failed one may have been lost with its slot
 
 
 @dataclass(slots=True)
 class _Slot:
-    num_commands: int = 0
     command: SlotCommand | None = None
     answer: SlotAnswer | None = None
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
+    early_answer: SlotAnswer | None = None  # to a command that this board does not have, or not yet
+    introduced: asyncio.Event = field(default_factory=asyncio.Event)  # the slot has said what `resume` is
     resume: Resume = field(default_factory=Resume)
-    reported_step: int = 0  # of the trial's last acknowledged report
-    budget_spent: bool = False  # whether that report was at the end of its budget
     has_group: bool = False
     failures: int = 0  # worker groups that died since the last acknowledged answer
     restarts: int = 0  # the same, since the trial's last report or start
@@ -55,38 +62,62 @@ class _Slot:
         return self.resume.start.trial_id if self.resume.start is not None else ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownTrials:
+    """What the journal says about trials that their slots and workers ask the board for, by trial id.
+
+    `last_reports` are steps; `stop_requests` are the trials that are to end, in the order of the requests.
+    """
+
+    extensions: Mapping[str, tuple[Extension, ...]] = field(default_factory=dict)
+    last_reports: Mapping[str, int] = field(default_factory=dict)
+    stop_requests: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, histories: Mapping[str, TrialHistory]) -> Self:
+        going_on = {name: history for name, history in histories.items() if history.state in GOING_ON}
+        return cls(
+            extensions={name: history.extensions for name, history in going_on.items() if history.extensions},
+            last_reports={name: history.last.step for name, history in going_on.items() if history.last},
+            stop_requests=tuple(name for name, history in histories.items() if history.stop is not None),
+        )
+
+    def updated(self, later: KnownTrials) -> KnownTrials:
+        return KnownTrials(
+            extensions={**self.extensions, **later.extensions},
+            last_reports={**self.last_reports, **later.last_reports},
+            stop_requests=tuple(dict.fromkeys((*self.stop_requests, *later.stop_requests))),
+        )
+
+
 class CommandBoard:
     """One per search.
 
     Args:
-        extensions: by trial id, what an earlier driver of the search had accepted.
-        stop_requests: ids of trials that an earlier driver had been asked to end.
+        known: what the journal had when the board began.
+        replaces: another board of the same search has died, and slots and workers are at work.
     """
 
-    def __init__(
-        self, extensions: Mapping[str, tuple[Extension, ...]] | None = None, stop_requests: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, known: KnownTrials | None = None, *, replaces: bool = False) -> None:
+        known, self._replaces = known or KnownTrials(), replaces
         self._slots: dict[str, _Slot] = {}
         self._search_stops = asyncio.Event()
-        self._extensions = dict(extensions or {})
-        self._stop_requests = list(stop_requests)
+        self._extensions, self._last_reports = dict(known.extensions), dict(known.last_reports)
+        self._stop_requests = list(known.stop_requests)
         self._new_stop_request = asyncio.Event()
 
-    async def submit(self, slot: str, command: SlotCommand) -> SlotAnswer:
-        """Hands a command to the slot's workers and returns their answer."""
+    async def submit(self, slot: str, command: SlotCommand, resume: Resume) -> SlotAnswer:
+        """Hands a command to the slot's workers and returns their answer. A command that comes again is carried out once.
+
+        `resume` is what a worker group would take over that started now.
+        """
         if self._search_stops.is_set() and not isinstance(command, EndSlot):
-            return Left(reason=ExitReason.STOP)
+            return Left(number=command.number, reason=ExitReason.STOP)
         state = self._slots.setdefault(slot, _Slot())
-        if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here
-            state.resume, state.failures = Resume(), 0
-            state.reported_step, state.budget_spent, state.restarts = 0, False, 0
-        state.num_commands += 1
-        command = replace(command, number=state.num_commands)
-        if isinstance(command, Advance | Load):
-            command = replace(command, extensions=self._extensions.get(state.trial_id, ()))
-        state.command = command
-        state.answered.clear()
-        state.submitted.set()
+        if state.answer is not None and state.answer.number == command.number:
+            return state.answer
+        if state.command is None or state.command.number != command.number:
+            self._take(state, command, resume)
         await state.answered.wait()
         assert state.answer is not None
         return state.answer
@@ -96,12 +127,13 @@ class CommandBoard:
 
         No command follows an Exit: after its answer the Exit itself is returned.
         """
-        state = self._slots[slot]
+        state = self._slots.setdefault(slot, _Slot())
+        state.has_group = True
         command = state.command
-        if answer is not None and command is not None and answer.number == command.number:
-            if isinstance(answer, Reported):
-                answer, state.restarts = replace(answer, restarts=state.restarts), 0
-            self._acknowledge(state, command, self._with_extended_budget(state, answer))
+        if command is None:
+            state.early_answer = answer
+        elif answer is not None and answer.number == command.number:
+            self._acknowledge(state, command, answer)
             if isinstance(command, EndSlot):
                 return command
         if not await _happens_within(POLL_SECONDS, state.submitted):
@@ -110,8 +142,13 @@ class CommandBoard:
         return state.command
 
     async def register_worker_group(self, slot: str) -> Resume:
-        """For the first worker, when its group has (re)started. A trial whose groups die too often fails."""
+        """For the first worker, when its group has (re)started. A trial whose groups die too often fails.
+
+        A board that replaces another waits for the slot to say which trial the group takes over.
+        """
         state = self._slots.setdefault(slot, _Slot())
+        if self._replaces:
+            await state.introduced.wait()
         if state.has_group:
             state.failures += 1
             state.restarts += 1
@@ -123,14 +160,14 @@ class CommandBoard:
 
     async def report_startup_error(self, slot: str, reason: str) -> None:
         """For any worker: the group could not start, and will restart."""
-        self._slots[slot].startup_error = reason
+        self._slots.setdefault(slot, _Slot()).startup_error = reason
 
     async def report_worker_error(self, slot: str, number: int, reason: str) -> None:
         """For any worker: command `number` failed on this worker, perhaps not on the others, so the group must restart.
 
         Several workers may report it. After the first report another trial may run in the slot: it must not fail for this.
         """
-        state = self._slots[slot]
+        state = self._slots.setdefault(slot, _Slot())
         if state.command is not None and state.command.number == number:
             self._fail(state, reason)
 
@@ -174,12 +211,39 @@ class CommandBoard:
         it began with, so that a new worker group or a resumed search repeats it exactly.
         """
         slots = [state for state in self._slots.values() if state.trial_id == trial_id]  # it may have changed its slot
-        if any(state.budget_spent for state in slots):
+        if any(state.resume.done for state in slots):
             return None
-        from_step = max([reported_step, *(state.reported_step for state in slots)]) + 1
+        from_step = max([reported_step, *(state.resume.reported_step or 0 for state in slots)]) + 1
         given = self._extensions.get(trial_id, ())
         self._extensions[trial_id] = (*given, Extension(target_tokens=target_tokens, from_step=from_step))
         return from_step
+
+    async def note_extensions(self, trial_id: str, extensions: tuple[Extension, ...]) -> None:
+        """All that the journal has of a trial's extensions, once it has a new one."""
+        self._extensions[trial_id] = extensions
+
+    async def note_report(self, trial_id: str, step: int) -> None:
+        """The journal has a report of this step."""
+        self._last_reports[trial_id] = step
+
+    async def last_report(self, trial_id: str) -> int:
+        """For a slot that begins a trial: the step of the last report that the journal has; 0 if there is none."""
+        return self._last_reports.get(trial_id, 0)
+
+    def _take(self, state: _Slot, command: SlotCommand, resume: Resume) -> None:
+        if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here
+            resume, state.failures, state.restarts = Resume(), 0, 0
+        state.resume = resume
+        state.introduced.set()
+        if isinstance(command, Advance | Load):
+            command = replace(command, extensions=self._extensions.get(state.trial_id, ()))
+        state.command = command
+        state.answered.clear()
+        early, state.early_answer = state.early_answer, None
+        if early is not None and early.number == command.number:
+            self._acknowledge(state, command, early)
+        else:
+            state.submitted.set()
 
     def _with_extended_budget(self, state: _Slot, answer: SlotAnswer) -> SlotAnswer:
         """A trial that was extended while it trained to its last report is not done, though its workers say so."""
@@ -191,19 +255,10 @@ class CommandBoard:
 
     def _acknowledge(self, state: _Slot, command: SlotCommand, answer: SlotAnswer) -> None:
         """Publishes the answer together with the state to resume that follows from it."""
-        start = state.resume.start
-        match command, answer:
-            case _, Failed():
-                state.resume = Resume()
-            case Start(), _:
-                state.resume = Resume(start=command)
-            case Load(), _:
-                state.resume = Resume(start=start, checkpoint=command.checkpoint)
-            case _, Left(checkpoint=checkpoint):
-                state.resume = Resume(start=start, checkpoint=checkpoint)
-            case Advance(), Reported(progress=progress) if progress.checkpoint:
-                state.resume = Resume(start=start, checkpoint=progress.checkpoint)
-                state.reported_step, state.budget_spent = progress.step, progress.done
+        if isinstance(answer, Reported):
+            answer, state.restarts = replace(answer, restarts=state.restarts), 0
+        answer = self._with_extended_budget(state, answer)
+        state.resume = state.resume.after(command, answer)
         state.failures, state.startup_error = 0, ""
         self._answer(state, answer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from components.cluster.slots.slot_result import ExitReason
 from components.experiment.spec import TrialSpec
@@ -11,7 +11,7 @@ from components.records.events import Extension, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Numbered:
-    """`number` counts the commands of a slot, from 1; the board sets it. An answer has the number of its command."""
+    """`number` counts the commands of a slot, from 1; the slot sets it. An answer has the number of its command."""
 
     number: int = 0
 
@@ -28,9 +28,12 @@ class Start(_Numbered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load(_Numbered):
-    """Resume the trial from a checkpoint. `extensions` are all that it has been given; the board sets them."""
+    """Bring the trial to its last report, at `reported_step` (0: it has none), or to an interim checkpoint after it.
 
-    checkpoint: str
+    `extensions` are all that it has been given; the board sets them.
+    """
+
+    reported_step: int
     extensions: tuple[Extension, ...] = ()
 
 
@@ -94,8 +97,28 @@ SlotAnswer = Done | Reported | Left | Failed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resume:
-    """The trial that a new worker group takes over: its start command and its last acknowledged checkpoint."""
+    """The trial that a new worker group takes over: its start command, and its last acknowledged report.
+
+    `reported_step`: None while the trial has only been started; 0 if it has a checkpoint, perhaps, but no report. `done`:
+    its budget was spent at that report.
+    """
 
     start: Start | None = None
-    checkpoint: str | None = None
+    reported_step: int | None = None
+    done: bool = False
     extensions: tuple[Extension, ...] = ()
+
+    def after(self, command: SlotCommand, answer: SlotAnswer) -> Resume:
+        """Returns what a new worker group takes over once a command has been answered."""
+        match command, answer:
+            case _, Failed():
+                return Resume()
+            case Start(), _:
+                return Resume(start=command)
+            case Load(), _:
+                return replace(self, reported_step=command.reported_step)
+            case _, Left():
+                return replace(self, reported_step=self.reported_step or 0)
+            case Advance(), Reported(progress=progress) if progress.checkpoint:
+                return replace(self, reported_step=progress.step, done=progress.done)
+        return self

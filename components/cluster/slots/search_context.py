@@ -8,7 +8,6 @@ from components.data.general_text import Passage
 from components.experiment.spec import ExperimentSpec, ModelSpec
 from components.models.base.reference import BaseReference
 from components.records.earlier_trials import EarlierTrial
-from components.records.events import Progress
 from components.scoring.score_model import GenerationPlan
 from components.storage.folder import Folder
 from components.training.model_abilities import Layout
@@ -33,9 +32,8 @@ class SearchContext:
     `folder` is the search's own, on storage that every node sees. `budget` is each trial's, in target tokens; in bytes of
     targets if `other_bases` has any: those of branches with another base than the experiment's, by the branch's name.
     `rungs` are where trials report beside their regular evaluations, in the budget's units. `generation` is what is asked of
-    the models at evaluations. `dollars_per_worker_hour` is known of the branches in it. `finished_trials` had ended before
-    the search was resumed: they are not run again. Each has its last report. `earlier_trials` are those of other searches,
-    for a sampler that learns.
+    the models at evaluations. `dollars_per_worker_hour` is known of the branches in it. `earlier_trials` are those of other
+    searches, for a sampler that learns.
     """
 
     experiment: ExperimentSpec
@@ -50,7 +48,6 @@ class SearchContext:
     generation: GenerationPlan | None = None
     rungs: tuple[int, ...] = ()
     dollars_per_worker_hour: dict[str, float] = field(default_factory=dict)
-    finished_trials: dict[str, Progress | None] = field(default_factory=dict)
     earlier_trials: tuple[EarlierTrial, ...] = ()
     general: tuple[Passage, ...] = ()
 

@@ -43,6 +43,11 @@ class SlotResult(BaseModel):
         return self.progress if self.failure is None and self.exit_reason is None else None
 
     @property
+    def is_impossible(self) -> bool:
+        """Whether the trial ends because of its configuration."""
+        return self.failure is not None or (self.report is not None and self.report.diverged is not None)
+
+    @property
     def objective(self) -> float:
         """Schedulers ask for a number, also of a trial that has not reported: infinity."""
         return math.inf if self.progress is None or self.failure is not None else self.progress.objective

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 
-import psutil
 import ray.train
 import ray.train.torch
 import ray.util
 import torch
 
+from components.cluster.private_session import GLOO_INTERFACE, interface_with
 from components.experiment.spec import WorkersSpec
 from components.training.workers import OneWorker, TorchWorkers, Workers
-
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"  # torch's name
 
 
 def workers_of_this_run(spec: WorkersSpec) -> Workers:
@@ -27,7 +25,7 @@ def workers_of_this_run(spec: WorkersSpec) -> Workers:
     if ray.train.get_context().get_world_size() == 1 and spec.parallel == "ddp":
         return OneWorker(device)
     # Gloo takes the interface of the host's name, which on some systems is the loopback's (Debian's 127.0.1.1): other
-    # machines could not connect to it. Ray's address is one that they reach.
+    # machines could not connect to it. Ray's address is one that they reach. A cluster of this machine alone has set it.
     if interface := interface_with(ray.util.get_node_ip_address()):
         os.environ.setdefault(GLOO_INTERFACE, interface)
     return TorchWorkers(device, parallel=spec.parallel, cpu_offload=spec.cpu_offload)
@@ -38,11 +36,3 @@ def device_in_words(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
     return f"{torch.cuda.get_device_name(device)} (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')})"
-
-
-def interface_with(address: str) -> str | None:
-    """Returns the name of this machine's network interface that has the IP address; None if none has it, as behind NAT."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(each.address == address for each in addresses):
-            return str(name)
-    return None

@@ -7,11 +7,10 @@ pays for processes, imports and the loading of the model.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -29,23 +28,25 @@ from components.cluster.slots.protocol import (
     Left,
     Load,
     Reported,
+    Resume,
     SlotAnswer,
     SlotCommand,
     Start,
 )
-from components.cluster.slots.resume import resume_point
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.slot_result import ExitReason, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Progress
 
-POINTER = "pointer.json"
 EXIT_SECONDS, LAST_UPLOAD_SECONDS = 5.0, 540.0  # Tune ends what has not ended after 600
 PLACEMENT_LOST_SECONDS = 10.0  # for another node to take the place of one that is gone
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
-    """Tune starts a trial by setup() or reset_config(), steps it report by report, and saves pointers to checkpoints."""
+    """Tune starts a trial by setup() or reset_config(), and steps it report by report.
+
+    Tune saves nothing of it: where a trial goes on, the journal says (through the board) and its checkpoints.
+    """
 
     def setup(self, config: dict[str, Any], context: SearchContext, board: Any) -> None:
         self.context, self.board = context, board
@@ -53,6 +54,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self.train_run: threading.Thread | None = None  # started by the first step: Tune never steps some slots
         self.train_error: BaseException | None = None
         self.placement_lost = False
+        self.num_commands, self.resume = 0, Resume()
         self._new_trial(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -66,14 +68,11 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self.trial = TrialConfig.of(config)
         self.workers = self.context.experiment.resources.of(self.trial.spec.method)
         self.started = False
-        self.resume_from: str | None = None
         self.last: Progress | None = None
         self.node: str | None = None
         self.device: str | None = None
 
     def step(self) -> dict[str, Any]:
-        if self.trial_id in self.context.finished_trials:
-            return self._result(progress=self.context.finished_trials[self.trial_id], done=True)
         answer = None if self.started else self._start_trial()
         if not isinstance(answer, Failed | Left):
             answer = self._execute(Advance())
@@ -88,21 +87,12 @@ class Slot(tune.Trainable):  # type: ignore[misc]
                 return self._result(done=self.last.done, restarts=answer.restarts)
         return self._result(done=self.last is not None and self.last.done)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A pointer: the workers have written the checkpoint itself together with the last report."""
-        pointer = {"checkpoint": self.last.checkpoint if self.last else self.resume_from}
-        (Path(checkpoint_dir) / POINTER).write_text(json.dumps(pointer), encoding="utf-8")
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None:
-        self.resume_from = json.loads((Path(checkpoint_dir) / POINTER).read_text(encoding="utf-8"))["checkpoint"]
-        self.started, self.last = False, None
-
     def cleanup(self) -> None:
         if self.train_run is None or not self.train_run.is_alive() or self.placement_lost:
             return
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would also end by itself, seconds later; the trials that wait for its resources would wait for that.
-        exited = self.board.submit.remote(self.slot, EndSlot())
+        exited = self._submit(EndSlot())
         timeout = EXIT_SECONDS if self.context.folder.complete_on_commit else LAST_UPLOAD_SECONDS
         deadline = time.monotonic() + timeout
         while not ray.wait([exited], timeout=1.0)[0] and self.train_run.is_alive() and time.monotonic() < deadline:
@@ -117,9 +107,10 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             trial_id=self.trial_id, spec=self.trial.spec, branch=self.trial.branch, warm_from=self.trial.warm_from
         )
         answer = self._execute(start)
-        checkpoint = resume_point(self.context.checkpoints / self.trial_id, self.resume_from)
-        if checkpoint is not None and not isinstance(answer, Failed | Left):
-            answer = self._execute(Load(checkpoint=str(checkpoint)))
+        reported: int = ray.get(self.board.last_report.remote(self.trial_id))
+        has_begun = reported or (self.context.checkpoints / self.trial_id).list_names()
+        if has_begun and not isinstance(answer, Failed | Left):
+            answer = self._execute(Load(reported_step=reported))
         self.started = True
         return answer
 
@@ -132,7 +123,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         if self.train_run is None:
             self.train_run = threading.Thread(target=self._run_train, name=f"slot-{self.slot}", daemon=True)
             self.train_run.start()
-        answer, last_placed = self.board.submit.remote(self.slot, command), time.monotonic()
+        answer, last_placed = self._submit(command), time.monotonic()
         while not ray.wait([answer], timeout=1.0)[0]:
             if not self.train_run.is_alive():
                 raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_error}")
@@ -142,7 +133,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
                 self.placement_lost = True
                 return Left(reason=ExitReason.PREEMPTED)
         result: SlotAnswer = ray.get(answer)
+        self.resume = self.resume.after(command, result)
         return result
+
+    def _submit(self, command: SlotCommand) -> Any:
+        """Returns Ray's promise of an answer. The board that gives it may be another one than the one that is asked."""
+        self.num_commands += 1
+        return self.board.submit.remote(self.slot, replace(command, number=self.num_commands), self.resume)
 
     def _run_train(self) -> None:
         config = {"context": self.context, "board": self.board, "slot": self.slot, "workers": self.workers}

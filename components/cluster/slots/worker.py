@@ -27,7 +27,7 @@ from components.cluster.slots.protocol import (
     Start,
     Wait,
 )
-from components.cluster.slots.resume import latest_complete
+from components.cluster.slots.resume import newest_checkpoint
 from components.cluster.slots.search_context import SearchBase, SearchContext
 from components.cluster.slots.slot_signals import SlotSignals
 from components.cluster.slots.train_workers import device_in_words, workers_of_this_run
@@ -38,7 +38,6 @@ from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
 from components.training.budget_units import ranked_by
-from components.training.checkpoint_names import reported_step
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
@@ -73,6 +72,7 @@ def serve_commands(config: dict[str, Any]) -> None:
         raise
     signals = SlotSignals(board, slot, first=first)
     answer: SlotAnswer | None = None
+    done: SlotAnswer | None = None
     while True:
         command = workers.from_first(ray.get(board.next_command.remote(slot, answer)) if first else None)
         if isinstance(command, EndSlot):
@@ -80,7 +80,9 @@ def serve_commands(config: dict[str, Any]) -> None:
             if first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
-        answer = None if isinstance(command, Wait) else _execute(command, runners, workers, signals, board, slot)
+        if not isinstance(command, Wait) and (done is None or done.number != command.number):
+            done = _execute(command, runners, workers, signals, board, slot)
+        answer = None if isinstance(command, Wait) else done  # a board that replaces another may ask a second time
 
 
 def make_runner(context: SearchContext, workers: Workers, base: SearchBase | None = None) -> TrialRunner:
@@ -137,8 +139,8 @@ def _restore_runners(context: SearchContext, spec: WorkersSpec, workers: Workers
         runners.of(mine[0].name).warm_up(*kinds)
     if resume.start is not None:
         _start(runners, resume.start)
-        if resume.checkpoint is not None:
-            resume_from(runners.current, resume.checkpoint, workers, resume.extensions)
+        if resume.reported_step is not None:
+            go_on_after(runners.current, resume.reported_step, workers, resume.extensions)
     return runners
 
 
@@ -146,13 +148,16 @@ def _workers_of(context: SearchContext, branch: Branch) -> WorkersSpec:
     return context.experiment.resources.of(some_trial(context.experiment, branch).method)
 
 
-def resume_from(runner: TrialRunner, checkpoint: str, workers: Workers, extensions: Sequence[Extension]) -> None:
-    """Resumes from a checkpoint. If its upload is not complete: from an earlier one, then repeats the steps up to it."""
-    wanted = folder_at(checkpoint)
-    checkpoint_folder = workers.from_first(latest_complete(wanted) if workers.worker_rank == 0 else None)
-    if checkpoint_folder is not None:
-        runner.load(checkpoint_folder)
-    runner.replay_to(reported_step(wanted.name), extensions)
+def go_on_after(runner: TrialRunner, reported_step: int, workers: Workers, extensions: Sequence[Extension]) -> None:
+    """Brings a trial that was started to its last report, or to an interim checkpoint after it.
+
+    Where no checkpoint is so new, the steps from an earlier one on are repeated and not reported.
+    """
+    trial = runner.checkpoints / runner.trial_id
+    checkpoint = workers.from_first(newest_checkpoint(trial, reported_step) if workers.worker_rank == 0 else None)
+    if checkpoint is not None:
+        runner.load(checkpoint)
+    runner.replay_to(reported_step, extensions)
 
 
 def _execute(
@@ -186,7 +191,7 @@ def _run_command(command: SlotCommand, runners: Runners, workers: Workers, signa
         case Start():
             _start(runners, command)
         case Load():
-            resume_from(runners.current, command.checkpoint, workers, command.extensions)
+            go_on_after(runners.current, command.reported_step, workers, command.extensions)
         case Advance():
             runner = runners.current
             reached = runner.advance(_TrialSignals(signals, runner.trial_id, command.extensions))

@@ -7,9 +7,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from components.conversations.chat_formats.bounded_template import (
+    TemplateRefusedError,
+    UnboundedTemplateError,
+    render_template,
+)
 from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens
 from components.conversations.chat_formats.template_arguments import arguments_of
@@ -17,14 +21,15 @@ from components.conversations.chat_formats.template_dialect import Raw, with_inl
 from components.conversations.chat_formats.template_probes import PROBE, PROBE_CALL
 from components.errors import InputError
 
-# Errors of a template that got a form it does not expect, beside those that it raises itself.
-REFUSALS = (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError, IndexError)
 CALL_NAME = str(PROBE_CALL["function"]["name"])
 SWITCHES = ("enable_thinking", "thinking")  # arguments that switch reasoning off
 
 
 class TemplateRenderer:
-    """`templates` are the names of the tokenizer's templates, of which this is one."""
+    """`templates` are the names of the tokenizer's templates, of which this is one.
+
+    All methods that render raise UnboundedTemplateError for a template that does not end, or grows without bound.
+    """
 
     def __init__(
         self,
@@ -39,6 +44,10 @@ class TemplateRenderer:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
         self.templates, self.prepends_system = templates, prepends_system
         self.calls_alone = self.inline_thoughts = False
+        self._special = {
+            name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
+            for name, token in tokenizer.special_tokens_map.items()
+        }
         # Templates of models for images read content as a list of parts.
         self.takes_parts = not self._shows_words(parts=False) and self._shows_words(parts=True)
         # Some write calls only where a message has no content at all.
@@ -48,7 +57,9 @@ class TemplateRenderer:
         """Renders messages and tools. `ask` ends the text at the start of the assistant's next turn."""
         try:
             return self._render(raw, tools, ask)
-        except REFUSALS as error:
+        except UnboundedTemplateError as error:
+            raise UnboundedTemplateError(f"{source}: {error}") from None
+        except TemplateRefusedError as error:
             raise InputError(self._refusal(raw, tools, ask, source, error)) from None
 
     def limitation(self, what: str, chatml: str = "") -> str:
@@ -86,7 +97,7 @@ class TemplateRenderer:
         self.takes_parts = parts
         try:
             return PROBE[0].content in self._render([{"role": "user", "content": PROBE[0].content}], [], ask=True)
-        except REFUSALS:
+        except TemplateRefusedError:
             return False
 
     def _shows_call(self, *, alone: bool) -> bool:
@@ -99,7 +110,7 @@ class TemplateRenderer:
                 {"role": "user", "content": "one"},
                 {"role": "assistant", "content": "", "tool_calls": [call]},
             ]
-            with contextlib.suppress(*REFUSALS):
+            with contextlib.suppress(TemplateRefusedError):
                 if CALL_NAME in self._render(messages, [], ask=False):
                     return True
         return False
@@ -113,15 +124,12 @@ class TemplateRenderer:
         return {**message, "content": [{"type": "text", "text": message["content"]}]} if self.takes_parts else message
 
     def _render(self, raw: Sequence[Raw], tools: list[Any], ask: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [self._shape(message) for message in raw],
-                tools=tools or None,
-                chat_template=self.template,
-                add_generation_prompt=ask,
-                tokenize=False,
-            )
-        )
+        messages = [self._shape(message) for message in raw]
+        try:
+            return render_template(self.template, messages, tools, ask=ask, special=self._special)
+        except UnboundedTemplateError as error:
+            way_out = "set chat_format: chatml" if self.offers_chatml() else "take another model, or mend its template"
+            raise UnboundedTemplateError(f"chat_format {self.name}: the chat template {error}; {way_out}") from None
 
     def _refusal(self, raw: Sequence[Raw], tools: list[Any], ask: bool, source: str, error: Exception) -> str:
         said = f"{source}: the chat template of {self.name} refuses it: {error}"
@@ -141,7 +149,7 @@ class TemplateRenderer:
             return False
         try:
             self._render(raw, tools, ask)
-        except REFUSALS:
+        except TemplateRefusedError:
             return False
         return True
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.chat_formats.rendered import Fork, labels_of, sequences_of
 from components.conversations.preview.tree_text import Seen, shown_tokens
+from components.visible import page_environment, visible
 
 PAGE = Path(__file__).with_name("mask_preview.html.jinja")
 MAX_TOKENS_OF_A_CHARACTER = 4  # tokens may be single bytes, and UTF-8 has four at most
@@ -92,7 +92,7 @@ class PreviewTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """The text of one token, or of several tokens that together are one character."""
+    """The visible text of one token, or of several tokens that together are one character."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -115,7 +115,7 @@ def pieces(record: PreviewRecord, decode: Decode) -> Iterator[Piece]:
     while start < len(tokens):
         text, end = _readable(token_ids, start, decode)
         first = tokens[start]
-        yield Piece(text=text, token_ids=tuple(token_ids[start:end]), weight=first.weight, seen=first.seen)
+        yield Piece(text=visible(text), token_ids=tuple(token_ids[start:end]), weight=first.weight, seen=first.seen)
         start = end
 
 
@@ -128,7 +128,7 @@ def print_preview(console: Console, records: Iterable[PreviewRecord], decode: De
 def preview_texts(records: Iterable[PreviewRecord], decode: Decode, *, colors: bool) -> Iterator[Text]:
     """Two for each record: its heading, and its tokens with an empty line after them."""
     for record in records:
-        yield Text(f"{record.source}: {record.sentence()}", style="bold")
+        yield Text(visible(f"{record.source}: {record.sentence()}"), style="bold")
         text = _color_tokens(record, decode) if colors else _bracket_targets(record, decode)
         yield text if text.plain.endswith("\n") else text.append("\n")
 
@@ -137,7 +137,7 @@ def preview_html(
     records: Iterable[PreviewRecord], decode: Decode, title: str, totals: PreviewTotals | None = None
 ) -> str:
     """Returns one page that loads nothing from elsewhere; hovering over a token shows its id and weight."""
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE.read_text(encoding="utf-8"))
+    template = page_environment().from_string(PAGE.read_text(encoding="utf-8"))
     shown = [(record, list(pieces(record, decode))) for record in records]
     trees = any(record.forks for record, _ in shown)
     return template.render(title=title, totals=totals, shown=shown, trees=trees)

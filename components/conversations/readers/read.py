@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, Literal
 
 from components.conversations.messages import Conversation
-from components.conversations.readers.data_problems import ConversationError, DataProblem
+from components.conversations.readers.data_problems import ConversationError, DataProblem, of_one_record
 from components.conversations.readers.groups import add_group
 from components.conversations.readers.mending import mend
 from components.conversations.readers.raw_message import RecordFormatError
@@ -103,7 +103,7 @@ def read_conversations(
         for record in content.records:
             reading = _read(record, record_format, on_bad_row, unknown_keys, group_by)
             reading = _with_tag(reading, record.value, tag)
-            problems.extend(map(record.problem, reading.problems))
+            problems.extend(map(record.problem, of_one_record(reading.problems)))
             readings.append(reading)
     if unreadable or (problems and on_bad_row == "fail"):
         raise ConversationError([*unreadable, *problems], counts)
@@ -160,10 +160,19 @@ def _record_format_of(file: str, records: Sequence[SourceRecord], format: str) -
 def _read(
     record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys, group_by: str | None
 ) -> _Reading:
+    """Reads one record. Whatever that raises is a problem of this record, and the others are read on."""
     try:
-        raw = add_group(RECORD_FORMATS[record_format](record.value), record.value, group_by)
+        return _checked(record, record_format, on_bad_row, on_unknown, group_by)
     except RecordFormatError as error:
         return _Reading(problems=[str(error)])
+    except Exception as error:  # noqa: BLE001 - a record holds anything, also what no rule has foreseen
+        return _Reading(problems=[f"cannot be read ({type(error).__name__}: {error})"])
+
+
+def _checked(
+    record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys, group_by: str | None
+) -> _Reading:
+    raw = add_group(RECORD_FORMATS[record_format](record.value), record.value, group_by)
     source = f"{record.file}, {record.location}"
     validation = _validated(raw, source, on_unknown)
     if validation.conversation is not None:

@@ -114,9 +114,9 @@ _FORMAT_OF_KEY = {
 
 
 def detect_record_format(record: Any) -> str | None:
-    """Detects the format of a record by its keys; None if they determine none."""
+    """Detects the format of a record by its keys, or as a list of messages; None if it is neither."""
     if isinstance(record, list):
-        return "nested"
+        return "nested" if record and all(isinstance(message, dict) for message in record) else None
     if isinstance(record, dict):
         for key, record_format in _FORMAT_OF_KEY.items():
             if record.get(key) is not None:

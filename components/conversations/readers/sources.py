@@ -7,12 +7,12 @@ default) must be kept as JSON text, which is not changed, as in JSON files. Null
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
-import glob
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,19 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet
 
-from components.conversations.readers.data_problems import ConversationError, DataProblem
-from components.conversations.readers.strict_json import Fault, json_error_reason, read_json
+from components.conversations.readers.data_problems import ConversationError, DataProblem, of_one_record
+from components.conversations.readers.file_patterns import TooManyFilesError, files_matching
+from components.conversations.readers.strict_json import Fault, NestingError, json_error_reason, read_json
 from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
 
 HUB_PREFIX = "hf:"
 A_DATASET = "a dataset of the hub is hf:NAME[:SPLIT][@REVISION]"
 SUFFIXES = (".jsonl", ".json", ".parquet")
+MAX_BYTES = 20_000_000  # of one record's line
+MARKS = re.compile(
+    r'"(?:[^"\\]|\\.)*"|[\[\]{},]'
+)  # of JSON: texts, so that brackets in them do not count, and brackets
 HUB = re.compile(r"hf:(?P<name>[^:@]+)(:(?P<split>[^@]+))?(@(?P<revision>[^:@]+))?")
 
 
@@ -78,10 +83,12 @@ def _matches(name: str) -> list[str]:
             return [str(folder / file) for file in folder.list_names() if fnmatch.fnmatchcase(file, pattern)]
         except OSError as error:
             raise _refusal(name, f"cannot be read: {error}") from None
-    if Path(name).is_file():
-        return [name]
-    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return [match for match in found if Path(match).is_file()]
+    try:
+        return [name] if Path(name).is_file() else files_matching(name)
+    except (TooManyFilesError, OSError) as error:
+        raise _refusal(name, str(error)) from None
+    except ValueError as error:  # a NUL, or half a character
+        raise _refusal(name, f"no name of a file: {error}") from None
 
 
 def content_digest(source: str | Sequence[str]) -> str:
@@ -105,11 +112,8 @@ def read_records(file: str) -> FileContent:
     digest = hashlib.sha256(content).hexdigest()
     if suffix == ".parquet":
         return FileContent(records=_number_records(file, _parquet_rows(file, content)), problems=[], digest=digest)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _refusal(file, f"not UTF-8: {error}") from None
-    records, problems = _json_lines(file, text) if suffix == ".jsonl" else _json_records(file, text)
+    content = content.removeprefix(codecs.BOM_UTF8)
+    records, problems = _json_lines(file, content) if suffix == ".jsonl" else _json_records(file, content)
     return FileContent(records=records, problems=problems, digest=digest)
 
 
@@ -141,33 +145,47 @@ def _bytes_of(file: str) -> bytes:
         raise _refusal(file, f"cannot be read: {reason}") from None
 
 
-def _json_lines(file: str, text: str) -> tuple[list[SourceRecord], list[DataProblem]]:
+def _json_lines(file: str, content: bytes) -> tuple[list[SourceRecord], list[DataProblem]]:
     records, problems = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         location = f"line {number}"
         try:
-            value, faults = read_json(line)
+            value, faults = read_json(_text_of(line))
         except ValueError as error:
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            problems.append(
-                DataProblem(file=file, location=location, text=f"not JSON: {json_error_reason(error)}{column}")
-            )
+            problems.append(DataProblem(file=file, location=location, text=f"{_reason(error)}{column}"))
             continue
-        problems += [DataProblem(file=file, location=location, text=str(fault)) for fault in faults]
+        problems += [
+            DataProblem(file=file, location=location, text=text) for text in of_one_record([*map(str, faults)])
+        ]
         if not faults:
             records.append(SourceRecord(file=file, location=location, value=value))
     return records, problems
 
 
-def _json_records(file: str, text: str) -> tuple[list[SourceRecord], list[DataProblem]]:
+def _text_of(content: bytes) -> str:
+    """Returns the text of a record. Raises ValueError if it is none, or too long."""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{len(content):,} bytes; at most {MAX_BYTES:,} are read, and a model sees far fewer at once")
+    return content.decode("utf-8")
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error}"
+    return f"not JSON: {json_error_reason(error)}"
+
+
+def _json_records(file: str, content: bytes) -> tuple[list[SourceRecord], list[DataProblem]]:
     try:
-        value, faults = read_json(text)
+        value, faults = read_json(content.decode("utf-8"))
+    except NestingError:
+        return _records_apart(file, content.decode("utf-8"))
     except ValueError as error:
         where = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        text = f"not JSON: {json_error_reason(error)}{where}; one record per line is a .jsonl file"
-        raise _refusal(file, text) from None
+        raise _refusal(file, f"{_reason(error)}{where}; one record per line is a .jsonl file") from None
     is_list = isinstance(value, list)
     # An object, or a list of messages: the file is one record.
     if isinstance(value, dict) or (
@@ -181,6 +199,35 @@ def _json_records(file: str, text: str) -> tuple[list[SourceRecord], list[DataPr
     return [record for record in _number_records(file, value) if record.location not in broken], problems
 
 
+def _records_apart(file: str, text: str) -> tuple[list[SourceRecord], list[DataProblem]]:
+    """Reads the records of a list one by one, because one of them is nested so deeply that the list cannot be read."""
+    records, problems = [], []
+    for number, part in enumerate(_items_of_list(text), start=1):
+        location = f"record {number}"
+        try:
+            value, faults = read_json(part)
+        except ValueError as error:
+            faults, value = [Fault(path=(), text=_reason(error))], None
+        problems += [DataProblem(file=file, location=location, text=str(fault)) for fault in faults]
+        if not faults:
+            records.append(SourceRecord(file=file, location=location, value=value))
+    return records, problems
+
+
+def _items_of_list(text: str) -> Iterator[str]:
+    """Yields the text of each item of a JSON list, found by its brackets, however deep they are."""
+    depth, start = 0, 0
+    for mark in MARKS.finditer(text):
+        if mark[0] in "[{":
+            depth += 1
+            start = mark.end() if depth == 1 else start
+        elif mark[0] in "]}":
+            depth -= 1
+        if (depth == 1 and mark[0] == ",") or (depth == 0 and mark[0] == "]"):
+            yield text[start : mark.start()]
+            start = mark.end()
+
+
 def _problem_of(file: str, fault: Fault, *, is_list: bool) -> DataProblem:
     """Returns a fault as the problem of a record. If the file is a list, the path begins with the record's position."""
     if is_list and fault.path:
@@ -191,11 +238,11 @@ def _problem_of(file: str, fault: Fault, *, is_list: bool) -> DataProblem:
 
 def _parquet_rows(file: str, content: bytes) -> list[Any]:
     try:
-        table = pyarrow.parquet.read_table(pa.BufferReader(content))
+        table = pyarrow.parquet.read_table(pa.BufferReader(content), page_checksum_verification=True)
         rows: list[Any] = table.to_pylist(maps_as_pydicts="strict")
-    except (pa.ArrowInvalid, UnicodeDecodeError, KeyError) as error:
-        raise _refusal(file, f"not Parquet: {error}") from None
-    return [_drop_nulls(row) for row in rows]
+        return [_drop_nulls(row) for row in rows]
+    except Exception as error:  # noqa: BLE001 - of damaged bytes Arrow says this and that, and Python's types, too
+        raise _refusal(file, f"not Parquet, or damaged: {type(error).__name__}: {error}") from None
 
 
 def _hub_rows(file: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Strict JSON: reports repeated keys, numbers that are not finite and half characters, which json.loads accepts."""
+"""Strict JSON: reports what json.loads accepts: repeated keys, numbers that are not finite, half characters, deep nesting."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 Path = tuple[str | int, ...]
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+MAX_DEPTH = 100  # levels of lists and objects: far below what json, templates and copies can follow
+MAX_DIGITS = 308  # of a whole number; one of more is beyond 1.8e308, and Python reads no more than 4,300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,10 @@ class Fault:
         return f"{where}: {self.text}" if (where := _path_text(self.path)) else self.text
 
 
+class NestingError(ValueError):
+    """A text whose lists and objects lie in each other too deeply to be read."""
+
+
 class _RepeatedKeys(dict[str, Any]):
     """An object with repeated keys; the last value of each is kept."""
 
@@ -35,7 +41,10 @@ class _RepeatedKeys(dict[str, Any]):
 
 
 def read_json(text: str) -> tuple[Any, list[Fault]]:
-    """Returns the value and its faults. Raises ValueError (JSONDecodeError, with its position) if the text is not JSON."""
+    """Returns the value and its faults. Raises ValueError (JSONDecodeError, with its position) if the text is not JSON.
+
+    What is nested too deeply for the parser raises NestingError.
+    """
     suspicious = bool(ESCAPED_SURROGATE.search(text))
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,16 +61,33 @@ def read_json(text: str) -> tuple[Any, list[Fault]]:
         suspicious = suspicious or not math.isfinite(value)
         return value
 
+    def whole_number(written: str) -> float:
+        return int(written) if len(written) <= MAX_DIGITS else number(written)
+
     try:
-        value = json.loads(text, object_pairs_hook=mapping, parse_float=number, parse_constant=number)
+        value = json.loads(
+            text, object_pairs_hook=mapping, parse_float=number, parse_constant=number, parse_int=whole_number
+        )
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise NestingError("nested too deeply") from None
+    suspicious = suspicious or (text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value))
     return value, list(faults_of(value)) if suspicious else []
 
 
+def _is_deep(value: Any) -> bool:
+    """Whether a value has more than MAX_DEPTH levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        lists = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [item for each in lists for item in each if isinstance(item, dict | list)]
+    return bool(level)
+
+
 def faults_of(value: Any, path: Path = ()) -> Iterator[Fault]:
-    """Yields, in order, the parts of a value that JSON cannot represent, or not unambiguously."""
-    if isinstance(value, dict):
+    """Yields, in order, the parts of a value that JSON cannot represent, or not unambiguously, or that lie too deep."""
+    if len(path) >= MAX_DEPTH and isinstance(value, dict | list | tuple):
+        yield Fault(path=path[:1], text=f"has more than {MAX_DEPTH} levels of lists and objects")
+    elif isinstance(value, dict):
         for key in value.repeated if isinstance(value, _RepeatedKeys) else ():
             yield Fault(path=path, text=f'has the key "{key}" more than once; only one of its values could count')
         for key, item in value.items():

@@ -7,10 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from components.experiment.type_introspection import is_numeric
-from components.storage.uri import check_uri
+from components.storage.uri import check_no_secret, check_uri
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+# Ends that nothing real exceeds: a slip of the keyboard or 1e308 is refused in words, before anything counts up to it.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Trials = Annotated[int, Field(ge=1, le=100_000)]
+Evaluations = Annotated[int, Field(ge=1, le=10_000)]
+Repeats = Annotated[int, Field(ge=1, le=1_000)]
+Tokens = Annotated[int, Field(ge=1, le=10**15)]
+Amount = Annotated[float, Field(gt=0.0, le=1e9)]
+NonNegativeAmount = Annotated[float, Field(ge=0.0, le=1e9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's have 32 bits, and torch's are made of these and the step
 Dtype = Literal["fp32", "bf16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -22,16 +31,31 @@ class Spec(BaseModel):
     boolean is not a number.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_booleans_as_numbers(cls, values: Any) -> Any:
-        """Turns booleans in numeric fields into text, which pydantic refuses. It would read `true` as 1."""
+    def _refuse_secrets_and_booleans(cls, values: Any) -> Any:
+        """Refuses a URI with a password in it in any field: the experiment is written into records and reports.
+
+        Turns booleans in numeric fields into text, which pydantic refuses. It would read `true` as 1.
+        """
         if not isinstance(values, dict):
             return values
+        for name, value in values.items():
+            _check_no_secret(name, value)
         numeric = {name for name, field in cls.model_fields.items() if is_numeric(field.annotation)}
         return {name: _booleans_as_text(value) if name in numeric else value for name, value in values.items()}
+
+
+def _check_no_secret(field: str, value: Any) -> None:
+    """Of the whole section: in the error of a field pydantic would show the value."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, str):
+            try:
+                check_no_secret(each)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
 
 
 def _booleans_as_text(value: Any) -> Any:

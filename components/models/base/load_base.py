@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +25,7 @@ from components.models.load_causal_lm import check_finite, check_release, check_
 from components.models.model_config import read_model_config
 from components.models.quantization_backend import INSTALL_ADVICE, why_unusable
 from components.storage.foreign_files import explain_foreign
+from components.storage.links_inside import check_regular, copy_own
 from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
 
@@ -44,6 +44,7 @@ def resolve_model(model: ModelSpec, *, weights: bool = True) -> Path:
         return fetch(model.path)
     directory = _download(model.path, weights) if is_remote(model.path) else Path(model.path).expanduser()
     if directory.is_dir():
+        check_regular(directory)
         if weights and not (directory / "config.json").exists():
             raise InputError(f"model.path={model.path}: the directory has no config.json, so it holds no model")
         return _check_supported(model, directory.absolute())
@@ -161,7 +162,7 @@ def save_config(directory: Path, target: Path) -> None:
         return
     for name in ("config.json", "generation_config.json"):
         if (directory / name).exists():
-            shutil.copy(directory / name, target)
+            copy_own(directory / name, target / name, of=directory)
 
 
 def _check_supported(model: ModelSpec, directory: Path) -> Path:

@@ -32,6 +32,7 @@ from components.models.chatglm.key_mapping import (
 )
 from components.models.chatglm.weight_files import tensors_of
 from components.storage.foreign_files import explain_foreign, read_object
+from components.storage.permissions import readable_as_usual
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -198,7 +199,7 @@ def _write(target: Path, settings: Mapping[str, Any], updates: Mapping[str, Lora
         tensors[f"{PREFIX}{module}.lora_A.weight"] = update.a.clone()  # q, k and v may share it
         tensors[f"{PREFIX}{module}.lora_B.weight"] = update.b.contiguous()
     save_file(tensors, target / WEIGHTS_FILES[0], {"format": "pt"})
-    (target / WEIGHTS_FILES[0]).chmod(0o644)  # safetensors keeps it for its writer
+    readable_as_usual(target / WEIGHTS_FILES[0])
 
 
 def _leaves(modules: Mapping[str, Any]) -> list[str]:

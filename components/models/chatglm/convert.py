@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from itertools import groupby
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from components.models.chatglm.read_weights import glm_weights, shapes_of
 from components.models.chatglm.weight_files import shards_of
 from components.models.digest import model_digest
 from components.storage.foreign_files import explain_foreign
-from components.storage.node_cache import cache_folder, node_lock
+from components.storage.node_cache import cache_folder, node_lock, scratch_for
+from components.storage.permissions import readable_as_usual
 
 CONVERSION_VERSION = 1  # part of the folder's name: raise it when converted files change
 RECORD = "converted_from.json"
@@ -63,11 +63,11 @@ def convert_once(directory: Path, dtype: torch.dtype) -> Path | None:
             shutil.rmtree(target)
         if shutil.disk_usage(target.parent).free < size + SPARE_BYTES:
             return None
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        with scratch_for(target) as scratch:
             with explain_foreign(directory, "cannot be converted"):
-                convert(directory, Path(scratch) / "model", dtype, source_digest=digest)
+                convert(directory, scratch / "model", dtype, source_digest=digest)
             try:
-                (Path(scratch) / "model").rename(target)
+                (scratch / "model").rename(target)
             except OSError:  # another node that shares the cache was faster
                 if not (target / RECORD).is_file():
                     raise
@@ -94,7 +94,7 @@ def convert(directory: Path, target: Path, dtype: torch.dtype, *, source_digest:
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: tensor.read().to(dtype).contiguous() for _, name, tensor in of_shard}
         save_file(tensors, target / file, {"format": "pt"})
-        (target / file).chmod(0o644)  # safetensors makes it readable by its writer only
+        readable_as_usual(target / file)
         weight_map |= dict.fromkeys(tensors, file)
         size += sum(tensor.nbytes for tensor in tensors.values())
         tensors.clear()  # frees this shard before the next one is read

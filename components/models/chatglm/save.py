@@ -6,7 +6,6 @@ Turnwise does not distribute ChatGLM's code: *.py files and tokenizer.model are 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from components.models.chatglm.config import original_config
 from components.models.chatglm.detect import is_original, read_config
 from components.models.chatglm.key_mapping import FREQUENCIES, frequencies, original_tensors
 from components.models.sharded_safetensors import write_model
+from components.storage.links_inside import copy_own
 
 COPIED = ("*.py", "tokenizer.model", "tokenizer_config.json", "*LICENSE*")
 SHARD_BYTES = 2 * 10**9  # the published checkpoints have shards of this size
@@ -58,5 +58,5 @@ def _tensors(
 def _copy(base: Path, target: Path) -> list[str]:
     files = sorted({file for pattern in COPIED for file in base.glob(pattern) if file.is_file()})
     for file in files:
-        shutil.copy(file, target / file.name)
+        copy_own(file, target / file.name, of=base)
     return [file.name for file in files]

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from components.errors import InputError
-from components.storage.foreign_files import explain_foreign, read_object
+from components.models.shard_names import shard_names
+from components.storage.foreign_files import explain_foreign
 
 WEIGHT_FILES = {".safetensors": "model.safetensors", ".bin": "pytorch_model.bin"}
 CHUNK_BYTES = 32 * 2**20
@@ -114,8 +115,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _files_of_index(directory: Path, index: Path) -> list[Path]:
-    with explain_foreign(index, "no index of weights"):
-        names = sorted(set(read_object(index)["weight_map"].values()))
+    names = shard_names(index)
     if missing := [name for name in names if not (directory / name).is_file()]:
         raise InputError(f"{directory}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
     return [directory / name for name in names]

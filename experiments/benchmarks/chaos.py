@@ -1,0 +1,113 @@
+"""Searches under fire: processes are killed, servers go away and disks fill up, and what that cost is counted.
+
+One search runs undisturbed, then the same one with the faults, each at a random moment once the search has recovered from
+the one before; both against one real MLflow server. A driver that dies is started again by the same command.
+
+python experiments/benchmarks/chaos.py --faults 30 --seed 0 --write experiments/benchmarks/chaos.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from datetime import date
+from pathlib import Path
+
+import ray
+import torch
+
+from experiments.benchmarks.chaos_kit.account import Account
+from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed
+from experiments.benchmarks.chaos_kit.faults import Fault
+from experiments.benchmarks.chaos_kit.plan import Plan, account_for, drawn
+
+
+def costs(disturbed: Disturbed) -> Iterator[str]:
+    for kind in Fault:
+        if seconds := [each.seconds for each in disturbed.struck if each.fault is kind]:
+            yield f"| {kind} | {len(seconds)} | {statistics.median(seconds):.0f} | {max(seconds):.0f} |"
+
+
+def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, load: float) -> str:
+    """load: the machine's load average before the run."""
+    counts = [f"| {each.name.replace('_', ' ')} | {getattr(account, each.name)} |" for each in fields(account)]
+    return "\n".join(
+        [
+            "# A search under fire",
+            "",
+            f"{len(disturbed.struck)} faults in one search of {arguments.trials} trials with {arguments.evaluations} reports"
+            f" each ({arguments.sampler} sampler), a random two-layer Llama, LoRA and full fine-tuning on 2 CPUs, with a real"
+            " MLflow server and the model registry; seed"
+            f" {arguments.seed}. Each fault came at a random moment after the search had recovered from the one before."
+            f" {len(disturbed.statuses)} drivers in all, each begun by the same command.",
+            "",
+            "| fault | times | seconds lost, median | most |",
+            "|---|---|---|---|",
+            *costs(disturbed),
+            "",
+            "Seconds lost: until every trial that ran had reported again or ended, less the usual time between two reports.",
+            "A driver's include the start of the program, of Ray and of the workers.",
+            "",
+            "Against the same search without faults:",
+            "",
+            "| what | count |",
+            "|---|---|",
+            *counts,
+            "",
+            f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {load:.1f} before, no GPU used; ray"
+            f" {ray.__version__}, torch {torch.__version__}.",
+            "",
+            f"Made by `python {shlex.join(sys.argv)}`.",
+        ]
+    )  # fmt: skip
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--faults", type=int, default=30, help="how many (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of their order, moments and victims (default: 0)")
+    parser.add_argument("--trials", type=int, default=8, help="of the search (default: 8)")
+    parser.add_argument("--epochs", type=float, default=60.0, help="of every trial (default: 60)")
+    parser.add_argument("--evaluations", type=int, default=30, help="reports of every trial (default: 30)")
+    parser.add_argument("--sampler", default="random", choices=("random", "tpe"), help="(default: random)")
+    parser.add_argument(
+        "--small-disk", type=Path, help="a small file system of its own for the search, which may be filled"
+    )
+    parser.add_argument("--timeout", type=float, default=7200.0, help="seconds after which to give up (default: 7200)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, too")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    arguments, load = parsed(), os.getloadavg()[0]
+    plan = Plan(
+        faults=drawn(arguments.seed, arguments.faults, with_disk=arguments.small_disk is not None),
+        seed=arguments.seed,
+        trials=arguments.trials,
+        epochs=arguments.epochs,
+        evaluations=arguments.evaluations,
+        sampler=arguments.sampler,
+        small_disk=arguments.small_disk,
+        seconds=arguments.timeout / 2,
+    )
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        disturbed, account = account_for(plan, Path(name))
+    text = page(arguments, disturbed, account, load)
+    print(text)
+    print(f"statuses of the drivers: {disturbed.statuses}", file=sys.stderr)
+    for process in disturbed.left_running:
+        print(f"left running: {process}", file=sys.stderr)
+    if arguments.write:
+        arguments.write.write_text(text + "\n", encoding="utf-8")
+    return 0 if account.is_clean else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

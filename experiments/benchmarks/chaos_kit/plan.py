@@ -1,0 +1,76 @@
+"""A search and its faults: it runs once without them and once with them, and is accounted for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.benchmarks.chaos_kit.account import Account, account_of
+from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed, DisturbedSearch
+from experiments.benchmarks.chaos_kit.faults import Fault, Faults
+from tests.support.servers import MlflowServer
+from tests.support.toy_search import toy_search_folder
+
+SEARCH = """
+name: {name}
+tracking: {{uri: "{uri}"}}
+trial: {{budget: {{epochs: {epochs}, evaluations: {evaluations}}}}}
+search: {{trials: {trials}, sampler: {sampler}}}
+registry: {{name: {name}}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    faults: Sequence[Fault]
+    seed: int  # of moments, outages and victims
+    trials: int
+    epochs: float
+    evaluations: int
+    seconds: float  # each of the two searches may take
+    sampler: str = "random"
+    small_disk: Path | None = None  # a file system of its own for the disturbed search, which may be filled
+
+    def search_folder(self, place: Path, name: str, uri: str) -> Path:
+        """Makes the folder of a search; its experiment file is toy.yaml."""
+        place.mkdir(parents=True)
+        text = SEARCH.format(
+            name=name,
+            uri=uri,
+            epochs=self.epochs,
+            evaluations=self.evaluations,
+            trials=self.trials,
+            sampler=self.sampler,
+        )
+        return toy_search_folder(place, text, absolute=True)
+
+
+def drawn(seed: int, count: int, *, with_disk: bool) -> list[Fault]:
+    """Returns so many faults of all kinds, as evenly as can be, in random order; the last ones are those of the end."""
+    kinds = [kind for kind in Fault if kind is not Fault.DRIVER_AT_END and (with_disk or kind is not Fault.DISK_FULL)]
+    at_end = max(1, count // 15)
+    faults = [kinds[number % len(kinds)] for number in range(count - at_end)]
+    random.Random(seed).shuffle(faults)
+    return faults + [Fault.DRIVER_AT_END] * at_end
+
+
+def account_for(plan: Plan, place: Path) -> tuple[Disturbed, Account]:
+    """Runs the search without faults, then with them, against one real MLflow server in `place`."""
+    tracking = place / "mlflow"
+    tracking.mkdir()
+    server = MlflowServer(tracking)
+    server.start()
+
+    def run(name: str, where: Path, faults: Sequence[Fault]) -> Disturbed:
+        folder = plan.search_folder(where / name, name, server.uri)
+        means = Faults(plan.seed, server, plan.small_disk)
+        return DisturbedSearch(folder, "toy", means, seed=plan.seed, seconds=plan.seconds).run(faults)
+
+    try:
+        undisturbed = run("undisturbed", place, ())
+        disturbed = run("disturbed", plan.small_disk or place, plan.faults)
+        return disturbed, account_of(disturbed, undisturbed, server.uri)
+    finally:
+        server.kill()

@@ -1,0 +1,27 @@
+"""One search whose processes die one after another, against the same search left in peace. The long run is a benchmark."""
+
+import pytest
+
+from experiments.benchmarks.chaos_kit.faults import Fault
+from experiments.benchmarks.chaos_kit.plan import Plan, account_for
+
+FAULTS = (Fault.BOARD, Fault.SLOT, Fault.TRACKING, Fault.WORKER, Fault.NODE, Fault.DRIVER_AT_END)
+
+
+@pytest.fixture(scope="module")
+def fired(tmp_path_factory):
+    plan = Plan(faults=FAULTS, seed=0, trials=4, epochs=32, evaluations=16, seconds=800)
+    return account_for(plan, tmp_path_factory.mktemp("chaos"))
+
+
+def test_whatever_dies_nothing_is_lost_doubled_or_left_open(fired):
+    search, account = fired
+    assert [struck.fault for struck in search.struck] == list(FAULTS)
+    assert account.is_clean, account
+
+
+def test_the_search_ends_by_itself_each_driver_but_the_last_having_been_stopped(fired):
+    search, _ = fired
+    *before, last = search.statuses
+    assert last == 0
+    assert 0 not in before

@@ -1,0 +1,79 @@
+"""Programs whose output loses its reader: a pipe that is closed, and a terminal that is."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 60
+# It prints until it has been told that nobody reads, then goes on, and leaves a file when it is done.
+PROGRAM = """
+    import contextlib, logging, signal, sys, time
+    from pathlib import Path
+    from components.lasting_output import lasting_output
+
+    @lasting_output()
+    def main():
+        print("begun", flush=True)
+        while not Path("gone").exists():
+            time.sleep(0.01)
+        for line in range(10_000):
+            print("line", line)
+            print("line", line, file=sys.stderr)
+        logging.warning("a library says something")
+        sys.stdout.flush()
+        Path("done").write_text("done")
+        return 3
+
+    raise SystemExit(main())
+"""
+
+
+def start(folder, **streams):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        **streams,
+    )
+
+
+def test_a_program_goes_on_when_the_reader_of_its_pipe_goes_away(tmp_path):
+    process = start(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout.readline() == b"begun\n"
+    process.stdout.close()
+    (tmp_path / "gone").touch()
+    assert process.wait(SECONDS) == 3
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_a_program_goes_on_when_its_terminal_is_closed(tmp_path):
+    """It is the leader of the terminal's session, so the kernel sends it SIGHUP, and its writes fail."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.chdir(tmp_path)
+            os.environ["PYTHONPATH"] = str(ROOT)
+            os.execv(sys.executable, [sys.executable, "-c", textwrap.dedent(PROGRAM)])
+        finally:
+            os._exit(99)
+    assert b"begun" in os.read(terminal, 100)
+    os.close(terminal)
+    (tmp_path / "gone").touch()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_the_streams_and_the_answer_to_a_hang_up_are_as_before_afterwards():
+    from components.lasting_output import lasting_output
+
+    before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGHUP)
+    with lasting_output():
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert sys.stdout.encoding == before[0].encoding
+    assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGHUP)) == before
