@@ -29,6 +29,6 @@ class JournalScheduler(FIFOScheduler):  # type: ignore[misc]
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
-        """Tune gives up a trial whose slot is lost while it is handed over from another one: no fault of the trial."""
+        """Tune gives a trial up whose slot is lost while it is handed over; it is no fault of the trial."""
         if trial.status == Trial.PENDING:
             controller_of(self._search_id).note_lost_start(trial.trial_id)
