@@ -198,7 +198,7 @@ def uploaded(folder, target):
 def test_a_job_takes_along_the_project_and_nothing_that_grows(tmp_path):
     sent = uploaded(ROOT, tmp_path / "package.zip")
     assert {"workflows/tune.py", "experiments/quickstart.yaml", "experiments/data/quickstart.jsonl"} <= sent.keys()
-    assert (tmp_path / "package.zip").stat().st_size < 4_000_000  # stored, not compressed; twice what it is
+    assert (tmp_path / "package.zip").stat().st_size < 8_000_000  # stored, not compressed; twice what it is
 
 
 def test_a_job_takes_along_no_key_and_nothing_a_search_has_left(tmp_path):
