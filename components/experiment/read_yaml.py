@@ -102,20 +102,13 @@ class _Loader(yaml.SafeLoader):
     key, and a value has no tag (`!!set`): no key of an experiment wants one.
     """
 
-    levels = 0
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.levels += 1
-        if self.levels > MAX_LEVELS + 1:
-            raise yaml.YAMLError(_TOO_DEEP)
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if tag := getattr(event, "tag", None):
             raise yaml.YAMLError(
                 f"line {event.start_mark.line + 1}: the tag {tag.replace(_YAML, '!!')}; write the value without one"
             )
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self.levels -= 1
-        return node
+        return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)

@@ -8,6 +8,7 @@ import pytest
 
 from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
 from components.conversations.readers.read import read_conversations
+from components.conversations.readers.record_formats import RECORD_FORMATS, _openai
 from components.conversations.readers.sources import MAX_BYTES
 
 GOOD = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}'
@@ -106,3 +107,24 @@ def test_many_problems_are_counted_and_not_all_shown(tmp_path):
     assert len(caught.value.problems) == MAX_SHOWN + 1
     assert caught.value.problems[-1].text.endswith("more problems")
     assert len(str(caught.value)) < MAX_SHOWN * 700
+
+
+def test_what_no_rule_has_foreseen_is_a_problem_of_its_record(tmp_path, monkeypatch):
+    def short_sighted(record):
+        return _openai({**record, "messages": record["messages"][: 2 // (2 - record.get("id", 0))]})
+
+    monkeypatch.setitem(RECORD_FORMATS, "messages", short_sighted)
+    (tmp_path / "a.jsonl").write_bytes(GOOD[:-1] + b', "id": 2}\n' + GOOD[:-1] + b', "id": 1}\n')
+    result = read_conversations(str(tmp_path / "a.jsonl"), on_bad_row="drop")
+    assert [each.source for each in result.conversations] == [f"{tmp_path}/a.jsonl, line 2"]
+    assert [str(problem) for problem in result.dropped] == [
+        "line 1: cannot be read (ZeroDivisionError: integer division or modulo by zero)"
+    ]
+
+
+def test_a_key_that_is_no_text_is_none_of_json(tmp_path):
+    tools = pa.array([[[(1, "a")]]], pa.list_(pa.map_(pa.int64(), pa.string())))
+    messages = pa.array([json.loads(GOOD)["messages"]])
+    pyarrow.parquet.write_table(pa.table({"messages": messages, "tools": tools}), tmp_path / "a.parquet")
+    with pytest.raises(ConversationError, match='record 1: "tools": 1: the key 1 is no text'):
+        read_conversations(str(tmp_path / "a.parquet"))
