@@ -256,7 +256,7 @@ def points_of(records):
     return dict(steps)
 
 
-def test_a_search_goes_on_from_a_journal_that_was_cut_and_decides_as_one_that_was_not_interrupted(files, cluster):
+def test_a_search_resumed_from_a_cut_journal_decides_as_an_undisturbed_one(files, cluster):
     """TPE and ASHA, one trial at a time. The journal ends two reports before the driver did."""
     changes = "search.sampler=tpe", "search.trials=5", "search.warm_up=1", "search.max_concurrent_trials=1"
     changes += ("search.space={lora: {optimizer: {learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}}}}",)

@@ -426,7 +426,7 @@ def test_the_head_names_storage_by_account_and_keeps_its_tracking_server(account
     assert said.split() == [f"s3://{account}/runs", "http://mlflow.internal:5000", "token", "180"]
 
 
-def test_a_worker_finds_the_credentials_that_the_head_has_left_and_nobody_else_reads_them(account, tmp_path):
+def test_the_heads_credentials_are_found_by_a_worker_and_by_nobody_else(account, tmp_path):
     (tmp_path / "reader").write_text("[mlflow]")
     home = {"HOME": str(tmp_path)}
     found = tmp_path / ".mlflow" / "credentials"

@@ -118,7 +118,7 @@ def test_the_sampler_learns_from_the_journal_and_of_its_own_trials_only(tmp_path
     assert asked.next()[1].drawn_after == 1
 
 
-def test_a_trial_whose_slot_was_lost_while_it_started_is_handed_out_again_and_has_not_ended(tmp_path):
+def test_a_trial_whose_slot_was_lost_at_its_start_is_handed_out_again(tmp_path):
     asked = Asked(tmp_path, [started("a", number=1), clone_of("a", "c", 5)], sampler="random", max_concurrent_trials=2)
     assert [asked.next()[0] for _ in range(2)] == ["a", "c"]
     for name, number in (("a", 1), ("c", 5)):
