@@ -19,3 +19,10 @@ class TakenOverError(TurnwiseError):
 
 class VerificationError(TurnwiseError, RuntimeError):
     """A candidate that cannot be made a version, or does not load, answer, or score what it scored in training."""
+
+
+def message_of(error: Exception) -> str:
+    """What an error says; of the system's own, the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import math
 import os
 import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
@@ -20,9 +18,10 @@ from typing import NoReturn
 from pydantic import BaseModel, JsonValue
 
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
-from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError
-from components.experiment.load_experiment import read_value
+from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError, message_of
+from components.experiment.read_yaml import read_value
 from components.experiment.spec import ChatFormatSpec
+from components.reports.json_line import json_line
 from components.search.find import NEWEST
 from components.search.send_command import NoReplyError
 from components.storage.retry import StorageError
@@ -91,13 +90,6 @@ def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
         fail(message_of(error), status_of(error))
 
 
-def message_of(error: Exception) -> str:
-    """What an error says; of the system's own, the file first."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
 def status_of(error: Exception) -> Exit:
     return next((status for kind, status in STATUS_OF_ERROR.items() if isinstance(error, kind)), Exit.BAD_INPUT)
 
@@ -118,19 +110,6 @@ def show_json(result: object) -> None:
     """Prints JSON on one line, in which nothing acts on a terminal."""
     line = result.model_dump_json() if isinstance(result, BaseModel) else json_line(result)
     print(visible_json(line), flush=True)
-
-
-def json_line(result: object) -> str:
-    """JSON on one line. Numbers that are not finite become null: JSON has none."""
-    return json.dumps(_finite(result), ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quiet_libraries() -> None:

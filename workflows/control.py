@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.errors import InputError
-from components.experiment.load_experiment import load_experiment, read_value
+from components.experiment.load_experiment import load_experiment
+from components.experiment.read_yaml import read_value
 from components.records.commands import MAX_SHARE, CloneTrial, ExtendTrial, StopTrial, TrialCommand, command_of
 from components.search.find import NEWEST
 from components.search.send_command import TIMEOUT_SECONDS, send_command
@@ -56,11 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_argument("trial", help="its number on the leaderboard, or its id")
         verb.add_argument("--search", default=NEWEST, metavar="SEARCH_ID", help="by default the newest unfinished one")
         verb.add_argument(
-            "--patience",
-            type=float,
-            default=TIMEOUT_SECONDS,
-            metavar="SECONDS",
-            help="how long to wait for the reply",
+            "--patience", type=float, default=TIMEOUT_SECONDS, metavar="SECONDS", help="how long to wait for the reply"
         )
         verb.add_argument("--json", action="store_true", help="the reply as one JSON line on stdout")
     longer = extend.add_mutually_exclusive_group(required=True)

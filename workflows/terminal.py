@@ -34,7 +34,6 @@ from workflows.cli import (
     program,
     python,
     raise_on_sigterm,
-    show,
     show_json,
     status_of,
 )
@@ -127,15 +126,6 @@ def _watch(followed: FollowedSearch, *, as_json: bool) -> Exit:
     console.print(leaderboard(ranked(followed.histories.values()), budget=followed.budget, metrics=followed.metrics))
     console.print(status.sentence, soft_wrap=True)
     return Exit.DONE if status.state in (SearchState.RUNNING, SearchState.ENDED) else Exit.NO_REPLY
-
-
-def sync(experiment: ExperimentSpec, search_id: str) -> Exit:
-    """Fills MLflow from the journal of a search."""
-    from components.search.sync_search import sync_search
-
-    with exit_on_error():
-        sync_search(experiment, search_id, on_message=show)
-    return Exit.DONE
 
 
 def _run(

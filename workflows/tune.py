@@ -16,8 +16,8 @@ from components.experiment.load_experiment import load_experiment
 from components.experiment.schema import experiment_schema
 from components.lasting_output import lasting_output
 from components.search.find import NEWEST
-from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries, show
-from workflows.terminal import search_and_report, sync, watch
+from workflows.cli import Exit, add_experiment_arguments, command_line, exit_on_error, quiet_libraries, show
+from workflows.terminal import search_and_report, watch
 
 
 @lasting_output()
@@ -29,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return watch(experiment, arguments.watch, as_json=arguments.json)
     quiet_libraries()
     if arguments.sync is not None:
-        return sync(experiment, arguments.sync)
+        from components.search.sync_search import sync_search
+
+        with exit_on_error():
+            sync_search(experiment, arguments.sync, on_message=show)
+        return Exit.DONE
     return search_and_report(
         experiment,
         command=command_line("tune", argv),
@@ -43,20 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Search an experiment and register the winner.")
     add_experiment_arguments(parser)
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        const=NEWEST,
-        metavar="SEARCH_ID",
-        help="look at a search that runs anywhere, by default the newest; with --json its state, once",
-    )
-    parser.add_argument(
-        "--sync",
-        nargs="?",
-        const=NEWEST,
-        metavar="SEARCH_ID",
-        help="fill MLflow from the journal of a search, then end",
-    )
+    watched = "look at a search that runs anywhere, by default the newest; with --json its state, once"
+    parser.add_argument("--watch", nargs="?", const=NEWEST, metavar="SEARCH_ID", help=watched)
+    filled = "fill MLflow from the journal of a search, by default the newest"
+    parser.add_argument("--sync", nargs="?", const=NEWEST, metavar="SEARCH_ID", help=filled)
     parser.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON Schema of experiment files")
     return parser
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from components.experiment.spec import ChatFormatSpec
 
 FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
 CHUNK = 64
+AHEAD = 3  # chunks for each process: one that is rendered, one that is next, one whose result is read
 
 RenderResult = RenderedConversation | str  # a text is the reason why the format refuses a conversation
 
@@ -40,9 +42,22 @@ class Renderer:
         if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
             yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
             return
-        chunks = [conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK)]
+        chunks = (conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK))
         with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
-            yield from itertools.chain.from_iterable(pool.map(partial(_render_chunk, *self.setup), chunks))
+            yield from self._in_order(pool, chunks)
+
+    def _in_order(self, pool: ProcessPoolExecutor, chunks: Iterator[Sequence[Conversation]]) -> Iterator[RenderResult]:
+        """Renders as far ahead as keeps every process busy, and no further: what waits for its reader is held in memory."""
+        started = (pool.submit(_render_chunk, *self.setup, chunk) for chunk in chunks)
+        waiting = deque(itertools.islice(started, AHEAD * self.processes))
+        try:
+            while waiting:
+                done = waiting.popleft().result()
+                waiting.extend(itertools.islice(started, 1))
+                yield from done
+        finally:  # who stops reading waits only for what is being rendered
+            for each in waiting:
+                each.cancel()
 
 
 def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> RenderResult:

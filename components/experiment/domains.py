@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 
 from components.experiment.spec import Spec
 
+MAX_LISTED = 1000  # values of a choice or grid
+
 
 class Choice(Spec):
     """One of the listed values, each as likely as the others."""
 
-    choice: tuple[Any, ...] = Field(min_length=1)
+    choice: tuple[Any, ...] = Field(min_length=1, max_length=MAX_LISTED)
 
     def extremes(self) -> list[Any]:
         return list(self.choice)
@@ -33,7 +35,7 @@ class Choice(Spec):
 class Grid(Spec):
     """Every listed value in turn. `sampler: grid` crosses the grids of a branch; other samplers draw from it."""
 
-    grid: tuple[Any, ...] = Field(min_length=1)
+    grid: tuple[Any, ...] = Field(min_length=1, max_length=MAX_LISTED)
 
     def extremes(self) -> list[Any]:
         return list(self.grid)

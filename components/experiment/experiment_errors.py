@@ -14,13 +14,21 @@ from components.storage.uri import without_secrets
 
 MAY_BE_SECRET = {"uri", "url", "key_env"}  # where people paste addresses with passwords, or the key itself
 
+MAX_PROBLEMS = 20  # shown of one experiment
+MAX_LETTERS = 600  # of a problem's text, which may quote what stands in the file
+MAX_QUOTED = 150  # of a value, and of a location
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One problem. `location` is the dotted key in the experiment file, or the `--set` override."""
+    """One problem. `location` is the dotted key in the experiment file, or the `--set` override. Both are cut if long."""
 
     location: str
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "location", excerpt(self.location, MAX_LETTERS))
+        object.__setattr__(self, "text", excerpt(self.text, MAX_LETTERS))
 
     def __str__(self) -> str:
         return f"{self.location}: {self.text}" if self.location else self.text
@@ -33,7 +41,16 @@ class ExperimentError(InputError):
         self.problems = tuple(problems)
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) > 1 else "")
         head = f"{where}: {count}" if where else count
-        super().__init__(without_secrets("\n  ".join([head, *map(str, self.problems)])))
+        more = [f"and {len(self.problems) - MAX_PROBLEMS} more"] if len(self.problems) > MAX_PROBLEMS else []
+        super().__init__(without_secrets("\n  ".join([head, *map(str, self.problems[:MAX_PROBLEMS]), *more])))
+
+
+def excerpt(text: str, most: int = MAX_QUOTED) -> str:
+    """Returns a text of at most about `most` letters: its beginning, and if it is long its end."""
+    if len(text) <= most:
+        return text
+    text = without_secrets(text)  # half of an address is no longer known as one
+    return text if len(text) <= most else f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[Problem]:
@@ -52,9 +69,9 @@ def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str =
 
 
 def unknown_key(key: str, valid: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(key[:MAX_QUOTED], valid, n=1, cutoff=0.5)
     hint = f'; did you mean "{nearest[0]}"?' if nearest else ""
-    return f'unknown key "{key}"{hint} (valid: {", ".join(valid)})'
+    return f'unknown key "{excerpt(key)}"{hint} (valid: {", ".join(valid)})'
 
 
 def _rule_and_value(finding: Any) -> str:
@@ -63,7 +80,7 @@ def _rule_and_value(finding: Any) -> str:
     value = finding["input"]
     if finding["type"] == "missing" or isinstance(value, dict) or MAY_BE_SECRET & set(finding["loc"][-1:]):
         return message
-    return f"{message}, not {value!r}"
+    return f"{message}, not {excerpt(repr(value))}"
 
 
 def _walk(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], type[BaseModel] | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from components.experiment.experiment_errors import ExperimentError, problems_of
-from components.experiment.load_experiment import read_yaml
+from components.experiment.read_yaml import read_yaml
 from components.experiment.spec import Name, Share, Spec
 
 PACKAGED_TABLE = Path(__file__).with_name("nodes.yaml")

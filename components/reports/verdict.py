@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from components.conversations.expected import pattern_of
+from components.conversations.expected import places_of
 from components.records.outcome import Outcome
 from components.registry.probes import probes_answered
 from components.registry.result import RegistryResult
@@ -42,7 +40,7 @@ def answers_side_by_side(registry: RegistryResult) -> Table:
         words = [Text(visible(said[position].strip() or "(nothing)")) for said in heads.values()]
         for text in words:
             if probe.expect:
-                pattern = pattern_of(probe.expect) or re.compile(re.escape(probe.expect.strip()), re.IGNORECASE)
-                text.highlight_regex(pattern, style="bold green")
+                for start, end in places_of(probe.expect, text.plain):
+                    text.stylize("bold green", start, end)
         table.add_row(probe.messages[-1]["content"], *words)
     return table

@@ -16,7 +16,7 @@ from components.storage.folder import Folder, Lock, PendingWrite
 from components.storage.fsync import fsync_path, fsync_tree
 from components.storage.regular_files import read_small
 from components.storage.room import in_words, wait_for_room
-from components.storage.unfinished import LONG_AGO, beside, is_hidden, remove, remove_rests, replacing
+from components.storage.unfinished import LONG_AGO, beside, is_hidden, remove, remove_rests, replacing, set_aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,9 @@ class SharedWrite(PendingWrite):
         if self.is_first:
             with in_words(self.target):
                 fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
-                remove(self.target)
+                before = set_aside(self.target)
                 self.scratch.rename(self.target)
                 fsync_path(self.target.parent)
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         self.barrier()

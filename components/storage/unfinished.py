@@ -52,12 +52,18 @@ def remove(folder: Path) -> None:
 
     A missing folder is no error; one that cannot be renamed stays whole.
     """
+    if (doomed := set_aside(folder)) is not None:
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Gives a folder that is to be removed a hidden name, and returns it; None if it does not exist or cannot be renamed."""
     doomed = beside(folder)
     try:
         folder.rename(doomed)
     except OSError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
+        return None
+    return doomed
 
 
 def remove_rests(folder: Path, *, older_than: float = 0.0) -> None:

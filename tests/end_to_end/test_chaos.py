@@ -10,7 +10,7 @@ FAULTS = (Fault.BOARD, Fault.SLOT, Fault.TRACKING, Fault.WORKER, Fault.NODE, Fau
 
 @pytest.fixture(scope="module")
 def fired(tmp_path_factory):
-    plan = Plan(faults=FAULTS, seed=0, trials=4, epochs=60, evaluations=30, seconds=600)
+    plan = Plan(faults=FAULTS, seed=0, trials=4, epochs=32, evaluations=16, seconds=800)
     return account_for(plan, tmp_path_factory.mktemp("chaos"))
 
 

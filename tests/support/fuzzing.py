@@ -8,6 +8,8 @@ from __future__ import annotations
 import copy
 import os
 import random
+import resource
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,9 +22,18 @@ def num_inputs(few: int) -> int:
 
 
 def cases(few: int) -> Iterator[random.Random]:
-    """Yields a generator of its own for each input, so that one that fails can be repeated alone."""
-    for number in range(num_inputs(few)):
-        yield random.Random(SEED + number)
+    """Yields a generator of its own for each input, so that one that fails can be repeated alone (FUZZ_SEED, FUZZ_INPUTS=1).
+
+    With FUZZ_INPUTS it prints at the end which input took longest, and the most memory that this process had.
+    """
+    slowest = (0.0, SEED)
+    for number in range(SEED, SEED + num_inputs(few)):
+        began = time.process_time()
+        yield random.Random(number)
+        slowest = max(slowest, (time.process_time() - began, number))
+    if "FUZZ_INPUTS" in os.environ:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{num_inputs(few)} inputs, slowest {slowest[0]:.2f} s (seed {slowest[1]}), peak {peak:,.0f} MB")
 
 
 def mutate_bytes(chance: random.Random, content: bytes, odd: Sequence[bytes]) -> bytes:

@@ -6,7 +6,8 @@ import jsonschema
 import pytest
 
 from components.experiment.branch_models import branches_by_model, joined, models_of, view_of
-from components.experiment.load_experiment import load_experiment, read_yaml
+from components.experiment.load_experiment import load_experiment
+from components.experiment.read_yaml import read_yaml
 from components.experiment.schema import experiment_schema
 from components.experiment.space import branches_of
 from components.experiment.spec import ModelSpec

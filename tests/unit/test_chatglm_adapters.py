@@ -18,14 +18,7 @@ from components.models.chatglm.adapter_conversion import (
     is_original_adapter,
 )
 from components.models.chatglm.load_original import load_original
-from tests.support.toy_chatglm import FREQUENCIES, formula_directory, formula_weights, parity
-
-SHAPES = {  # (rows, columns) of the original's linear modules at the tiny size
-    "self_attention.query_key_value": (128, 64),
-    "self_attention.dense": (64, 64),
-    "mlp.dense_h_to_4h": (256, 64),
-    "mlp.dense_4h_to_h": (64, 128),
-}
+from tests.support.toy_chatglm import FREQUENCIES, formula_directory, formula_weights, original_adapter, parity
 
 
 @pytest.fixture(scope="module")
@@ -41,37 +34,6 @@ def load(directory):
 def logits(model):
     with torch.no_grad():
         return model(torch.tensor([parity()["ids"]]), use_cache=False).logits
-
-
-def original_adapter(directory, *, rank=4, alpha=8, suffix=".safetensors", modules=tuple(SHAPES), **settings):
-    """As chatglm3-base-tuning and the official finetune demo leave them, with random weights."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in range(2):
-        for name in modules:
-            rows, columns = SHAPES[name]
-            key = f"base_model.model.transformer.encoder.layers.{layer}.{name}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) * 0.1
-            tensors[f"{key}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.1
-    directory.mkdir()
-    if suffix == ".bin":
-        torch.save(tensors, directory / "adapter_model.bin")
-    else:
-        save_file(tensors, directory / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.1,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "target_modules": sorted(name.rpartition(".")[2] for name in modules),
-        "task_type": "CAUSAL_LM",
-        **settings,
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(config))
-    return tensors
 
 
 def merged_directory(directory, tensors, factor_of):

@@ -7,6 +7,7 @@ import logging
 import os
 import runpy
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -197,7 +198,7 @@ def uploaded(folder, target):
 def test_a_job_takes_along_the_project_and_nothing_that_grows(tmp_path):
     sent = uploaded(ROOT, tmp_path / "package.zip")
     assert {"workflows/tune.py", "experiments/quickstart.yaml", "experiments/data/quickstart.jsonl"} <= sent.keys()
-    assert (tmp_path / "package.zip").stat().st_size < 4_000_000  # stored, not compressed; twice what it is
+    assert (tmp_path / "package.zip").stat().st_size < 8_000_000  # stored, not compressed; twice what it is
 
 
 def test_a_job_takes_along_no_key_and_nothing_a_search_has_left(tmp_path):
@@ -421,14 +422,28 @@ def test_ray_starts_a_machine_of_each_type_with_its_role(account, tmp_path, monk
 
 def test_the_head_names_storage_by_account_and_keeps_its_tracking_server(account):
     told = {"MLFLOW_TRACKING_URI": "http://mlflow.internal:5000"}
-    said = _sourced_head(told, "echo $TURNWISE_STORAGE $MLFLOW_TRACKING_URI $RAY_AUTH_MODE $RAY_JOB_STOP_WAIT_TIME_S")
+    said = _sourced(told, "echo $TURNWISE_STORAGE $MLFLOW_TRACKING_URI $RAY_AUTH_MODE $RAY_JOB_STOP_WAIT_TIME_S")
     assert said.split() == [f"s3://{account}/runs", "http://mlflow.internal:5000", "token", "180"]
 
 
-def _sourced_head(environment, then):
+def test_the_heads_credentials_are_found_by_a_worker_and_by_nobody_else(account, tmp_path):
+    (tmp_path / "reader").write_text("[mlflow]")
+    home = {"HOME": str(tmp_path)}
+    found = tmp_path / ".mlflow" / "credentials"
+    assert "source /home/ray/turnwise/worker.sh &&" in launched()["worker_start_ray_commands"][-1]
+    _sourced(home, "true", "worker.sh")  # an MLflow of your own: nothing was left
+    assert not found.exists()
+    found.parent.mkdir()
+    found.write_text("another reader's, and open to all")
+    _sourced(home, f"python {FILES}/reader.py put {tmp_path}/reader s3://{account}/reader/mlflow", "worker.sh")
+    _sourced(home, "true", "worker.sh")
+    assert (found.read_text(), stat.S_IMODE(found.stat().st_mode)) == ("[mlflow]", 0o600)
+
+
+def _sourced(environment, then, file="head.sh"):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", f"source {FILES / 'head.sh'} && {then}"],
+        ["bash", "-c", f"source {FILES / file} && {then}"],
         env={**os.environ, "PATH": path, **environment},
         capture_output=True,
         text=True,

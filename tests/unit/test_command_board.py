@@ -398,7 +398,7 @@ def test_an_answer_to_a_command_before_is_dropped():
     assert asyncio.run(scenario()) == (7, False)
 
 
-def test_a_worker_group_that_starts_meanwhile_waits_for_its_slot_to_say_which_trial_it_takes_over():
+def test_a_new_worker_group_waits_until_its_slot_says_which_trial_it_takes_over():
     async def scenario():
         board = anew()
         starting = asyncio.ensure_future(board.register_worker_group("slot"))

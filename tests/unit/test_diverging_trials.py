@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.records.events import best_report
+from components.reports.json_line import json_line
 from components.reports.leaderboard import best_loss, ranked
 from components.reports.search_summary import TrialSummary
 from components.statistics.paired_bootstrap import paired_bootstrap
 from tests.support.records import history, progress
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl
-from workflows.cli import Exit, json_line
+from workflows.cli import Exit
 from workflows.evaluate import main as evaluate
 
 

@@ -26,9 +26,8 @@ from components.models.export import load_as_trained, open_exportable
 from components.models.load_trained import load_base, load_trained
 from tests.support.fuzzing import cases, mutate_bytes, mutate_tree
 from tests.support.toy import user
-from tests.support.toy_chatglm import formula_directory
+from tests.support.toy_chatglm import formula_directory, original_adapter
 from tests.support.trials import Trials
-from tests.unit.test_chatglm_adapters import original_adapter
 
 ROOM = 6 * 2**30  # bytes that a load may ask for beyond what the process has
 MAX_MESSAGE = 3000

@@ -171,6 +171,7 @@ def test_what_cannot_be_carried_out_is_refused_and_ends_no_search(controller, co
     (reply,) = inbox.replies
     assert not reply.accepted
     assert reply.message
+    assert isinstance(command, StopTrial) == reply.message.startswith("there is no trial")
 
 
 @pytest.mark.parametrize("by", ["1e308", "inf", "nan", "-1", "²", "0", "1e309%", "9" * 400])

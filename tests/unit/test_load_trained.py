@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Message
+from components.errors import InputError
 from components.experiment.spec import (
     LoraMethod,
     ModelSpec,
@@ -264,10 +265,10 @@ def test_half_a_character_waits_for_its_other_half(base):
 
 def test_who_streams_hears_of_an_error_at_once(base, monkeypatch):
     def broken(hidden):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(base.model.lm_head, "forward", broken)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(InputError, match=r"the model: cannot answer \(no such kernel"):
         list(stream_reply(base, ASKED))
     assert "generate" not in {thread.name for thread in threading.enumerate()}
 

@@ -5,6 +5,7 @@ import pytest
 from components.conversations.chat_formats import jinja_template, load_chat_format
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.messages import Conversation, Message
+from components.errors import InputError
 from tests.support.agent import CALL, agent_tokenizer
 from tests.support.toy import assistant, letter_tokenizer, user
 
@@ -66,3 +67,37 @@ def test_a_turn_that_lacks_words_is_named_however_many_there_are():
     shy = ONLY_NEWEST.replace(words, "{{ m.content if loop.index != 63 else 'x' }}")
     with pytest.raises(ValueError, match=r"^a\.jsonl, line 7: message \d+: chat_format template does not show 'a\d+"):
         load_chat_format(letter_tokenizer(shy)).render(talk(40))
+
+
+def test_a_text_that_turns_share_is_encoded_once_and_has_the_tokens_of_the_whole(monkeypatch):
+    chat_format = load_chat_format(TOKENIZERS["only the newest"])
+    encoded = []
+    encode = chat_format.control.encode
+    monkeypatch.setattr(
+        chat_format.control, "encode", lambda text, mark: encoded.append(len(text)) or encode(text, mark)
+    )
+    piecewise = chat_format.render(talk(60))
+    letters = sum(encoded)
+    encoded.clear()
+    chat_format.encoder._cut = None
+    assert chat_format.render(talk(60)) == piecewise
+    assert letters * 5 < sum(encoded)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "text"),
+    [
+        (
+            "only the newest",
+            "MAX_TURNS_ONE_BY_ONE",
+            "rewrites earlier turns, so each of its 53 is rendered with all before it",
+        ),
+        ("agent", "MAX_LETTERS_OF_TURNS", " letters are too much for one conversation; split it"),
+    ],
+)
+def test_a_conversation_beyond_all_bounds_is_refused_in_words(kind, bound, text, monkeypatch):
+    chat_format = load_chat_format(TOKENIZERS[kind])
+    monkeypatch.setattr(jinja_template, bound, 39)
+    with pytest.raises(InputError, match=r"^a\.jsonl, line 7: ") as caught:
+        chat_format.render(talk(40))
+    assert text in str(caught.value)

@@ -23,9 +23,7 @@ from tests.support.sessions import FULL, Signals, curve, reports, session
         (["step_000004", ".step_000004+000006"], 4, "step_000004"),  # was never finished
     ],
 )
-def test_a_trial_goes_on_from_its_newest_checkpoint_that_is_not_newer_than_the_journal(
-    tmp_path, standing, last_reported, expected
-):
+def test_a_trial_goes_on_from_its_newest_checkpoint_that_the_journal_knows(tmp_path, standing, last_reported, expected):
     for name in standing:
         (tmp_path / name).mkdir()
     found = newest_checkpoint(folder_at(tmp_path), last_reported)
@@ -34,9 +32,7 @@ def test_a_trial_goes_on_from_its_newest_checkpoint_that_is_not_newer_than_the_j
 
 @pytest.mark.parametrize("left", ["all", "an interim one, too", "not the last one"])
 @pytest.mark.parametrize("journaled", [0, 1, 2])
-def test_a_trial_whose_journal_ends_early_makes_the_points_again_that_are_missing_and_ends_equal(
-    toy, tmp_path, journaled, left
-):
+def test_points_that_a_journal_lacks_are_made_again_and_the_trial_ends_equal(toy, tmp_path, journaled, left):
     """`left` says which of its checkpoints are there: they may be ahead of the journal, or behind it."""
     whole = reports(session(toy, tmp_path / "whole"), FULL)
     of = session(toy, tmp_path / "cut")

@@ -13,6 +13,7 @@ from components.data.token_store import Entry, TokenStore, write_store
 from components.errors import InputError
 from components.experiment.spec import SCORES_OF_REPLIES
 from components.registry.probes import load_probes
+from components.scoring import expectations
 from components.scoring.questions import Question
 from components.scoring.reply import Reply
 from components.scoring.scores import built_in
@@ -100,6 +101,26 @@ def test_expect_holds_words_or_matches_a_pattern(expect, said, met):
     assert number("expect", said, None, expect=expect) == met
 
 
+@pytest.mark.parametrize(
+    ("expect", "problem"),
+    [
+        ("/(a|a)*$/", "does not end on a text of 40 letters; write it without a repeat inside a repeat"),
+        ("/((a{1000}){1000}){1000}/", "no regular expression: larger than 1,000 letters, or than 10,000 repeats"),
+        (f"/{'(' * 400}a{')' * 400}/", "no regular expression: maximum recursion depth exceeded"),
+    ],
+)
+def test_an_expression_that_never_ends_is_refused_where_it_is_read(tmp_path, expect, problem):
+    with pytest.raises(ConversationError) as caught:
+        read_conversations(written(tmp_path, expect=expect))
+    assert problem in str(caught.value)
+
+
+def test_an_answer_on_which_an_expression_never_ends_does_not_hold_it(monkeypatch):
+    monkeypatch.setattr(expectations, "MAX_SECONDS", 0.2)
+    assert number("expect", "zq" * 40 + "!", None, expect="/(zq|zq)*$/") == 0.0
+    assert number("expect", "a zq", None, expect="/(zq|zq)*$/") == 1.0
+
+
 SCHEMA = {"type": "object", "required": ["城市"], "properties": {"城市": {"type": "string"}}}
 
 
@@ -177,7 +198,7 @@ def test_a_record_says_what_its_answer_should_hold_and_a_store_keeps_it(tmp_path
 @pytest.mark.parametrize(
     ("expect", "problem"),
     [
-        ("/(/", '"expect" /(/: no regular expression: missing ), unterminated subpattern'),
+        ("/(/", '"expect" /(/: no regular expression: missing )'),
         (3, '"expect" must be words or a regular expression as /.../, not 3'),
     ],
 )

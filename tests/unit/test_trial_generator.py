@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.experiment import Experiment
 
-from components.cluster.driver.trial_control import attached
+from components.cluster.driver.trial_control import TrialController, attached
 from components.cluster.scheduling.branched_searcher import BranchedSearcher
+from components.cluster.scheduling.journal_scheduler import JournalScheduler
 from components.cluster.scheduling.tune_search import search_algorithm
 from components.cluster.slots.slot_result import SlotResult
 from components.cluster.slots.trial_config import TrialConfig
@@ -28,6 +29,7 @@ class Asked:
             clone.trial_id: (name, clone) for name, history in self.histories.items() for clone in history.clones
         }
         self.waiting = [name for name in self.clones if name not in self.histories]
+        self.starts_again = set()
         self.context, self.is_closed, self.planned = SimpleNamespace(search_id=SEARCH), is_closed, 4
         self.generator = search_algorithm(experiment(4, **search), BUDGET, SEARCH)
         with attached(self):
@@ -114,3 +116,31 @@ def test_the_sampler_learns_from_the_journal_and_of_its_own_trials_only(tmp_path
     states = [trial.state.name for study in asked.studies.values() for trial in study.trials]
     assert [each for each in states if each != "FAIL"] == [state]
     assert asked.next()[1].drawn_after == 1
+
+
+def test_a_trial_whose_slot_was_lost_at_its_start_is_handed_out_again(tmp_path):
+    asked = Asked(tmp_path, [started("a", number=1), clone_of("a", "c", 5)], sampler="random", max_concurrent_trials=2)
+    assert [asked.next()[0] for _ in range(2)] == ["a", "c"]
+    for name, number in (("a", 1), ("c", 5)):
+        asked.starts_again = {name}
+        with attached(asked):
+            asked.generator.on_trial_complete(name, error=True)
+        assert not asked.is_finished()
+        again, config = asked.next()
+        assert (again, config.number) == (name, number)
+    assert asked.next()[1].number == 2
+    assert asked.next() is None  # two of the sampler's are at work
+
+
+def test_a_slot_may_be_lost_at_its_start_as_often_as_trials_may_fail():
+    context = SimpleNamespace(search_id=SEARCH, experiment=experiment(4, max_failures=1))
+    controller = TrialController(context, None, TrialHistories(), None)
+    scheduler = JournalScheduler(search_id=SEARCH, rules=())
+    with attached(controller):
+        scheduler.on_trial_error(None, SimpleNamespace(trial_id="a", status="RUNNING"))
+        assert controller.starts_again == set()
+        scheduler.on_trial_error(None, SimpleNamespace(trial_id="a", status="PENDING"))
+        assert controller.starts_again == {"a"}
+        controller.starts_again.clear()
+        scheduler.on_trial_error(None, SimpleNamespace(trial_id="a", status="PENDING"))
+        assert controller.starts_again == set()

@@ -91,6 +91,9 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its slot or its node was lost, for what is a trial's own fault is a result. The search may go on with it."""
+        if trial.trial_id in self.controller.starts_again:
+            self.controller.starts_again.remove(trial.trial_id)
+            return
         if trial.trial_id not in self.controller.histories:
             return  # it had no slot yet
         error = trial.get_error()

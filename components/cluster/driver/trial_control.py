@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,6 +81,8 @@ class TrialController:
         self.reasons: dict[str, str] = {}  # why the scheduler has ended trials
         self.planned = num_trials(context.experiment)
         self.fatal_error: str | None = None  # why no trial of this search can succeed
+        self.starts_again: set[str] = set()  # trials whose slot was lost while it was handed over
+        self._lost_starts: Counter[str] = Counter()
         self._handed_over: set[str] = set()  # clones that Tune has, and that may not have begun
 
     def process_requests(self) -> None:
@@ -87,6 +90,12 @@ class TrialController:
         if self._inbox is not None:
             for request in self._inbox.poll():
                 self._inbox.reply(request, self._reply(request))
+
+    def note_lost_start(self, trial_id: str) -> None:
+        """A slot was lost while it was handed over. Of these losses, too, a trial may have `search.max_failures`."""
+        self._lost_starts[trial_id] += 1
+        if self._lost_starts[trial_id] <= self.context.experiment.search.max_failures:
+            self.starts_again.add(trial_id)
 
     @property
     def clones(self) -> dict[str, tuple[str, Clone]]:

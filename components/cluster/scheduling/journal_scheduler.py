@@ -27,3 +27,8 @@ class JournalScheduler(FIFOScheduler):  # type: ignore[misc]
                 controller.reasons[trial.trial_id] = rule.reason
                 return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: object, trial: Trial) -> None:
+        """Tune gives a trial up whose slot is lost while it is handed over; it is no fault of the trial."""
+        if trial.status == Trial.PENDING:
+            controller_of(self._search_id).note_lost_start(trial.trial_id)

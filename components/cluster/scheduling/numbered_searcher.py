@@ -77,7 +77,7 @@ class NumberedSearcher:
         self._sampler, self._planned, self._max_at_once = sampler, planned, max_at_once
         self._unfinished: deque[tuple[str, TrialConfig]] = deque()
         self._once_more: deque[TrialConfig] = deque()
-        self._at_work: dict[str, int] = {}  # numbers by trial id, without clones
+        self._at_work: dict[str, TrialConfig] = {}  # by trial id
 
     def go_on_after(self, histories: TrialHistories) -> None:
         """Takes up what the journal has; called once, before the first trial."""
@@ -98,24 +98,29 @@ class NumberedSearcher:
     def next_unfinished(self) -> tuple[str, TrialConfig]:
         """Returns id and configuration. `search.max_concurrent_trials` had let it begin."""
         trial_id, config = self._unfinished.popleft()
-        self._note(trial_id, config)
+        self._at_work[trial_id] = config
         return trial_id, config
+
+    def note_clone(self, trial_id: str, config: TrialConfig) -> None:
+        """A person asked for this trial, and it is handed out."""
+        self._at_work[trial_id] = config
 
     def next_new(self, trial_id: str, clones: Iterable[TrialSpec]) -> TrialConfig | None:
         """Returns the next trial, unlike these clones; None while as many are at work as may be, or if there is none."""
-        if not self.has_more or (self._max_at_once and len(self._at_work) >= self._max_at_once):
+        at_work = sum(config.parent is None for config in self._at_work.values())
+        if not self.has_more or (self._max_at_once and at_work >= self._max_at_once):
             return None
         self._sampler.avoid(clones)
         config = self._once_more.popleft() if self._once_more else self._sampler.draw()
-        self._note(trial_id, config)
+        self._at_work[trial_id] = config
         return config
 
     def end(self, trial_id: str, reports: Iterable[Progress] | None, *, impossible: bool) -> None:
         """Does nothing for a clone: the sampler has not drawn it."""
-        number = self._at_work.pop(trial_id, None)
-        if number is not None:
-            self._sampler.end(number, reports, impossible=impossible)
+        config = self._at_work.pop(trial_id, None)
+        if config is not None and config.parent is None:
+            self._sampler.end(config.number, reports, impossible=impossible)
 
-    def _note(self, trial_id: str, config: TrialConfig) -> None:
-        if config.parent is None:
-            self._at_work[trial_id] = config.number
+    def start_again(self, trial_id: str) -> None:
+        """Hands a trial out once more: its slot was lost before it could train."""
+        self._unfinished.append((trial_id, self._at_work.pop(trial_id)))

@@ -56,13 +56,18 @@ class TrialGenerator(SearchAlgorithm):  # type: ignore[misc]
             return None
         if (clone := controller.next_clone()) is not None:
             parent, asked = clone
-            return self._trial(asked.trial_id, TrialConfig.of_clone(parent, asked))
+            cloned = TrialConfig.of_clone(parent, asked)
+            self._searcher.note_clone(asked.trial_id, cloned)
+            return self._trial(asked.trial_id, cloned)
         trial_id = Trial.generate_id()
         config = self._searcher.next_new(trial_id, [asked.spec for _, asked in controller.clones.values()])
         return None if config is None else self._trial(trial_id, config)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The reports are the journal's, which a resumed search has, too."""
+        """The reports are the journal's, which a resumed search has, too. A trial that starts again has not ended."""
+        if trial_id in self._controller.starts_again:
+            self._searcher.start_again(trial_id)
+            return
         history = self._controller.histories.get(trial_id)
         failed = result is not None and KEY in result and SlotResult.of(result).is_impossible
         self._searcher.end(trial_id, None if history is None else history.reports, impossible=failed)

@@ -39,6 +39,8 @@ from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
 VERSION = 4  # raise it when a change here renders anything differently: it is part of the digest of prepared data
+MAX_TURNS_ONE_BY_ONE = 1000  # of a template that rewrites turns: the time grows with the square of their number
+MAX_LETTERS_OF_TURNS = 10**9  # turns times letters: the texts up to each turn have half of that
 OWN_TEXT_KEYS = ("content", *REASONING_KEYS)  # the keys of an assistant's own text
 
 
@@ -118,6 +120,7 @@ class TemplateFormat:
         self.encoder.forget()  # segments are shared within a conversation
         prepared = self._prepare(conversation.messages, conversation.tools, source)
         whole = self._whole(prepared, source)
+        _check_size(whole, prepared, source)
         turns = self._turns(prepared, source)
         scored = [turn for turn in turns if prepared.weights[turn.position] > 0]
         if not scored:
@@ -216,6 +219,11 @@ class TemplateFormat:
             with contextlib.suppress(NeverSaidError):
                 if found := find_turns(self.turns, prepared.raw, prepared.tools, positions, source):
                     return found
+        if len(positions) > MAX_TURNS_ONE_BY_ONE:
+            raise InputError(
+                f"{source}: chat_format {self.name} rewrites earlier turns, so each of its {len(positions):,} is rendered"
+                f" with all before it; that is done for at most {MAX_TURNS_ONE_BY_ONE:,}: split it"
+            )
         turns = []
         for position in positions:
             try:
@@ -360,6 +368,16 @@ class TemplateFormat:
         own = [int(convert(added.last_in(text))) for text in self.stops.texts()]
         within = {int(convert(text)) for text in inside}
         return tuple(dict.fromkeys([*own, *(end for end in self.spec.end_token_ids or () if end not in within)]))
+
+
+def _check_size(whole: str, prepared: _Prepared, source: str) -> None:
+    """Raises InputError for a conversation whose prompts, one for each turn, would together fill the memory."""
+    turns = sum(message["role"] == "assistant" for message in prepared.raw)
+    if turns * len(whole) > MAX_LETTERS_OF_TURNS:
+        raise InputError(
+            f"{source}: {turns:,} turns in {len(whole):,} letters are too much for one conversation; split it (the product of"
+            f" the two is at most {MAX_LETTERS_OF_TURNS:,})"
+        )
 
 
 def _pinned(template: str, name: str, tokenizer: PreTrainedTokenizerBase) -> str:

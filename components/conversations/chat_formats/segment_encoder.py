@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from components.conversations.chat_formats.assistant_turns import AssistantTurn
@@ -39,7 +41,10 @@ class SegmentEncoder:
         self._encode = lru_cache(maxsize=MAX_REMEMBERED)(lambda text, mark: tuple(control.encode(text, mark)))
         self.forget = self._encode.cache_clear
         self.control = control
-        self._leads = (*dict.fromkeys(last_token_of(stop) for stop in stops), "\n")
+        ends = tuple(dict.fromkeys(last_token_of(stop) for stop in stops))
+        self._leads = (*ends, "\n")
+        apart = [re.escape(end) for end in ends if self._stands_apart(end)]
+        self._cut = re.compile(f"(?={'|'.join(apart)})") if apart else None
 
     def encode(
         self, written: TemplateText, turns: Sequence[AssistantTurn], source: str
@@ -71,7 +76,7 @@ class SegmentEncoder:
                     *(kept + count for count in (len(prompt_ids), max(answer, len(prompt_ids)), stop, len(turn_ids)))
                 )
             )
-            ids = ids[:kept] + turn_ids
+            ids[kept:] = turn_ids
             begin, kept = turn.stop, len(ids) - 1
         return ids[:kept] + self._ids(written, begin, len(written.text), source), spans
 
@@ -96,7 +101,19 @@ class SegmentEncoder:
         return self._ids(written, turn.start, len(turn.text), source)
 
     def _ids(self, written: TemplateText, start: int, end: int, source: str) -> list[int]:
+        """Returns the tokens of a part of the text, piece by piece: prompts of a conversation share most of their pieces."""
+        text = written.text[start:end]
         try:
-            return list(self._encode(written.text[start:end], written.mark))
+            pieces = [text] if self._cut is None else filter(None, self._cut.split(text))
+            return list(chain.from_iterable(self._encode(piece, written.mark) for piece in pieces))
         except ValueError as error:
             raise InputError(f"{source}: {error}") from None
+
+    def _stands_apart(self, end: str) -> bool:
+        """Whether a text before this token, and the text from it on, have the same tokens alone as together."""
+        encode = self.control.encode
+        return all(
+            encode(before + end + after, "") == encode(before, "") + encode(end + after, "")
+            for before in ("a", "a ", "a\n", end)
+            for after in ("", "a", " a", "\na")
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import fnmatch
-import glob
 import hashlib
 import json
 import re
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from components.conversations.readers.data_problems import ConversationError, DataProblem, of_one_record
+from components.conversations.readers.file_patterns import TooManyFilesError, files_matching
 from components.conversations.readers.strict_json import Fault, NestingError, json_error_reason, read_json
 from components.storage.open_folder import folder_at
 from components.storage.uri import is_remote
@@ -83,10 +83,12 @@ def _matches(name: str) -> list[str]:
             return [str(folder / file) for file in folder.list_names() if fnmatch.fnmatchcase(file, pattern)]
         except OSError as error:
             raise _refusal(name, f"cannot be read: {error}") from None
-    if Path(name).is_file():
-        return [name]
-    found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    return [match for match in found if Path(match).is_file()]
+    try:
+        return [name] if Path(name).is_file() else files_matching(name)
+    except (TooManyFilesError, OSError) as error:
+        raise _refusal(name, str(error)) from None
+    except ValueError as error:  # a NUL, or half a character
+        raise _refusal(name, f"no name of a file: {error}") from None
 
 
 def content_digest(source: str | Sequence[str]) -> str:

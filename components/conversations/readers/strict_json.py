@@ -91,8 +91,10 @@ def faults_of(value: Any, path: Path = ()) -> Iterator[Fault]:
         for key in value.repeated if isinstance(value, _RepeatedKeys) else ():
             yield Fault(path=path, text=f'has the key "{key}" more than once; only one of its values could count')
         for key, item in value.items():
+            if not isinstance(key, str):
+                yield Fault(path=path, text=f"the key {key!r} is no text")
             yield from faults_of(key, path)
-            yield from faults_of(item, (*path, key))
+            yield from faults_of(item, (*path, str(key)))
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             yield from faults_of(item, (*path, number))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from components.experiment.spec.chat_format import SystemPlace
-from components.experiment.spec.section import Share, Spec, check_uris
+from components.experiment.spec.section import Seed, Share, Spec, check_uris
 
 MOST_HELD_OUT = 0.5  # by eval and an automatic verdict split together
 
@@ -47,7 +47,7 @@ class DataSpec(Spec):
         " side: it is not trained on if that one is held out, and not in eval if that one is in the verdict. 1: only equal"
         " words are.",
     )
-    split_seed: NonNegativeInt = Field(0, description="Part of that hash: another seed is another split.")
+    split_seed: Seed = Field(0, description="Part of that hash: another seed is another split.")
     format: Literal["auto", "messages", "sharegpt", "alpaca", "pairs", "nested"] = "auto"
     on_bad_row: Literal["fail", "drop"] = Field(
         "fail",
@@ -72,7 +72,9 @@ class DataSpec(Spec):
     train_on_reasoning: bool = Field(
         True, description="Whether an assistant's reasoning is scored like its answer, or only read."
     )
-    max_tokens: PositiveInt = Field(1024, ge=8, description="Longest row, in tokens; packed rows are filled up to it.")
+    max_tokens: Annotated[int, Field(ge=8, le=100_000_000)] = Field(
+        1024, description="Longest row, in tokens; packed rows are filled up to it."
+    )
     too_long: Literal["truncate", "drop", "fail"] = Field(
         "truncate", description="`truncate` cuts at the end of an assistant turn, so that its stop token stays."
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from components.experiment.spec.metric import Metric, MetricSpec
-from components.experiment.spec.section import Spec
+from components.experiment.spec.section import Count, Spec
 
 DEFAULT_SCORES = ("chrf", "rouge_l", "stop_rate", "length_ratio", "repetition", "language_kept")
 
@@ -28,10 +28,10 @@ class GenerateSpec(Spec):
         alias="from",
         description="`eval`: held-out conversations, whose last answer is the reference. `probes`: registry.probes.",
     )
-    conversations: PositiveInt = Field(
+    conversations: Count = Field(
         64, description="How many at most, chosen by a hash of their text: the same ones when data is added."
     )
-    max_new_tokens: PositiveInt = Field(128, description="Longer answers are cut off.")
+    max_new_tokens: Count = Field(128, description="Longer answers are cut off.")
     when: Literal["every", "end"] = Field(
         "every", description="`every`: at every evaluation. `end`: at the end of a trial's budget only."
     )

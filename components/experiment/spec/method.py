@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from components.experiment.spec.section import Spec
+from components.experiment.spec.section import Amount, Count, Spec
 
 
 class LoraMethod(Spec):
     """Low-rank adapters on a frozen base. With `quantize` the base is kept in 4 or 8 bits: QLoRA."""
 
     kind: Literal["lora"] = "lora"
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    rank: Count = 16
+    alpha: Amount = 32.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear", description="`all-linear` is every linear layer but the head, and every expert of a mixture."

@@ -6,9 +6,9 @@ import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from components.experiment.spec.section import Name, Share, Spec
+from components.experiment.spec.section import Amount, Count, Name, NonNegativeAmount, Share, Spec
 
 CHALLENGER = "challenger"  # the alias of the newest candidate that did not pass the gate
 _VERSION_ALIAS = re.compile(r"v\d+", re.IGNORECASE)
@@ -60,10 +60,10 @@ class JudgeSpec(Spec):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="The environment variable that holds the key; where it is not set, none is sent.",
     )
-    questions: PositiveInt = Field(
+    questions: Count = Field(
         64, description="How many at most: the probes, then the last questions of the conversations that judge."
     )
-    timeout_seconds: PositiveFloat = Field(60.0, description="Longest wait for one reply; it is tried three times.")
+    timeout_seconds: Amount = Field(60.0, description="Longest wait for one reply; it is tried three times.")
 
     @model_validator(mode="after")
     def _is_address(self) -> Self:
@@ -79,7 +79,7 @@ class JudgeSpec(Spec):
 class GateSpec(Spec):
     """What a candidate must not lose while it wins: vetoes beside the metric of the search."""
 
-    no_worse: dict[str, NonNegativeFloat] = Field(
+    no_worse: dict[str, NonNegativeAmount] = Field(
         default_factory=dict,
         description="Score -> margin: the candidate may be worse than the incumbent, else than the base, by at most that, by"
         " the whole interval. Scores of what is said (`stop_rate`, `json_valid`, a function of yours that"
@@ -101,7 +101,7 @@ class RegistrySpec(Spec):
         description="Which branch's best is registered: the best one, or of all that are within noise of it the one that"
         " trains the fewest weights.",
     )
-    proof_minutes: PositiveFloat = Field(
+    proof_minutes: Amount = Field(
         30.0,
         description="Longest time the candidate, its base model and the incumbent may each take to load, talk and be scored"
         " in a fresh process.",

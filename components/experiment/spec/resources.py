@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from components.experiment.spec.method import FullMethod, LoraMethod
-from components.experiment.spec.section import Spec
+from components.experiment.spec.section import Amount, Count, Spec
 from components.experiment.spec.trial import TrialSpec
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as in Kubernetes, so in Ray
@@ -19,11 +19,11 @@ _LABEL_SELECTOR = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))")
 class WorkersSpec(Spec):
     """What one trial of a method occupies while it runs."""
 
-    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+    workers: Count | tuple[Count, Count] = Field(
         1,
         description="How many train a trial together; [min, max]: as many as there is room for, changing as it changes.",
     )
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: Amount = 1.0
     gpus_per_worker: NonNegativeFloat = Field(
         0.0, description="1 at most; less than 1 lets trials of one worker share a GPU."
     )

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
-from components.experiment.spec.section import Spec
+from components.experiment.spec.section import Amount, Evaluations, Spec, Tokens, Trials
 
 SHARE_OF_FIRST_RUNG = 1 / 16
 Brackets = Annotated[
@@ -21,10 +21,10 @@ Brackets = Annotated[
 class _WithRungs(Spec):
     """Rung k is at first_rung x reduction_factor^k target tokens."""
 
-    first_rung_target_tokens: PositiveInt | None = Field(
+    first_rung_target_tokens: Tokens | None = Field(
         None, description="By default 1/16 of a trial's budget, or the end of the longest warm-up if that comes later."
     )
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(4, description="One in this many trials passes each rung.")
+    reduction_factor: Annotated[Trials, Field(ge=2)] = Field(4, description="One in this many trials passes each rung.")
     brackets: Brackets = "per_branch"
 
     def rungs(self, budget: int, warmup_fraction: float = 0.0) -> tuple[int, ...]:
@@ -75,10 +75,10 @@ class MedianSpec(Spec):
     """Median stopping: a trial ends once its best so far is worse than the median of the others' means up to there."""
 
     name: Literal["median"] = "median"
-    grace_target_tokens: PositiveInt | None = Field(
+    grace_target_tokens: Tokens | None = Field(
         None, description="No trial is stopped before it. By default the first evaluation after the longest warm-up."
     )
-    min_trials: Annotated[int, Field(ge=2)] = Field(3, description="So many others must have come as far.")
+    min_trials: Annotated[Trials, Field(ge=2)] = Field(3, description="So many others must have come as far.")
     brackets: Brackets = "per_branch"
 
 
@@ -100,7 +100,7 @@ def written_in_tokens(scheduler: Scheduler) -> dict[str, int]:
 class PlateauSpec(Spec):
     """Ends a trial that no longer improves. What it has reported still counts for the scheduler."""
 
-    evaluations: PositiveInt = Field(
+    evaluations: Evaluations = Field(
         3, description="So many regular evaluations in a row without an improvement end a trial."
     )
-    min_improvement: PositiveFloat = Field(0.001, description="In the unit of the search's metric: nats for eval_loss.")
+    min_improvement: Amount = Field(0.001, description="In the unit of the search's metric: nats for eval_loss.")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from components.experiment.spec.metric import Metric, MetricSpec
 from components.experiment.spec.objectives import check_metrics
 from components.experiment.spec.schedulers import AshaSpec, PlateauSpec, Scheduler
 from components.experiment.spec.search_budget import SearchBudgetSpec
-from components.experiment.spec.section import Name, Spec, fill_in_tag
+from components.experiment.spec.section import Name, Repeats, Seed, Spec, Trials, fill_in_tag
 
 LEARNING = "tpe, gp or cmaes"
 
@@ -18,8 +18,8 @@ LEARNING = "tpe, gp or cmaes"
 class ConfirmSpec(Spec):
     """Repeats the best configurations of each branch with new seeds, once all other trials have ended."""
 
-    top: PositiveInt = Field(1, description="Configurations of each branch that are repeated.")
-    seeds: Annotated[int, Field(ge=2)] = Field(
+    top: Repeats = Field(1, description="Configurations of each branch that are repeated.")
+    seeds: Annotated[Repeats, Field(ge=2)] = Field(
         3, description="New seeds for each: with fewer than two nothing is known of how much a seed decides."
     )
 
@@ -35,7 +35,7 @@ class SearchSpec(Spec):
         "random",
         description="`tpe`, `gp` (a Gaussian process) and `cmaes` (CMA-ES) are Optuna's, one study per branch.",
     )
-    warm_up: PositiveInt | None = Field(
+    warm_up: Trials | None = Field(
         None,
         description="Results of a branch before `tpe`, `gp` or `cmaes` suggests from them; until then it draws at random. By"
         " default half of its trials, 10 at most.",
@@ -58,15 +58,15 @@ class SearchSpec(Spec):
     )
     plateau: PlateauSpec | None = Field(None, description="By default no trial ends for this.")
     budget: SearchBudgetSpec | None = Field(None, description="By default as much as the trials take.")
-    trials: PositiveInt | None = Field(
+    trials: Trials | None = Field(
         None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
     )
-    max_concurrent_trials: PositiveInt | None = Field(None, description="By default as many as the cluster holds.")
+    max_concurrent_trials: Trials | None = Field(None, description="By default as many as the cluster holds.")
     confirm: ConfirmSpec | None = Field(
         None, description="Repeats of the best configurations with new seeds; by default none."
     )
-    max_failures: NonNegativeInt = Field(2, description="Times a trial is restarted after its slot died.")
-    seed: NonNegativeInt = 0
+    max_failures: NonNegativeInt = Field(2, le=1_000_000, description="Times a trial is restarted after its slot died.")
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
-from components.experiment.spec.section import Name, Spec
+from components.experiment.spec.section import Amount, Name, Spec
 
 
 class SearchBudgetSpec(Spec):
     """Any of three limits. The first one that is reached ends the trials, and the verdict comes from what is there."""
 
-    hours: PositiveFloat | None = Field(
+    hours: Amount | None = Field(
         None, description="Of a running driver, over all resumes; the time between them does not count."
     )
-    dollars: PositiveFloat | None = Field(None, description="For the workers that trials occupy.")
-    worker_seconds: PositiveFloat | None = Field(
+    dollars: Amount | None = Field(None, description="For the workers that trials occupy.")
+    worker_seconds: Amount | None = Field(
         None, description="Of workers that trials occupy: GPU-seconds where a worker is a GPU."
     )
-    dollars_per_worker_hour: PositiveFloat | dict[Name, PositiveFloat] | None = Field(
+    dollars_per_worker_hour: Amount | dict[Name, Amount] | None = Field(
         None, description="Your price, also by branch. By default that of the table of machines, for a worker's GPU."
     )
 

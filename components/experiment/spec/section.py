@@ -11,6 +11,15 @@ from components.storage.uri import check_no_secret, check_uri
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+# Ends that nothing real exceeds: a slip of the keyboard or 1e308 is refused in words, before anything counts up to it.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Trials = Annotated[int, Field(ge=1, le=100_000)]
+Evaluations = Annotated[int, Field(ge=1, le=10_000)]
+Repeats = Annotated[int, Field(ge=1, le=1_000)]
+Tokens = Annotated[int, Field(ge=1, le=10**15)]
+Amount = Annotated[float, Field(gt=0.0, le=1e9)]
+NonNegativeAmount = Annotated[float, Field(ge=0.0, le=1e9)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's have 32 bits, and torch's are made of these and the step
 Dtype = Literal["fp32", "bf16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 

@@ -7,19 +7,31 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from components.experiment.spec.method import LoraMethod, Method
-from components.experiment.spec.section import Dtype, Fraction, Share, Spec, fill_in_tag
+from components.experiment.spec.section import (
+    Amount,
+    Count,
+    Dtype,
+    Evaluations,
+    Fraction,
+    NonNegativeAmount,
+    Seed,
+    Share,
+    Spec,
+    Tokens,
+    fill_in_tag,
+)
 
 
 class OptimizerSpec(Spec):
     name: Literal["adamw", "paged_adamw_8bit"] = Field("adamw", description="The 8-bit one needs CUDA.")
-    learning_rate: PositiveFloat = 2.0e-4
+    learning_rate: Amount = 2.0e-4
     betas: tuple[Share, Share] = (0.9, 0.999)
-    epsilon: PositiveFloat = 1.0e-8
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = 1.0
+    epsilon: Amount = 1.0e-8
+    weight_decay: NonNegativeAmount = 0.0
+    max_grad_norm: Amount = 1.0
 
 
 class ScheduleSpec(Spec):
@@ -31,10 +43,8 @@ class ScheduleSpec(Spec):
 
 
 class BatchSpec(Spec):
-    rows_per_step: PositiveInt = Field(8, description="Rows in one optimizer step, over all workers and micro-batches.")
-    rows_per_micro_batch: PositiveInt = Field(
-        8, description="At most this many rows in one forward pass of one worker."
-    )
+    rows_per_step: Count = Field(8, description="Rows in one optimizer step, over all workers and micro-batches.")
+    rows_per_micro_batch: Count = Field(8, description="At most this many rows in one forward pass of one worker.")
     packing: Literal["auto"] | bool = Field(
         "auto",
         description="Fill a row with several conversations that cannot see each other. `auto`: where the model keeps them"
@@ -53,9 +63,9 @@ class BatchSpec(Spec):
 class BudgetSpec(Spec):
     """How long a trial trains. All trials of a search share it, and schedulers compare them at equal target tokens."""
 
-    target_tokens: PositiveInt | None = Field(None, description="Tokens scored, over all epochs.")
-    epochs: PositiveFloat | None = Field(None, description="Passes over the training conversations.")
-    evaluations: PositiveInt = Field(
+    target_tokens: Tokens | None = Field(None, description="Tokens scored, over all epochs.")
+    epochs: Amount | None = Field(None, le=1e6, description="Passes over the training conversations.")
+    evaluations: Evaluations = Field(
         4, description="Evaluations with a checkpoint, evenly over the budget; the last ends it."
     )
 
@@ -86,7 +96,7 @@ class TrialSpec(Spec):
         None, description="What the base's weights are kept in for this trial; by default what model.dtype says."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations instead of keeping them.")
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @model_validator(mode="before")
     @classmethod
