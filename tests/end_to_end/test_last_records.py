@@ -45,7 +45,7 @@ class Kept:
 
     @property
     def versions(self):
-        return [found.version for found in self.client.search_model_versions("name = 'recorded'")]
+        return [int(found.version) for found in self.client.search_model_versions("name = 'recorded'")]
 
 
 def test_a_search_without_a_server_is_finished_once_all_is_recorded(mlflow_server, tmp_path):
