@@ -112,18 +112,18 @@ def may_read(bucket: str) -> dict:
 
 
 def may_write(bucket: str) -> dict:
-    """The head writes journals, Tune's state and MLflow's artifacts."""
+    """The head writes prepared data, journals and MLflow's artifacts."""
     return {"Effect": "Allow", "Action": WRITES, "Resource": f"arn:aws:s3:::{bucket}/*"}
 
 
 def may_write_checkpoints(bucket: str) -> dict:
-    """What trials write, in SEARCH/: checkpoints, Ray Train's mark of a slot, and Tune's pointers to checkpoints.
+    """What trials write, in SEARCH/: checkpoints, and Ray Train's mark of a slot.
 
-    A worker runs what a model's files say, perhaps on a spot machine: it cannot write what a search has recorded, what a
-    resume reads of Tune, or what MLflow keeps. Names that end in / are empty marks of folders, which pyarrow makes.
+    A worker computes what a model's files say, perhaps on a spot machine: it cannot write what a search has recorded, or what
+    MLflow keeps. Names that end in / are empty marks of folders, which pyarrow makes.
     """
     runs = f"arn:aws:s3:::{bucket}/{RUNS}"
-    names = ("/*/checkpoints/*", "/*/slots/*", "/*/tune/*/checkpoint_*", "/", "/*/")
+    names = ("/*/checkpoints/*", "/*/slots/*", "/", "/*/")
     return {"Effect": "Allow", "Action": WRITES, "Resource": [f"{runs}{name}" for name in names]}
 
 

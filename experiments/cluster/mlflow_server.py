@@ -71,19 +71,7 @@ def private(file: Path, content: str) -> None:
 def start(home: Path, host: str, port: int, artifacts: str, admin: str) -> None:
     """Raises SystemExit with the end of the log if it does not come up."""
     (home / "auth.ini").write_text(AUTH.format(home=home), encoding="utf-8")
-    server = [
-        "-m",
-        "mlflow",
-        "server",
-        "--app-name",
-        "basic-auth",
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--workers",
-        "2",
-    ]
+    server = f"-m mlflow server --app-name basic-auth --host {host} --port {port} --workers 2".split()
     stores = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", artifacts]
     environment = {
         **os.environ,

@@ -96,7 +96,7 @@ def test_a_search_with_all_it_keeps_in_a_bucket_ends_with_a_champion(servers, se
         assert checkpoint.parent.list_names() == [checkpoint.name]
         assert checkpoint.is_complete()
         assert not any(name.startswith("optimizer") for name in checkpoint.list_names())
-    assert {"journal.jsonl", "report.html", "search.json", "tune"} <= set(folder.list_names())
+    assert {"journal.jsonl", "report.html", "search.json"} <= set(folder.list_names())
     assert not folder.has_file("lock")
     assert not folder.parent.has_file("lock")
 

@@ -60,7 +60,10 @@ def test_a_number_that_nothing_real_has_is_refused_in_words(path, override, prob
 def test_a_message_is_never_longer_than_a_screen(path):
     long = "x" * 100_000
     said = problems(path, f"trial.method.rank={long}")
-    assert [len(each) < 1000 for each in said] == [True]
+    said += problems(
+        path, f"search.space={{{', '.join(f'branch{n}: {{}}' for n in range(300))}}}", "search.space.x.y=1"
+    )
+    assert [len(each) < 1000 for each in said] == [True, True]
     (path).write_text(path.read_text() + "\n".join(f"{long[:300]}{n}: 1" for n in range(300)))
     with pytest.raises(ExperimentError) as caught:
         load_experiment(path)
