@@ -2,8 +2,6 @@
 
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import ray
 from components.cluster.private_session import GLOO_INTERFACE, session_folder
 from components.cluster.ray_internals.core import draining_nodes, free_resources, head_node_id
 from components.cluster.ray_session import connected
-from tests.support.programs import environment
 from tests.support.servers import until
 
 
@@ -49,30 +46,3 @@ def test_each_node_says_what_it_has_free():
     ray.get(occupant.ready.remote())
     until(lambda: free_resources()[node["NodeID"]]["CPU"] == 1.0, seconds=30)
     assert draining_nodes() == set()
-
-
-STARTING = """
-import os, signal, threading, time
-import psutil
-from components.cluster.ray_session import connected
-from workflows.cli import Terminated, raise_on_sigterm
-
-def end_it():
-    while not any("gcs_server" in child.name() for child in psutil.Process().children()):
-        time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-threading.Thread(target=end_it, daemon=True).start()
-try:
-    with raise_on_sigterm(), connected(num_cpus=1):
-        time.sleep(60)
-except Terminated:
-    raise SystemExit(143)
-"""
-
-
-def test_sigterm_while_ray_starts_is_the_programs_own():
-    ended = subprocess.run(
-        [sys.executable, "-c", STARTING], env=environment(), timeout=120, check=False, capture_output=True
-    )
-    assert ended.returncode == 143, ended.stderr.decode()[-2000:]

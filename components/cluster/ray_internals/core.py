@@ -24,7 +24,7 @@ def sigterm_left_alone() -> Iterator[None]:
 
     Public way: none. The handler that `ray.init` installs ends the process with status 15, without a word; one that is put
     back afterwards misses what comes in the seconds that Ray takes to start.
-    Test: tests/ray/test_ray_internals.py::test_sigterm_while_ray_starts_is_the_programs_own
+    Test: tests/ray/test_starting_ray.py::test_sigterm_while_ray_starts_is_the_programs_own
     """
     install = utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda handler: None
