@@ -5,6 +5,7 @@ A new process, so that only the trial's memory is measured, and only this proces
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -125,6 +126,7 @@ def _measure_steps(request: CalibrationRequest, steps: int, evaluates: bool) -> 
 
 def load_kernels(device: torch.device, precision: str) -> None:
     """Libraries allocate memory on their first use: a tiny layer uses them before the measurement begins."""
+    importlib.import_module("pandas")  # pyarrow loads it with the first column that is read
     layer = torch.nn.Linear(8, 8, device=device)
     with computing(precision, device):
         hidden = layer(torch.ones(1, 1, 8, 8, device=device))

@@ -153,7 +153,7 @@ def test_a_clone_that_needs_it_is_refused_where_the_workers_are_here(toy_search,
     inbox = _Inbox(CloneTrial(trial="1", changes={"method.quantize": "nf4"}))
     histories = TrialHistories([RECORDS[0]])
     context = SimpleNamespace(experiment=load_experiment("toy.yaml"))
-    TrialController(context, None, histories, None, inbox).process_requests([])
+    TrialController(context, None, histories, None, inbox).process_requests()
     (reply,) = inbox.replies
     assert reply.accepted == bool(address), reply.message
     assert address or reply.message.startswith(f"method.quantize=nf4: {NO_PACKAGE}")

@@ -478,7 +478,7 @@ def test_a_winner_that_this_machine_cannot_hold_is_refused_before_the_search(tmp
     path = experiment(gpus=0)
     check_verifiable(load_experiment(path))
     config = tmp_path / "model" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2**31, "hidden_size": 1024}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 2**27, "hidden_size": 2**14}))
     with pytest.raises(ValueError, match=r"search\.space\.lora: a winner is proven on this machine") as error:
         check_verifiable(load_experiment(path))
     lora, full = str(error.value).splitlines()

@@ -223,7 +223,7 @@ def test_the_page_is_written_where_the_user_says(capsys, model, data, tmp_path):
     assert said.out.splitlines()[-1] == f"page {page}"
     assert page.read_text(encoding="utf-8").count("<section>") == 1
     message = refused_after_output(capsys, "--model", model, "--data", data, "--html", tmp_path / "no" / "page.html")
-    assert message.startswith("[Errno 2] No such file or directory")
+    assert message == f"{tmp_path / 'no' / 'page.html'}: No such file or directory\n"
 
 
 def refused_after_output(capsys, *arguments):

@@ -39,7 +39,11 @@ def served(tmp_path_factory):
     """A registered model of a trained tiny one, as MLflow loads it."""
     folder = tmp_path_factory.mktemp("served")
     save_packaged(Trials(folder, least_rows=ROWS).packaged("lora", folder / "package"), folder / "version")
-    return mlflow.pyfunc.load_model(str(folder / "version"))
+    version = mlflow.pyfunc.load_model(str(folder / "version"))
+    version.get_raw_model().loaded.model.config.max_position_embeddings = (
+        2048  # the tools alone are hundreds of letters
+    )
+    return version
 
 
 @pytest.fixture(scope="module")
