@@ -46,13 +46,14 @@ class Lock(Protocol):
 
 
 class PendingWrite(ABC):
-    """A folder that several processes are writing together. Each writes its own files into `scratch`, then commits."""
-
-    scratch: Path
+    """A folder that several processes are writing together, each its own files."""
 
     @abstractmethod
-    def commit(self) -> None:
-        """Publishes this process's files. The folder is complete once all its writers have committed."""
+    def commit(self, write: Callable[[Path], None]) -> None:
+        """Publishes the files that `write` puts into an empty folder. All writers have done so once the folder is complete.
+
+        On a full disk it waits for room, and `write` is called again, in an empty folder.
+        """
 
 
 @dataclass(frozen=True, slots=True)
