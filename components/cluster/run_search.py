@@ -39,6 +39,7 @@ from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.report_marks import report_marks
 from components.records.budget_rule import BudgetRule
 from components.records.commands import RequestInbox
+from components.records.disk_use import DiskUse
 from components.records.events import TrialState
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
@@ -54,6 +55,7 @@ def run_search(
     stop: StopRequest | None = None,
     running_seconds: Callable[[], float] = time.monotonic,
     last_sign: float = 0.0,
+    disk: DiskUse | None = None,
 ) -> str | None:
     """Blocks until every trial has ended, or a stop request has ended the search. Works in any thread.
 
@@ -71,6 +73,7 @@ def run_search(
         stop: a request ends the search early; it can be resumed.
         running_seconds: how long drivers of this search have been running.
         last_sign: of the driver before this one, in Unix seconds.
+        disk: what the search keeps at most, as far as nobody asks for clones; without it clones may take any room.
     """
     _quiet_libraries()
     keep_keys_here()
@@ -79,7 +82,7 @@ def run_search(
     clock.resume(list(histories.values()), last_sign)
     spending = _spending(context, histories, clock, running_seconds)
     with running_board(KnownTrials.of(histories), context.folder) as board:
-        controller = TrialController(context, board, histories, gauges, inbox, clock, spending)
+        controller = TrialController(context, board, histories, gauges, inbox, clock, spending, disk)
         with histories.subscribed(gauges.update, retention.update), attached(controller):
             try:
                 _end_what_is_overdue(context, controller)

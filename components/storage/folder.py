@@ -131,6 +131,10 @@ class Folder(ABC):
         """Writes, reads and deletes a small file, without retries. Raises OSError with the reason if that fails."""
 
     @abstractmethod
+    def free_bytes(self) -> int | None:
+        """What may still be written to the disk that it is on; None where there is no end. A quota is not always seen."""
+
+    @abstractmethod
     def publish(self, write: Callable[[Path], None]) -> None:
         """Creates this folder from what `write` puts into an empty local folder.
 

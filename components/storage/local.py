@@ -80,6 +80,10 @@ class LocalFolder(Folder):
         with tempfile.TemporaryFile(dir=self.path):
             return
 
+    def free_bytes(self) -> int | None:
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        return shutil.disk_usage(there).free
+
     def publish(self, write: Callable[[Path], None]) -> None:
         remove_rests(self.path.parent, older_than=LONG_AGO)  # other searches may be filling theirs
         scratch = beside(self.path)
@@ -159,7 +163,7 @@ class SharedWrite(PendingWrite):
         """Writes this process's files, durable, into the scratch folder of all.
 
         A disk may notice only while it syncs that it is full. Then the files are lost, though another sync would succeed: so
-        they are written anew each time. What is half written leaves its room to others meanwhile.
+        they are written again each time. What is half written leaves its room to others meanwhile.
         """
         try:
             self.own.mkdir(parents=True)

@@ -125,6 +125,9 @@ class ObjectStoreFolder(Folder):
         except OSError as error:
             raise StorageError(describe_error(error)) from None
 
+    def free_bytes(self) -> int | None:
+        return None
+
     def publish(self, write: Callable[[Path], None]) -> None:
         scratch = new_scratch()
         try:
