@@ -235,7 +235,7 @@ def test_a_diverged_trial_fails_with_its_reason(files, cluster):
     assert "lower optimizer.learning_rate" in history.reason
 
 
-def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain):
+def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain, caplog):
     victims, killed = ["RayTrainWorker", "RestartableBoard", "TrainController", "RestartableBoard", SLOT], []
 
     def kill_one(record):
@@ -246,6 +246,10 @@ def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain):
     assert len(killed) == 5
     assert final_losses(records) == pytest.approx(final_losses(plain[1]), abs=1e-6)
     assert points_of(records) == points_of(plain[1])
+    said = [line for line in caplog.messages if "lost its slot" in line]
+    assert said
+    assert all(line.endswith("(its process or its node ended), and goes on in another one") for line in said)
+    assert not any(record.exc_info for record in caplog.records)  # no traceback of Tune's beside it
 
 
 def points_of(records):
@@ -310,6 +314,7 @@ def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(
 
     (lost,) = replay(searched(context, kill_slot)).values()
     assert (lost.state, lost.impossible, len(lost.reports)) == ("failed", False, 1)
+    assert lost.reason == "lost its slot: its process or its node ended"
     assert outcome_of_no_success([lost], "again").outcome is Outcome.LOST
     records = searched(context)
     (found,) = replay(records).values()
