@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from components.experiment.experiment_errors import ExperimentError, Problem, excerpt
+from components.experiment.experiment_errors import ExperimentError, Problem
 from components.experiment.spec.section import HALF_CHARACTER
+from components.storage.excerpt import excerpt
 
 NO_EXPERIMENT = "no such experiment file; experiments/ has some"
 EXPERIMENT_IS = "an experiment is a mapping of keys, e.g. `name: ...`"
