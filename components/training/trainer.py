@@ -88,13 +88,16 @@ class Trainer:
         base: BaseReference,
         rungs: tuple[int, ...] = (),
         replies: ReplyScores | None = None,
+        max_rows: int | None = None,
     ) -> None:
         """`rungs`: where the trial reports beside its regular evaluations, in the budget's units, ascending.
 
-        `replies` scores what the model says at evaluations, if that was asked for.
+        `replies` scores what the model says at evaluations, if that was asked for. `max_rows` are computed at once at most,
+        where the spec's micro-batch does not fit into memory: steps and losses are the same, up to the order of sums.
         """
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
-        self.replies = replies
+        self.replies, self.max_rows = replies, max_rows
+        self.rows_at_once = min(spec.batch.rows_per_micro_batch, max_rows or spec.batch.rows_per_micro_batch)
         separate = data.layout == "separate"
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
@@ -223,7 +226,7 @@ class Trainer:
             rows,
             worker_rank=self.workers.worker_rank,
             worker_count=self.workers.count,
-            rows_per_micro_batch=self.spec.batch.rows_per_micro_batch,
+            rows_per_micro_batch=self.rows_at_once,
         )
         return [collate(self.train_store, share, self.data.pad_token_id) for share in shares]
 
@@ -269,7 +272,7 @@ class Trainer:
             store,
             self.workers,
             max_tokens=self.data.max_tokens,
-            rows_per_batch=self.spec.batch.rows_per_micro_batch,
+            rows_per_batch=self.rows_at_once,
             pad_token_id=self.data.pad_token_id,
         )
 
@@ -284,7 +287,7 @@ class Trainer:
         if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
             return {}
         # As many tokens at once as an evaluation of the loss has; a cache takes less memory than a training step.
-        at_once = self.spec.batch.rows_per_micro_batch * self.data.max_tokens
+        at_once = self.rows_at_once * self.data.max_tokens
         return self.replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
 
     def _progress(self, diverged: str | None = None) -> Progress:
@@ -305,6 +308,7 @@ class Trainer:
             evaluation_seconds=self.counters.evaluation_seconds,
             evaluation_worker_seconds=self.counters.evaluation_worker_seconds,
             steps=tuple(self.interval.steps),
+            max_rows=self.max_rows,
             done=self.done or diverged is not None,
             diverged=diverged,
             metric=self.data.metric,

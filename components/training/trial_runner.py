@@ -25,6 +25,7 @@ from components.training.checkpoint_names import at_report, between_reports
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
+from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, NoSignals, TrialSignals
 from components.training.trainer import Trainer, TrainingData
@@ -67,13 +68,16 @@ class TrialRunner:
         if self.workers.parallel == "ddp" and not missing:  # else the first trial says what is missing
             self.warm.load(kind)
 
-    def start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None) -> None:
+    def start(
+        self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None, max_rows: int | None = None
+    ) -> None:
         """Starts a new trial on a clean model; the trial before leaves no trace in it.
 
         Raises InputError for an impossible spec, and UnfitWorkersError if no trial of this model can be trained here.
 
         Args:
             warm_from: a checkpoint of another trial, whose weights this one begins with. Nothing else of it is used.
+            max_rows: how many are computed at once at most, where the spec's micro-batch does not fit into memory.
         """
         self.run = None  # frees the old optimizer before the new one is made
         self.wait_for_uploads()
@@ -88,16 +92,21 @@ class TrialRunner:
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
         base = self.base.model_copy(update={"model": model})
-        self.run = Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores)
+        self.run = Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
         """Trains up to the next report and writes its checkpoint (none if the trial diverged). See Trainer.advance.
 
         A preempted trial writes an interim checkpoint instead, which is complete on return. The next call continues from
-        there.
+        there. Raises RowsExceedMemory if its rows do not fit into memory.
         """
         run = self.running
-        progress = run.advance(signals)
+        try:
+            progress = run.advance(signals)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise RowsExceedMemory(f"{type(error).__name__}: {error}") from error
+            raise
         folder = self.checkpoints / self.trial_id
         if progress is None:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)

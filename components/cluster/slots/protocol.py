@@ -18,12 +18,16 @@ class _Numbered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start(_Numbered):
-    """Begin a trial of a branch, with the weights of `warm_from` if that is given."""
+    """Begin a trial of a branch, with the weights of `warm_from` if that is given.
+
+    `max_rows`: so many in a micro-batch at most, where more did not fit into memory; the board sets it.
+    """
 
     trial_id: str
     spec: TrialSpec
     branch: str = ""
     warm_from: str | None = None
+    max_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +88,13 @@ class Left(_Numbered):
 class Failed(_Numbered):
     """The trial cannot go on, for the same reason on every worker; the slot can serve other trials.
 
-    With `ends_search` the reason is not the trial's own: every other trial would fail for it.
+    With `ends_search` the reason is not the trial's own: every other trial would fail for it. With `lost` nor is it, and the
+    search may go on with the trial later.
     """
 
     reason: str
     ends_search: bool = False
+    lost: bool = False
 
 
 SlotCommand = Start | Load | Advance | EndSlot | Wait

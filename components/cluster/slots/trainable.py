@@ -21,6 +21,7 @@ from ray.util import get_current_placement_group, placement_group_table
 from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.capacity.node_history import SLOT
 from components.cluster.ray_internals.train import BorrowedGroupTrainer
+from components.cluster.slots.death_witness import DeathWitness
 from components.cluster.slots.protocol import (
     Advance,
     EndSlot,
@@ -79,7 +80,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         match answer:
             case Failed():
                 # An exception would make Tune discard the slot; this result keeps it for the next trial.
-                return self._result(failure=answer.reason, ends_search=answer.ends_search, done=True)
+                return self._result(failure=answer.reason, ends_search=answer.ends_search, lost=answer.lost, done=True)
             case Left():
                 return self._result(exit_reason=answer.reason)
             case Reported():
@@ -154,8 +155,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             run_config=RunConfig(
                 name=f"slot-{self.slot}",
                 storage_path=str(self.context.folder / "slots"),
-                # A dead worker always restarts the group: the board counts the failures of each trial.
+                # A dead worker always restarts the group: the board judges why, and what follows for the trial.
                 failure_config=FailureConfig(max_failures=-1),
+                callbacks=[DeathWitness(self.board, self.slot)],
             ),
         )
         try:

@@ -9,10 +9,11 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
 
 from components.cluster.ray_session import this_node
+from components.cluster.slots.deaths import WAYS_OUT, Evidence
+from components.cluster.slots.oom_kills import oom_kills
 from components.cluster.slots.protocol import (
     Advance,
     Done,
@@ -38,6 +39,7 @@ from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
 from components.training.budget_units import ranked_by
+from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
@@ -62,13 +64,15 @@ def serve_commands(config: dict[str, Any]) -> None:
     """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
     board, slot = config["board"], config["slot"]
     first = ray.train.get_context().get_world_rank() == 0
-    # Before anything can fail, so that the board counts every group.
-    resume = ray.get(board.register_worker_group.remote(slot)) if first else None
+    if first:
+        ray.get(board.register_worker_group.remote(slot))
     try:
         workers = workers_of_this_run(config["workers"])
-        runners = _restore_runners(config["context"], config["workers"], workers, workers.from_first(resume))
+        resume = _take_over(workers, board, slot)
+        runners = _restore_runners(config["context"], config["workers"], workers, resume)
     except Exception as error:
-        ray.get(board.report_startup_error.remote(slot, f"{type(error).__name__}: {error}"))
+        if not _is_broken_collective(error):
+            ray.get(board.testify.remote(slot, _evidence_of(error)))
         raise
     signals = SlotSignals(board, slot, first=first)
     answer: SlotAnswer | None = None
@@ -83,6 +87,14 @@ def serve_commands(config: dict[str, Any]) -> None:
         if not isinstance(command, Wait) and (done is None or done.number != command.number):
             done = _execute(command, runners, workers, signals, board, slot)
         answer = None if isinstance(command, Wait) else done  # a board that replaces another may ask a second time
+
+
+def _take_over(workers: Workers, board: Any, slot: str) -> Resume:
+    """Tells the board what this worker's node knows of the group before. Returns the trial to go on with."""
+    ray.get(board.bear_witness.remote(slot, ray.get_runtime_context().get_node_id(), oom_kills()))
+    workers.barrier()
+    resume: Resume = workers.from_first(ray.get(board.take_over.remote(slot)) if workers.worker_rank == 0 else None)
+    return resume
 
 
 def make_runner(context: SearchContext, workers: Workers, base: SearchBase | None = None) -> TrialRunner:
@@ -171,16 +183,17 @@ def _execute(
     """
     try:
         return _run_command(command, runners, workers, signals)
-    except dist.DistError:
-        raise
     except ValueError as error:
         unfit = isinstance(error, UnfitWorkersError)
         return Failed(number=command.number, reason=str(error), ends_search=unfit)
-    except (RuntimeError, OSError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except Exception as error:
         if _is_broken_collective(error):
             raise
-        reason = f"{type(error).__name__}: {error}"
-        if workers.count == 1 and not isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RowsExceedMemory):
+            ray.get(board.testify.remote(slot, _evidence_of(error), command.number))
+            raise
+        reason = _in_words(error)
+        if workers.count == 1 and not is_out_of_memory(error):
             return Failed(number=command.number, reason=reason)
         ray.get(board.report_worker_error.remote(slot, command.number, reason))
         raise
@@ -205,9 +218,20 @@ def _run_command(command: SlotCommand, runners: Runners, workers: Workers, signa
 
 def _start(runners: Runners, start: Start) -> None:
     warm_from = None if start.warm_from is None else folder_at(start.warm_from)
-    runners.of(start.branch).start(start.trial_id, start.spec, warm_from)
+    runners.of(start.branch).start(start.trial_id, start.spec, warm_from, start.max_rows)
+
+
+def _evidence_of(error: Exception) -> Evidence:
+    rows = isinstance(error, RowsExceedMemory)
+    return Evidence(reason=str(error) if rows else _in_words(error), out_of_memory=rows)
+
+
+def _in_words(error: Exception) -> str:
+    memory = f"; fewer rows at once do not help here: {WAYS_OUT}" if is_out_of_memory(error) else ""
+    return f"{type(error).__name__}: {error}{memory}"
 
 
 def _is_broken_collective(error: BaseException) -> bool:
     """gloo reports a dead peer as a plain RuntimeError, which only its text tells apart. Beside NCCL there is gloo, too."""
-    return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset"))
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
