@@ -26,6 +26,7 @@ from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
+from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, NoSignals, TrialSignals
 from components.training.trainer import Trainer, TrainingData
@@ -45,13 +46,15 @@ class TrialRunner:
         base: BaseReference,
         checkpoints: Folder,
         rungs: tuple[int, ...] = (),
+        pace: Pace | None = None,
     ) -> None:
-        """`rungs`: where every trial reports beside its regular evaluations, in target tokens."""
+        """`rungs`: where every trial reports beside its regular evaluations, in target tokens. `pace`: that of its trials."""
         self.rungs = rungs
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
         self.sharded = ShardedBase(self._load_mapped, workers)
         self.run: Trainer | None = None
+        self.pace = pace or Pace()
         self.uploads = BackgroundUpload()
         self.trial_id = ""
         self._isolates: dict[BaseVariant, bool] = {}
@@ -82,6 +85,7 @@ class TrialRunner:
         self.run = None  # frees the old optimizer before the new one is made
         self.wait_for_uploads()
         self.trial_id = trial_id
+        self.pace.begin()
         self._check_attention()
         self._check_quantization(spec)
         scored = self._clean_model(spec)
@@ -92,7 +96,9 @@ class TrialRunner:
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
         base = self.base.model_copy(update={"model": model})
-        self.run = Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows)
+        self.run = Trainer(
+            spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows, self.pace
+        )
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
         """Trains up to the next report and writes its checkpoint (none if the trial diverged). See Trainer.advance.

@@ -7,6 +7,7 @@ from components.cluster.slots.deaths import Evidence
 from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Resume
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, Stop, TrialInstructed, TrialProgressed, replay
+from components.training.pace import PaceReading
 from tests.support.board import Board, answered, done, progress, reports, restarted, start
 from tests.support.records import started as trial_started
 
@@ -172,7 +173,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
         call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         command = await board.next_command("slot", None)
-        listening = asyncio.ensure_future(board.wait_for_stop("slot"))
+        listening = asyncio.ensure_future(board.wait_for_stop("slot", PaceReading()))
         await asyncio.sleep(0)
         stop = asyncio.ensure_future(board.stop_search())
         heard = await listening

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from components.cluster.slots.command_board import KnownTrials
+from components.cluster.slots.death_witness import evidence_in
 from components.cluster.slots.deaths import MAX_DEATHS, MAX_STRIKES, Evidence
 from components.cluster.slots.oom_kills import oom_kills
-from components.cluster.slots.protocol import Advance
+from components.cluster.slots.protocol import Advance, Witness
 from components.cluster.slots.slot_result import SlotResult
 from components.experiment.spec import BatchSpec
 from components.records.events import TrialProgressed, replay
@@ -52,14 +53,14 @@ def outcome_of(deaths, known=None):
     return asyncio.run(scenario())
 
 
-def test_a_trial_that_runs_out_of_memory_computes_half_the_rows_at_once_until_one_is_too_many():
+def test_a_trial_out_of_memory_computes_half_the_rows_at_once_down_to_one():
     answer, rows = outcome_of([MEMORY, MEMORY, MEMORY])
     assert rows == [3, 1, None]
     assert answer.reason.startswith("out of memory with one row at a time: OutOfMemoryError: CUDA out of memory; set ")
     assert not answer.lost
 
 
-def test_running_out_of_memory_is_no_strike_and_several_witnesses_of_one_death_are_one():
+def test_running_out_of_memory_is_no_strike_however_many_workers_say_so():
     async def scenario():
         board = Board()
         await board.register_worker_group("slot")
@@ -150,17 +151,62 @@ def test_a_count_of_kills_by_the_kernel_that_has_risen_is_evidence_on_that_node_
     async def scenario(counts):
         board = Board()
         await board.register_worker_group("slot")
-        await board.bear_witness("slot", "here", 1)
+        await board.bear_witness("slot", Witness(worker=None, node="here", oom_kills=1))
         await board.take_over("slot")
         await answered(board, start("t", **SIX_ROWS), done)
         await board.register_worker_group("slot")
         for node, count in counts:
-            await board.bear_witness("slot", node, count)
+            await board.bear_witness("slot", Witness(worker=None, node=node, oom_kills=count))
         return (await board.take_over("slot")).start.max_rows
 
     assert asyncio.run(scenario([("here", 2)])) == 3
     assert asyncio.run(scenario([("here", 1), ("there", 5)])) is None
     assert asyncio.run(scenario([("here", None)])) is None
+
+
+def test_what_ended_a_process_by_its_own_fault_is_a_strike_with_the_place():
+    fault = Witness(worker=None, node="here", faults=["Segmentation fault in score (tone.py, line 3)"])
+
+    async def scenario():
+        board = Board()
+        await board.register_worker_group("slot")
+        await answered(board, start("t", **SIX_ROWS), done)
+        call = asyncio.ensure_future(board.ask(Advance()))
+        await asyncio.sleep(0)
+        for _ in range(MAX_STRIKES + 1):
+            await board.register_worker_group("slot")
+            await board.bear_witness("slot", fault)
+            await board.take_over("slot")
+        return await call
+
+    assert asyncio.run(scenario()).reason.endswith("the last time: Segmentation fault in score (tone.py, line 3)")
+
+
+def test_a_group_that_dies_before_it_takes_over_is_counted_once():
+    async def scenario():
+        board = Board()
+        await board.register_worker_group("slot")
+        await answered(board, start("t", **SIX_ROWS), done)
+        call = asyncio.ensure_future(board.ask(Advance()))
+        await asyncio.sleep(0)
+        for _ in range(MAX_DEATHS):
+            await board.register_worker_group("slot")
+        await board.take_over("slot")
+        enough = call.done()
+        await restarted(board)
+        return enough, await call
+
+    enough, answer = asyncio.run(scenario())
+    assert not enough
+    assert answer.lost
+
+
+def test_ray_s_memory_monitor_is_known_by_its_words_and_other_deaths_are_not():
+    killed = (
+        "6 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.1) was 6.8GB"
+    )
+    assert evidence_in([RuntimeError("gone"), RuntimeError(f"A worker health check failed.\n{killed}")]).out_of_memory
+    assert evidence_in([RuntimeError("The actor died unexpectedly before finishing this task."), None]) is None
 
 
 V1 = "9:name=systemd:/\n4:cpu,memory:/pod/one\n0::/unused\n"

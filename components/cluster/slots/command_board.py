@@ -1,7 +1,7 @@
 """The board between the slots of a search and their workers: one command at a time per slot, and the state to resume.
 
 The slot calls `submit`. The first worker calls `register_worker_group` at each (re)start of its group, `take_over` once all
-workers have told what they know of the group before, and `next_command` in a loop. What follows from a group's death for its
+workers have said what they know of the group before, and `next_command` in a loop. What follows from a group's death for its
 trial, deaths.py says. In production this is a Ray actor (restartable_board.py), but it is plain asyncio: tests run it without
 Ray.
 
@@ -16,9 +16,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from components.cluster.slots.deaths import Deaths, Evidence, FewerRows, GiveUp
+from components.cluster.slots.hang_watch import HangRule, HangWatch
 from components.cluster.slots.protocol import (
     Advance,
     EndSlot,
@@ -31,9 +32,11 @@ from components.cluster.slots.protocol import (
     SlotCommand,
     Start,
     Wait,
+    Witness,
 )
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, TrialHistory, TrialState, budget_at
+from components.training.pace import PaceReading
 
 POLL_SECONDS = 30.0  # how long a call waits before the first worker makes it again
 HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
@@ -57,6 +60,8 @@ class _Slot:
     in_doubt: bool = False  # the last death has not been judged: its evidence may be still to come
     restarts: int = 0  # worker groups that died since the trial's last report or start
     oom_kills: dict[str, int] = field(default_factory=dict)  # by the nodes of its workers
+    group: list[Any] = field(default_factory=list)  # its workers' actors
+    watch: HangWatch = field(default_factory=HangWatch)
     last_heartbeat: float = -math.inf
 
     @property
@@ -103,10 +108,13 @@ class CommandBoard:
     Args:
         known: what the journal had when the board began.
         replaces: another board of the same search has died, and slots and workers are at work.
+        hangs: from when on workers are taken to hang.
     """
 
-    def __init__(self, known: KnownTrials | None = None, *, replaces: bool = False) -> None:
-        known, self._replaces = known or KnownTrials(), replaces
+    def __init__(
+        self, known: KnownTrials | None = None, *, replaces: bool = False, hangs: HangRule | None = None
+    ) -> None:
+        known, self._replaces, self._hangs = known or KnownTrials(), replaces, hangs or HangRule()
         self._slots: dict[str, _Slot] = {}
         self._search_stops = asyncio.Event()
         self._extensions, self._last_reports = dict(known.extensions), dict(known.last_reports)
@@ -160,21 +168,20 @@ class CommandBoard:
             if explained or state.in_doubt:
                 self._judge(state)
             state.in_doubt = not explained
-        state.has_group = True
+        state.has_group, state.group = True, []
+        state.watch.forget_group()
 
-    async def bear_witness(self, slot: str, node: str, oom_kills: int | None) -> None:
-        """For every worker of a new group, before it takes over: what its node tells about the death of the group before.
-
-        Args:
-            oom_kills: how many processes the kernel has killed there because memory had run out; None if it does not count.
-        """
+    async def bear_witness(self, slot: str, witness: Witness) -> None:
+        """For every worker of a new group, before it takes over."""
         state = self._slots.setdefault(slot, _Slot())
-        if oom_kills is None:
-            return
-        if oom_kills > state.oom_kills.get(node, oom_kills):
+        state.group.append(witness.worker)
+        state.deaths.evidence.extend(Evidence(reason=fault) for fault in witness.faults)
+        node, kills = witness.node, witness.oom_kills
+        if kills is not None and kills > state.oom_kills.get(node, kills):
             reason = "the kernel killed a process of its node's control group, whose memory had run out"
             state.deaths.evidence.append(Evidence(reason=reason, out_of_memory=True))
-        state.oom_kills[node] = oom_kills
+        if kills is not None:
+            state.oom_kills[node] = kills
 
     async def take_over(self, slot: str) -> Resume:
         """For the first worker: the trial to go on with. A trial whose groups die too often has failed.
@@ -201,8 +208,23 @@ class CommandBoard:
     async def note_death(self, slot: str, evidence: Evidence | None) -> None:
         """For Train's controller: the group has died, or is ended because a part of it has."""
         state = self._slots.setdefault(slot, _Slot())
+        state.watch.forget_group()
         if evidence is not None:
             state.deaths.evidence.append(evidence)
+
+    async def lose_slot(self, slot: str, evidence: Evidence) -> None:
+        """For a slot whose Train run has ended, so that its trial goes on in another one."""
+        state = self._slots.setdefault(slot, _Slot())
+        state.deaths.evidence.append(evidence)
+        self._judge(state)
+
+    async def watched_group(self, slot: str) -> tuple[list[Any], bool]:
+        """For a slot: the actors of its workers (none if another board knew them), and whether they are to be ended."""
+        state = self._slots.setdefault(slot, _Slot())
+        hang = state.watch.verdict(time.monotonic(), self._hangs)
+        if hang is not None:
+            state.deaths.evidence.append(Evidence(reason=hang))
+        return state.group, hang is not None
 
     async def report_worker_error(self, slot: str, number: int, reason: str) -> None:
         """For any worker: command `number` failed on this worker, perhaps not on the others, so the group must restart.
@@ -224,9 +246,14 @@ class CommandBoard:
         training = [state for state in states if isinstance(state.command, Advance)]
         await asyncio.gather(*(state.answered.wait() for state in training))
 
-    async def wait_for_stop(self, slot: str) -> bool:
-        """For the first worker, beside its training: whether the search stops, known after at most HEARTBEAT_SECONDS."""
-        self._slots.setdefault(slot, _Slot()).last_heartbeat = time.monotonic()
+    async def wait_for_stop(self, slot: str, reading: PaceReading) -> bool:
+        """For the first worker, beside its training: whether the search stops, known after at most HEARTBEAT_SECONDS.
+
+        `reading`: how its trial gets on.
+        """
+        state = self._slots.setdefault(slot, _Slot())
+        state.last_heartbeat = time.monotonic()
+        state.watch.note(reading, state.last_heartbeat)
         return await _happens_within(HEARTBEAT_SECONDS, self._search_stops)
 
     async def stop_trial(self, trial_id: str) -> None:
@@ -275,6 +302,7 @@ class CommandBoard:
     def _take(self, state: _Slot, command: SlotCommand, resume: Resume) -> None:
         if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here
             resume, state.deaths, state.restarts = Resume(), Deaths(), 0
+            state.watch = HangWatch()
         state.resume = resume
         state.introduced.set()
         if isinstance(command, Start):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from components.cluster.slots.slot_result import ExitReason
 from components.experiment.spec import TrialSpec
@@ -95,6 +97,20 @@ class Failed(_Numbered):
     reason: str
     ends_search: bool = False
     lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """What a worker of a new group tells of itself, and what its node knows of the death of the group before.
+
+    `worker` is its actor's handle, by which it can be ended from outside. `oom_kills`: how many processes the kernel has
+    killed there because memory had run out; None if it does not count. `faults` are those that ended processes, in words.
+    """
+
+    worker: Any
+    node: str
+    oom_kills: int | None = None
+    faults: Sequence[str] = ()
 
 
 SlotCommand = Start | Load | Advance | EndSlot | Wait

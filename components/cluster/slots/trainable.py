@@ -21,7 +21,8 @@ from ray.util import get_current_placement_group, placement_group_table
 from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.capacity.node_history import SLOT
 from components.cluster.ray_internals.train import BorrowedGroupTrainer
-from components.cluster.slots.death_witness import DeathWitness
+from components.cluster.slots.death_witness import DeathWitness, evidence_in
+from components.cluster.slots.hang_guard import HangGuard
 from components.cluster.slots.protocol import (
     Advance,
     EndSlot,
@@ -124,10 +125,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         if self.train_run is None:
             self.train_run = threading.Thread(target=self._run_train, name=f"slot-{self.slot}", daemon=True)
             self.train_run.start()
-        answer, last_placed = self._submit(command), time.monotonic()
+        answer, last_placed, guard = self._submit(command), time.monotonic(), HangGuard(self.board, self.slot)
         while not ray.wait([answer], timeout=1.0)[0]:
             if not self.train_run.is_alive():
+                if evidence := evidence_in([self.train_error]):
+                    ray.get(self.board.lose_slot.remote(self.slot, evidence))
                 raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_error}")
+            guard.poll()
             if is_placed():
                 last_placed = time.monotonic()
             elif time.monotonic() - last_placed > PLACEMENT_LOST_SECONDS:
