@@ -31,7 +31,7 @@ search:
     unlucky: {method: {kind: full}}
     broken: {method: {kind: lora, rank: 2}}
 resources: {lora: {workers: 1}, full: {workers: 2}}
-evaluation: {generate: {conversations: 4, max_new_tokens: 4, scores: ["plants:said"]}}
+evaluation: {generate: {conversations: 4, max_new_tokens: 4, scores: [{name: "plants:said", direction: maximize}]}}
 """
 # The second worker of `unlucky` runs out of memory after the first evaluation, and is stopped after the second one. The only
 # worker of `broken` crashes in every evaluation.

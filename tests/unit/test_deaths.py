@@ -29,6 +29,10 @@ OWN = Evidence(reason="FileNotFoundError: no such model")
 SIX_ROWS = {"batch": BatchSpec(rows_per_step=6, rows_per_micro_batch=6)}
 
 
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario, timeout=30.0))
+
+
 def outcome_of(deaths, known=None):
     """What a trial with micro-batches of 6 rows comes to whose groups die so on the way to its first report.
 
@@ -50,7 +54,7 @@ def outcome_of(deaths, known=None):
         call.cancel()
         return answer, rows
 
-    return asyncio.run(scenario())
+    return run(scenario())
 
 
 def test_a_trial_out_of_memory_computes_half_the_rows_at_once_down_to_one():
@@ -77,7 +81,7 @@ def test_running_out_of_memory_is_no_strike_however_many_workers_say_so():
         call.cancel()
         return still, resume.start.max_rows
 
-    assert asyncio.run(scenario()) == (True, 3)
+    assert run(scenario()) == (True, 3)
 
 
 def test_an_error_of_a_command_that_has_been_answered_is_no_evidence():
@@ -89,7 +93,7 @@ def test_an_error_of_a_command_that_has_been_answered_is_no_evidence():
         await board.testify("slot", MEMORY, number=2)
         return (await restarted(board)).start.max_rows
 
-    assert asyncio.run(scenario()) is None
+    assert run(scenario()) is None
 
 
 def test_what_fits_is_kept_for_the_trial_in_another_slot_and_for_another_board():
@@ -105,7 +109,7 @@ def test_what_fits_is_kept_for_the_trial_in_another_slot_and_for_another_board()
     told = TrialProgressed(trial_id="t", progress=reported, slot="s", time=3.0)
     known = KnownTrials.of(replay([trial_started("t"), told]))
     assert known.max_rows == {"t": 3}
-    assert asyncio.run(scenario(Board(known))) == 3
+    assert run(scenario(Board(known))) == 3
     assert KnownTrials(max_rows={"t": 6}).updated(known).max_rows == {"t": 3}
     assert outcome_of([MEMORY], known)[1] == [1]
 
@@ -120,7 +124,7 @@ def test_memory_that_runs_out_while_a_trial_is_started_is_not_mended_by_fewer_ro
             await restarted(board, MEMORY)
         return await call
 
-    assert asyncio.run(scenario()).reason.endswith("the last time: OutOfMemoryError: CUDA out of memory")
+    assert run(scenario()).reason.endswith("the last time: OutOfMemoryError: CUDA out of memory")
 
 
 def test_deaths_from_outside_are_no_strikes_but_not_endless():
@@ -144,7 +148,7 @@ def test_deaths_count_from_the_last_report_and_strikes_from_the_last_answer():
             answer = await answered(board, Advance(), reports(step, 10 * step))
         return answer
 
-    assert asyncio.run(scenario()).progress.step == 3
+    assert run(scenario()).progress.step == 3
 
 
 def test_a_count_of_kills_by_the_kernel_that_has_risen_is_evidence_on_that_node_only():
@@ -159,9 +163,9 @@ def test_a_count_of_kills_by_the_kernel_that_has_risen_is_evidence_on_that_node_
             await board.bear_witness("slot", Witness(worker=None, node=node, oom_kills=count))
         return (await board.take_over("slot")).start.max_rows
 
-    assert asyncio.run(scenario([("here", 2)])) == 3
-    assert asyncio.run(scenario([("here", 1), ("there", 5)])) is None
-    assert asyncio.run(scenario([("here", None)])) is None
+    assert run(scenario([("here", 2)])) == 3
+    assert run(scenario([("here", 1), ("there", 5)])) is None
+    assert run(scenario([("here", None)])) is None
 
 
 def test_what_ended_a_process_by_its_own_fault_is_a_strike_with_the_place():
@@ -179,7 +183,7 @@ def test_what_ended_a_process_by_its_own_fault_is_a_strike_with_the_place():
             await board.take_over("slot")
         return await call
 
-    assert asyncio.run(scenario()).reason.endswith("the last time: Segmentation fault in score (tone.py, line 3)")
+    assert run(scenario()).reason.endswith("the last time: Segmentation fault in score (tone.py, line 3)")
 
 
 def test_a_group_that_dies_before_it_takes_over_is_counted_once():
@@ -196,7 +200,7 @@ def test_a_group_that_dies_before_it_takes_over_is_counted_once():
         await restarted(board)
         return enough, await call
 
-    enough, answer = asyncio.run(scenario())
+    enough, answer = run(scenario())
     assert not enough
     assert answer.lost
 
