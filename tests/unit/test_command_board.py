@@ -13,7 +13,7 @@ from tests.support.records import started as trial_started
 
 
 def run(scenario):
-    return asyncio.run(scenario(Board()))
+    return asyncio.run(asyncio.wait_for(scenario(Board()), timeout=30.0))
 
 
 def test_an_answer_reaches_whoever_asked():

@@ -143,9 +143,14 @@ def test_deaths_count_from_the_last_report_and_strikes_from_the_last_answer():
         await board.register_worker_group("slot")
         await answered(board, start("t", **SIX_ROWS), done)
         for step in range(1, 4):
+            call = asyncio.ensure_future(board.ask(Advance()))
+            await asyncio.sleep(0)
             for evidence in (OWN, OWN, *[None] * (MAX_DEATHS - 2)):
                 await restarted(board, evidence)
-            answer = await answered(board, Advance(), reports(step, 10 * step))
+            command = await board.next_command("slot", None)
+            waiting = asyncio.ensure_future(board.next_command("slot", reports(step, 10 * step)(command)))
+            answer = await call
+            waiting.cancel()
         return answer
 
     assert run(scenario()).progress.step == 3
