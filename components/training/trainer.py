@@ -17,7 +17,9 @@ from torch import Tensor
 from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
-from components.data.general_text import Passage, PassageRows
+from components.data.general_text import PassageRows
+from components.data.layout import Layout
+from components.data.passage import Passage
 from components.data.prepare import PreparedDataset
 from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
@@ -27,7 +29,7 @@ from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import TARGET_BYTES, TARGET_TOKENS, Progress, StepMetrics, budget_at
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.storage.foreign_files import explain_foreign, read_object
@@ -44,7 +46,6 @@ from components.training.counters import Counters, ReportInterval
 from components.training.data_parallel import parallelize
 from components.training.evaluate import all_losses
 from components.training.loss import ScoredModel
-from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores

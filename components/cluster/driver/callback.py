@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -13,6 +14,8 @@ from components.cluster.driver.trial_control import TrialController, controller_
 from components.cluster.slots.slot_result import KEY, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted, TrialState
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,10 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             stop = self.controller.stop_of(trial.trial_id)
             self._end(trial, TrialState.STOPPED, stop.sentence if stop else self.controller.reason_of(trial.trial_id))
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = TrialConfig.of(trial).number
+        log.warning("trial %d lost its slot (%s), and goes on in another one", number, _why_lost(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its slot or its node was lost, for what is a trial's own fault is a result. The search may go on with it."""
         if trial.trial_id in self.controller.starts_again:
@@ -109,8 +116,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             return
         if trial.trial_id not in self.controller.histories:
             return  # it had no slot yet
-        error = trial.get_error()
-        self._end(trial, TrialState.FAILED, _last_line(str(error)) if error else "its slot died")
+        self._end(trial, TrialState.FAILED, f"lost its slot: {_why_lost(trial)}")
 
     def _end(self, trial: Any, state: TrialState, reason: str, *, impossible: bool = False) -> None:
         controller, trial_id = self.controller, trial.trial_id
@@ -123,5 +129,8 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         self.controller.confirm_finalists()
 
 
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
+def _why_lost(trial: Any) -> str:
+    """Of a process that is gone Ray says at length what may have ended it; an error of the slot's own is its last line."""
+    error = Path(trial.error_file).read_text(encoding="utf-8").strip() if trial.error_file else ""
+    last = error.splitlines()[-1] if error else ""
+    return "its process or its node ended" if not last or last.startswith("The actor") else last
