@@ -156,7 +156,7 @@ class Promotion:
         self.settings = VerificationSettings(
             prepared=candidate.dataset.directory,
             max_tokens=candidate.experiment.data.max_tokens,
-            rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
+            rows_per_batch=candidate.trial.rows_per_micro_batch,
             probes=tuple(probes),
             timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
             general=tuple(general),

@@ -13,7 +13,9 @@ from ray.tune.experiment import Trial
 from components.cluster.driver.trial_control import TrialController, controller_of
 from components.cluster.slots.slot_result import KEY, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
-from components.records.events import TrialEnded, TrialProgressed, TrialStarted, TrialState
+from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted, TrialState
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         progress = outcome.report
         if progress is None or any(report.step == progress.step and not progress.diverged for report in known):
             return  # the journal has it
+        self._say_fewer_rows(trial.trial_id, progress)
         self.controller.histories.record(
             TrialProgressed(
                 trial_id=trial.trial_id,
@@ -75,6 +78,15 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         )
         self.controller.board.note_report.remote(trial.trial_id, progress.step)
 
+    def _say_fewer_rows(self, trial_id: str, progress: Progress) -> None:
+        history = self.controller.histories[trial_id]
+        if progress.max_rows is not None and progress.max_rows != history.max_rows:
+            log.warning(
+                "trial %d ran out of memory: it goes on with at most %d rows in a micro-batch, and the same rows in a step",
+                history.started.number,
+                progress.max_rows,
+            )
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id not in self.controller.histories:
             return  # the budget of the search has not let it start
@@ -84,7 +96,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         if result is not None and result.failure is not None:
             if result.ends_search:
                 self.controller.fatal_error = result.failure
-            self._end(trial, TrialState.FAILED, result.failure, impossible=True)
+            self._end(trial, TrialState.FAILED, result.failure, impossible=result.is_impossible)
         elif report is not None and report.diverged:
             self._end(trial, TrialState.FAILED, report.diverged, impossible=True)
         elif report is not None and report.done:
