@@ -50,7 +50,7 @@ def test_a_file_without_bounds_is_refused_before_it_is_built(path, text, problem
         ("trial.batch.rows_per_step=1000001", "input should be less than or equal to 1000000, not 1000001"),
         (
             "search.space={a: {method: {rank: {integer: [1, 1000000000000000000000]}}}}",
-            "less than or equal to 1000000000000000",
+            "input should be less than or equal to 1000000000000000, not 1000000000000000000000",
         ),
         ("trial.seed=18446744073709551616", "input should be less than 4294967296, not 18446744073709551616"),
         ("search.seed=²", "input should be a valid integer, unable to parse string as an integer, not '²'"),
