@@ -17,6 +17,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from components.closed_pipe import end_by_sigpipe
+
 # What acts or hides: control characters but for ends of lines and tabs, the soft hyphen, marks of direction, characters
 # without width, separators of lines and paragraphs, fillers, notes between lines, halves of a surrogate pair, formats of
 # shorthand and of music, tags.
@@ -48,6 +50,9 @@ class VisibleConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        end_by_sigpipe()
 
     def render_str(self, text: str, **options: Any) -> Text:
         # Before rich, which drops some control characters without a word.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.servers import MlflowServer, S3Server
+
+# Some machines set it. The processes that tests start would compile all of the project's modules, each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TESTS = Path(__file__).parent
 MARKED_FOLDERS = ("ray", "end_to_end")  # each gives its name as a marker to all of its tests

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from pydantic import BaseModel, JsonValue
 
+from components.closed_pipe import ends_without_reader
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
 from components.errors import InputError, TakenOverError, TrackingError, TurnwiseError, VerificationError, message_of
 from components.experiment.read_yaml import read_value
@@ -101,15 +102,16 @@ def fail(message: str, status: Exit) -> NoReturn:
 
 
 def show(text: object = "", *, end: str = "\n", stderr: bool = False) -> None:
-    """Prints a text of any origin: what would act on the terminal, or hide, is an escape. All printing goes by here or by a
-    console of make_console()."""
-    print(visible(str(text)), end=end, file=sys.stderr if stderr else sys.stdout, flush=True)
+    """Prints a text of any origin: what would act or hide is an escape. Else only a console of make_console() prints."""
+    with ends_without_reader():
+        print(visible(str(text)), end=end, file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def show_json(result: object) -> None:
     """Prints JSON on one line, in which nothing acts on a terminal."""
     line = result.model_dump_json() if isinstance(result, BaseModel) else json_line(result)
-    print(visible_json(line), flush=True)
+    with ends_without_reader():
+        print(visible_json(line), flush=True)
 
 
 def quiet_libraries() -> None:

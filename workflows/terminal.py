@@ -15,6 +15,7 @@ from rich.console import Console
 
 from components.errors import TurnwiseError
 from components.experiment.spec import ExperimentSpec
+from components.lasting_output import lasting_output
 from components.records.outcome import Outcome
 from components.records.stop_flag import StopRequest
 from components.reports.leaderboard import leaderboard, ranked
@@ -56,6 +57,7 @@ STATUS: Mapping[Outcome, Exit] = {
 }
 
 
+@lasting_output()
 def search_and_report(
     experiment: ExperimentSpec,
     *,

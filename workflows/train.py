@@ -11,12 +11,10 @@ from collections.abc import Sequence
 
 from components.experiment.check_search import without_search
 from components.experiment.load_experiment import load_experiment
-from components.lasting_output import lasting_output
 from workflows.cli import add_experiment_arguments, command_line, exit_on_error, quiet_libraries
 from workflows.terminal import search_and_report
 
 
-@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     with exit_on_error():

@@ -20,7 +20,6 @@ from workflows.cli import Exit, add_experiment_arguments, command_line, exit_on_
 from workflows.terminal import search_and_report, watch
 
 
-@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     with exit_on_error():
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.sync is not None:
         from components.search.sync_search import sync_search
 
-        with exit_on_error():
+        with exit_on_error(), lasting_output():
             sync_search(experiment, arguments.sync, on_message=show)
         return Exit.DONE
     return search_and_report(

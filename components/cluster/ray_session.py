@@ -45,6 +45,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault(
         "TUNE_GLOBAL_CHECKPOINT_S", "1e9"
     )  # nobody reads Tune's state: a search goes on from its journal
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the driver says in a sentence what became of the trial
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning

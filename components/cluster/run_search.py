@@ -32,6 +32,7 @@ from components.cluster.scheduling.overdue_ends import overdue_ends
 from components.cluster.scheduling.scheduler import ending_rules, make_scheduler, pending_trials
 from components.cluster.scheduling.tune_search import search_algorithm
 from components.cluster.slots.command_board import KnownTrials
+from components.cluster.slots.hang_watch import HangRule
 from components.cluster.slots.restartable_board import running_board
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.trainable import Slot
@@ -56,6 +57,7 @@ def run_search(
     running_seconds: Callable[[], float] = time.monotonic,
     last_sign: float = 0.0,
     disk: DiskUse | None = None,
+    hangs: HangRule | None = None,
 ) -> str | None:
     """Blocks until every trial has ended, or a stop request has ended the search. Works in any thread.
 
@@ -74,6 +76,7 @@ def run_search(
         running_seconds: how long drivers of this search have been running.
         last_sign: of the driver before this one, in Unix seconds.
         disk: what the search keeps at most, as far as nobody asks for clones; without it clones may take any room.
+        hangs: from when on workers are taken to hang.
     """
     _quiet_libraries()
     keep_keys_here()
@@ -81,7 +84,7 @@ def run_search(
     clock = SlotClock()
     clock.resume(list(histories.values()), last_sign)
     spending = _spending(context, histories, clock, running_seconds)
-    with running_board(KnownTrials.of(histories), context.folder) as board:
+    with running_board(KnownTrials.of(histories), context.folder, hangs or HangRule()) as board:
         controller = TrialController(context, board, histories, gauges, inbox, clock, spending, disk)
         with histories.subscribed(gauges.update, retention.update), attached(controller):
             try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,12 @@ from typing import Any
 import numpy as np
 
 from components.conversations.chat_formats.rendered import Fork
+from components.data.passage import Passage
 from components.errors import InputError
 
 SHIPPED = Path(__file__).with_name("general_text.jsonl")
 FORM = 'each line is a text, or in a .jsonl file {"text": "..."}'
 MAX_PROBLEMS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """A text as tokens, of which those from `first_target` on are scored. `num_bytes` is that of the text, in UTF-8.
-
-    `num_bytes` is 0 where the text was cut to fit: then its loss says nothing of the whole text.
-    """
-
-    token_ids: tuple[int, ...]
-    first_target: int
-    num_bytes: int
-
-    @property
-    def num_targets(self) -> int:
-        return len(self.token_ids) - self.first_target
 
 
 class PassageRows:

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from components.data.layout import Layout
 from components.data.prepare import PreparedDataset
 from components.data.sampler import Position
 from components.errors import InputError
@@ -26,7 +27,6 @@ from components.models.precision import computing
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
-from components.training.model_abilities import Layout
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

@@ -71,6 +71,9 @@ class Progress(EventModel):
     evaluation_worker_seconds: float = Field(0.0, description="`evaluation_seconds` of every worker.")
     steps: tuple[StepMetrics, ...] = ()
     checkpoint: str | None = None
+    max_rows: int | None = Field(
+        None, description="In a micro-batch, where the trial's batch.rows_per_micro_batch did not fit into memory."
+    )
     done: bool = False
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
     metric: MetricSpec = Field(MetricSpec(), description="What the search goes by.")
@@ -245,6 +248,16 @@ class TrialHistory(EventModel):
     def best(self) -> Progress | None:
         """The best report among those that left a checkpoint, by the metric of the search."""
         return best_report(self.reports)
+
+    @property
+    def max_rows(self) -> int | None:
+        """As the last report says."""
+        return self.last.max_rows if self.last else None
+
+    @property
+    def rows_per_micro_batch(self) -> int:
+        """How many rows it computes at once at most: fewer than it was given where these did not fit into memory."""
+        return self.max_rows or self.started.spec.batch.rows_per_micro_batch
 
     @property
     def stop(self) -> TrialInstructed | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow.pyfunc
 
 from components.experiment.spec import LoraMethod
+from components.models.base.bundled_models import BUNDLED_MODELS
 from components.models.base.reference import BaseReference
-from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.load_trained import read_spec
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import INSTALLED, rename_package

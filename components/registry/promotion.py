@@ -23,7 +23,7 @@ from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
 from components.registry.vetoes import probes_problem, vetoes_of
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import Comparison
 from components.statistics.selection import Selection
@@ -156,7 +156,7 @@ class Promotion:
         self.settings = VerificationSettings(
             prepared=candidate.dataset.directory,
             max_tokens=candidate.experiment.data.max_tokens,
-            rows_per_batch=candidate.trial.started.spec.batch.rows_per_micro_batch,
+            rows_per_batch=candidate.trial.rows_per_micro_batch,
             probes=tuple(probes),
             timeout_seconds=60 * candidate.experiment.registry.proof_minutes,
             general=tuple(general),

@@ -12,7 +12,7 @@ from components.records.evaluation_record import ConversationScores
 from components.records.general_scores import GeneralScores
 from components.records.loss_views import LossViews
 from components.registry.probes import Probe
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.storage.folder import Folder
 
 OUT_OF_MEMORY = 12  # exit status of a process whose allocator says so; the kernel says it by SIGKILL

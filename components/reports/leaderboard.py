@@ -142,7 +142,8 @@ def _row(
     method = history.started.spec.method
     name = "qlora" if method.kind == "lora" and method.quantize else method.kind
     branch = history.started.branch if history.started.branch != name else ""
-    remarks = ", ".join(filter(None, [branch, origin(history, numbers)]))
+    rows = "" if history.max_rows is None else f"{history.max_rows} rows at once for memory"
+    remarks = ", ".join(filter(None, [branch, origin(history, numbers), rows]))
     return [
         str(history.started.number),
         f"{name} ({remarks})" if remarks else name,

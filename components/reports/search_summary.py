@@ -49,6 +49,7 @@ class TrialSummary(BaseModel):
         None, description="Nats per token of general text at the end of its budget (bits per byte if bases differ)."
     )
     checkpoint: str | None
+    max_rows: int | None = Field(None, description="In a micro-batch, where batch.rows_per_micro_batch did not fit.")
     parent: str | None = Field(None, description="The trial it was cloned from.")
     instructions: tuple[str, ...] = Field((), description="Commands of people that were carried out while it ran.")
     on_front: bool | None = Field(
@@ -75,6 +76,7 @@ class TrialSummary(BaseModel):
             cost=TrialCost.of(history),
             general_loss=general_loss(history),
             checkpoint=history.best.checkpoint if history.best else None,
+            max_rows=history.max_rows,
             parent=history.started.parent,
             instructions=tuple(instructed.sentence for instructed in history.instructions),
             on_front=on_front,

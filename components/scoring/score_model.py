@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from components.conversations.chat_formats.chat_format import ChatFormat
@@ -15,32 +14,22 @@ from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel
 from components.records.evaluation_record import ConversationScores
 from components.scoring.batched_generation import generate_replies
+from components.scoring.generation_plan import GenerationPlan
 from components.scoring.questions import Question, generation_set, questions_of
 from components.scoring.reply import Reply
 from components.scoring.scores import Numbers, score_replies
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationPlan:
-    """What is generated, and how it is scored: plain values that travel to workers.
-
-    `probes` are asked where `generate.source` says so. `working_directory` is where functions of the user are looked for.
-    """
-
-    generate: GenerateSpec
-    probes: tuple[Conversation, ...] = ()
-    working_directory: str = ""
-
-    def numbers(self, questions: Sequence[Question], replies: Sequence[Reply]) -> dict[str, Numbers]:
-        """Returns the number of each answer by every score. Raises InputError as score_replies does."""
-        schema = self.generate.json_schema
-        return score_replies(
-            self.generate.scores,
-            questions,
-            replies,
-            json_schema=schema if isinstance(schema, Mapping) else None,
-            working_directory=self.working_directory,
-        )
+def numbers_of(plan: GenerationPlan, questions: Sequence[Question], replies: Sequence[Reply]) -> dict[str, Numbers]:
+    """Returns the number of each answer by every score. Raises InputError as score_replies does."""
+    schema = plan.generate.json_schema
+    return score_replies(
+        plan.generate.scores,
+        questions,
+        replies,
+        json_schema=schema if isinstance(schema, Mapping) else None,
+        working_directory=plan.working_directory,
+    )
 
 
 def asked_of(plan: GenerationPlan, store: TokenStore) -> tuple[Sequence[tuple[int, Conversation]], int]:
@@ -96,7 +85,7 @@ def score_model(
     )
     prompts = [question.prompt for question in questions]
     replies = generate_replies(loaded, prompts, max_new_tokens=new, max_batch_tokens=max_batch_tokens)
-    numbers = plan.numbers(questions, replies)
+    numbers = numbers_of(plan, questions, replies)
     return {name: by_conversation(questions, each, count) for name, each in numbers.items()}
 
 
@@ -121,7 +110,7 @@ def check_plan(plan: GenerationPlan, questions: Sequence[Question], metric: Metr
             f"evaluation.generate: no conversation of {generate.source} leaves room for {generate.max_new_tokens} new tokens"
             " in the model's context; lower max_new_tokens"
         )
-    known = plan.numbers(questions, [_reference_of(question) for question in questions])
+    known = numbers_of(plan, questions, [_reference_of(question) for question in questions])
     silent = [name for name, numbers in known.items() if all(number is None for number in numbers)]
     if metric.name in silent:
         raise InputError(f"search.metric={metric.name} {_nothing_said(metric.name, len(questions), generate)}")

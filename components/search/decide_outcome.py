@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,8 @@ from components.reports.search_summary import SearchSummary
 from components.visible import visible
 
 TERMINATED = "SIGTERM"  # a stop for this reason has an outcome, and an exit status, of its own
+NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?|\b(nan|inf)\b")
+MOST_REASONS = 3  # in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +115,27 @@ def outcome_of_stop(reason: str | None) -> Outcome:
 def outcome_of_no_success(histories: Iterable[TrialHistory], resume: str) -> SearchOutcome:
     """`resume` is the command to go on: trials that were lost, for no reason of their own, can go on."""
     known = list(histories)
-    reasons = "; ".join(dict.fromkeys(history.reason for history in known))
+    reasons = _reasons(known)
     if lost := lost_trials(known):
         message = f"No trial succeeded, and {len(lost)} of {len(known)} were lost with their slots: {reasons}."
         return SearchOutcome(outcome=Outcome.LOST, message=f"{message} Go on with: {resume}")
     return SearchOutcome(outcome=Outcome.NO_TRIAL_SUCCEEDED, message=f"No trial succeeded: {reasons}")
+
+
+def _reasons(histories: list[TrialHistory]) -> str:
+    """E.g. `3 of 4 trials: out of memory; 1 of 4 trials: loss nan`, the most common first.
+
+    Reasons that differ in their numbers alone are one, as the steps at which trials diverge.
+    """
+    kinds: dict[str, list[str]] = {}
+    for history in histories:
+        kinds.setdefault(NUMBER.sub("0", history.reason), []).append(history.reason)
+    if len(histories) == 1:
+        return histories[0].reason
+    common = sorted(kinds.values(), key=len, reverse=True)
+    said = [f"{len(same)} of {len(histories)} trials: {same[0]}" for same in common[:MOST_REASONS]]
+    others = sum(map(len, common[MOST_REASONS:]))
+    return "; ".join(said) + (f"; {others} for other reasons" if others else "")
 
 
 def _in_bits(registry: RegistryResult) -> str:

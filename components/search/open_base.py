@@ -18,14 +18,16 @@ from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.format_facts import date_remarks
 from components.conversations.load_format import format_spec_in
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
-from components.data.general_text import Passage, encode_passages, token_ids_of
+from components.data.general_text import encode_passages, token_ids_of
+from components.data.layout import Layout
+from components.data.passage import Passage
 from components.data.prepare import PreparedDataset
 from components.experiment.branch_models import branches_by_model, joined, view_of
 from components.experiment.learning_rate_prior import settle_learning_rates
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
+from components.models.base.bundled_models import BUNDLED_MODELS
 from components.models.base.load_base import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
-from components.models.base.wheel_model import BUNDLED_MODELS
 from components.models.digest import model_digest
 from components.models.meta_tensors import count_parameters
 from components.models.token_id_check import check_token_ids, rows_of_config
@@ -33,12 +35,11 @@ from components.models.trainable_summary import describe_branch_training
 from components.records.manifest import ManifestBase, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.search.choose_search import ChosenSearch
 from components.search.open_data import open_data
 from components.search.plan_generation import plan_generation
 from components.training.budget_units import BudgetUnits, rescaled
-from components.training.model_abilities import Layout
 from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 

@@ -14,7 +14,8 @@ from components.errors import InputError
 from components.experiment.spec import ExperimentSpec, GenerateSpec
 from components.records.on_message import OnMessage
 from components.registry.probes import Probe
-from components.scoring.score_model import GenerationPlan, askable, asked_of, check_plan
+from components.scoring.generation_plan import GenerationPlan
+from components.scoring.score_model import askable, asked_of, check_plan
 
 
 def plan_generation(

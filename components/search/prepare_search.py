@@ -32,7 +32,7 @@ from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
 from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.search.choose_search import ChosenSearch, choose_search
 from components.search.open_base import OpenedBase, OpenedBases, check_vocabularies, open_bases, with_general
 from components.search.plan_generation import plan_gate

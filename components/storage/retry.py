@@ -22,6 +22,9 @@ PERMANENT_ERRORS = (
     "Permission denied",
     "' not found",  # the answer to a request for a missing bucket's region
 )
+# One answer for many keys, which is a success but for those it names, by S3's words alone.
+UNDELETED = re.compile(r"errors when deleting objects in S3 bucket")
+DENIED_KEY = re.compile(r"^- key '(?P<key>.*)': .*(?:Access ?Denied|not authorized)", re.MULTILINE)
 
 
 class StorageError(TurnwiseError, OSError):
@@ -52,15 +55,26 @@ def with_retries(request: Callable[[], T], location: str) -> T:
 
 
 def is_permanent(error: OSError) -> bool:
-    return isinstance(error, PermissionError) or any(word in str(error) for word in PERMANENT_ERRORS)
+    text = str(error)
+    return (
+        isinstance(error, PermissionError) or bool(_denied_key(text)) or any(word in text for word in PERMANENT_ERRORS)
+    )
 
 
 def describe_error(error: OSError) -> str:
     """Returns the error in one line; of an AWS error its name and message, without the request's id."""
+    if key := _denied_key(str(error)):
+        return f"ACCESS_DENIED: {key} may not be deleted; give this machine the right to it (s3:DeleteObject)"
     text = " ".join(str(error).split())
     text = re.sub(r"\s*\(Request ID: [^)]*\)", "", text)
     aws = re.search(r"AWS Error (\w+) during \w+ operation: (.*)", text)
     return f"{aws[1]}: {aws[2]}" if aws else text
+
+
+def _denied_key(text: str) -> str:
+    """Returns the first key of several that S3 does not let this machine delete; "" if the error is another one."""
+    denied = DENIED_KEY.search(text) if UNDELETED.search(text) else None
+    return denied["key"] if denied else ""
 
 
 def _pauses() -> Iterator[float]:

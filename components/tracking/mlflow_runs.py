@@ -44,6 +44,7 @@ STATE_TAG, REASON_TAG = "turnwise.state", "turnwise.reason"
 SLOT_TAG, NODE_TAG, CHECKPOINT_TAG = "turnwise.slot", "ray.node", "turnwise.checkpoint"
 BASE_TAG = "turnwise.base_model"
 DEVICE_TAG = "turnwise.device"
+MAX_ROWS_TAG = "turnwise.max_rows"  # in a micro-batch, of a trial that ran out of memory with more
 SETTINGS_TAG = "turnwise.settings"  # its attention, packing and layout, decided when the search was opened
 TRAINED_TAG = "turnwise.trained"  # and the branch: which modules its trials train or adapt
 COST_TAG = "turnwise.cost"
@@ -227,6 +228,8 @@ class SearchRuns:
             tags.append(RunTag(NODE_TAG, record.node))
         if record.device is not None:
             tags.append(RunTag(DEVICE_TAG, record.device))
+        if progress.max_rows is not None:
+            tags.append(RunTag(MAX_ROWS_TAG, str(progress.max_rows)))
         if progress.checkpoint is not None and progress.standing < trial.best:
             tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
         trial.best = standing_after(progress, trial.best)

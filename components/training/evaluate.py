@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ def conversation_losses(
     rows_per_batch: int,
     pad_token_id: int,
     turns: TurnTotals | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> list[ConversationLoss]:
     """Returns this worker's share of the split. Over all workers every row of the store occurs exactly once.
 
@@ -67,6 +68,8 @@ def conversation_losses(
     with torch.no_grad():
         for rows in mine:
             _add_batch_losses(sums, scored, store, rows, workers, pad_token_id, turns)
+            if after_batch is not None:
+                after_batch()
     scored.train(was_training)
     return [
         ConversationLoss(index=index, loss_sum=loss_sum, num_targets=num_targets)
@@ -85,11 +88,24 @@ def evaluate(
 
 
 def all_losses(
-    scored: ScoredModel, store: RowStore, workers: Workers, *, max_tokens: int, rows_per_batch: int, pad_token_id: int
+    scored: ScoredModel,
+    store: RowStore,
+    workers: Workers,
+    *,
+    max_tokens: int,
+    rows_per_batch: int,
+    pad_token_id: int,
+    after_batch: Callable[[], None] | None = None,
 ) -> ConversationScores:
     """Returns the loss of every conversation of the split, on every worker."""
     mine = conversation_losses(
-        scored, store, workers, max_tokens=max_tokens, rows_per_batch=rows_per_batch, pad_token_id=pad_token_id
+        scored,
+        store,
+        workers,
+        max_tokens=max_tokens,
+        rows_per_batch=rows_per_batch,
+        pad_token_id=pad_token_id,
+        after_batch=after_batch,
     )
     count = store.conversation_of(len(store) - 1) + 1
     sums, weights = [0.0] * count, [0.0] * count

@@ -69,6 +69,10 @@ class ShardedBase:
                     local_rows(parameter).copy_(self._clean[name])
         return self._scored.train()
 
+    def drop(self) -> None:
+        """The next trial loads a model of its own."""
+        self._scored, self._clean = None, {}
+
     def _load_sharded(self, precision: Precision, dtype: Dtype) -> ScoredModel:
         base = self._load(dtype)
         base.config.use_cache = False

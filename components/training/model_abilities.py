@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.data.batch import Batch
+from components.data.layout import Layout
 from components.data.rows import RowStore, rows_of
 from components.data.token_store import TokenStore
 from components.experiment.spec import FLASH_ATTENTION
@@ -20,7 +21,6 @@ from components.training.loss import ScoredModel
 from components.training.packed_isolation import isolates_packed_rows
 from components.training.tree_equality import tree_distance
 
-Layout = Literal["trees", "separate"]  # of conversations whose sequences only begin alike: one pass, or a row for each
 CPU = torch.device("cpu")
 LEAK = 1e-3  # in float32 on a CPU nothing but rounding is smaller
 SAME = 1e-4  # of the logits; of 70 families tried those that see a tree's paths only stayed below 1e-6

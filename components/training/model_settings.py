@@ -12,12 +12,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from components.data.layout import Layout
 from components.errors import InputError
 from components.experiment.experiment_errors import ExperimentError, Problem
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, TrialSpec
 from components.models.attention_backend import has_sdpa, is_usable, usable_attention
-from components.training.model_abilities import Layout, ModelAbilities, probe_model
+from components.training.model_abilities import ModelAbilities, probe_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

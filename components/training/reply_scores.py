@@ -20,8 +20,9 @@ from components.models.base.reference import BaseReference
 from components.models.load_trained import LoadedModel
 from components.records.evaluation_record import ConversationScores
 from components.scoring.batched_generation import generate_replies
+from components.scoring.generation_plan import GenerationPlan
 from components.scoring.questions import Question
-from components.scoring.score_model import GenerationPlan, askable, asked_of, by_conversation
+from components.scoring.score_model import askable, asked_of, by_conversation, numbers_of
 from components.scoring.scores import Numbers
 from components.training.evaluate import over_workers
 from components.training.loss import ScoredModel
@@ -99,7 +100,7 @@ class ReplyScores:
         prompts = [question.prompt for question in mine]
         replies = generate_replies(loaded, prompts, max_new_tokens=new, max_batch_tokens=max_batch_tokens)
         try:
-            return mine, self.plan.numbers(mine, replies), None
+            return mine, numbers_of(self.plan, mine, replies), None
         except InputError as error:
             log.error("%s", error)
             return mine, {}, error

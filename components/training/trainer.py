@@ -17,7 +17,9 @@ from torch import Tensor
 from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
-from components.data.general_text import Passage, PassageRows
+from components.data.general_text import PassageRows
+from components.data.layout import Layout
+from components.data.passage import Passage
 from components.data.prepare import PreparedDataset
 from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
@@ -27,7 +29,7 @@ from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import TARGET_BYTES, TARGET_TOKENS, Progress, StepMetrics, budget_at
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.storage.foreign_files import explain_foreign, read_object
@@ -44,8 +46,8 @@ from components.training.counters import Counters, ReportInterval
 from components.training.data_parallel import parallelize
 from components.training.evaluate import all_losses
 from components.training.loss import ScoredModel
-from components.training.model_abilities import Layout
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.workers import Workers
@@ -88,13 +90,18 @@ class Trainer:
         base: BaseReference,
         rungs: tuple[int, ...] = (),
         replies: ReplyScores | None = None,
+        max_rows: int | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """`rungs`: where the trial reports beside its regular evaluations, in the budget's units, ascending.
 
-        `replies` scores what the model says at evaluations, if that was asked for.
+        `replies` scores what the model says at evaluations, if that was asked for. `max_rows` are computed at once at most,
+        where the spec's micro-batch does not fit into memory: steps and losses are the same, up to the order of sums.
+        `pace` gets a mark for every step, and for every batch of the loss's evaluation.
         """
         self.spec, self.scored, self.data, self.workers, self.base = spec, scored, data, workers, base
-        self.replies = replies
+        self.replies, self.max_rows, self.pace = replies, max_rows, pace or Pace()
+        self.rows_at_once = min(spec.batch.rows_per_micro_batch, max_rows or spec.batch.rows_per_micro_batch)
         separate = data.layout == "separate"
         self.train_store, self.eval_store = (
             rows_of(store, separate=separate) for store in (data.dataset.train, data.dataset.eval)
@@ -135,14 +142,16 @@ class Trainer:
         self.scored.train()
         stopped = False
         try:
-            while self.spent < min(mark, self.budget):
-                self.step()
-                preempted, stop = self._agree_on(signals)
-                if preempted:
-                    return None
-                if stop:
-                    stopped = True
-                    break
+            with self.pace.watched("step"):
+                while self.spent < min(mark, self.budget):
+                    self.step()
+                    preempted, stop = self._agree_on(signals)
+                    self.pace.mark()
+                    if preempted:
+                        return None
+                    if stop:
+                        stopped = True
+                        break
             self.evaluation = self._evaluate(last=self.done or stopped)
         except Diverged as reason:
             self.evaluation = None
@@ -223,7 +232,7 @@ class Trainer:
             rows,
             worker_rank=self.workers.worker_rank,
             worker_count=self.workers.count,
-            rows_per_micro_batch=self.spec.batch.rows_per_micro_batch,
+            rows_per_micro_batch=self.rows_at_once,
         )
         return [collate(self.train_store, share, self.data.pad_token_id) for share in shares]
 
@@ -264,14 +273,16 @@ class Trainer:
         return _per_byte(losses, [passage.num_bytes for passage in self.data.general])
 
     def _losses_on(self, store: RowStore) -> ConversationScores:
-        return all_losses(
-            self.scored,
-            store,
-            self.workers,
-            max_tokens=self.data.max_tokens,
-            rows_per_batch=self.spec.batch.rows_per_micro_batch,
-            pad_token_id=self.data.pad_token_id,
-        )
+        with self.pace.watched("batch of the evaluation"):
+            return all_losses(
+                self.scored,
+                store,
+                self.workers,
+                max_tokens=self.data.max_tokens,
+                rows_per_batch=self.rows_at_once,
+                pad_token_id=self.data.pad_token_id,
+                after_batch=self.pace.mark,
+            )
 
     def _in_bits(self, losses: ConversationScores) -> dict[str, ConversationScores]:
         """The same losses per byte of what the assistant says, which another tokenizer's compare with."""
@@ -284,7 +295,7 @@ class Trainer:
         if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
             return {}
         # As many tokens at once as an evaluation of the loss has; a cache takes less memory than a training step.
-        at_once = self.spec.batch.rows_per_micro_batch * self.data.max_tokens
+        at_once = self.rows_at_once * self.data.max_tokens
         return self.replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
 
     def _progress(self, diverged: str | None = None) -> Progress:
@@ -305,6 +316,7 @@ class Trainer:
             evaluation_seconds=self.counters.evaluation_seconds,
             evaluation_worker_seconds=self.counters.evaluation_worker_seconds,
             steps=tuple(self.interval.steps),
+            max_rows=self.max_rows,
             done=self.done or diverged is not None,
             diverged=diverged,
             metric=self.data.metric,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from transformers import PreTrainedModel
@@ -25,6 +26,8 @@ from components.training.checkpoint_names import at_report, between_reports
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
+from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
+from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, NoSignals, TrialSignals
 from components.training.trainer import Trainer, TrainingData
@@ -44,13 +47,15 @@ class TrialRunner:
         base: BaseReference,
         checkpoints: Folder,
         rungs: tuple[int, ...] = (),
+        pace: Pace | None = None,
     ) -> None:
-        """`rungs`: where every trial reports beside its regular evaluations, in target tokens."""
+        """`rungs`: where every trial reports beside its regular evaluations, in target tokens. `pace`: that of its trials."""
         self.rungs = rungs
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
         self.sharded = ShardedBase(self._load_mapped, workers)
         self.run: Trainer | None = None
+        self.pace = pace or Pace()
         self.uploads = BackgroundUpload()
         self.trial_id = ""
         self._isolates: dict[BaseVariant, bool] = {}
@@ -67,57 +72,33 @@ class TrialRunner:
         if self.workers.parallel == "ddp" and not missing:  # else the first trial says what is missing
             self.warm.load(kind)
 
-    def start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None) -> None:
+    def start(
+        self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None, max_rows: int | None = None
+    ) -> None:
         """Starts a new trial on a clean model; the trial before leaves no trace in it.
 
         Raises InputError for an impossible spec, and UnfitWorkersError if no trial of this model can be trained here.
 
         Args:
             warm_from: a checkpoint of another trial, whose weights this one begins with. Nothing else of it is used.
+            max_rows: how many are computed at once at most, where the spec's micro-batch does not fit into memory.
         """
-        self.run = None  # frees the old optimizer before the new one is made
-        self.wait_for_uploads()
-        self.trial_id = trial_id
-        self._check_attention()
-        self._check_quantization(spec)
-        scored = self._clean_model(spec)
-        spec = self._with_packing(scored, spec)
-        set_gradient_checkpointing(scored.model, spec)
-        if warm_from is not None:
-            load_weights(scored.model, warm_from.download())
-        # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
-        model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
-        base = self.base.model_copy(update={"model": model})
-        self.run = Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores)
+        with self._clean_after_failure():
+            self._start(trial_id, spec, warm_from, max_rows)
 
     def advance(self, signals: TrialSignals = NO_SIGNALS) -> Progress | InterimCheckpoint:
         """Trains up to the next report and writes its checkpoint (none if the trial diverged). See Trainer.advance.
 
         A preempted trial writes an interim checkpoint instead, which is complete on return. The next call continues from
-        there.
+        there. Raises RowsExceedMemory if its rows do not fit into memory.
         """
-        run = self.running
-        progress = run.advance(signals)
-        folder = self.checkpoints / self.trial_id
-        if progress is None:
-            interim = folder / between_reports(run.counters.reported_step, run.counters.step)
-            run.save(interim, self.uploads)
-            self._flush_uploads()
-            self._delete_earlier(interim)
-            return InterimCheckpoint(step=run.counters.step, checkpoint=str(interim))
-        if progress.diverged is not None:
-            return progress
-        if run.evaluation is not None and self.workers.worker_rank == 0:
-            run.evaluation.write(self.checkpoints.parent, self.trial_id, progress.step)
-        directory = folder / at_report(progress.step)
-        run.save(directory, self.uploads)
-        if progress.done:
-            self._flush_uploads()
-        return progress.model_copy(update={"checkpoint": str(directory)})
+        with self._clean_after_failure():
+            return self._advance(self.running, signals)
 
     def load(self, checkpoint: Folder) -> None:
         """Continues the running trial from a checkpoint; all workers call it."""
-        self.running.load(checkpoint.download())
+        with self._clean_after_failure():
+            self.running.load(checkpoint.download())
         self.workers.barrier()
         checkpoint.evict()
 
@@ -143,6 +124,59 @@ class TrialRunner:
             self.uploads.wait()
         except OSError as error:
             log.error("trial %s: its last checkpoint is lost: %s", self.trial_id, error)
+
+    def _start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> None:
+        self.run = None  # frees the old optimizer before the new one is made
+        self.wait_for_uploads()
+        self.trial_id = trial_id
+        self.pace.begin()
+        self._check_attention()
+        self._check_quantization(spec)
+        scored = self._clean_model(spec)
+        spec = self._with_packing(scored, spec)
+        set_gradient_checkpointing(scored.model, spec)
+        if warm_from is not None:
+            load_weights(scored.model, warm_from.download())
+        # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
+        model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
+        base = self.base.model_copy(update={"model": model})
+        self.run = Trainer(
+            spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows, self.pace
+        )
+
+    def _advance(self, run: Trainer, signals: TrialSignals) -> Progress | InterimCheckpoint:
+        try:
+            progress = run.advance(signals)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise RowsExceedMemory(f"{type(error).__name__}: {error}") from error
+            raise
+        folder = self.checkpoints / self.trial_id
+        if progress is None:
+            interim = folder / between_reports(run.counters.reported_step, run.counters.step)
+            run.save(interim, self.uploads)
+            self._flush_uploads()
+            self._delete_earlier(interim)
+            return InterimCheckpoint(step=run.counters.step, checkpoint=str(interim))
+        if progress.diverged is not None:
+            return progress
+        if run.evaluation is not None and self.workers.worker_rank == 0:
+            run.evaluation.write(self.checkpoints.parent, self.trial_id, progress.step)
+        directory = folder / at_report(progress.step)
+        run.save(directory, self.uploads)
+        if progress.done:
+            self._flush_uploads()
+        return progress.model_copy(update={"checkpoint": str(directory)})
+
+    @contextlib.contextmanager
+    def _clean_after_failure(self) -> Iterator[None]:
+        """A trial that fails in the middle may leave a sharded model gathered in part: no other trial uses that one."""
+        try:
+            yield
+        except Exception:
+            self.run = None
+            self.sharded.drop()
+            raise
 
     def _flush_uploads(self) -> None:
         """Returns once the uploads of all workers have completed, so that any of them may leave."""

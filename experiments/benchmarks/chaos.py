@@ -72,6 +72,12 @@ def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--faults", type=int, default=30, help="how many (default: 30)")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=[kind.name.lower() for kind in Fault],
+        help="which (default: all there is room for)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of their order, moments and victims (default: 0)")
     parser.add_argument("--trials", type=int, default=8, help="of the search (default: 8)")
     parser.add_argument("--epochs", type=float, default=60.0, help="of every trial (default: 60)")
@@ -82,13 +88,23 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--timeout", type=float, default=7200.0, help="seconds after which to give up (default: 7200)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, too")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.small_disk is None and Fault.DISK_FULL.name.lower() in (arguments.kinds or ()):
+        parser.error("--kinds disk_full needs --small-disk: a file system of its own that may be filled")
+    return arguments
+
+
+def kinds_of(arguments: argparse.Namespace) -> list[Fault]:
+    """Only a disk of its own may be filled."""
+    if arguments.kinds:
+        return [Fault[name.upper()] for name in arguments.kinds]
+    return [kind for kind in Fault if kind is not Fault.DISK_FULL or arguments.small_disk is not None]
 
 
 def main() -> int:
     arguments, load = parsed(), os.getloadavg()[0]
     plan = Plan(
-        faults=drawn(arguments.seed, arguments.faults, with_disk=arguments.small_disk is not None),
+        faults=drawn(arguments.seed, arguments.faults, kinds_of(arguments)),
         seed=arguments.seed,
         trials=arguments.trials,
         epochs=arguments.epochs,

@@ -21,6 +21,7 @@ search:
       optimizer: {learning_rate: {log_uniform: [5.0e-3, 2.0e-2]}}
 registry: {name: toy}
 """
+ONE_SLOT = {"search.max_concurrent_trials": 1}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_the_champion_replies_is_scored_compared_and_exported(searched, notebook
 
 
 def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, notebook):
-    experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 20})
+    experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 20} | ONE_SLOT)
     search = turnwise.start(experiment, register=False)
     until(lambda: search.trials() and search.trials()[0].target_tokens, 120)
     search.cancel()
@@ -133,7 +134,7 @@ def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, 
 
 
 def test_run_blocks_and_is_stopped_from_another_thread(notebook):
-    experiment = turnwise.load_experiment("toy.yaml", {"name": "third", "trial.budget.epochs": 6})
+    experiment = turnwise.load_experiment("toy.yaml", {"name": "third", "trial.budget.epochs": 6} | ONE_SLOT)
     stop, seen = turnwise.StopRequest(), []
 
     def on_event(event):

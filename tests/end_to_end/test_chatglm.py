@@ -55,7 +55,7 @@ def ran(folder, *command):
 def champion(place):
     """The summary of the smoke search."""
     ran(place, "-m", "components.models.chatglm.tiny_model", "tiny", QUICKSTART)
-    settings = ["model.path=tiny", f"data.train={QUICKSTART}"]
+    settings = ["model.path=tiny", f"data.train={QUICKSTART}", "search.max_concurrent_trials=1"]
     overrides = [argument for setting in settings for argument in ("--set", setting)]
     return json.loads(ran(place, ROOT / "workflows" / "tune.py", SMOKE, *overrides, "--json"))
 

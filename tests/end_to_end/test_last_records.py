@@ -15,7 +15,7 @@ from tests.support.programs import SECONDS, command, environment, ran, summary_o
 from tests.support.servers import free_port, proxy_before
 from tests.support.toy_search import toy_search_folder
 
-CHANGES = "{search: {trials: 2}, registry: {name: recorded}}"
+CHANGES = "{search: {trials: 2, max_concurrent_trials: 1}, registry: {name: recorded}}"
 LAST = "report.html"  # the first of what is logged after the champion is one
 
 

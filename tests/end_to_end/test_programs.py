@@ -20,7 +20,7 @@ from tests.support.toy import toy_conversations, write_messages_jsonl
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return new_folder(tmp_path_factory.mktemp("place"))
+    return new_folder(tmp_path_factory.mktemp("place"), at_once=2)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from tests.support.toy_search import toy_search_folder
 
 CHANGES = """
 trial: {budget: {epochs: 2, evaluations: 2}}
-search: {trials: 2, metric: {name: letters_said:many, direction: maximize}}
+search: {trials: 2, max_concurrent_trials: 1, metric: {name: letters_said:many, direction: maximize}}
 evaluation: {generate: {conversations: 6, max_new_tokens: 8, scores: [stop_rate]}}
 """
 

@@ -56,6 +56,8 @@ search:
       optimizer: {learning_rate: {log_uniform: [1.0e-3, 1.0e-2]}}
 resources: {lora: {workers: 1}, full: {workers: 2}}
 """
+LORA = "search.space={lora: {optimizer: {learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}}}}"
+ONE_SLOT = "search.max_concurrent_trials=1"
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_a_budget_in_worker_seconds_is_kept_within_one_report_of_each_running_tr
 
 def test_a_trial_that_cannot_be_fails_alone_with_its_reason_and_the_others_go_on(files, cluster):
     space = "search.space={good: {method: {rank: 2}}, bad: {method: {target_modules: [nowhere]}}}"
-    records = searched(context_of(files, "bad", space, "search.trials=2"))
+    records = searched(context_of(files, "bad", space, "search.trials=2", ONE_SLOT))
     states = {history.started.branch: (history.state, history.reason) for history in replay(records).values()}
     assert states["good"][0] == "completed"
     assert states["bad"][0] == "failed"
@@ -200,7 +202,8 @@ def test_a_search_in_another_thread_stops_on_request_and_is_resumed(files, clust
 def test_finalists_are_repeated_with_new_seeds_also_after_an_interruption(files, cluster):
     """The search is stopped with its last planned trial, when its repeats have been asked for and none has begun."""
     changes = "search.trials=2", "search.confirm={top: 1, seeds: 2}", "trial.budget={epochs: 1, evaluations: 2}"
-    context = context_of(files, "confirmed", *changes)
+    space = "search.space={narrow: {method: {rank: 2}}, wide: {method: {rank: 4}}}"  # one finalist of each branch
+    context = context_of(files, "confirmed", *changes, space, ONE_SLOT)
     histories, stop = TrialHistories(), StopRequest()
 
     def stop_at_the_end(event):
@@ -233,7 +236,7 @@ def test_a_diverged_trial_fails_with_its_reason(files, cluster):
     assert "lower optimizer.learning_rate" in history.reason
 
 
-def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain):
+def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain, caplog):
     victims, killed = ["RayTrainWorker", "RestartableBoard", "TrainController", "RestartableBoard", SLOT], []
 
     def kill_one(record):
@@ -244,6 +247,10 @@ def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain):
     assert len(killed) == 5
     assert final_losses(records) == pytest.approx(final_losses(plain[1]), abs=1e-6)
     assert points_of(records) == points_of(plain[1])
+    said = [line for line in caplog.messages if "lost its slot" in line]
+    assert said
+    assert all(line.endswith("(its process or its node ended), and goes on in another one") for line in said)
+    assert not any(record.exc_info for record in caplog.records)  # no traceback of Tune's beside it
 
 
 def points_of(records):
@@ -258,8 +265,8 @@ def points_of(records):
 
 def test_a_search_resumed_from_a_cut_journal_decides_as_an_undisturbed_one(files, cluster):
     """TPE and ASHA, one trial at a time. The journal ends two reports before the driver did."""
-    changes = "search.sampler=tpe", "search.trials=5", "search.warm_up=1", "search.max_concurrent_trials=1"
-    changes += ("search.space={lora: {optimizer: {learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}}}}",)
+    changes = "search.sampler=tpe", "search.trials=5", "search.warm_up=1", ONE_SLOT
+    changes += (LORA,)
     changes += "search.scheduler={name: asha, reduction_factor: 2, brackets: shared}", "trial.budget.evaluations=4"
     whole = searched(context_of(files, "whole", *changes))
     context, reports = context_of(files, "cut", *changes), []
@@ -308,6 +315,7 @@ def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(
 
     (lost,) = replay(searched(context, kill_slot)).values()
     assert (lost.state, lost.impossible, len(lost.reports)) == ("failed", False, 1)
+    assert lost.reason == "lost its slot: its process or its node ended"
     assert outcome_of_no_success([lost], "again").outcome is Outcome.LOST
     records = searched(context)
     (found,) = replay(records).values()
@@ -415,7 +423,7 @@ def test_work_is_done_in_another_process_with_the_resources_of_a_worker(cluster)
 
 
 def test_what_no_worker_can_compute_ends_the_search_once(files, cluster):
-    context = context_of(files, "flash", "search.max_concurrent_trials=1")
+    context = context_of(files, "flash", ONE_SLOT)
     model = context.experiment.model.model_copy(update={"attention": "flash_attention_2"})
     context = replace(context, experiment=context.experiment.model_copy(update={"model": model}))
     trials = TrialHistories()

@@ -48,9 +48,13 @@ def summary_of(process):
     return json.loads(process.stdout)
 
 
-def new_folder(folder, *, trials=4):
-    """A folder with a toy search that registers its best trial as `toy`."""
-    toy_search_folder(folder, f"{{search: {{trials: {trials}}}, registry: {{name: toy, probes: probes.jsonl}}}}")
+def new_folder(folder, *, trials=4, at_once=1):
+    """A folder with a toy search that registers its best trial as `toy`.
+
+    One trial at a time takes one slot. Another one costs more processor time than what these trials compute.
+    """
+    search = f"{{trials: {trials}, max_concurrent_trials: {at_once}}}"
+    toy_search_folder(folder, f"{{search: {search}, registry: {{name: toy, probes: probes.jsonl}}}}")
     (folder / "probes.jsonl").write_text(PROBES)
     return folder
 

@@ -1,64 +1,19 @@
 """The board between a slot and its workers, without Ray: it is plain asyncio."""
 
 import asyncio
-from dataclasses import replace
 
 from components.cluster.slots.command_board import CommandBoard, KnownTrials
-from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Resume, Start
+from components.cluster.slots.deaths import Evidence
+from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Resume
 from components.cluster.slots.slot_result import ExitReason
-from components.experiment.spec import TrialSpec
-from components.records.events import Extension, Progress, Stop, TrialInstructed, TrialProgressed, replay
+from components.records.events import Extension, Stop, TrialInstructed, TrialProgressed, replay
+from components.training.pace import PaceReading
+from tests.support.board import Board, answered, done, progress, reports, restarted, start
 from tests.support.records import started as trial_started
 
 
-def progress(checkpoint, step=1, target_tokens=10, done=False):
-    return Progress(
-        step=step,
-        target_tokens=target_tokens,
-        epoch=1.0,
-        train_loss=1.0,
-        eval_loss=1.0,
-        eval_num_targets=1,
-        tokens_per_second=1.0,
-        seconds=1.0,
-        checkpoint=checkpoint,
-        done=done,
-    )
-
-
-def start(trial_id):
-    return Start(trial_id=trial_id, spec=TrialSpec())
-
-
-def done(command):
-    return Done(number=command.number)
-
-
-class Board(CommandBoard):
-    """The board, and its slot: that numbers its commands, and knows what a new worker group would take over."""
-
-    number, resume = 0, Resume()
-
-    async def ask(self, command):
-        self.number += 1
-        answer = await self.submit("slot", replace(command, number=self.number), self.resume)
-        self.resume = self.resume.after(command, answer)
-        return answer
-
-
-async def answered(board, asked, answer_of):
-    """One round: the slot asks, the first worker takes the command and answers it."""
-    call = asyncio.ensure_future(board.ask(asked))
-    await asyncio.sleep(0)
-    command = await board.next_command("slot", None)
-    waiting = asyncio.ensure_future(board.next_command("slot", answer_of(command)))
-    answer = await call
-    waiting.cancel()
-    return answer
-
-
 def run(scenario):
-    return asyncio.run(scenario(Board()))
+    return asyncio.run(asyncio.wait_for(scenario(Board()), timeout=30.0))
 
 
 def test_an_answer_reaches_whoever_asked():
@@ -87,7 +42,7 @@ def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_report()
         await answered(board, start("t"), done)
         for step in (4, 8):
             await answered(board, Advance(), reports(step, 10 * step))
-        return await board.register_worker_group("slot")
+        return await restarted(board)
 
     resume = run(scenario)
     assert (resume.start.trial_id, resume.reported_step) == ("t", 8)
@@ -137,11 +92,12 @@ def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason(
         await asyncio.sleep(0)
         for _ in range(3):
             await board.next_command("slot", None)
-            resume = await board.register_worker_group("slot")
+            resume = await restarted(board, Evidence(reason="KeyError: 'x'"))
         return await call, resume
 
     answer, resume = run(scenario)
-    assert answer.reason == "its workers died 3 times at the same place"
+    assert answer.reason == "its workers failed 3 times at the same place, the last time: KeyError: 'x'"
+    assert not answer.lost
     assert resume.start is None
 
 
@@ -152,7 +108,7 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
         call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         await board.report_worker_error("slot", 2, "out of memory")
-        return await call, await board.register_worker_group("slot")
+        return await call, await restarted(board)
 
     answer, resume = run(scenario)
     assert answer.reason == "out of memory"
@@ -165,10 +121,11 @@ def test_groups_that_die_before_they_serve_fail_the_trial_with_the_last_error():
         await asyncio.sleep(0)
         for _ in range(4):  # the first one, and three that replace it
             await board.register_worker_group("slot")
-            await board.report_startup_error("slot", "FileNotFoundError: no such model")
+            await board.testify("slot", Evidence(reason="FileNotFoundError: no such model"))
         return await call
 
-    assert run(scenario).reason == "its workers died 3 times at the same place: FileNotFoundError: no such model"
+    times = "its workers failed 3 times at the same place"
+    assert run(scenario).reason == f"{times}, the last time: FileNotFoundError: no such model"
 
 
 def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended():
@@ -177,7 +134,7 @@ def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended
         await answered(board, start("first"), done)
         call = asyncio.ensure_future(board.ask(start("second")))
         await asyncio.sleep(0)
-        resume = await board.register_worker_group("slot")
+        resume = await restarted(board)
         command = await board.next_command("slot", None)
         waiting = asyncio.ensure_future(board.next_command("slot", Done(number=command.number)))
         answer = await call
@@ -216,7 +173,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
         call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
         command = await board.next_command("slot", None)
-        listening = asyncio.ensure_future(board.wait_for_stop("slot"))
+        listening = asyncio.ensure_future(board.wait_for_stop("slot", PaceReading()))
         await asyncio.sleep(0)
         stop = asyncio.ensure_future(board.stop_search())
         heard = await listening
@@ -249,15 +206,9 @@ def test_a_group_that_dies_after_an_interim_checkpoint_resumes_there():
         await answered(board, start("t"), done)
         leaving = lambda command: Left(number=command.number, reason=ExitReason.PREEMPTED, checkpoint="half way")  # noqa: E731
         await answered(board, Advance(), leaving)
-        return await board.register_worker_group("slot")
+        return await restarted(board)
 
     assert run(scenario).reported_step == 0  # and finds it in the trial's folder
-
-
-def reports(step, target_tokens, done=False):
-    """What a first worker answers that has trained up to here."""
-    reached = progress("somewhere", step, target_tokens, done)
-    return lambda command: Reported(number=command.number, progress=reached)
 
 
 async def started(board):
@@ -401,7 +352,7 @@ def test_an_answer_to_a_command_before_is_dropped():
 def test_a_new_worker_group_waits_until_its_slot_says_which_trial_it_takes_over():
     async def scenario():
         board = anew()
-        starting = asyncio.ensure_future(board.register_worker_group("slot"))
+        starting = asyncio.ensure_future(restarted(board))
         await asyncio.sleep(0.05)
         waited = not starting.done()
         call = asyncio.ensure_future(board.submit("slot", Advance(number=7), Journaled.resume))

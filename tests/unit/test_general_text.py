@@ -7,7 +7,8 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from components.data.general_text import Passage, encode_passages, load_general_text
+from components.data.general_text import encode_passages, load_general_text
+from components.data.passage import Passage
 from components.errors import InputError
 from components.experiment.spec import (
     GENERAL_LOSS,

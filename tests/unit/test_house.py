@@ -14,7 +14,8 @@ SOURCES = sorted([*(ROOT / "components").rglob("*.py"), *(ROOT / "workflows").rg
 
 # A room may import itself and rooms of the floors below. Rooms of one floor do not know each other.
 FLOORS = [
-    {"errors", "visible"},
+    {"closed_pipe", "errors"},
+    {"visible"},
     {"notebook", "lasting_output"},
     {"storage"},
     {"experiment", "statistics"},

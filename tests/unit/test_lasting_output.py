@@ -8,6 +8,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
+from components.experiment.load_experiment import load_experiment
+from components.records.driver_presence import DriverInbox
+from components.records.manifest import SearchManifest
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
 # It prints until it has been told that nobody reads, then goes on, and leaves a file when it is done.
@@ -77,3 +83,40 @@ def test_the_streams_and_the_answer_to_a_hang_up_are_as_before_afterwards():
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert sys.stdout.encoding == before[0].encoding
     assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGHUP)) == before
+
+
+@pytest.mark.parametrize("prints", ["show('word')", "show_json({})", "make_console().print('word')"])
+def test_a_program_that_only_prints_ends_without_a_word_when_nobody_reads(prints):
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from workflows.cli import *; input(); {prints}; raise SystemExit(3)"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(SECONDS) == -signal.SIGPIPE
+
+
+def test_who_watches_a_search_in_a_terminal_that_is_closed_watches_no_longer(toy_search):
+    manifest = SearchManifest(
+        search_id="one", experiment=load_experiment("toy.yaml"), created=1.0, prepared="p", budget=10
+    )
+    folder = manifest.experiment.folder / "one"
+    manifest.write(folder)
+    with DriverInbox(folder):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            try:
+                os.environ["PYTHONPATH"] = str(ROOT)
+                os.execv(sys.executable, [sys.executable, str(ROOT / "workflows" / "tune.py"), "toy.yaml", "--watch"])
+            finally:
+                os._exit(99)
+        assert b"one" in os.read(terminal, 1000)
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGHUP

@@ -18,8 +18,9 @@ from components.models.load_trained import load_trained
 from components.records.evaluation_record import EvaluationRecord
 from components.records.events import best_report
 from components.registry.probes import Probe
+from components.scoring.generation_plan import GenerationPlan
 from components.scoring.questions import Question, generation_set
-from components.scoring.score_model import GenerationPlan, check_plan, score_model
+from components.scoring.score_model import check_plan, score_model
 from components.scoring.user_function import SIGNATURE
 from components.search.plan_generation import plan_generation
 from components.storage.open_folder import folder_at

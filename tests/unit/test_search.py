@@ -130,11 +130,29 @@ def test_what_stopped_a_search_decides_how_it_ended():
     )  # fmt: skip
 
 
-def test_without_a_success_every_reason_is_named_once():
-    own = [ended(number, "failed", "nan").model_copy(update={"impossible": True}) for number in (1, 2)]
-    events = [started(1, LoraMethod()), own[0], started(2, LoraMethod()), own[1]]
-    outcome = outcome_of_no_success(TrialHistories(events).values(), "again")
-    assert (outcome.outcome, outcome.message) == (Outcome.NO_TRIAL_SUCCEEDED, "No trial succeeded: nan")
+def failed(*reasons):
+    """The outcome of a search whose trials failed for these reasons of their own."""
+    events = []
+    for number, reason in enumerate(reasons, start=1):
+        own = ended(number, "failed", reason).model_copy(update={"impossible": True})
+        events += [started(number, LoraMethod()), own]
+    return outcome_of_no_success(TrialHistories(events).values(), "again")
+
+
+def test_without_a_success_the_most_common_reason_is_named_first_with_its_count():
+    outcome = failed("no such module", "step 3: loss nan", "step 12: loss inf", "step 7: loss nan")
+    assert (outcome.outcome, outcome.message) == (
+        Outcome.NO_TRIAL_SUCCEEDED,
+        "No trial succeeded: 3 of 4 trials: step 3: loss nan; 1 of 4 trials: no such module",
+    )
+    assert failed("nan").message == "No trial succeeded: nan"
+
+
+def test_of_many_reasons_the_three_most_common_make_a_sentence():
+    outcome = failed(*"abcde", "d", "e")
+    assert outcome.message == (
+        "No trial succeeded: 2 of 7 trials: d; 2 of 7 trials: e; 1 of 7 trials: a; 2 for other reasons"
+    )
 
 
 def test_a_search_whose_trials_were_lost_can_go_on():
@@ -144,7 +162,8 @@ def test_a_search_whose_trials_were_lost_can_go_on():
     assert outcome.outcome is Outcome.LOST
     assert outcome.outcome.resumable
     assert outcome.message == (
-        "No trial succeeded, and 1 of 2 were lost with their slots: nan; its slot died. Go on with: again"
+        "No trial succeeded, and 1 of 2 were lost with their slots: 1 of 2 trials: nan; 1 of 2 trials: its slot died."
+        " Go on with: again"
     )
 
 

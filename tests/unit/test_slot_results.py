@@ -1,6 +1,10 @@
 """What a slot and Tune hand to each other: a trial's config, and a slot's results."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ray.tune.utils import flatten_dict
@@ -63,3 +67,13 @@ def test_a_config_is_read_as_it_was_and_holds_plain_values_only():
     tune = config.to_tune()
     assert TrialConfig.of(tune) == config
     assert tune["trial"]["spec"]["method"]["rank"] == 4
+
+
+def test_what_a_slot_and_trains_controller_import_is_light():
+    """Each is a process of its own, in which transformers would take seconds and hundreds of MB beside the workers'."""
+    code = (
+        "import sys, components.cluster.slots.trainable; print({'transformers', 'peft', 'mlflow'} & set(sys.modules))"
+    )
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,9 +1,11 @@
 """The one seam between a search and the place it keeps things in: folders on a disk, and folders on a real S3 server."""
 
+import json
 import os
 import pickle
 import shutil
 import threading
+import urllib.request
 
 import pytest
 
@@ -283,6 +285,28 @@ def test_a_bucket_that_is_not_there_or_not_ours_is_an_error_at_once(bucket, tmp_
             folder_at(f"s3://{strict.bucket}/x").check_access()
     finally:
         strict.kill()
+
+
+def test_a_folder_that_we_may_not_delete_is_an_error_at_once_and_names_a_file(s3_server, bucket, monkeypatch):
+    monkeypatch.setattr(retry, "MAX_RETRY_SECONDS", 1.0)
+    (bucket / "kept").write_text("weights", "1")
+    resource = f"arn:aws:s3:::{bucket.path}/kept/*"
+    rule = {"Effect": "Deny", "Principal": "*", "Action": ["s3:DeleteObject"], "Resource": resource}
+    policy = f"{s3_server.uri}/{s3_server.bucket}?policy"
+    content = json.dumps({"Version": "2012-10-17", "Statement": [rule]}).encode()
+    send(policy, "PUT", data=content, headers={"Content-Type": "application/json"})
+    denied = (
+        r"kept: ACCESS_DENIED: .*kept/weights may not be deleted; give this machine the right to it \(s3:DeleteObject\)"
+    )
+    try:
+        with pytest.raises(StorageError, match=denied):
+            (bucket / "kept").delete()
+    finally:
+        send(policy, "DELETE")
+
+
+def send(uri, method, **content):
+    urllib.request.urlopen(urllib.request.Request(uri, method=method, **content), timeout=30).close()
 
 
 def test_a_folder_whose_deletion_is_cut_short_is_gone(tmp_path, monkeypatch):

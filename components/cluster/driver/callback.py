@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -11,7 +13,11 @@ from ray.tune.experiment import Trial
 from components.cluster.driver.trial_control import TrialController, controller_of
 from components.cluster.slots.slot_result import KEY, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
-from components.records.events import TrialEnded, TrialProgressed, TrialStarted, TrialState
+from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted, TrialState
+
+log = logging.getLogger(__name__)
+
+log = logging.getLogger(__name__)
 
 
 class TrialEventCallback(Callback):  # type: ignore[misc]
@@ -57,6 +63,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         progress = outcome.report
         if progress is None or any(report.step == progress.step and not progress.diverged for report in known):
             return  # the journal has it
+        self._say_fewer_rows(trial.trial_id, progress)
         self.controller.histories.record(
             TrialProgressed(
                 trial_id=trial.trial_id,
@@ -71,6 +78,15 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         )
         self.controller.board.note_report.remote(trial.trial_id, progress.step)
 
+    def _say_fewer_rows(self, trial_id: str, progress: Progress) -> None:
+        history = self.controller.histories[trial_id]
+        if progress.max_rows is not None and progress.max_rows != history.max_rows:
+            log.warning(
+                "trial %d ran out of memory: it goes on with at most %d rows in a micro-batch, and the same rows in a step",
+                history.started.number,
+                progress.max_rows,
+            )
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if trial.trial_id not in self.controller.histories:
             return  # the budget of the search has not let it start
@@ -80,7 +96,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         if result is not None and result.failure is not None:
             if result.ends_search:
                 self.controller.fatal_error = result.failure
-            self._end(trial, TrialState.FAILED, result.failure, impossible=True)
+            self._end(trial, TrialState.FAILED, result.failure, impossible=result.is_impossible)
         elif report is not None and report.diverged:
             self._end(trial, TrialState.FAILED, report.diverged, impossible=True)
         elif report is not None and report.done:
@@ -89,6 +105,10 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             stop = self.controller.stop_of(trial.trial_id)
             self._end(trial, TrialState.STOPPED, stop.sentence if stop else self.controller.reason_of(trial.trial_id))
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = TrialConfig.of(trial).number
+        log.warning("trial %d lost its slot (%s), and goes on in another one", number, _why_lost(trial))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its slot or its node was lost, for what is a trial's own fault is a result. The search may go on with it."""
         if trial.trial_id in self.controller.starts_again:
@@ -96,8 +116,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
             return
         if trial.trial_id not in self.controller.histories:
             return  # it had no slot yet
-        error = trial.get_error()
-        self._end(trial, TrialState.FAILED, _last_line(str(error)) if error else "its slot died")
+        self._end(trial, TrialState.FAILED, f"lost its slot: {_why_lost(trial)}")
 
     def _end(self, trial: Any, state: TrialState, reason: str, *, impossible: bool = False) -> None:
         controller, trial_id = self.controller, trial.trial_id
@@ -110,5 +129,8 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         self.controller.confirm_finalists()
 
 
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1]
+def _why_lost(trial: Any) -> str:
+    """Of a process that is gone Ray says at length what may have ended it; an error of the slot's own is its last line."""
+    error = Path(trial.error_file).read_text(encoding="utf-8").strip() if trial.error_file else ""
+    last = error.splitlines()[-1] if error else ""
+    return "its process or its node ended" if not last or last.startswith("The actor") else last

@@ -1,7 +1,9 @@
 """The board between the slots of a search and their workers: one command at a time per slot, and the state to resume.
 
-The slot calls `submit`. The first worker calls `register_worker_group` at each (re)start of its group, and `next_command`
-in a loop. In production this is a Ray actor (restartable_board.py), but it is plain asyncio: tests run it without Ray.
+The slot calls `submit`. The first worker calls `register_worker_group` at each (re)start of its group, `take_over` once all
+workers have said what they know of the group before, and `next_command` in a loop. What follows from a group's death for its
+trial, deaths.py says. In production this is a Ray actor (restartable_board.py), but it is plain asyncio: tests run it without
+Ray.
 
 A board may die, and another one begin with what the journal has. Then Ray repeats the calls that were under way. So
 slots number their commands and say with each what a new worker group would take over, and workers give an answer again.
@@ -14,8 +16,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
+from components.cluster.slots.deaths import Deaths, Evidence, FewerRows, GiveUp
+from components.cluster.slots.hang_watch import HangRule, HangWatch
 from components.cluster.slots.protocol import (
     Advance,
     EndSlot,
@@ -28,13 +32,14 @@ from components.cluster.slots.protocol import (
     SlotCommand,
     Start,
     Wait,
+    Witness,
 )
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, TrialHistory, TrialState, budget_at
+from components.training.pace import PaceReading
 
 POLL_SECONDS = 30.0  # how long a call waits before the first worker makes it again
 HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
-MAX_FAILURES = 2
 GOING_ON = (
     TrialState.RUNNING,
     TrialState.FAILED,
@@ -51,9 +56,12 @@ class _Slot:
     introduced: asyncio.Event = field(default_factory=asyncio.Event)  # the slot has said what `resume` is
     resume: Resume = field(default_factory=Resume)
     has_group: bool = False
-    failures: int = 0  # worker groups that died since the last acknowledged answer
-    restarts: int = 0  # the same, since the trial's last report or start
-    startup_error: str = ""
+    deaths: Deaths = field(default_factory=Deaths)
+    in_doubt: bool = False  # the last death has not been judged: its evidence may be still to come
+    restarts: int = 0  # worker groups that died since the trial's last report or start
+    oom_kills: dict[str, int] = field(default_factory=dict)  # by the nodes of its workers
+    group: list[Any] = field(default_factory=list)  # its workers' actors
+    watch: HangWatch = field(default_factory=HangWatch)
     last_heartbeat: float = -math.inf
 
     @property
@@ -66,11 +74,13 @@ class _Slot:
 class KnownTrials:
     """What the journal says about trials that their slots and workers ask the board for, by trial id.
 
-    `last_reports` are steps; `stop_requests` are the trials that are to end, in the order of the requests.
+    `last_reports` are steps; `max_rows` is what fits into memory of trials that had run out of it; `stop_requests` are the
+    trials that are to end, in the order of the requests.
     """
 
     extensions: Mapping[str, tuple[Extension, ...]] = field(default_factory=dict)
     last_reports: Mapping[str, int] = field(default_factory=dict)
+    max_rows: Mapping[str, int] = field(default_factory=dict)
     stop_requests: tuple[str, ...] = ()
 
     @classmethod
@@ -79,6 +89,7 @@ class KnownTrials:
         return cls(
             extensions={name: history.extensions for name, history in going_on.items() if history.extensions},
             last_reports={name: history.last.step for name, history in going_on.items() if history.last},
+            max_rows={name: history.max_rows for name, history in going_on.items() if history.max_rows},
             stop_requests=tuple(name for name, history in histories.items() if history.stop is not None),
         )
 
@@ -86,6 +97,7 @@ class KnownTrials:
         return KnownTrials(
             extensions={**self.extensions, **later.extensions},
             last_reports={**self.last_reports, **later.last_reports},
+            max_rows={**self.max_rows, **later.max_rows},
             stop_requests=tuple(dict.fromkeys((*self.stop_requests, *later.stop_requests))),
         )
 
@@ -96,14 +108,17 @@ class CommandBoard:
     Args:
         known: what the journal had when the board began.
         replaces: another board of the same search has died, and slots and workers are at work.
+        hangs: from when on workers are taken to hang.
     """
 
-    def __init__(self, known: KnownTrials | None = None, *, replaces: bool = False) -> None:
-        known, self._replaces = known or KnownTrials(), replaces
+    def __init__(
+        self, known: KnownTrials | None = None, *, replaces: bool = False, hangs: HangRule | None = None
+    ) -> None:
+        known, self._replaces, self._hangs = known or KnownTrials(), replaces, hangs or HangRule()
         self._slots: dict[str, _Slot] = {}
         self._search_stops = asyncio.Event()
         self._extensions, self._last_reports = dict(known.extensions), dict(known.last_reports)
-        self._stop_requests = list(known.stop_requests)
+        self._max_rows, self._stop_requests = dict(known.max_rows), list(known.stop_requests)
         self._new_stop_request = asyncio.Event()
 
     async def submit(self, slot: str, command: SlotCommand, resume: Resume) -> SlotAnswer:
@@ -141,26 +156,75 @@ class CommandBoard:
         assert state.command is not None
         return state.command
 
-    async def register_worker_group(self, slot: str) -> Resume:
-        """For the first worker, when its group has (re)started. A trial whose groups die too often fails.
+    async def register_worker_group(self, slot: str) -> None:
+        """For the first worker, when its group has (re)started, before anything can fail: every death is counted.
 
-        A board that replaces another waits for the slot to say which trial the group takes over.
+        A death without evidence is judged when its group's successor takes over: until then its workers may find some.
+        """
+        state = self._slots.setdefault(slot, _Slot())
+        if state.has_group:
+            state.restarts += 1
+            explained = bool(state.deaths.evidence)
+            if explained or state.in_doubt:
+                self._judge(state)
+            state.in_doubt = not explained
+        state.has_group, state.group = True, []
+        state.watch.forget_group()
+
+    async def bear_witness(self, slot: str, witness: Witness) -> None:
+        """For every worker of a new group, before it takes over."""
+        state = self._slots.setdefault(slot, _Slot())
+        state.group.append(witness.worker)
+        state.deaths.evidence.extend(Evidence(reason=fault) for fault in witness.faults)
+        node, kills = witness.node, witness.oom_kills
+        if kills is not None and kills > state.oom_kills.get(node, kills):
+            reason = "the kernel killed a process of its node's control group, whose memory had run out"
+            state.deaths.evidence.append(Evidence(reason=reason, out_of_memory=True))
+        if kills is not None:
+            state.oom_kills[node] = kills
+
+    async def take_over(self, slot: str) -> Resume:
+        """For the first worker: the trial to go on with. A trial whose groups die too often has failed.
+
+        A board that replaces another waits for the slot to say which trial that is.
         """
         state = self._slots.setdefault(slot, _Slot())
         if self._replaces:
             await state.introduced.wait()
-        if state.has_group:
-            state.failures += 1
-            state.restarts += 1
-        state.has_group = True
-        if state.failures > MAX_FAILURES:
-            why = f": {state.startup_error}" if state.startup_error else ""
-            self._fail(state, f"its workers died {state.failures} times at the same place{why}")
-        return replace(state.resume, extensions=self._extensions.get(state.trial_id, ()))
+        if state.in_doubt:
+            self._judge(state)
+            state.in_doubt = False
+        start = state.resume.start
+        if start is not None:
+            start = replace(start, max_rows=self._max_rows.get(start.trial_id))
+        return replace(state.resume, start=start, extensions=self._extensions.get(state.trial_id, ()))
 
-    async def report_startup_error(self, slot: str, reason: str) -> None:
-        """For any worker: the group could not start, and will restart."""
-        self._slots.setdefault(slot, _Slot()).startup_error = reason
+    async def testify(self, slot: str, evidence: Evidence, number: int | None = None) -> None:
+        """For any worker: why its group dies. `number`: of the command that it carries out; None: the group is starting."""
+        state = self._slots.setdefault(slot, _Slot())
+        if number is None or (state.command is not None and state.command.number == number):
+            state.deaths.evidence.append(evidence)
+
+    async def note_death(self, slot: str, evidence: Evidence | None) -> None:
+        """For Train's controller: the group has died, or is ended because a part of it has."""
+        state = self._slots.setdefault(slot, _Slot())
+        state.watch.forget_group()
+        if evidence is not None:
+            state.deaths.evidence.append(evidence)
+
+    async def lose_slot(self, slot: str, evidence: Evidence) -> None:
+        """For a slot whose Train run has ended, so that its trial goes on in another one."""
+        state = self._slots.setdefault(slot, _Slot())
+        state.deaths.evidence.append(evidence)
+        self._judge(state)
+
+    async def watched_group(self, slot: str) -> tuple[list[Any], bool]:
+        """For a slot: the actors of its workers (none if another board knew them), and whether they are to be ended."""
+        state = self._slots.setdefault(slot, _Slot())
+        hang = state.watch.verdict(time.monotonic(), self._hangs)
+        if hang is not None:
+            state.deaths.evidence.append(Evidence(reason=hang))
+        return state.group, hang is not None
 
     async def report_worker_error(self, slot: str, number: int, reason: str) -> None:
         """For any worker: command `number` failed on this worker, perhaps not on the others, so the group must restart.
@@ -182,9 +246,14 @@ class CommandBoard:
         training = [state for state in states if isinstance(state.command, Advance)]
         await asyncio.gather(*(state.answered.wait() for state in training))
 
-    async def wait_for_stop(self, slot: str) -> bool:
-        """For the first worker, beside its training: whether the search stops, known after at most HEARTBEAT_SECONDS."""
-        self._slots.setdefault(slot, _Slot()).last_heartbeat = time.monotonic()
+    async def wait_for_stop(self, slot: str, reading: PaceReading) -> bool:
+        """For the first worker, beside its training: whether the search stops, known after at most HEARTBEAT_SECONDS.
+
+        `reading`: how its trial gets on.
+        """
+        state = self._slots.setdefault(slot, _Slot())
+        state.last_heartbeat = time.monotonic()
+        state.watch.note(reading, state.last_heartbeat)
         return await _happens_within(HEARTBEAT_SECONDS, self._search_stops)
 
     async def stop_trial(self, trial_id: str) -> None:
@@ -232,9 +301,12 @@ class CommandBoard:
 
     def _take(self, state: _Slot, command: SlotCommand, resume: Resume) -> None:
         if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here
-            resume, state.failures, state.restarts = Resume(), 0, 0
+            resume, state.deaths, state.restarts = Resume(), Deaths(), 0
+            state.watch = HangWatch()
         state.resume = resume
         state.introduced.set()
+        if isinstance(command, Start):
+            command = replace(command, max_rows=self._max_rows.get(command.trial_id))
         if isinstance(command, Advance | Load):
             command = replace(command, extensions=self._extensions.get(state.trial_id, ()))
         state.command = command
@@ -257,16 +329,26 @@ class CommandBoard:
         """Publishes the answer together with the state to resume that follows from it."""
         if isinstance(answer, Reported):
             answer, state.restarts = replace(answer, restarts=state.restarts), 0
+            state.deaths.from_outside = 0
         answer = self._with_extended_budget(state, answer)
         state.resume = state.resume.after(command, answer)
-        state.failures, state.startup_error = 0, ""
+        state.deaths = Deaths(from_outside=state.deaths.from_outside)
         self._answer(state, answer)
 
-    def _fail(self, state: _Slot, reason: str) -> None:
-        state.resume = Resume()
-        state.failures = 0
+    def _judge(self, state: _Slot) -> None:
+        """Draws the consequence of a worker group's death."""
+        start = state.resume.start
+        given = start.spec.batch.rows_per_micro_batch if start is not None else None
+        match state.deaths.judge(self._max_rows.get(state.trial_id, given)):
+            case FewerRows(rows=rows):
+                self._max_rows[state.trial_id] = rows
+            case GiveUp(reason=reason, lost=lost):
+                self._fail(state, reason, lost=lost)
+
+    def _fail(self, state: _Slot, reason: str, *, lost: bool = False) -> None:
+        state.resume, state.deaths = Resume(), Deaths()
         if state.command is not None:
-            self._answer(state, Failed(number=state.command.number, reason=reason))
+            self._answer(state, Failed(number=state.command.number, reason=reason, lost=lost))
 
     def _answer(self, state: _Slot, answer: SlotAnswer) -> None:
         state.command = None

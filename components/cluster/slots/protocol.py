@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from components.cluster.slots.slot_result import ExitReason
 from components.experiment.spec import TrialSpec
@@ -18,12 +20,16 @@ class _Numbered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start(_Numbered):
-    """Begin a trial of a branch, with the weights of `warm_from` if that is given."""
+    """Begin a trial of a branch, with the weights of `warm_from` if that is given.
+
+    `max_rows`: so many in a micro-batch at most, where more did not fit into memory; the board sets it.
+    """
 
     trial_id: str
     spec: TrialSpec
     branch: str = ""
     warm_from: str | None = None
+    max_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +90,27 @@ class Left(_Numbered):
 class Failed(_Numbered):
     """The trial cannot go on, for the same reason on every worker; the slot can serve other trials.
 
-    With `ends_search` the reason is not the trial's own: every other trial would fail for it.
+    With `ends_search` the reason is not the trial's own: every other trial would fail for it. With `lost` nor is it, and the
+    search may go on with the trial later.
     """
 
     reason: str
     ends_search: bool = False
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Witness:
+    """What a worker of a new group tells of itself, and what its node knows of the death of the group before.
+
+    `worker` is its actor's handle, by which it can be ended from outside. `oom_kills`: how many processes the kernel has
+    killed there because memory had run out; None if it does not count. `faults` are those that ended processes, in words.
+    """
+
+    worker: Any
+    node: str
+    oom_kills: int | None = None
+    faults: Sequence[str] = ()
 
 
 SlotCommand = Start | Load | Advance | EndSlot | Wait

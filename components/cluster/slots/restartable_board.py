@@ -10,6 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.cluster.slots.command_board import CommandBoard, KnownTrials
+from components.cluster.slots.hang_watch import HangRule
 from components.records.events import replay
 from components.records.journal import Journal
 from components.storage.folder import Folder
@@ -18,15 +19,15 @@ from components.storage.folder import Folder
 class RestartableBoard(CommandBoard):
     """Started again, it takes from the journal what people have asked for since; what was under way is asked for again."""
 
-    def __init__(self, known: KnownTrials, search: Folder) -> None:
+    def __init__(self, known: KnownTrials, search: Folder, hangs: HangRule) -> None:
         replaces = ray.get_runtime_context().was_current_actor_reconstructed
         if replaces:
             known = known.updated(KnownTrials.of(replay(Journal(search).read())))
-        super().__init__(known, replaces=replaces)
+        super().__init__(known, replaces=replaces, hangs=hangs)
 
 
 @contextlib.contextmanager
-def running_board(known: KnownTrials, search: Folder) -> Iterator[Any]:
+def running_board(known: KnownTrials, search: Folder, hangs: HangRule) -> Iterator[Any]:
     """Inside, the actor runs. It is on the driver's own node, so that it lives as long: others may be spot instances.
 
     Ray keeps an actor that may restart, also when nobody refers to it any more.
@@ -35,7 +36,7 @@ def running_board(known: KnownTrials, search: Folder) -> Iterator[Any]:
     board = ray.remote(RestartableBoard).options(
         num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node, max_restarts=-1, max_task_retries=-1
     )
-    actor = board.remote(known, search)
+    actor = board.remote(known, search, hangs)
     try:
         yield actor
     finally:

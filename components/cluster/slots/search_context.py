@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from components.data.general_text import Passage
+from components.data.layout import Layout
+from components.data.passage import Passage
 from components.experiment.spec import ExperimentSpec, ModelSpec
 from components.models.base.reference import BaseReference
 from components.records.earlier_trials import EarlierTrial
-from components.scoring.score_model import GenerationPlan
+from components.scoring.generation_plan import GenerationPlan
 from components.storage.folder import Folder
-from components.training.model_abilities import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

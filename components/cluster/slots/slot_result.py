@@ -33,6 +33,7 @@ class SlotResult(BaseModel):
     progress: Progress | None = Field(None, description="The trial's last report, whether or not it is new.")
     failure: str | None = Field(None, description="Why the trial cannot go on; the slot can serve other trials.")
     ends_search: bool = Field(False, description="Every other trial would fail for the same reason.")
+    lost: bool = Field(False, description="The failure is not the trial's own: the search may go on with it later.")
     exit_reason: ExitReason | None = None
     restarts: int = Field(0, description="Groups of workers that died on the way to this report.")
     done: bool = False
@@ -45,7 +46,9 @@ class SlotResult(BaseModel):
     @property
     def is_impossible(self) -> bool:
         """Whether the trial ends because of its configuration."""
-        return self.failure is not None or (self.report is not None and self.report.diverged is not None)
+        if self.failure is not None:
+            return not self.lost
+        return self.report is not None and self.report.diverged is not None
 
     @property
     def objective(self) -> float:

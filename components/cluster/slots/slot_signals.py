@@ -16,12 +16,14 @@ from ray.exceptions import RayError
 
 from components.cluster.ray_internals.train import preemption_notice
 from components.cluster.slots.slot_result import ExitReason
+from components.training.pace import Pace
 
 
 class SlotSignals:
-    """Each worker has one; only the first worker's listens to the board."""
+    """Each worker has one; only the first worker's talks with the board, and tells it how the trial gets on."""
 
-    def __init__(self, board: Any, slot: str, *, first: bool) -> None:
+    def __init__(self, board: Any, slot: str, pace: Pace, *, first: bool) -> None:
+        self._pace = pace
         self._search_stops = threading.Event()
         self._stop_requests: frozenset[str] = frozenset()
         if first:
@@ -44,7 +46,7 @@ class SlotSignals:
     def _wait_for_stop(self, board: Any, slot: str) -> None:
         # The search ends if its board dies; this thread adds nothing to that.
         with contextlib.suppress(RayError):
-            while not ray.get(board.wait_for_stop.remote(slot)):
+            while not ray.get(board.wait_for_stop.remote(slot, self._pace.read())):
                 pass
             self._search_stops.set()
 

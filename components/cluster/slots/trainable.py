@@ -21,6 +21,8 @@ from ray.util import get_current_placement_group, placement_group_table
 from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.capacity.node_history import SLOT
 from components.cluster.ray_internals.train import BorrowedGroupTrainer
+from components.cluster.slots.death_witness import DeathWitness, evidence_in
+from components.cluster.slots.hang_guard import HangGuard
 from components.cluster.slots.protocol import (
     Advance,
     EndSlot,
@@ -79,7 +81,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         match answer:
             case Failed():
                 # An exception would make Tune discard the slot; this result keeps it for the next trial.
-                return self._result(failure=answer.reason, ends_search=answer.ends_search, done=True)
+                return self._result(failure=answer.reason, ends_search=answer.ends_search, lost=answer.lost, done=True)
             case Left():
                 return self._result(exit_reason=answer.reason)
             case Reported():
@@ -123,10 +125,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         if self.train_run is None:
             self.train_run = threading.Thread(target=self._run_train, name=f"slot-{self.slot}", daemon=True)
             self.train_run.start()
-        answer, last_placed = self._submit(command), time.monotonic()
+        answer, last_placed, guard = self._submit(command), time.monotonic(), HangGuard(self.board, self.slot)
         while not ray.wait([answer], timeout=1.0)[0]:
             if not self.train_run.is_alive():
+                if evidence := evidence_in([self.train_error]):
+                    ray.get(self.board.lose_slot.remote(self.slot, evidence))
                 raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_error}")
+            guard.poll()
             if is_placed():
                 last_placed = time.monotonic()
             elif time.monotonic() - last_placed > PLACEMENT_LOST_SECONDS:
@@ -154,8 +159,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             run_config=RunConfig(
                 name=f"slot-{self.slot}",
                 storage_path=str(self.context.folder / "slots"),
-                # A dead worker always restarts the group: the board counts the failures of each trial.
+                # A dead worker always restarts the group: the board judges why, and what follows for the trial.
                 failure_config=FailureConfig(max_failures=-1),
+                callbacks=[DeathWitness(self.board, self.slot)],
             ),
         )
         try:

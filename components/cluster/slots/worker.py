@@ -9,10 +9,12 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 import torch.distributed as dist
 
 from components.cluster.ray_session import this_node
+from components.cluster.slots.deaths import WAYS_OUT, Evidence
+from components.cluster.slots.faults import noting_faults, take_faults
+from components.cluster.slots.oom_kills import oom_kills
 from components.cluster.slots.protocol import (
     Advance,
     Done,
@@ -26,6 +28,7 @@ from components.cluster.slots.protocol import (
     SlotCommand,
     Start,
     Wait,
+    Witness,
 )
 from components.cluster.slots.resume import newest_checkpoint
 from components.cluster.slots.search_context import SearchBase, SearchContext
@@ -38,6 +41,8 @@ from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
 from components.training.budget_units import ranked_by
+from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
+from components.training.pace import Pace
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
@@ -60,17 +65,27 @@ class _TrialSignals:
 
 def serve_commands(config: dict[str, Any]) -> None:
     """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
-    board, slot = config["board"], config["slot"]
-    first = ray.train.get_context().get_world_rank() == 0
-    # Before anything can fail, so that the board counts every group.
-    resume = ray.get(board.register_worker_group.remote(slot)) if first else None
+    slot = config["slot"]
+    if first := ray.train.get_context().get_world_rank() == 0:
+        ray.get(config["board"].register_worker_group.remote(slot))
+    faults = take_faults(slot)
+    with noting_faults(slot):
+        _serve_commands(config["context"], config["workers"], config["board"], slot, faults, first=first)
+
+
+def _serve_commands(
+    context: SearchContext, spec: WorkersSpec, board: Any, slot: str, faults: Sequence[str], *, first: bool
+) -> None:
+    pace = Pace()
     try:
-        workers = workers_of_this_run(config["workers"])
-        runners = _restore_runners(config["context"], config["workers"], workers, workers.from_first(resume))
+        workers = workers_of_this_run(spec)
+        resume = _take_over(workers, board, slot, faults)
+        signals = SlotSignals(board, slot, pace, first=first)
+        runners = _restore_runners(Runners(context, workers, pace), spec, workers, resume)
     except Exception as error:
-        ray.get(board.report_startup_error.remote(slot, f"{type(error).__name__}: {error}"))
+        if not _is_broken_collective(error):
+            ray.get(board.testify.remote(slot, _evidence_of(error)))
         raise
-    signals = SlotSignals(board, slot, first=first)
     answer: SlotAnswer | None = None
     done: SlotAnswer | None = None
     while True:
@@ -85,8 +100,20 @@ def serve_commands(config: dict[str, Any]) -> None:
         answer = None if isinstance(command, Wait) else done  # a board that replaces another may ask a second time
 
 
-def make_runner(context: SearchContext, workers: Workers, base: SearchBase | None = None) -> TrialRunner:
-    """`base`: by default the experiment's."""
+def _take_over(workers: Workers, board: Any, slot: str, faults: Sequence[str]) -> Resume:
+    """Tells the board what this worker's node knows of the group before. Returns the trial to go on with."""
+    runtime = ray.get_runtime_context()
+    witness = Witness(worker=runtime.current_actor, node=runtime.get_node_id(), oom_kills=oom_kills(), faults=faults)
+    ray.get(board.bear_witness.remote(slot, witness))
+    workers.barrier()
+    resume: Resume = workers.from_first(ray.get(board.take_over.remote(slot)) if workers.worker_rank == 0 else None)
+    return resume
+
+
+def make_runner(
+    context: SearchContext, workers: Workers, base: SearchBase | None = None, pace: Pace | None = None
+) -> TrialRunner:
+    """`base`: by default the experiment's. `pace`: that of its trials."""
     base = base or context.base_of("")
     data = TrainingData(
         dataset=PreparedDataset.open(base.prepared),
@@ -98,14 +125,15 @@ def make_runner(context: SearchContext, workers: Workers, base: SearchBase | Non
         generation=context.generation,
         general=base.general,
     )
-    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs)
+    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs, pace)
 
 
 class Runners:
     """The runner of one base model at a time: two might not fit beside each other."""
 
-    def __init__(self, context: SearchContext, workers: Workers) -> None:
-        self._context, self._workers = context, workers
+    def __init__(self, context: SearchContext, workers: Workers, pace: Pace) -> None:
+        self.context = context
+        self._workers, self._pace = workers, pace
         self._held: tuple[SearchBase, TrialRunner] | None = None
 
     @property
@@ -116,13 +144,13 @@ class Runners:
 
     def of(self, branch: str) -> TrialRunner:
         """Returns the runner for a branch. All references to that of another base must have been dropped before."""
-        base = self._context.base_of(branch)
+        base = self.context.base_of(branch)
         if self._held is not None and self._held[0] != base:
             self.wait_for_uploads()
             self._held = None
             gc.collect()  # the hooks of models make reference cycles
         if self._held is None:
-            self._held = base, make_runner(self._context, self._workers, base)
+            self._held = base, make_runner(self.context, self._workers, base, self._pace)
         return self._held[1]
 
     def wait_for_uploads(self) -> None:
@@ -130,10 +158,10 @@ class Runners:
             self._held[1].wait_for_uploads()
 
 
-def _restore_runners(context: SearchContext, spec: WorkersSpec, workers: Workers, resume: Resume) -> Runners:
-    """Returns runners with a base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
+def _restore_runners(runners: Runners, spec: WorkersSpec, workers: Workers, resume: Resume) -> Runners:
+    """Returns the runners with a base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
+    context = runners.context
     mine = [each for each in branches_of(context.experiment).values() if _workers_of(context, each) == spec]
-    runners = Runners(context, workers)
     kinds = base_variants(context.experiment, spec)
     if len(kinds) == 1 and len({branch.model for branch in mine}) == 1:  # else it depends on the first trial
         runners.of(mine[0].name).warm_up(*kinds)
@@ -171,16 +199,17 @@ def _execute(
     """
     try:
         return _run_command(command, runners, workers, signals)
-    except dist.DistError:
-        raise
     except ValueError as error:
         unfit = isinstance(error, UnfitWorkersError)
         return Failed(number=command.number, reason=str(error), ends_search=unfit)
-    except (RuntimeError, OSError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except Exception as error:
         if _is_broken_collective(error):
             raise
-        reason = f"{type(error).__name__}: {error}"
-        if workers.count == 1 and not isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RowsExceedMemory):
+            ray.get(board.testify.remote(slot, _evidence_of(error), command.number))
+            raise
+        reason = _in_words(error)
+        if workers.count == 1 and not is_out_of_memory(error):
             return Failed(number=command.number, reason=reason)
         ray.get(board.report_worker_error.remote(slot, command.number, reason))
         raise
@@ -205,9 +234,20 @@ def _run_command(command: SlotCommand, runners: Runners, workers: Workers, signa
 
 def _start(runners: Runners, start: Start) -> None:
     warm_from = None if start.warm_from is None else folder_at(start.warm_from)
-    runners.of(start.branch).start(start.trial_id, start.spec, warm_from)
+    runners.of(start.branch).start(start.trial_id, start.spec, warm_from, start.max_rows)
+
+
+def _evidence_of(error: Exception) -> Evidence:
+    rows = isinstance(error, RowsExceedMemory)
+    return Evidence(reason=str(error) if rows else _in_words(error), out_of_memory=rows)
+
+
+def _in_words(error: Exception) -> str:
+    memory = f"; fewer rows at once do not help here: {WAYS_OUT}" if is_out_of_memory(error) else ""
+    return f"{type(error).__name__}: {error}{memory}"
 
 
 def _is_broken_collective(error: BaseException) -> bool:
     """gloo reports a dead peer as a plain RuntimeError, which only its text tells apart. Beside NCCL there is gloo, too."""
-    return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset"))
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

@@ -13,7 +13,8 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from components.errors import InputError
 from components.experiment.spec import ModelSpec
 from components.models.attention_backend import usable_attention
-from components.models.base.wheel_model import BUNDLED_MODELS, fetch
+from components.models.base.bundled_models import BUNDLED_MODELS
+from components.models.base.wheel_model import fetch
 from components.models.chatglm.config import generation_config, glm_config
 from components.models.chatglm.convert import convert_once
 from components.models.chatglm.detect import is_original

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from components.experiment.spec import ChatFormatSpec, ModelSpec
-from components.models.base.wheel_model import BUNDLED_MODELS
+from components.models.base.bundled_models import BUNDLED_MODELS
 from components.storage.foreign_files import explain_foreign, read_description
 
 BASE_FILE = "base.json"

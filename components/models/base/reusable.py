@@ -50,7 +50,11 @@ class ReusableBase:
         torch.manual_seed(seed)
         if isinstance(method, LoraMethod):
             self._clean = None
-            self._with_adapters = attach_lora(base, method)
+            try:
+                self._with_adapters = attach_lora(base, method)
+            except BaseException:
+                self._base = None  # some of its modules may have adapters already
+                raise
             return cast(nn.Module, self._with_adapters.train())
         train_what_text_reaches(base)
         if self._clean is None:

@@ -47,11 +47,11 @@ class Plan:
         return toy_search_folder(place, text, absolute=True)
 
 
-def drawn(seed: int, count: int, *, with_disk: bool) -> list[Fault]:
-    """Returns so many faults of all kinds, as evenly as can be, in random order; the last ones are those of the end."""
-    kinds = [kind for kind in Fault if kind is not Fault.DRIVER_AT_END and (with_disk or kind is not Fault.DISK_FULL)]
-    at_end = max(1, count // 15)
-    faults = [kinds[number % len(kinds)] for number in range(count - at_end)]
+def drawn(seed: int, count: int, kinds: Sequence[Fault]) -> list[Fault]:
+    """Returns so many faults of these kinds, as evenly as can be, in random order; the last ones are those of the end."""
+    during = [kind for kind in kinds if kind is not Fault.DRIVER_AT_END]
+    at_end = 0 if len(during) == len(kinds) else max(1, count // 15) if during else count
+    faults = [during[number % len(during)] for number in range(count - at_end)]
     random.Random(seed).shuffle(faults)
     return faults + [Fault.DRIVER_AT_END] * at_end
 
