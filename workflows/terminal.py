@@ -115,6 +115,7 @@ def _watch(followed: FollowedSearch, *, as_json: bool) -> Exit:
         budget=followed.budget,
         began=followed.manifest.created,
         metrics=followed.metrics,
+        remark=followed.remark,
     )
     followed.histories.subscribe(live.show)
     try:
@@ -168,6 +169,7 @@ def _run_prepared(prepared: PreparedSearch, console: Console, say: Callable[[str
             planned=search.planned,
             budget=prepared.budget,
             metrics=prepared.experiment.search.metrics,
+            remark=search.remark,
         )
         with live, request_on_signal(stop, announce):
             trials = search.run_trials(live.show)

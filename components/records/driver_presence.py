@@ -43,6 +43,9 @@ class DriverHeartbeat(BaseModel):
     ran_seconds: float = Field(0.0, description="How long this and earlier drivers have run, up to the last beat.")
     proof_seconds: float = Field(0.0, description="How long one process has been proving winners.")
     outcome: str | None = Field(None, description="What this driver's part of the search came to, once it has ended.")
+    checkpoint_bytes: int = Field(
+        0, description="Of the largest one: with less room on the disk, trials may have to wait."
+    )
     links: dict[str, str] = Field(default_factory=dict, description="Ray dashboard, MLflow run, job.")
 
     @classmethod
@@ -72,6 +75,7 @@ class DriverInbox:
         self._ran_before = before.ran_seconds if before else 0.0
         self.proof_seconds = before.proof_seconds if before else 0.0
         self._links: dict[str, str] = {}
+        self.checkpoint_bytes = 0
         self._outcome: str | None = None
         self._found: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._replies: queue.SimpleQueue[tuple[str, CommandReply]] = queue.SimpleQueue()
@@ -153,6 +157,7 @@ class DriverInbox:
             ran_seconds=self.ran_seconds,
             proof_seconds=self.proof_seconds,
             outcome=self._outcome,
+            checkpoint_bytes=self.checkpoint_bytes,
             links=self._links,
         ).write(self.folder)
 

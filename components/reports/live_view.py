@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -41,6 +41,7 @@ class LiveView:
         budget: int,
         began: float | None = None,
         metrics: Sequence[str] = (),
+        remark: Callable[[], str] = str,
     ) -> None:
         """
         Args:
@@ -49,9 +50,10 @@ class LiveView:
             budget: of each, in target tokens.
             began: Unix seconds from which time is counted; by default now.
             metrics: those of `search.metrics`.
+            remark: what a person should know at this moment.
         """
         self.console, self.histories, self.budget, self.metrics = console, histories, budget, metrics
-        self._planned = planned
+        self._planned, self._remark = planned, remark
         self._began = began or time.time()
         self._live = Live(
             console=console, get_renderable=self._renderable, refresh_per_second=REFRESHES_PER_SECOND, transient=True
@@ -83,8 +85,10 @@ class LiveView:
 
     def _renderable(self) -> RenderableType:
         histories = list(self.histories.values())
+        remark = self._remark()
         return Group(
             Text(self._summary(histories), style="dim"),
+            *([Text(remark)] if remark else []),
             leaderboard(histories, budget=self.budget, metrics=self.metrics),
         )
 

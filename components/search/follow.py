@@ -14,6 +14,7 @@ from components.records.manifest import SearchManifest
 from components.records.outcome import Outcome
 from components.reports.search_state import SearchSnapshot, SearchState
 from components.storage.foreign_files import explain_foreign
+from components.storage.free_room import lack_of_room
 from components.storage.open_folder import folder_at
 
 
@@ -37,7 +38,7 @@ class FollowedSearch:
         events = self._journal.read()
         with explain_foreign(self._journal.place, "no journal of a search"):
             self.histories, self._events = TrialHistories(events), len(events)
-        self._heartbeat = 0.0
+        self._heartbeat, self._checkpoint_bytes = 0.0, 0
         self._heard = time.monotonic()
 
     def poll(self) -> None:
@@ -51,6 +52,10 @@ class FollowedSearch:
         heartbeat = DriverHeartbeat.read(self.folder)
         links = [f"{name} {link}" for name, link in heartbeat.links.items()] if heartbeat else []
         return ", ".join([f"search {self.manifest.search_id} in {self.folder}", *links])
+
+    def remark(self) -> str:
+        """What a person should know, as of the last `status`; mostly nothing. By the disk as this machine sees it."""
+        return lack_of_room(self.folder, self._checkpoint_bytes)
 
     def snapshot(self) -> SearchSnapshot:
         return SearchSnapshot.of(
@@ -67,6 +72,8 @@ class FollowedSearch:
         if heartbeat is not None and heartbeat.outcome is not None:
             sentence = f"its driver on {heartbeat.host} has ended: {heartbeat.outcome}; {resume}"
             return SearchStatus(state=SearchState.INTERRUPTED, sentence=sentence, outcome=heartbeat.outcome)
+        if heartbeat is not None:
+            self._checkpoint_bytes = heartbeat.checkpoint_bytes
         if heartbeat is not None and heartbeat.last_beat != self._heartbeat:
             self._heartbeat, self._heard = heartbeat.last_beat, time.monotonic()
         if time.monotonic() - self._heard < SILENT_SECONDS:

@@ -50,6 +50,7 @@ from components.search.record_end import record_end
 from components.search.tracked_runs import TrackedRuns
 from components.search.write_reports import REPORT, keep_summary, kept_summary, log_reports, summarize, write_page
 from components.statistics.selection import Selection
+from components.storage.free_room import lack_of_room
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from components.tracking.journal_sync import JournalSync
@@ -117,6 +118,7 @@ class SearchRun:
     ) -> None:
         """`prices`: dollars of a worker-hour, of the branches where it is known. `disk`: what the search keeps at most."""
         self.prices, self.disk = dict(prices), disk
+        inbox.checkpoint_bytes = disk.largest_checkpoint
         self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
         self.stop = stop or StopRequest()
         self._taken_over: str | None = None
@@ -137,6 +139,10 @@ class SearchRun:
     @property
     def resume_command(self) -> str:
         return resume_command(self.command)
+
+    def remark(self) -> str:
+        """What a person should know at this moment; mostly nothing."""
+        return lack_of_room(self.prepared.folder, self.disk.largest_checkpoint)
 
     def run_trials(self, on_event: Subscriber | None = None) -> TrialsResult:
         """Returns once every trial has ended, or the search was stopped. Called once."""

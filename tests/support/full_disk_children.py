@@ -9,6 +9,7 @@ import pytest
 
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.journal import Journal
+from components.storage.free_room import lack_of_room
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from tests.support.one_trial import ONE_TRIAL
@@ -79,6 +80,29 @@ def checkpoint(disk, full=None):
 def checkpoint_of_a_disk_that_notices_late(disk):
     """All that is written finds room in memory; only the sync says that there is none on the disk."""
     checkpoint(disk, full=disk.parent / "behind")
+
+
+def the_driver(disk):
+    """Its log and its view say it while the disk has less room than a checkpoint takes, and that it is over."""
+    from rich.console import Console
+
+    from components.cluster.driver import disk_watch
+    from components.reports.live_view import LiveView
+
+    disk_watch.LOOK_SECONDS = 0.0
+    search, needed = folder_at(disk) / "search", 100_000
+    watch = disk_watch.DiskWatch(search, needed)
+    view = LiveView(Console(), {}, planned=1, budget=1, remark=lambda: lack_of_room(search, needed))
+    for lacks in (False, True, False):
+        if lacks:
+            fill(disk)
+        watch.look()
+        watch.look()  # once is enough
+        with view.console.capture() as shown:
+            view.console.print(view._renderable(), soft_wrap=True)
+        assert ("0 MB of room left, and a checkpoint takes up to 0.1 MB" in shown.get()) is lacks
+        if lacks:
+            free(disk)
 
 
 def a_folder_that_is_made_once(disk):

@@ -18,6 +18,16 @@ def test_a_writer_waits_on_a_full_disk_says_so_and_goes_on(tmp_path, case):
     assert all(line.startswith(str(tmp_path / "disk")) for line in (*full, *back))
 
 
+def test_the_driver_says_that_there_is_less_room_than_a_checkpoint_takes(tmp_path):
+    said = [line for line in on_small_disk(tmp_path, CHILDREN, "the_driver").splitlines() if "disk has" in line]
+    lack, over = said
+    assert lack.startswith(
+        f"{tmp_path}/disk/search: its disk has 0 MB of room left, and a checkpoint takes up to 0.1 MB. "
+    )
+    assert lack.endswith("trials wait at their next report, and nothing is lost")
+    assert over == f"{tmp_path}/disk/search: its disk has room for a checkpoint again"
+
+
 def test_a_checkpoint_is_written_anew_where_only_the_sync_says_that_the_disk_is_full(tmp_path):
     said = on_thin_disk(tmp_path, CHILDREN, "checkpoint_of_a_disk_that_notices_late")
     assert said.count("the disk is full. Nothing is lost: trials wait") == said.count("there is room again after") == 1

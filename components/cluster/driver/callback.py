@@ -13,9 +13,8 @@ from ray.tune.experiment import Trial
 from components.cluster.driver.trial_control import TrialController, controller_of
 from components.cluster.slots.slot_result import KEY, SlotResult
 from components.cluster.slots.trial_config import TrialConfig
-from components.records.events import Progress, TrialEnded, TrialProgressed, TrialStarted, TrialState
-
-log = logging.getLogger(__name__)
+from components.records.events import Progress, TrialEnded, TrialEvent, TrialProgressed, TrialStarted, TrialState
+from components.storage.retry import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,11 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         return controller_of(self.search_id)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if (error := self.controller.histories.error) is not None:
+            raise error
         self.controller.gauges.refresh()
+        if self.controller.disk_watch is not None:
+            self.controller.disk_watch.look()
         for trial in trials:
             if trial.status == Trial.PENDING:
                 self.controller.clock.leaves(trial.trial_id)
@@ -40,7 +43,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = TrialConfig.of(trial)
         self.controller.clock.starts(trial.trial_id, trial.placement_group_factory.count)
-        self.controller.histories.record(
+        self._record(
             TrialStarted(
                 trial_id=trial.trial_id,
                 number=config.number,
@@ -64,7 +67,7 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
         if progress is None or any(report.step == progress.step and not progress.diverged for report in known):
             return  # the journal has it
         self._say_fewer_rows(trial.trial_id, progress)
-        self.controller.histories.record(
+        recorded = self._record(
             TrialProgressed(
                 trial_id=trial.trial_id,
                 progress=progress,
@@ -76,7 +79,8 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
                 time=time.time(),
             )
         )
-        self.controller.board.note_report.remote(trial.trial_id, progress.step)
+        if recorded:
+            self.controller.board.note_report.remote(trial.trial_id, progress.step)
 
     def _say_fewer_rows(self, trial_id: str, progress: Progress) -> None:
         history = self.controller.histories[trial_id]
@@ -121,12 +125,24 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
     def _end(self, trial: Any, state: TrialState, reason: str, *, impossible: bool = False) -> None:
         controller, trial_id = self.controller, trial.trial_id
         held = controller.clock.take(trial_id, ends=True)
-        controller.histories.record(
+        recorded = self._record(
             TrialEnded(
                 trial_id=trial_id, state=state, reason=reason, impossible=impossible, held=held, time=time.time()
             )
         )
-        self.controller.confirm_finalists()
+        if recorded:
+            controller.confirm_finalists()
+
+    def _record(self, event: TrialEvent) -> bool:
+        """Returns False where the storage takes nothing any more: the next step of Tune's loop raises that.
+
+        Raised here, Tune would show a traceback and go on, as if only this trial had lost its slot.
+        """
+        try:
+            self.controller.histories.record(event)
+        except StorageError:
+            return False
+        return True
 
 
 def _why_lost(trial: Any) -> str:

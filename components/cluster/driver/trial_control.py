@@ -19,6 +19,7 @@ import ray
 
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
+from components.cluster.driver.disk_watch import DiskWatch
 from components.cluster.driver.equal_trials import equal_trial
 from components.cluster.driver.gauges import TrialGauges
 from components.cluster.driver.spending import Spending
@@ -81,6 +82,7 @@ class TrialController:
         """`spending`: of a search with a budget. `disk`: what the search keeps, with the clones that the journal has."""
         self.context, self.board, self.histories, self.gauges, self._inbox = context, board, histories, gauges, inbox
         self.clock, self.spending, self._disk = clock or SlotClock(), spending, disk
+        self.disk_watch = None if disk is None else DiskWatch(context.folder, disk.largest_checkpoint)
         self.reasons: dict[str, str] = {}  # why the scheduler has ended trials
         self.planned = num_trials(context.experiment)
         self.fatal_error: str | None = None  # why no trial of this search can succeed

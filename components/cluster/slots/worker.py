@@ -40,6 +40,7 @@ from components.experiment.space import Branch, branches_of, some_trial
 from components.experiment.spec import WorkersSpec
 from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
+from components.storage.retry import StorageError
 from components.training.budget_units import ranked_by
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.pace import Pace
@@ -209,9 +210,11 @@ def _execute(
             ray.get(board.testify.remote(slot, _evidence_of(error), command.number))
             raise
         reason = _in_words(error)
+        storage_away = isinstance(error, StorageError)  # which is no reason of the trial's own
         if workers.count == 1 and not is_out_of_memory(error):
-            return Failed(number=command.number, reason=reason)
-        ray.get(board.report_worker_error.remote(slot, command.number, reason))
+            return Failed(number=command.number, reason=reason, lost=storage_away)
+        if not storage_away:
+            ray.get(board.report_worker_error.remote(slot, command.number, reason))
         raise
 
 
