@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 tune: $(VENV)/.installed  ## the quickstart search, from nothing to a registered champion
 	$(BIN)/python workflows/tune.py experiments/quickstart.yaml
 
-test: $(VENV)/.installed-dev  ## every check and every test
+# A search waits for a third of its time: two at once, each on a cluster of its own, take less than one after the other.
+test: $(VENV)/.installed-dev  ## every check, and every test but the longest
 	$(MAKE) --no-print-directory check
 	$(MAKE) --no-print-directory test-fast
-	$(BIN)/python -m pytest tests/ray tests/end_to_end
+	$(BIN)/python -m pytest tests/ray tests/end_to_end --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/.installed-dev  ## the pure tests only, one process a core with one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from components.experiment.spec import Spec
 
 MAX_LISTED = 1000  # values of a choice or grid
+Whole = Annotated[
+    int, Field(ge=-(10**15), le=10**15)
+]  # no hyperparameter is larger, and a machine counts what lies between
 
 
 class Choice(Spec):
@@ -99,7 +102,7 @@ class LogUniform(Spec):
 class Integer(Spec):
     """A whole number from low to high, both included."""
 
-    integer: tuple[int, int]
+    integer: tuple[Whole, Whole]
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from components.errors import InputError
+from components.storage.excerpt import MAX_QUOTED, excerpt
 from components.storage.uri import without_secrets
 
 MAY_BE_SECRET = {"uri", "url", "key_env"}  # where people paste addresses with passwords, or the key itself
 
 MAX_PROBLEMS = 20  # shown of one experiment
 MAX_LETTERS = 600  # of a problem's text, which may quote what stands in the file
-MAX_QUOTED = 150  # of a value, and of a location
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,14 +43,6 @@ class ExperimentError(InputError):
         head = f"{where}: {count}" if where else count
         more = [f"and {len(self.problems) - MAX_PROBLEMS} more"] if len(self.problems) > MAX_PROBLEMS else []
         super().__init__(without_secrets("\n  ".join([head, *map(str, self.problems[:MAX_PROBLEMS]), *more])))
-
-
-def excerpt(text: str, most: int = MAX_QUOTED) -> str:
-    """Returns a text of at most about `most` letters: its beginning, and if it is long its end."""
-    if len(text) <= most:
-        return text
-    text = without_secrets(text)  # half of an address is no longer known as one
-    return text if len(text) <= most else f"{text[: most * 3 // 4]} ... {text[-most // 4 :]}"
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "") -> list[Problem]:

@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.experiment.check_search import check_search
-from components.experiment.experiment_errors import ExperimentError, Problem, excerpt, problems_of, unknown_key
+from components.experiment.experiment_errors import ExperimentError, Problem, problems_of, unknown_key
 from components.experiment.parse_trial import read_branch, read_trial
 from components.experiment.read_yaml import read_value, read_yaml
 from components.experiment.space import METHOD_KINDS
 from components.experiment.spec import ExperimentSpec
+from components.storage.excerpt import excerpt
 
 SPACE_PATH = ["search", "space"]
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from components.experiment.experiment_errors import ExperimentError, Problem, excerpt
+from components.experiment.experiment_errors import ExperimentError, Problem
+from components.experiment.spec.section import HALF_CHARACTER
+from components.storage.excerpt import excerpt
 
 NO_EXPERIMENT = "no such experiment file; experiments/ has some"
 EXPERIMENT_IS = "an experiment is a mapping of keys, e.g. `name: ...`"
@@ -60,7 +62,7 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _check_size(node)
+        _check(node)
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError(_TOO_DEEP) from None
@@ -71,13 +73,15 @@ def parse_yaml(text: str) -> Any:
 _TOO_DEEP = f"more than {MAX_LEVELS} levels of lists and mappings in each other"
 
 
-def _check_size(root: yaml.Node) -> None:
-    """Raises YAMLError for a value that would be too large or too deep once its aliases are written out."""
+def _check(root: yaml.Node) -> None:
+    """Raises YAMLError for half a character, and for a value too large or too deep once its aliases are written out."""
     known: dict[int, tuple[int, int]] = {}  # by node, as an alias is the node that it names
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         """Returns (values, levels)."""
         if isinstance(node, yaml.ScalarNode):
+            if half := HALF_CHARACTER.search(node.value):
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {half[0]!a} is half a character, and no text")
             return 1, 0
         if id(node) not in known:
             known[id(node)] = 0, MAX_LEVELS  # an alias in what it names has no end

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from components.errors import InputError, TurnwiseError
+from components.storage.excerpt import excerpt
 
 MAX_REASON = 200  # letters
 MAX_JSON_BYTES = 64 * 2**20  # a description: the largest shard index known is 2 MB
@@ -54,7 +55,7 @@ def reason_of(error: BaseException) -> str:
         case _:
             text = str(error) or type(error).__name__
     line = " ".join(text.split())
-    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}..."
+    return excerpt(line, MAX_REASON)
 
 
 def read_description(file: Path) -> str:

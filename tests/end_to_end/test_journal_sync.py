@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+from functools import partial
 
 import pytest
 
@@ -10,30 +11,22 @@ from components.records.journal import Journal
 from components.storage.open_folder import folder_at
 from components.tracking.journal_proof import compare_with_journal
 from components.tracking.journal_sync import JournalSync
-from components.tracking.mlflow_access import (
-    open_store,
-)
-from components.tracking.mlflow_runs import SearchRuns
 from tests.support.one_trial import (
     ITS_POINTS,
     ONE_TRIAL,
     children_of,
     ended,
-    experiment,
     points_of,
     progressed,
+    runs_at,
     started,
 )
 from tests.support.servers import MlflowServer, proxy_before, until
 
 
-def connection(uri, name, search_id="search-1"):
-    return lambda: SearchRuns(open_store(uri), uri, experiment(name), search_id)
-
-
 def test_a_server_killed_five_times_and_started_again_has_everything_once(mlflow_server, tmp_path, caplog):
     journal = Journal(folder_at(tmp_path))
-    mirror = JournalSync(journal, connection(mlflow_server.uri, "killed"), system_metrics=False)
+    mirror = JournalSync(journal, partial(runs_at, mlflow_server.uri, "killed"), system_metrics=False)
     long = [progressed(first=step, last=step, eval_loss=1.0 / step, at=120.0 + step) for step in range(5, 9)]
     records = [*ONE_TRIAL[:3], *long, ONE_TRIAL[3]]
     for handled, record in enumerate(records[:5]):
@@ -46,7 +39,7 @@ def test_a_server_killed_five_times_and_started_again_has_everything_once(mlflow
     for record in records[6:]:
         mirror.append(record)
     assert mirror.close() == 0
-    runs = connection(mlflow_server.uri, "killed")()
+    runs = runs_at(mlflow_server.uri, "killed")
     proof = compare_with_journal(runs, journal.read())
     assert proof.sentence == "MLflow equals the journal: 1 trial, 80 points"
     (child,) = children_of(runs.client, runs.parent_id)
@@ -60,16 +53,18 @@ def test_what_a_driver_still_owed_is_delivered_by_the_next_one(mlflow_server, tm
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}"
-        mirror = JournalSync(Journal(folder_at(tmp_path)), connection(nobody, "owed"))
+        mirror = JournalSync(Journal(folder_at(tmp_path)), partial(runs_at, nobody, "owed"))
         for record in ONE_TRIAL[:3]:
             mirror.append(record)
         assert mirror.close(patience_seconds=0.5) == 3
-    resumed = JournalSync(Journal(folder_at(tmp_path)), connection(mlflow_server.uri, "owed"), system_metrics=False)
+    resumed = JournalSync(
+        Journal(folder_at(tmp_path)), partial(runs_at, mlflow_server.uri, "owed"), system_metrics=False
+    )
     resumed.append(ONE_TRIAL[3])
     assert resumed.close() == 0
-    again = JournalSync(Journal(folder_at(tmp_path)), connection(mlflow_server.uri, "owed"), system_metrics=False)
+    again = JournalSync(Journal(folder_at(tmp_path)), partial(runs_at, mlflow_server.uri, "owed"), system_metrics=False)
     assert again.close() == 0
-    runs = connection(mlflow_server.uri, "owed")()
+    runs = runs_at(mlflow_server.uri, "owed")
     assert len(runs.client.search_runs([runs.experiment_id])) == 2
     assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
 
@@ -86,13 +81,13 @@ def test_a_request_whose_answer_was_lost_is_not_done_twice(mlflow_server, tmp_pa
         return "answer"
 
     with proxy_before(mlflow_server, lose_first) as uri:
-        mirror = JournalSync(Journal(folder_at(tmp_path)), connection(uri, name), system_metrics=False)
+        mirror = JournalSync(Journal(folder_at(tmp_path)), partial(runs_at, uri, name), system_metrics=False)
         for record in ONE_TRIAL:
             mirror.append(record)
         assert mirror.close() == 0
         assert len(lost) == 1
     assert "MLflow is away (Remote end closed connection without response)" in caplog.text
-    runs = connection(mlflow_server.uri, name)()
+    runs = runs_at(mlflow_server.uri, name)
     assert len(runs.client.search_runs([runs.experiment_id])) == 2
     assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
 
@@ -100,13 +95,13 @@ def test_a_request_whose_answer_was_lost_is_not_done_twice(mlflow_server, tmp_pa
 def test_a_mirror_goes_on_trying_when_mlflow_is_away_from_the_very_start(tmp_path, caplog):
     server = MlflowServer(tmp_path)
     uri = server.uri.replace("//", "//me:secret@")
-    mirror = JournalSync(Journal(folder_at(tmp_path / "journal")), connection(uri, "late"), system_metrics=False)
+    mirror = JournalSync(Journal(folder_at(tmp_path / "journal")), partial(runs_at, uri, "late"), system_metrics=False)
     for record in ONE_TRIAL:
         mirror.append(record)
     try:
         server.start()
         assert mirror.close() == 0
-        runs = connection(server.uri, "late")()
+        runs = runs_at(server.uri, "late")
         assert points_of(runs.client, runs.trial_run("t1")) == ITS_POINTS
     finally:
         server.kill()
@@ -115,12 +110,12 @@ def test_a_mirror_goes_on_trying_when_mlflow_is_away_from_the_very_start(tmp_pat
 
 def test_system_metrics_go_on_after_the_server_was_away(mlflow_server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-    runs = connection(mlflow_server.uri, "watched")()
+    runs = runs_at(mlflow_server.uri, "watched")
 
     def samples():
         return runs.client.get_metric_history(runs.parent_id, "system/cpu_utilization_percentage")
 
-    mirror = JournalSync(Journal(folder_at(tmp_path)), connection(mlflow_server.uri, "watched"))
+    mirror = JournalSync(Journal(folder_at(tmp_path)), partial(runs_at, mlflow_server.uri, "watched"))
     mirror.append(started())
     until(samples, 30)
     mlflow_server.kill()

@@ -41,13 +41,13 @@ def place(tmp_path_factory):
         shutil.copy(ROOT / name, folder / "source")
     done(folder, sys.executable, *pip, "wheel", "--no-deps", "--wheel-dir", "dist", "./source")
     (wheel,) = (folder / "dist").glob("turnwise-*.whl")
-    done(folder, sys.executable, "-m", "venv", "environment")
-    python = str(folder / "environment" / "bin" / "python")
     # What the wheel requires is here already, and is found there, too: to install it again takes minutes.
+    done(folder, sys.executable, "-m", "venv", "--without-pip", "environment")
     (libraries,) = (folder / "environment").glob("lib/python*/site-packages")
     (libraries / "required.pth").write_text(sysconfig.get_path("purelib"))
-    done(folder, python, *pip, "install", "--no-deps", str(wheel))
-    done(folder, python, *pip, "check")
+    there = ["--python", str(folder / "environment" / "bin" / "python")]
+    done(folder, sys.executable, *pip, *there, "install", "--no-deps", str(wheel))
+    done(folder, sys.executable, *pip, *there, "check")
     return folder
 
 

@@ -202,7 +202,8 @@ def test_a_search_in_another_thread_stops_on_request_and_is_resumed(files, clust
 def test_finalists_are_repeated_with_new_seeds_also_after_an_interruption(files, cluster):
     """The search is stopped with its last planned trial, when its repeats have been asked for and none has begun."""
     changes = "search.trials=2", "search.confirm={top: 1, seeds: 2}", "trial.budget={epochs: 1, evaluations: 2}"
-    context = context_of(files, "confirmed", *changes, LORA, ONE_SLOT)
+    space = "search.space={narrow: {method: {rank: 2}}, wide: {method: {rank: 4}}}"  # one finalist of each branch
+    context = context_of(files, "confirmed", *changes, space, ONE_SLOT)
     histories, stop = TrialHistories(), StopRequest()
 
     def stop_at_the_end(event):

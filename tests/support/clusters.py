@@ -17,8 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +29,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.servers import UP_SECONDS, until
+from tests.support.servers import UP_SECONDS, free_ports, until
 
 RAY = str(Path(sys.executable).parent / "ray")
 KEEPER = Path(__file__).parent / "keeper.py"
@@ -200,18 +198,6 @@ PORTS = (
     "node-manager-port",
     "object-manager-port",
 )
-
-
-def free_ports(count: int) -> list[int]:
-    """Below the range from which the system hands out ports, so that nobody takes one before Ray binds it."""
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(range(15_000, 32_000), 1000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise RuntimeError("no free ports")
 
 
 def head_command(session: Path, config: Path, ports: Mapping[str, int]) -> list[str]:

@@ -26,6 +26,16 @@ def experiment(name="toy", **fields):
     )
 
 
+def runs_at(uri, name="toy", search_id="search-1", **fields):
+    """The runs of a search in the experiment of that name, which MLflow has or gets."""
+    from components.tracking.mlflow_access import (
+        open_store,  # not above: children without MLflow import this module, too
+    )
+    from components.tracking.mlflow_runs import SearchRuns
+
+    return SearchRuns(open_store(uri), uri, experiment(name, **fields), search_id)
+
+
 def started(trial_id="t1", *, number=1, at=100.0, spec=None, branch="lora"):
     spec = spec or TrialSpec(method=LoraMethod(rank=4))
     return records.started(trial_id, number=number, branch=branch, spec=spec, time=at)

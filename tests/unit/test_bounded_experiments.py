@@ -25,6 +25,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!python/object/apply:os.system [ls]", "line 1: the tag !!python/object/apply:os.system; write the value"),
         ("a: !!set {b}", "line 1: the tag !!set; write the value without one"),
         ("a: !b c", "line 1: the tag !b; write the value without one"),
+        ('a: ["\\ud83d"]', r"line 1: '\ud83d' is half a character, and no text"),
         ("? [a]\n: b", "line 1: a list or a mapping as a key; a key is one word"),
         ("a: \0", "unacceptable character #x0000"),
         ("a: {<<: 3}", "not YAML: while constructing a mapping in"),
@@ -47,8 +48,13 @@ def test_a_file_without_bounds_is_refused_before_it_is_built(path, text, problem
         ("trial.budget.epochs=1.0e+308", "input should be less than or equal to 1000000, not 1e+308"),
         ("trial.budget.evaluations=10001", "input should be less than or equal to 10000, not 10001"),
         ("trial.batch.rows_per_step=1000001", "input should be less than or equal to 1000000, not 1000001"),
+        (
+            "search.space={a: {method: {rank: {integer: [1, 1000000000000000000000]}}}}",
+            "input should be less than or equal to 1000000000000000, not 1000000000000000000000",
+        ),
         ("trial.seed=18446744073709551616", "input should be less than 4294967296, not 18446744073709551616"),
         ("search.seed=²", "input should be a valid integer, unable to parse string as an integer, not '²'"),
+        ("data.train=\udc80.jsonl", "train: holds half a character, or a byte that is no UTF-8; write it as text"),
         ("data.max_tokens=2024-01-01", "unable to parse string as an integer, not '2024-01-01'"),
     ],
 )

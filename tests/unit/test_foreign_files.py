@@ -55,7 +55,7 @@ def changed(file, **values):
         (RecursionError("maximum"), "nested too deeply"),
         (IsADirectoryError(21, "Is a directory", "x"), "Is a directory"),
         (TypeError("one\n  two"), "one two"),
-        (ValueError("x" * 999), "x" * 200 + "..."),
+        (ValueError("x" * 999), "x" * 150 + " ... " + "x" * 50),
         (AssertionError(), "AssertionError"),
     ],
 )

@@ -15,7 +15,6 @@ from components.search.sync_search import sync_search
 from components.search.write_reports import REPORT, keep_summary
 from components.tracking.journal_proof import compare_with_journal
 from components.tracking.mlflow_access import open_store
-from components.tracking.mlflow_runs import SearchRuns
 from tests.support.one_trial import (
     ITS_POINTS,
     ONE_TRIAL,
@@ -24,6 +23,7 @@ from tests.support.one_trial import (
     experiment,
     points_of,
     progressed,
+    runs_at,
     started,
 )
 
@@ -36,7 +36,7 @@ def uri(tmp_path):
 @pytest.fixture
 def runs(uri):
     """All of one trial."""
-    runs = SearchRuns(open_store(uri), uri, experiment(), "search-1")
+    runs = runs_at(uri)
     for record in ONE_TRIAL:
         runs.apply(record)
     return runs

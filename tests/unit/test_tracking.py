@@ -47,6 +47,7 @@ from tests.support.one_trial import (
     experiment,
     points_of,
     progressed,
+    runs_at,
     started,
 )
 
@@ -81,7 +82,7 @@ def runs(sqlite, request):
     name = re.sub(r"\W", "-", request.node.name)[:100]
 
     def make(search_id="search-1", **fields):
-        return SearchRuns(open_store(sqlite), sqlite, experiment(name, **fields), search_id)
+        return runs_at(sqlite, name, search_id, **fields)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +22,7 @@ Amount = Annotated[float, Field(gt=0.0, le=1e30)]
 NonNegativeAmount = Annotated[float, Field(ge=0.0, le=1e30)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy's have 32 bits, and torch's are made of these and the step
 Dtype = Literal["fp32", "bf16"]
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -35,23 +37,26 @@ class Spec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_secrets_and_booleans(cls, values: Any) -> Any:
-        """Refuses a URI with a password in it in any field: the experiment is written into records and reports.
+    def _refuse_odd_texts_and_booleans(cls, values: Any) -> Any:
+        """Refuses a URI with a password in it in any field: the experiment is written into records and reports. So is every
+        text, as UTF-8, which half a character (of a name that is no UTF-8, or an escape) cannot be.
 
         Turns booleans in numeric fields into text, which pydantic refuses. It would read `true` as 1.
         """
         if not isinstance(values, dict):
             return values
         for name, value in values.items():
-            _check_no_secret(name, value)
+            _check_texts(name, value)
         numeric = {name for name, field in cls.model_fields.items() if is_numeric(field.annotation)}
         return {name: _booleans_as_text(value) if name in numeric else value for name, value in values.items()}
 
 
-def _check_no_secret(field: str, value: Any) -> None:
+def _check_texts(field: str, value: Any) -> None:
     """Of the whole section: in the error of a field pydantic would show the value."""
     for each in value if isinstance(value, list | tuple) else (value,):
         if isinstance(each, str):
+            if HALF_CHARACTER.search(each):
+                raise ValueError(f"{field}: holds half a character, or a byte that is no UTF-8; write it as text")
             try:
                 check_no_secret(each)
             except ValueError as error:
