@@ -40,6 +40,7 @@ from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.report_marks import report_marks
 from components.records.budget_rule import BudgetRule
 from components.records.commands import RequestInbox
+from components.records.disk_use import DiskUse
 from components.records.events import TrialState
 from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
@@ -55,6 +56,7 @@ def run_search(
     stop: StopRequest | None = None,
     running_seconds: Callable[[], float] = time.monotonic,
     last_sign: float = 0.0,
+    disk: DiskUse | None = None,
     hangs: HangRule | None = None,
 ) -> str | None:
     """Blocks until every trial has ended, or a stop request has ended the search. Works in any thread.
@@ -73,6 +75,7 @@ def run_search(
         stop: a request ends the search early; it can be resumed.
         running_seconds: how long drivers of this search have been running.
         last_sign: of the driver before this one, in Unix seconds.
+        disk: what the search keeps at most, as far as nobody asks for clones; without it clones may take any room.
         hangs: from when on workers are taken to hang.
     """
     _quiet_libraries()
@@ -82,7 +85,7 @@ def run_search(
     clock.resume(list(histories.values()), last_sign)
     spending = _spending(context, histories, clock, running_seconds)
     with running_board(KnownTrials.of(histories), context.folder, hangs or HangRule()) as board:
-        controller = TrialController(context, board, histories, gauges, inbox, clock, spending)
+        controller = TrialController(context, board, histories, gauges, inbox, clock, spending, disk)
         with histories.subscribed(gauges.update, retention.update), attached(controller):
             try:
                 _end_what_is_overdue(context, controller)

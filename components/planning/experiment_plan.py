@@ -9,7 +9,9 @@ from rich.text import Text
 
 from components.notebook import html_of, text_of
 from components.planning.branch_plan import BranchPlan, PlanRecord
+from components.planning.disk_table import disk_parts
 from components.planning.plan_tables import plan_parts, shortage_sentences
+from components.records.disk_use import DiskUse
 
 
 class ExperimentPlan(PlanRecord):
@@ -20,6 +22,8 @@ class ExperimentPlan(PlanRecord):
     prices_as_of: str
     utilization: float
     branches: tuple[BranchPlan, ...]
+    disk: DiskUse
+    disk_budget_gb: float | None = None
 
     @property
     def without_room(self) -> tuple[str, ...]:
@@ -33,6 +37,7 @@ class ExperimentPlan(PlanRecord):
     def parts(self) -> Iterator[Table | Text]:
         """Tables, and lines of text that need not be wrapped, in the order in which they are shown."""
         yield from plan_parts(self.branches, prices_as_of=self.prices_as_of, utilization=self.utilization)
+        yield from disk_parts(self.disk, self.disk_budget_gb)
 
     def __rich_console__(self, *_: object) -> Iterator[Table | Text]:
         yield from self.parts()

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from components.experiment.spec import FullMethod, TrialSpec
+from components.experiment.spec import FullMethod, OptimizerSpec, TrialSpec
 from components.planning.dry_run import DryRun
 from components.training.workers import Parallel
 
@@ -86,7 +86,12 @@ def _moment(dry_run: DryRun, spec: TrialSpec, group: WorkerGroup, *, evaluates: 
         "weights": dry_run.weight_bytes,
         "clean copy": dry_run.weight_bytes if full else 0,
         "gradients": held["gradients"] + (dry_run.trained_bytes if group.synced else 0),
-        "optimizer": optimizer_bytes(dry_run, spec),
+        "optimizer": optimizer_bytes(
+            spec.optimizer,
+            parameters=dry_run.trained_parameters,
+            tensors=dry_run.trained_tensors,
+            weight_bytes=dry_run.trained_bytes,
+        ),
         "weight casts": held["weight casts"],
         "activations": held["activations"],
         "logits": held["logits"],
@@ -121,11 +126,11 @@ def verification_plan(dry_run: DryRun, group: WorkerGroup, *, base_bytes: int) -
     return _with_overhead(parts, group, "proof")
 
 
-def optimizer_bytes(dry_run: DryRun, spec: TrialSpec) -> int:
-    """AdamW keeps two numbers of the same type for each trained one."""
-    if spec.optimizer.name == "adamw":
-        return 2 * dry_run.trained_bytes + 4 * dry_run.trained_tensors
-    return round(EIGHT_BIT_STATE * dry_run.trained_parameters)
+def optimizer_bytes(optimizer: OptimizerSpec, *, parameters: int, tensors: int, weight_bytes: int) -> int:
+    """AdamW keeps two numbers of the same type for each trained one. All arguments are of what is trained."""
+    if optimizer.name == "adamw":
+        return 2 * weight_bytes + 4 * tensors
+    return round(EIGHT_BIT_STATE * parameters)
 
 
 def _shares(

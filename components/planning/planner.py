@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.data.same_words import shared_sources
@@ -13,13 +13,15 @@ from components.experiment.space import Branch, branch_order, branches_of, corne
 from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
 from components.planning.calibrate import Calibration, CalibrationRequest, calibrate_trial
+from components.planning.disk_plan import DiskCase, disk_use
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import InstanceType, NodeTable
 from components.planning.remedies import remedies
 from components.planning.trial_estimate import Estimate, Estimator, PlanCase
 from components.planning.workload import trials_worth
+from components.records.disk_use import DiskUse
 from components.records.on_message import OnMessage, ignore_message
-from components.training.budget_units import rescaled
+from components.training.budget_units import BudgetUnits, rescaled
 
 # More of one of these only ever needs more memory.
 GROWING = ("method.rank", "batch.rows_per_micro_batch", "method.dropout")
@@ -45,7 +47,8 @@ def plan(
     plans = {}
     for warning in dtype_warnings(experiment):
         on_message(f"Warning: {warning}")
-    for estimator in _estimators(experiment, table, weights=calibrate):
+    estimators = _estimators(experiment, table, weights=calibrate)
+    for estimator in estimators:
         on_message(estimator.dataset.summary())
         on_message(estimator.settings.sentence)
         plans.update(_plan_base(experiment, estimator, calibrate=calibrate, on_message=on_message))
@@ -55,7 +58,16 @@ def plan(
         prices_as_of=f"{table.as_of:%Y-%m-%d}",
         utilization=table.utilization,
         branches=tuple(plans[name] for name in experiment.search.space),
+        disk=_disk(experiment, estimators),
+        disk_budget_gb=experiment.storage.budget_gb,
     )
+
+
+def _disk(experiment: ExperimentSpec, estimators: Sequence[Estimator]) -> DiskUse:
+    default = estimators[0]
+    units = BudgetUnits.of(default.dataset, by_bytes=len(estimators) > 1)
+    cases = [DiskCase(experiment=each.experiment, config=each.config, dataset=each.dataset) for each in estimators]
+    return disk_use(experiment, cases, units.planned(default.experiment.trial.budget))
 
 
 def _estimators(experiment: ExperimentSpec, table: NodeTable, *, weights: bool) -> list[Estimator]:

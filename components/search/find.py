@@ -81,9 +81,15 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
 
 
 def differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
-    """`path: was X, is Y` for each leaf in which they differ, tracking aside; defaults of `trials` count as written."""
+    """`path: was X, is Y` for each leaf in which they differ; defaults of `trials` count as written.
+
+    Tracking aside, and the disk budget: both may change while a search is unfinished.
+    """
     before, after = (
-        {**leaves(spec.model_dump(mode="json", exclude={"tracking"})), "search.trials": num_trials(spec)}
+        {
+            **leaves(spec.model_dump(mode="json", exclude={"tracking": True, "storage": {"budget_gb"}})),
+            "search.trials": num_trials(spec),
+        }
         for spec in (began, now)
     )
     paths = sorted(before.keys() | after.keys())

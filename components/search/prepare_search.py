@@ -24,7 +24,9 @@ from components.experiment.report_marks import rungs_of
 from components.experiment.space import branches_of, corner_trials
 from components.experiment.spec import STORAGE, ExperimentSpec, MetricSpec
 from components.models import attention_backend, quantization_backend
+from components.planning.disk_plan import DiskCase, disk_use
 from components.planning.verification_memory import check_verifiable
+from components.records.disk_use import DiskUse
 from components.records.earlier_trials import EarlierTrial
 from components.records.manifest import LAYOUT, SearchManifest
 from components.records.on_message import OnMessage, ignore_message
@@ -32,7 +34,7 @@ from components.registry.probes import Probe, load_probes
 from components.registry.result import too_few_held_out
 from components.scoring.generation_plan import GenerationPlan
 from components.search.choose_search import ChosenSearch, choose_search
-from components.search.open_base import OpenedBases, check_vocabularies, open_bases, with_general
+from components.search.open_base import OpenedBase, OpenedBases, check_vocabularies, open_bases, with_general
 from components.search.plan_generation import plan_gate
 from components.search.search_lock import SearchLock
 from components.search.start_from import Terms, start_from
@@ -53,7 +55,8 @@ class PreparedSearch:
     what is asked of the models at evaluations; `gate_generation` is what is asked at the gate. `format_facts` are tags about
     the chat format. `register`: the best trial will be sent to the registry, `replace`: for which reason it may replace an
     incumbent that cannot be compared. `began` is when opening began, by time.monotonic(). `earlier` are trials of other
-    searches, for the sampler. `lock` must be closed in the end.
+    searches, for the sampler. `disk` is what it keeps on the storage, on a cluster of any size. `lock` must be closed in the
+    end.
     """
 
     manifest: SearchManifest
@@ -69,6 +72,7 @@ class PreparedSearch:
     format_facts: Mapping[str, str]
     general_texts: tuple[str, ...]
     began: float
+    disk: DiskUse
     gate_generation: GenerationPlan | None = None
     earlier: tuple[EarlierTrial, ...] = ()
 
@@ -205,6 +209,7 @@ def _open(
         format_facts=format_facts(default.format_spec, default.chat_format),
         general_texts=texts,
         began=began,
+        disk=disk_use(experiment, [_disk_case(base) for base in opened.bases], opened.budget),
         gate_generation=plan_gate(experiment, probes),
         earlier=start.trials,
     )
@@ -247,6 +252,10 @@ def _check_packages(experiment: ExperimentSpec, on_message: OnMessage) -> None:
             raise InputError(problem)
         if problem:
             on_message(f"Warning: {problem}. If the workers lack it too, {end}")
+
+
+def _disk_case(base: OpenedBase) -> DiskCase:
+    return DiskCase(experiment=base.experiment, config=base.config, dataset=base.dataset)
 
 
 def _check_storage(written: ExperimentSpec) -> None:

@@ -16,6 +16,7 @@ from components.cluster.run_search import run_search
 from components.cluster.scheduling.search_warnings import remarks
 from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
+from components.records.disk_use import DiskUse
 from components.records.driver_presence import DriverInbox
 from components.records.evaluation_record import EvaluationRecord
 from components.records.events import TrialHistory, TrialState
@@ -30,6 +31,7 @@ from components.registry.verification_messages import VerificationReport
 from components.reports.leaderboard import ranked
 from components.reports.search_summary import SearchSummary
 from components.search.branch_prices import branch_prices, priced_by
+from components.search.check_disk import check_disk
 from components.search.choose_candidate import choose, compare_branches
 from components.search.decide_outcome import (
     SearchOutcome,
@@ -66,7 +68,7 @@ def driver_session(
     """Inside, Ray is connected and the search is known to others: its driver has a heartbeat and takes requests.
 
     Raises InsufficientCapacityError if the cluster can never hold a trial, InputError for a budget in dollars where a price
-    is not known, and TrackingError if MLflow is away.
+    is not known and for a disk budget that is too small, and TrackingError if MLflow is away.
     """
     with contextlib.closing(prepared.lock), connected() as dashboard:
         capacity = capacity_of_cluster()
@@ -75,10 +77,18 @@ def driver_session(
         for remark in remarks(prepared.experiment, prepared.budget, capacity, known):
             on_message(remark)
         prices = branch_prices(prepared.experiment, capacity)
+        disk = check_disk(prepared, capacity, on_message)
         prepared.begin()
         with DriverInbox(prepared.folder) as inbox:
             search = SearchRun(
-                prepared, inbox, dashboard, on_message=on_message, stop=stop, command=command, prices=prices
+                prepared,
+                inbox,
+                dashboard,
+                on_message=on_message,
+                stop=stop,
+                command=command,
+                prices=prices,
+                disk=disk,
             )
             try:
                 yield search
@@ -103,9 +113,10 @@ class SearchRun:
         stop: StopRequest | None,
         command: str,
         prices: Mapping[str, float],
+        disk: DiskUse,
     ) -> None:
-        """`prices`: dollars of a worker-hour, of the branches where it is known."""
-        self.prices = dict(prices)
+        """`prices`: dollars of a worker-hour, of the branches where it is known. `disk`: what the search keeps at most."""
+        self.prices, self.disk = dict(prices), disk
         self.prepared, self.inbox, self.on_message, self.command = prepared, inbox, on_message, command
         self.stop = stop or StopRequest()
         self._taken_over: str | None = None
@@ -144,6 +155,7 @@ class SearchRun:
                 stop=self.stop,
                 running_seconds=lambda: self.inbox.ran_seconds,
                 last_sign=self.inbox.last_sign,
+                disk=self.disk,
             )
         except UnfitWorkersError as error:
             hopeless = str(error)

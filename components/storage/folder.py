@@ -46,13 +46,14 @@ class Lock(Protocol):
 
 
 class PendingWrite(ABC):
-    """A folder that several processes are writing together. Each writes its own files into `scratch`, then commits."""
-
-    scratch: Path
+    """A folder that several processes are writing together, each its own files."""
 
     @abstractmethod
-    def commit(self) -> None:
-        """Publishes this process's files. The folder is complete once all its writers have committed."""
+    def commit(self, write: Callable[[Path], None]) -> None:
+        """Publishes the files that `write` puts into an empty folder. All writers have done so once the folder is complete.
+
+        On a full disk it waits for room, and `write` is called again, in an empty folder.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,10 @@ class Folder(ABC):
     @abstractmethod
     def check_access(self) -> None:
         """Writes, reads and deletes a small file, without retries. Raises OSError with the reason if that fails."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """What may still be written to the disk that it is on; None where there is no end. A quota is not always seen."""
 
     @abstractmethod
     def publish(self, write: Callable[[Path], None]) -> None:

@@ -22,11 +22,20 @@ def write_all(file: IO[bytes], content: bytes) -> None:
 def fsync_path(path: Path) -> None:
     """Forces a file's content, or a folder's names: a new file is durable only when its folder has been synced too."""
     opened = os.open(path, os.O_RDONLY)
-    os.fsync(opened)
-    os.close(opened)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def fsync_tree(folder: Path) -> None:
     """Forces every file in a folder, whichever process of this machine wrote it."""
     for path in [*folder.rglob("*"), folder]:
         fsync_path(path)
+
+
+def fsync_folders(folder: Path) -> None:
+    """Forces the names of all that is in a folder."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            fsync_path(path)

@@ -13,7 +13,7 @@ from components.storage.append_log import FileAppendLog
 from components.storage.background_upload import BackgroundUpload
 from components.storage.file_lock import FileLock
 from components.storage.folder import Folder, Lock, PendingWrite
-from components.storage.fsync import fsync_path, fsync_tree
+from components.storage.fsync import fsync_folders, fsync_path, fsync_tree
 from components.storage.regular_files import read_small
 from components.storage.room import in_words, wait_for_room
 from components.storage.unfinished import LONG_AGO, beside, is_hidden, remove, remove_rests, replacing, set_aside
@@ -80,6 +80,10 @@ class LocalFolder(Folder):
         with tempfile.TemporaryFile(dir=self.path):
             return
 
+    def free_bytes(self) -> int | None:
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        return shutil.disk_usage(there).free
+
     def publish(self, write: Callable[[Path], None]) -> None:
         remove_rests(self.path.parent, older_than=LONG_AGO)  # other searches may be filling theirs
         scratch = beside(self.path)
@@ -94,7 +98,7 @@ class LocalFolder(Folder):
             shutil.rmtree(scratch, ignore_errors=True)
 
     def begin(self, *, part: int, of: int, barrier: Callable[[], None], uploads: BackgroundUpload) -> PendingWrite:
-        return SharedWrite(self.path, is_first=part == 0, barrier=barrier)
+        return SharedWrite(self.path, part=part, barrier=barrier)
 
     def is_complete(self) -> bool:
         return self.path.is_dir()
@@ -132,24 +136,44 @@ class SharedWrite(PendingWrite):
     A scratch folder that a killed writer has left is deleted, and an existing target is replaced.
     """
 
-    def __init__(self, target: Path, *, is_first: bool, barrier: Callable[[], None]) -> None:
-        self.target, self.is_first, self.barrier = target, is_first, barrier
+    def __init__(self, target: Path, *, part: int, barrier: Callable[[], None]) -> None:
+        self.target, self.is_first, self.barrier = target, part == 0, barrier
         self.scratch = beside(target, shared=True)
-        if is_first:
+        self.own = self.scratch / f".{part}"
+        if self.is_first:
             shutil.rmtree(self.scratch, ignore_errors=True)
             wait_for_room(lambda: self.scratch.mkdir(parents=True, exist_ok=True), self.target)
         barrier()
         self.scratch.mkdir(exist_ok=True)  # NFS may cache for seconds that it did not exist
 
-    def commit(self) -> None:
+    def commit(self, write: Callable[[Path], None]) -> None:
         """Returns in every writer once the target is complete."""
+        wait_for_room(lambda: self._fill(write), self.target)
         self.barrier()
         if self.is_first:
-            with in_words(self.target):
-                fsync_tree(self.scratch)  # files of other nodes are on the share since they were closed
-                before = set_aside(self.target)
-                self.scratch.rename(self.target)
-                fsync_path(self.target.parent)
+            wait_for_room(lambda: fsync_folders(self.scratch), self.target)
+            before = set_aside(self.target)
+            wait_for_room(lambda: self.scratch.rename(self.target), self.target)
+            wait_for_room(lambda: fsync_path(self.target.parent), self.target)
             if before is not None:
                 shutil.rmtree(before, ignore_errors=True)
         self.barrier()
+
+    def _fill(self, write: Callable[[Path], None]) -> None:
+        """Writes this process's files, durable, into the scratch folder of all.
+
+        A disk may notice only while it syncs that it is full. Then the files are lost, though another sync would succeed: so
+        they are written again each time. What is half written leaves its room to others meanwhile.
+        """
+        try:
+            self.own.mkdir(parents=True)
+            write(self.own)
+            files = [path for path in self.own.rglob("*") if path.is_file()]
+            for file in files:
+                fsync_path(file)
+            for file in files:
+                place = self.scratch / file.relative_to(self.own)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.rename(place)
+        finally:
+            shutil.rmtree(self.own, ignore_errors=True)

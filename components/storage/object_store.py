@@ -27,9 +27,10 @@ from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder, PendingWrite
 from components.storage.lease import Lease
 from components.storage.names_inside import inside
-from components.storage.node_cache import copy_path, get_or_create, move_into_place, new_scratch
+from components.storage.node_cache import cache_folder, copy_path, get_or_create, move_into_place, new_scratch
 from components.storage.regular_files import check_small
 from components.storage.retry import StorageError, describe_error, with_retries
+from components.storage.room import wait_for_room
 from components.storage.transfer import FileDigest, download_unverified, download_verified, upload_file
 from components.storage.unfinished import is_hidden
 
@@ -123,6 +124,9 @@ class ObjectStoreFolder(Folder):
             self._delete(name)
         except OSError as error:
             raise StorageError(describe_error(error)) from None
+
+    def free_bytes(self) -> int | None:
+        return None
 
     def publish(self, write: Callable[[Path], None]) -> None:
         scratch = new_scratch()
@@ -259,20 +263,31 @@ class ObjectStoreFolder(Folder):
 
 
 class UploadedWrite(PendingWrite):
-    """Each writer fills a scratch folder of its own node; commit() returns at once and uploads it in the background."""
+    """Each writer fills a scratch folder of its own node; commit() returns then, and uploads it in the background."""
 
     def __init__(self, folder: ObjectStoreFolder, *, part: int, of: int, uploads: BackgroundUpload) -> None:
         self.folder, self.part, self.of, self.uploads = folder, part, of, uploads
-        self.scratch = new_scratch()
 
-    def commit(self) -> None:
-        self.uploads.start(self._upload)
+    def commit(self, write: Callable[[Path], None]) -> None:
+        scratch = wait_for_room(lambda: _fill(write), cache_folder())
+        self.uploads.start(lambda: self._upload(scratch))
 
-    def _upload(self) -> None:
+    def _upload(self, scratch: Path) -> None:
         try:
-            self.folder.upload(self.scratch, part=self.part, of=self.of)
+            self.folder.upload(scratch, part=self.part, of=self.of)
         finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fill(write: Callable[[Path], None]) -> Path:
+    """Returns a new scratch folder with what `write` has put into it."""
+    scratch = new_scratch()
+    try:
+        write(scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return scratch
 
 
 @functools.cache

@@ -30,7 +30,6 @@ from components.models.sharded_safetensors import StoredTensors, write_rows
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.storage.permissions import readable_as_usual
-from components.storage.room import wait_for_room
 from components.training.fsdp import own_rows
 from components.training.optimizer import trained_parameters
 from components.training.workers import Workers
@@ -49,8 +48,7 @@ def write_checkpoint(
     others wait for it: the trial stands still at its report.
     """
     pending = directory.begin(part=workers.worker_rank, of=workers.count, barrier=workers.barrier, uploads=uploads)
-    wait_for_room(lambda: write(pending.scratch), directory)
-    pending.commit()
+    pending.commit(write)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -156,6 +156,7 @@ class TrialRunner:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)
             run.save(interim, self.uploads)
             self._flush_uploads()
+            self._delete_earlier(interim)
             return InterimCheckpoint(step=run.counters.step, checkpoint=str(interim))
         if progress.diverged is not None:
             return progress
@@ -181,6 +182,13 @@ class TrialRunner:
         """Returns once the uploads of all workers have completed, so that any of them may leave."""
         self.uploads.wait()
         self.workers.barrier()
+
+    def _delete_earlier(self, interim: Folder) -> None:
+        """Deletes interim checkpoints before the newest one, so that a trial that is often interrupted has one at most."""
+        if self.workers.worker_rank == 0:
+            for name in interim.parent.list_names():
+                if "+" in name and name < interim.name:
+                    (interim.parent / name).delete()
 
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":

@@ -12,7 +12,7 @@ from components.records.journal import Journal
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from tests.support.one_trial import ONE_TRIAL
-from tests.support.small_disk import fill, free, make_read_only, make_writable, waiting_until_free
+from tests.support.small_disk import drop_caches, fill, free, make_read_only, make_writable, waiting_until_free
 
 SCORES = EvaluationRecord(metrics={"eval_loss": ConversationScores(sums=(1.0,) * 3000, weights=(2.0,) * 3000)})
 
@@ -46,8 +46,9 @@ def small_files(disk):
     assert [name for name in search.list_names() if name.startswith(".")] == []
 
 
-def checkpoint(disk):
+def checkpoint(disk, full=None):
     """Its weights, of safetensors, find no room, and neither does what follows them."""
+    full = full or disk
     # Seconds of torch, which the other cases do without.
     import torch
     from safetensors.torch import load_file, save_file
@@ -67,10 +68,17 @@ def checkpoint(disk):
         worker: Any = ThreadWorker(0, threading.Barrier(1))
         write_checkpoint(folder, worker, files, BackgroundUpload())
 
-    waiting_until_free(disk, write)
+    waiting_until_free(full, write)
+    if full != disk:
+        drop_caches()  # now the disk alone says what it has
     assert torch.equal(load_file(path / "model.safetensors")["a"], tensors["a"])
     assert sorted(path.name for path in path.iterdir()) == ["model.safetensors", "state.json"]
     assert [path.name for path in path.parent.iterdir()] == ["step_000004"]
+
+
+def checkpoint_of_a_disk_that_notices_late(disk):
+    """All that is written finds room in memory; only the sync says that there is none on the disk."""
+    checkpoint(disk, full=disk.parent / "behind")
 
 
 def a_folder_that_is_made_once(disk):

@@ -22,10 +22,36 @@ def on_small_disk(folder, module, test):
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-Urm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user may not have a mount namespace, in which a small disk could be mounted")
-    mount = f'mount -t tmpfs -o size={MEGABYTES}m small "$1" && shift && exec "$@"'
+    mount = f'mount -t tmpfs -o size={MEGABYTES}m small "$1"'
+    return _mounted([unshare, "-Urm"], mount, disk, module, test)
+
+
+def on_thin_disk(folder, module, test):
+    """As on_small_disk, with a disk that promises more room than the one behind it has: it notices while it syncs.
+
+    `behind` beside it is the one to fill and to free. Skips where this user may mount no file as a disk.
+    """
+    disk, behind = folder / "disk", folder / "behind"
+    disk.mkdir()
+    behind.mkdir()
+    mount = (
+        f'mount -t tmpfs -o size={6 * MEGABYTES}m behind "$1/../behind" && cd "$1/../behind" && truncate -s 64m image'
+        ' && mkfs.ext4 -q -F image && mount -o loop,commit=600 image "$1"'  # its own records wait, for they find no room
+    )
+    tools = [shutil.which(name) for name in ("unshare", "mkfs.ext4", "losetup")]
+    if os.geteuid() != 0 or not all(tools):
+        pytest.skip("only root may mount a file as a disk")
+    if subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", str(disk)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this machine has no loop devices")
+    return _mounted(["unshare", "-m"], mount, disk, module, test)
+
+
+def _mounted(unshare, mount, disk, module, test):
     child = [sys.executable, "-m", module, test, str(disk)]
     done = subprocess.run(
-        [unshare, "-Urm", "sh", "-c", mount, "sh", str(disk), *child],
+        [*unshare, "sh", "-c", f'{mount} && shift && cd {ROOT} && exec "$@"', "sh", str(disk), *child],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -48,6 +74,10 @@ def fill(disk):
 
 def free(disk):
     (Path(disk) / "filler").unlink()
+
+
+def drop_caches():
+    Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 def make_read_only(disk):

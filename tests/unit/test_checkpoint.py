@@ -1,5 +1,6 @@
 """A checkpoint on disk: written by several workers, and there whole or not at all."""
 
+import errno
 import os
 import threading
 
@@ -85,3 +86,24 @@ def test_every_file_is_on_disk_before_the_folder_appears_and_then_its_name(tmp_p
     written = tmp_path / "step_1" / "worker_0"
     assert (written.stat().st_ino, False) in forced
     assert forced[-1] == (tmp_path.stat().st_ino, True)
+
+
+def test_files_that_a_full_disk_loses_while_it_syncs_are_written_anew(tmp_path, monkeypatch):
+    """The kernel drops what it could not write, and says so once: as in tests/unit/test_full_disk.py, for any user."""
+    fsync, full = os.fsync, iter([True, True])
+
+    def lose(descriptor):
+        if os.fstat(descriptor).st_size == 5 and next(full, False):
+            os.truncate(f"/proc/self/fd/{descriptor}", 0)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    def fill(worker_rank, folder):
+        (folder / "weights").mkdir()
+        (folder / "weights" / f"of_{worker_rank}").write_text("whole")
+
+    monkeypatch.setattr(os, "fsync", lose)
+    monkeypatch.setattr("components.storage.room.FIRST_PAUSE_SECONDS", 0.01)
+    assert write_in_threads(tmp_path / "step_1", fill) == [None] * 2
+    assert [path.read_text() for path in sorted((tmp_path / "step_1" / "weights").iterdir())] == ["whole"] * 2
+    assert names(tmp_path / "step_1") == ["weights"]

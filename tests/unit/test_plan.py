@@ -459,6 +459,15 @@ def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, exp
     assert fit["spot_dollars"]["high"] == pytest.approx(fit["hours"]["high"])
     assert "together" in people
     assert "Prices of 2026-11-01: check yours." in people
+    by_name = {branch["branch"]: branch for branch in plan["disk"]["branches"]}
+    assert by_name["full"]["weights"] > 4 * full["parameters"] > by_name["lora"]["weights"]
+    assert re.search(r"At most [\d.]+ MB with one trial at a time, [\d.]+ MB with 4 at once\.", people)
+
+
+def test_a_plan_says_how_many_trials_a_disk_budget_holds_at_once(capsys, experiment):
+    for budget, words in (("1", "up to 4 trials at once"), ("1e-4", "not even one trial")):
+        _, _, people = planned(capsys, experiment(gpus=0), "--json", "--set", f"storage.budget_gb={budget}")
+        assert f"storage.budget_gb={float(budget):g} holds {words}." in people
 
 
 def test_what_fits_nowhere_ends_with_the_arithmetic_and_the_ways_out(capsys, tmp_path, experiment):

@@ -37,6 +37,7 @@ from components.records.commands import (
     StopTrial,
     TrialCommand,
 )
+from components.records.disk_use import DiskUse
 from components.records.events import (
     Clone,
     Extension,
@@ -51,6 +52,7 @@ from components.records.histories import TrialHistories
 from components.records.slot_clock import SlotClock
 from components.storage.foreign_files import reason_of
 from components.storage.open_folder import folder_at
+from components.storage.size import size_in_words
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +76,11 @@ class TrialController:
         inbox: RequestInbox | None = None,
         clock: SlotClock | None = None,
         spending: Spending | None = None,
+        disk: DiskUse | None = None,
     ) -> None:
-        """`spending`: of a search with a budget."""
+        """`spending`: of a search with a budget. `disk`: what the search keeps, with the clones that the journal has."""
         self.context, self.board, self.histories, self.gauges, self._inbox = context, board, histories, gauges, inbox
-        self.clock, self.spending = clock or SlotClock(), spending
+        self.clock, self.spending, self._disk = clock or SlotClock(), spending, disk
         self.reasons: dict[str, str] = {}  # why the scheduler has ended trials
         self.planned = num_trials(context.experiment)
         self.fatal_error: str | None = None  # why no trial of this search can succeed
@@ -264,6 +267,7 @@ class TrialController:
         if equal := equal_trial(experiment, self.histories, spec, warm_from):
             warm = "" if command.warm else ", or clone it with --warm, to begin with its parent's weights"
             raise Refused(f"{equal} has this configuration already; change another value with --set{warm}")
+        self._take_room(parent.branch, spec, warm=warm_from is not None)
         return Clone(
             trial_id=uuid.uuid4().hex[:8],
             number=self.planned + len(self.clones) + 1,
@@ -272,6 +276,24 @@ class TrialController:
             varied={**parent.varied, **{path: value_at(spec, path) for path in command.changes}},
             warm_from=warm_from,
         )
+
+    def _take_room(self, branch: str, spec: TrialSpec, *, warm: bool) -> None:
+        """Raises Refused if the disk budget has none for another trial."""
+        budget = self.context.experiment.storage.budget_gb
+        if self._disk is None or budget is None:
+            return
+        more = self._disk.with_clone(branch, spec.method, warm=warm)
+        if more is None:
+            raise Refused(
+                f"storage.budget_gb={budget:g} holds what was planned, and no trial of method {spec.method.kind} was;"
+                " resume the search without it"
+            )
+        if not more.is_within(budget):
+            raise Refused(
+                f"with that clone the search may keep {size_in_words(more.peak)}, and storage.budget_gb={budget:g}; stop the"
+                " search, and resume it with a larger one"
+            )
+        self._disk = more
 
     def _warm_start(self, history: TrialHistory, spec: TrialSpec) -> str:
         name = f"trial {history.started.number}"

@@ -22,7 +22,7 @@ from components.cluster.scheduling.slot_scheduler import SlotScheduler
 from components.cluster.scheduling.successive_halving import HalvingRule
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.report_marks import largest_warmup, rungs_of
-from components.experiment.space import branch_order, num_trials, some_trial
+from components.experiment.space import branch_order, branches_of, num_trials, some_trial
 from components.experiment.spec import AshaSpec, ExperimentSpec, HyperbandSpec, MedianSpec, WorkersSpec
 
 
@@ -102,6 +102,13 @@ def pending_trials(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int
         if all(waiting[known] >= count for known, count in wanted.items()):
             break
     return waiting.total()
+
+
+def places(experiment: ExperimentSpec, capacity: ClusterCapacity) -> dict[str, int]:
+    """Returns how many trials of each branch can run at once, if no others do."""
+    at_once = _at_once(experiment, capacity)
+    branches = branches_of(experiment).values()
+    return {branch.name: at_once[experiment.resources.of(some_trial(experiment, branch).method)] for branch in branches}
 
 
 def trials_at_once(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int:
