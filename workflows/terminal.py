@@ -215,5 +215,4 @@ def _print_next_commands(console: Console, experiment: ExperimentSpec, result: S
         lines.append(f"chat     {where}{program('chat')} models:/{registry.name}{name}")
     served = uri.startswith(("http://", "https://"))
     lines.append(f"MLflow   {uri if served else f'{python()} -m mlflow ui --backend-store-uri {uri}'}")
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)

@@ -24,7 +24,7 @@ import ray
 import torch
 
 from experiments.benchmarks.chaos_kit.account import Account
-from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed
+from experiments.benchmarks.chaos_kit.disturbed_search import REPORTS_AGAIN, Disturbed
 from experiments.benchmarks.chaos_kit.faults import Fault
 from experiments.benchmarks.chaos_kit.plan import Plan, account_for, drawn
 
@@ -52,7 +52,8 @@ def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, 
             "|---|---|---|---|",
             *costs(disturbed),
             "",
-            "Seconds lost: until every trial that ran had reported again or ended, less the usual time between two reports.",
+            f"Seconds lost: until every trial that ran had reported {REPORTS_AGAIN} times again or ended, less the usual time"
+            " of so many reports.",
             "A driver's include the start of the program, of Ray and of the workers.",
             "",
             "Against the same search without faults:",
@@ -80,8 +81,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of their order, moments and victims (default: 0)")
     parser.add_argument("--trials", type=int, default=8, help="of the search (default: 8)")
-    parser.add_argument("--epochs", type=float, default=60.0, help="of every trial (default: 60)")
-    parser.add_argument("--evaluations", type=int, default=30, help="reports of every trial (default: 30)")
+    parser.add_argument("--epochs", type=float, default=240.0, help="of every trial (default: 240)")
+    parser.add_argument("--evaluations", type=int, default=120, help="reports of every trial (default: 120)")
     parser.add_argument("--sampler", default="random", choices=("random", "tpe"), help="(default: random)")
     parser.add_argument(
         "--small-disk", type=Path, help="a small file system of its own for the search, which may be filled"
@@ -122,6 +123,9 @@ def main() -> int:
         print(f"left running: {process}", file=sys.stderr)
     if arguments.write:
         arguments.write.write_text(text + "\n", encoding="utf-8")
+    if len(disturbed.struck) < arguments.faults:
+        print("the search ended before the last fault: it needs more --epochs and --evaluations", file=sys.stderr)
+        return 1
     return 0 if account.is_clean else 1
 
 

@@ -151,7 +151,7 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
 
 def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tmp_path, searched):
     """SIGTERM is what `ray job stop` sends."""
-    folder = new_folder(tmp_path)
+    folder = new_folder(tmp_path, at_once=2)  # of two trials one is between two reports
     with (folder / "output").open("w") as output:
         driver = subprocess.Popen(
             command("tune", "toy.yaml"), cwd=folder, env=environment(), stderr=output, stdout=output

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from components.cluster.slots.command_board import CommandBoard, KnownTrials
 from components.cluster.slots.deaths import Evidence
 from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Resume
@@ -101,17 +103,18 @@ def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason(
     assert resume.start is None
 
 
-def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed():
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed(lost):
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
         call = asyncio.ensure_future(board.ask(Advance()))
         await asyncio.sleep(0)
-        await board.report_worker_error("slot", 2, "out of memory")
+        await board.report_worker_error("slot", 2, "out of memory", lost=lost)
         return await call, await restarted(board)
 
     answer, resume = run(scenario)
-    assert answer.reason == "out of memory"
+    assert (answer.reason, answer.lost) == ("out of memory", lost)
     assert resume.start is None
 
 

@@ -1,12 +1,20 @@
 """Trials that were lost with their slots: their checkpoints stay while the search may go on with them."""
 
+from types import SimpleNamespace
+
+import pytest
+
 from components.cluster.driver.checkpoint_retention import CheckpointRetention
+from components.cluster.slots.protocol import Advance, Failed
 from components.cluster.slots.search_context import SearchContext
+from components.cluster.slots.worker import carry_out
 from components.experiment.load_experiment import load_experiment
 from components.models.base.reference import BaseReference
 from components.records.events import TrialEnded, TrialProgressed
 from components.records.histories import TrialHistories
 from components.storage.open_folder import folder_at
+from components.storage.retry import StorageError
+from components.training.workers import OneWorker
 from tests.support.records import progress, started
 
 
@@ -52,3 +60,13 @@ def test_what_a_lost_trial_needs_to_go_on_stays_until_another_one_succeeds(tmp_p
     assert names("own") == ["step_000002"]  # the weights of its best checkpoint, as of every trial that goes on no more
     end(histories, "good", "completed")
     assert names("lost") == names("good") == ["step_000002"]
+
+
+@pytest.mark.parametrize(("error", "lost"), [(StorageError("s3://b: away"), True), (OSError("no such device"), False)])
+def test_a_trial_whose_storage_is_away_is_lost_and_not_impossible(error, lost):
+    def advance(signals):
+        raise error
+
+    runners = SimpleNamespace(current=SimpleNamespace(trial_id="a", advance=advance))
+    answer = carry_out(Advance(number=3), runners, OneWorker(), signals=None, board=None, slot="s")
+    assert answer == Failed(number=3, reason=f"{type(error).__name__}: {error}", lost=lost)

@@ -226,14 +226,15 @@ class CommandBoard:
             state.deaths.evidence.append(Evidence(reason=hang))
         return state.group, hang is not None
 
-    async def report_worker_error(self, slot: str, number: int, reason: str) -> None:
+    async def report_worker_error(self, slot: str, number: int, reason: str, *, lost: bool = False) -> None:
         """For any worker: command `number` failed on this worker, perhaps not on the others, so the group must restart.
 
+        `lost`: for no reason of the trial's own.
         Several workers may report it. After the first report another trial may run in the slot: it must not fail for this.
         """
         state = self._slots.setdefault(slot, _Slot())
         if state.command is not None and state.command.number == number:
-            self._fail(state, reason)
+            self._fail(state, reason, lost=lost)
 
     async def stop_search(self) -> None:
         """Makes all trials leave their slots; from now on commands are answered with Left. Returns once no trial trains.

@@ -97,7 +97,7 @@ def _serve_commands(
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
         if not isinstance(command, Wait) and (done is None or done.number != command.number):
-            done = _execute(command, runners, workers, signals, board, slot)
+            done = carry_out(command, runners, workers, signals, board, slot)
         answer = None if isinstance(command, Wait) else done  # a board that replaces another may ask a second time
 
 
@@ -189,14 +189,15 @@ def go_on_after(runner: TrialRunner, reported_step: int, workers: Workers, exten
     runner.replay_to(reported_step, extensions)
 
 
-def _execute(
+def carry_out(
     command: SlotCommand, runners: Runners, workers: Workers, signals: SlotSignals, board: Any, slot: str
 ) -> SlotAnswer:
     """Carries out a command. An error of the trial itself becomes an answer; any other error ends this worker group.
 
     ValueError is raised by this project for a spec that cannot be trained: it is the same on every worker, so they stay in
     step. Any other error may have hit this worker alone, so with several workers the group must restart. A broken
-    collective means that another worker died, which is not an error of this one.
+    collective means that another worker died, which is not an error of this one. A storage that is away for too long is not
+    the trial's fault.
     """
     try:
         return _run_command(command, runners, workers, signals)
@@ -209,12 +210,10 @@ def _execute(
         if isinstance(error, RowsExceedMemory):
             ray.get(board.testify.remote(slot, _evidence_of(error), command.number))
             raise
-        reason = _in_words(error)
-        storage_away = isinstance(error, StorageError)  # which is no reason of the trial's own
+        reason, lost = _in_words(error), isinstance(error, StorageError)
         if workers.count == 1 and not is_out_of_memory(error):
-            return Failed(number=command.number, reason=reason, lost=storage_away)
-        if not storage_away:
-            ray.get(board.report_worker_error.remote(slot, command.number, reason))
+            return Failed(number=command.number, reason=reason, lost=lost)
+        ray.get(board.report_worker_error.remote(slot, command.number, reason, lost=lost))
         raise
 
 

@@ -9,6 +9,7 @@ import random
 import statistics
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +26,13 @@ from experiments.benchmarks.chaos_kit.faults import Fault, Faults, started_by
 from tests.support.programs import command, environment
 
 POLL_SECONDS = 0.1
+REPORTS_AGAIN = 3  # of each trial: one may have been on its way when the fault came
 MAX_DRIVERS = 5  # in a row that end without a new report: then the search does not go on
 
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that has been carried out. `seconds`: until every trial that ran had reported again, or ended."""
+    """A fault that has been carried out, and the seconds that it cost the trials."""
 
     fault: Fault
     seconds: float
@@ -57,6 +59,7 @@ class DisturbedSearch:
         self._driver: subprocess.Popen[bytes] | None = None
         self._processes: dict[int, psutil.Process] = {}
         self._statuses: list[int] = []
+        self._ended = False
         self._storage = load_experiment(place / f"{experiment}.yaml", []).folder
 
     def run(self, faults: Sequence[Fault] = ()) -> Disturbed:
@@ -97,6 +100,8 @@ class DisturbedSearch:
     def _has_ended(self) -> bool:
         """Whether the search has ended by itself. A driver that has died is started again."""
         assert self._driver is not None
+        if self._ended:
+            return True
         if time.monotonic() > self._deadline:
             raise TimeoutError(f"the search did not end in time; see {self._place / 'errors.log'}")
         status = self._driver.poll()
@@ -107,6 +112,7 @@ class DisturbedSearch:
         self._statuses.append(status)
         manifest = self._manifest()
         if manifest is not None and manifest.finished:
+            self._ended = True
             return True
         if len(self._statuses) >= MAX_DRIVERS and set(self._statuses[-MAX_DRIVERS:]).isdisjoint({-9}):
             raise RuntimeError(f"the search does not go on: {self._statuses}; see {self._place / 'errors.log'}")
@@ -130,13 +136,16 @@ class DisturbedSearch:
         return False
 
     def _recovered(self, running: set[str], before: int, at: float) -> float:
-        """Returns the seconds from `at` until each of these trials has been heard of again, less a median report's."""
+        """Returns the seconds from `at` until each of these trials has reported REPORTS_AGAIN times or ended, less the
+        usual time of so many reports."""
         while not self._has_ended():
-            heard = {event.trial_id for event in self._events()[before:] if _is_news(event)}
-            if running <= heard:
+            news = [event for event in self._events()[before:] if _is_news(event)]
+            ended = {event.trial_id for event in news if isinstance(event, TrialEnded)}
+            times = Counter(event.trial_id for event in news)
+            if all(trial_id in ended or times[trial_id] >= REPORTS_AGAIN for trial_id in running):
                 break
             time.sleep(POLL_SECONDS)
-        return max(0.0, time.monotonic() - at - self._pace())
+        return max(0.0, time.monotonic() - at - REPORTS_AGAIN * self._pace())
 
     def _pace(self) -> float:
         """Returns the median time between two reports of a trial."""
