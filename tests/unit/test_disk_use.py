@@ -228,7 +228,8 @@ def test_a_clone_that_would_exceed_the_budget_is_refused(toy_search, monkeypatch
     inbox = Inbox(CloneTrial(trial="1", changes=changes))
     experiment = load_experiment("toy.yaml", [f"storage.budget_gb={gigabytes or 'null'}"])
     use = DiskUse(branches=(branch("lora", 1, 0.1, 1, rank=16),), prepared=0)
-    context, histories = SimpleNamespace(experiment=experiment), TrialHistories([RECORDS[0]])
+    context = SimpleNamespace(experiment=experiment, folder=experiment.folder)
+    histories = TrialHistories([RECORDS[0]])
     TrialController(context, None, histories, None, inbox, disk=use).process_requests()
     (answer,) = inbox.replies
     assert answer.accepted == (reply is None), answer.message
