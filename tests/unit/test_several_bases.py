@@ -18,6 +18,7 @@ from components.records.events import TrialHistory
 from components.reports.leaderboard import leaderboard
 from components.search.prepare_search import prepare_search
 from components.training.budget_units import BudgetUnits, in_epochs
+from components.training.pace import Pace
 from components.training.workers import OneWorker
 from tests.support.records import history, started
 from tests.support.toy import pair_tokenizer, tiny_model_directory, toy_conversations, write_messages_jsonl
@@ -111,7 +112,7 @@ def test_general_text_is_scored_in_bytes_of_what_every_base_takes_whole(place):
     assert [passage.num_bytes for passage in letters] == [passage.num_bytes for passage in pairs] == [5]
     assert letters[0].num_targets > pairs[0].num_targets
     assert any("trials leave out 1 of 2 texts" in text for text in told)
-    runners = Runners(context, OneWorker())
+    runners = Runners(context, OneWorker(), Pace())
     runner = runners.of("pairs")
     runner.start("trial", next(trial.spec for trial in sample_trials(prepared.experiment) if trial.branch == "pairs"))
     report = runner.advance()
@@ -131,7 +132,7 @@ def test_rungs_and_evaluations_are_reports_at_shares_of_the_bytes(place):
     context = prepared.context({})
     marks = [-(-prepared.budget // share) for share in (16, 4, 2, 1)]
     assert context.rungs == tuple(marks[:2])
-    runners = Runners(context, OneWorker())
+    runners = Runners(context, OneWorker(), Pace())
     for trial in sample_trials(prepared.experiment):
         runner = runners.of(trial.branch)
         runner.start(trial.branch, trial.spec)
@@ -149,7 +150,7 @@ def test_rungs_and_evaluations_are_reports_at_shares_of_the_bytes(place):
 def test_scores_of_what_is_said_rank_trials_of_several_bases_as_they_are(place):
     """Each base generates in its own chat format, with its own tokenizer."""
     prepared = opened("search.metric=chrf", "evaluation.generate={conversations: 2, max_new_tokens: 4}")
-    runners = Runners(prepared.context({}), OneWorker())
+    runners = Runners(prepared.context({}), OneWorker(), Pace())
     for trial in sample_trials(prepared.experiment):
         runner = runners.of(trial.branch)
         runner.start(trial.branch, trial.spec)
@@ -174,7 +175,7 @@ def test_a_search_with_one_of_two_models_is_no_start_for_one_with_both(place):
 def test_a_slot_changes_its_base_between_trials_of_two_branches(place):
     """Each trial has its own base's tokens, and the same share of the same bytes."""
     prepared = opened()
-    runners = Runners(prepared.context({}), OneWorker())
+    runners = Runners(prepared.context({}), OneWorker(), Pace())
     trials = {trial.branch: trial for trial in sample_trials(prepared.experiment)}
     curves = {}
     for number, branch in enumerate(["letters", "pairs", "letters"]):
