@@ -109,14 +109,14 @@ def test_who_watches_a_search_in_a_terminal_that_is_closed_watches_no_longer(toy
     folder = manifest.experiment.folder / "one"
     manifest.write(folder)
     with DriverInbox(folder):
-        pid, terminal = pty.fork()
-        if pid == 0:
-            try:
-                os.environ["PYTHONPATH"] = str(ROOT)
-                os.execv(sys.executable, [sys.executable, str(ROOT / "workflows" / "tune.py"), "toy.yaml", "--watch"])
-            finally:
-                os._exit(99)
-        assert b"one" in os.read(terminal, 1000)
+        terminal, its_end = pty.openpty()
+        # The terminal that a process is in is what sends SIGHUP. (A fork of this process, which has threads, may hang.)
+        words = ["setsid", "--ctty", sys.executable, str(ROOT / "workflows" / "tune.py"), "toy.yaml", "--watch"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        watching = subprocess.Popen(words, stdin=its_end, stdout=its_end, stderr=its_end, env=environment)
+        os.close(its_end)
+        shown = b""
+        while b"one" not in shown:
+            shown += os.read(terminal, 1000)  # an OSError once the program has ended
         os.close(terminal)
-        _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGHUP
+        assert watching.wait() == -signal.SIGHUP
