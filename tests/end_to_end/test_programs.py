@@ -115,7 +115,7 @@ def test_a_full_fine_tune_sharded_over_two_workers_becomes_a_version_that_talks(
 
 
 def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses(tmp_path, searched):
-    folder = new_folder(tmp_path)
+    folder = new_folder(tmp_path, at_once=2)  # so what is cut from the journal below holds no trial's start
     driver = subprocess.Popen(
         command("tune", "toy.yaml"), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
