@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 from components.experiment.spec import Spec
 
 MAX_LISTED = 1000  # values of a choice or grid
-Whole = Annotated[
-    int, Field(ge=-(10**15), le=10**15)
-]  # no hyperparameter is larger, and a machine counts what lies between
+# No hyperparameter is larger, and a machine counts what lies between.
+Whole = Annotated[int, Field(ge=-(10**15), le=10**15)]
 
 
 class Choice(Spec):

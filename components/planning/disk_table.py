@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 
 from rich.table import Table
 from rich.text import Text
@@ -36,23 +38,19 @@ def disk_table(use: DiskUse) -> Table:
 
 
 def _lines(use: DiskUse, budget_gb: float | None) -> Iterator[str]:
-    records = sum(each.trials * each.records for each in use.branches)
     yield (
         f"At the end {size_in_words(use.end)}: the best weights of every trial, prepared data"
-        f" ({size_in_words(use.prepared)}), journal and evaluations ({size_in_words(records)})."
+        f" ({size_in_words(use.prepared)}), journal and evaluations ({size_in_words(use.records)})."
     )
     yield f"A trial that runs has up to {len(use.checkpoints)} checkpoints: {', '.join(use.checkpoints)}."
-    peaks = _peaks(use)
-    most = max(peaks)
-    one = f"{size_in_words(peaks[1])} with one trial at a time"
-    yield f"At most {one}" + (f", {size_in_words(peaks[most])} with {most} at once." if most > 1 else ".")
+    most = max(1, sum(use.running.values()))
+    one = f"{size_in_words(_peak(use, 1))} with one trial at a time"
+    yield f"At most {one}" + (f", {size_in_words(_peak(use, most))} with {most} at once." if most > 1 else ".")
     if budget_gb is not None:
-        held = [count for count, peak in peaks.items() if peak <= budget_gb * GB]
-        room = f"up to {max(held)} {'trials' if max(held) > 1 else 'trial'} at once" if held else "not even one trial"
+        held = bisect_right(range(1, most + 1), budget_gb * GB, key=partial(_peak, use))  # a peak grows with the count
+        room = f"up to {held} {'trials' if held > 1 else 'trial'} at once" if held else "not even one trial"
         yield f"storage.budget_gb={budget_gb:g} holds {room}."
 
 
-def _peaks(use: DiskUse) -> dict[int, int]:
-    """By how many trials run at once."""
-    most = sum(use.running.values())
-    return {count: use.model_copy(update={"max_concurrent": count}).peak for count in range(1, most + 1)}
+def _peak(use: DiskUse, at_once: int) -> int:
+    return use.model_copy(update={"max_concurrent": at_once}).peak

@@ -16,7 +16,6 @@ from components.experiment.spec import FullMethod, OptimizerSpec, TrialSpec
 from components.planning.dry_run import DryRun
 from components.training.workers import Parallel
 
-GB = 1e9
 Device = Literal["gpu", "cpu"]
 Moment = Literal["training", "evaluation", "proof"]
 

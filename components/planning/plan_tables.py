@@ -9,7 +9,7 @@ from rich.text import Text
 
 from components.experiment.varied import hyperparameters
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
-from components.planning.memory import GB
+from components.storage.size import GB
 from components.visible import visible
 
 

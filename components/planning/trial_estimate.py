@@ -18,8 +18,9 @@ from components.models.base.load_base import config_of, resolve_model
 from components.models.dtypes import DTYPES
 from components.planning.dry_run import DryRun, dry_run_step
 from components.planning.instance_types import NodeTable
-from components.planning.memory import GB, MemoryPlan, WorkerGroup, memory_plan, physical_memory, verification_plan
+from components.planning.memory import MemoryPlan, WorkerGroup, memory_plan, physical_memory, verification_plan
 from components.planning.workload import Workload, workload
+from components.storage.size import GB
 from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 

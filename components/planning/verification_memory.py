@@ -7,8 +7,9 @@ from components.experiment.space import Branch, branches_of, corner_trials, some
 from components.experiment.spec import ExperimentSpec, FullMethod
 from components.models.base.load_base import config_of, resolve_model
 from components.models.dtypes import DTYPES
-from components.planning.memory import CPU_PROCESS, GB, physical_memory
+from components.planning.memory import CPU_PROCESS, physical_memory
 from components.planning.meta_model import meta_model
+from components.storage.size import GB
 
 
 def check_verifiable(experiment: ExperimentSpec) -> None:

@@ -73,8 +73,12 @@ class DiskUse(_Record):
     @property
     def end(self) -> int:
         """Once all trials have ended: the best weights of each."""
-        kept = ((each.trials + each.pinned) * each.weights + each.trials * each.records for each in self.branches)
-        return self.prepared + sum(kept)
+        return self.prepared + self.records + sum((each.trials + each.pinned) * each.weights for each in self.branches)
+
+    @property
+    def records(self) -> int:
+        """Journal and evaluations of all trials."""
+        return sum(each.trials * each.records for each in self.branches)
 
     @property
     def largest_checkpoint(self) -> int:
@@ -136,8 +140,8 @@ class DiskUse(_Record):
                     f"{ended} ended x {size_in_words(each.weights)} of weights = {size_in_words(ended * each.weights)}"
                 )
             lines.append(f"{each.branch}: {each.trials} trials, {' + '.join(parts)}")
-        records = sum(each.trials * each.records for each in self.branches)
-        lines.append(f"prepared data {size_in_words(self.prepared)}, journal and evaluations {size_in_words(records)}")
+        records = size_in_words(self.records)
+        lines.append(f"prepared data {size_in_words(self.prepared)}, journal and evaluations {records}")
         return lines
 
     def sentence(self) -> str:

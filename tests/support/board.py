@@ -6,22 +6,7 @@ from dataclasses import replace
 from components.cluster.slots.command_board import CommandBoard
 from components.cluster.slots.protocol import Done, Reported, Resume, Start
 from components.experiment.spec import TrialSpec
-from components.records.events import Progress
-
-
-def progress(checkpoint, step=1, target_tokens=10, done=False):
-    return Progress(
-        step=step,
-        target_tokens=target_tokens,
-        epoch=1.0,
-        train_loss=1.0,
-        eval_loss=1.0,
-        eval_num_targets=1,
-        tokens_per_second=1.0,
-        seconds=1.0,
-        checkpoint=checkpoint,
-        done=done,
-    )
+from tests.support.records import progress
 
 
 def start(trial_id, **spec):
@@ -52,10 +37,16 @@ async def restarted(board, evidence=None):
     return await board.take_over("slot")
 
 
-async def answered(board, asked, answer_of):
-    """One round: the slot asks, the first worker takes the command and answers it."""
-    call = asyncio.ensure_future(board.ask(asked))
+async def asked(board, command):
+    """The slot's call, of which the board has heard."""
+    call = asyncio.ensure_future(board.ask(command))
     await asyncio.sleep(0)
+    return call
+
+
+async def answered(board, wanted, answer_of):
+    """One round: the slot asks, the first worker takes the command and answers it."""
+    call = await asked(board, wanted)
     command = await board.next_command("slot", None)
     waiting = asyncio.ensure_future(board.next_command("slot", answer_of(command)))
     answer = await call
@@ -65,5 +56,5 @@ async def answered(board, asked, answer_of):
 
 def reports(step, target_tokens, done=False):
     """What a first worker answers that has trained up to here."""
-    reached = progress("somewhere", step, target_tokens, done)
+    reached = progress(step, 1.0, target_tokens=target_tokens, checkpoint="somewhere", done=done)
     return lambda command: Reported(number=command.number, progress=reached)

@@ -10,7 +10,8 @@ from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Repo
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, Stop, TrialInstructed, TrialProgressed, replay
 from components.training.pace import PaceReading
-from tests.support.board import Board, answered, done, progress, reports, restarted, start
+from tests.support.board import Board, answered, asked, done, reports, restarted, start
+from tests.support.records import progress
 from tests.support.records import started as trial_started
 
 
@@ -29,8 +30,7 @@ def test_an_answer_reaches_whoever_asked():
 def test_workers_that_leave_wait_for_nothing_more():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.ask(EndSlot()))
-        await asyncio.sleep(0)
+        call = await asked(board, EndSlot())
         command = await board.next_command("slot", None)
         last = await asyncio.wait_for(board.next_command("slot", Done(number=command.number)), timeout=5.0)
         return await call, last
@@ -53,8 +53,7 @@ def test_a_new_worker_group_is_told_the_trial_and_its_last_acknowledged_report()
 def test_a_command_whose_workers_died_is_given_to_the_next_group():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         lost = await board.next_command("slot", None)
         await board.register_worker_group("slot")
         again = await board.next_command("slot", None)
@@ -69,12 +68,11 @@ def test_a_command_whose_workers_died_is_given_to_the_next_group():
 
 def test_a_report_says_how_many_worker_groups_died_on_its_way():
     async def advance(board, groups):
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         for _ in range(groups):
             await board.register_worker_group("slot")
         command = await board.next_command("slot", None)
-        report = Reported(number=command.number, progress=progress("there"))
+        report = Reported(number=command.number, progress=progress(1, 1.0, checkpoint="there"))
         waiting = asyncio.ensure_future(board.next_command("slot", report))
         answer = await call
         waiting.cancel()
@@ -90,8 +88,7 @@ def test_a_trial_that_kills_its_workers_three_times_is_given_up_with_the_reason(
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         for _ in range(3):
             await board.next_command("slot", None)
             resume = await restarted(board, Evidence(reason="KeyError: 'x'"))
@@ -108,8 +105,7 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed(lost):
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         await board.report_worker_error("slot", 2, "out of memory", lost=lost)
         return await call, await restarted(board)
 
@@ -120,8 +116,7 @@ def test_an_error_of_one_worker_ends_the_trial_and_is_not_resumed(lost):
 
 def test_groups_that_die_before_they_serve_fail_the_trial_with_the_last_error():
     async def scenario(board):
-        call = asyncio.ensure_future(board.ask(start("t")))
-        await asyncio.sleep(0)
+        call = await asked(board, start("t"))
         for _ in range(4):  # the first one, and three that replace it
             await board.register_worker_group("slot")
             await board.testify("slot", Evidence(reason="FileNotFoundError: no such model"))
@@ -135,8 +130,7 @@ def test_a_group_that_dies_between_two_trials_does_not_resume_the_one_that_ended
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("first"), done)
-        call = asyncio.ensure_future(board.ask(start("second")))
-        await asyncio.sleep(0)
+        call = await asked(board, start("second"))
         resume = await restarted(board)
         command = await board.next_command("slot", None)
         waiting = asyncio.ensure_future(board.next_command("slot", Done(number=command.number)))
@@ -157,8 +151,7 @@ def test_the_next_trial_is_not_blamed_for_what_the_one_before_did_to_a_second_wo
         number = (await board.next_command("slot", None)).number
         await board.report_worker_error("slot", number, "out of memory")
         await broken
-        call = asyncio.ensure_future(board.ask(start("second")))
-        await asyncio.sleep(0)
+        call = await asked(board, start("second"))
         await board.report_worker_error("slot", number, "out of memory")
         command = await board.next_command("slot", None)
         waiting = asyncio.ensure_future(board.next_command("slot", Done(number=command.number)))
@@ -173,8 +166,7 @@ def test_a_search_that_ends_waits_for_trials_that_train_and_starts_none():
     async def scenario(board):
         await board.register_worker_group("slot")
         await answered(board, start("t"), done)
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         command = await board.next_command("slot", None)
         listening = asyncio.ensure_future(board.wait_for_stop("slot", PaceReading()))
         await asyncio.sleep(0)
@@ -223,8 +215,7 @@ def test_an_extension_is_in_every_command_from_the_next_report_on():
     async def scenario(board):
         await started(board)
         await answered(board, Advance(), reports(3, 30))
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         under_way = await board.next_command("slot", None)
         from_step = await board.extend("t", 200, reported_step=0)  # the caller may know less than the board
         waiting = asyncio.ensure_future(board.next_command("slot", reports(6, 60)(under_way)))
@@ -278,8 +269,7 @@ def test_a_board_made_anew_knows_what_its_trials_had_been_given():
 def test_a_search_that_ends_does_not_wait_for_a_slot_that_died_with_its_node():
     async def scenario(board):
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        call = await asked(board, Advance())
         await board.next_command("slot", None)
         await asyncio.wait_for(board.stop_search(), timeout=5.0)
         call.cancel()
@@ -383,7 +373,9 @@ def test_what_the_journal_has_of_stops_and_reports_is_known_to_it():
 def test_the_journal_says_what_a_board_must_know():
     stop = TrialInstructed(trial_id="t", instruction=Stop(), request_id="r", by="ann@desk", time=2.0)
     longer = stop.model_copy(update={"instruction": Journaled.known.extensions["t"][0], "request_id": "s"})
-    told = TrialProgressed(trial_id="t", progress=progress("x", step=3), slot="s", time=3.0)
+    told = TrialProgressed(
+        trial_id="t", progress=progress(3, 1.0, target_tokens=10, checkpoint="x"), slot="s", time=3.0
+    )
     known = KnownTrials.of(replay([trial_started("t"), told, longer, stop]))
     assert known == KnownTrials(extensions=Journaled.known.extensions, last_reports={"t": 3}, stop_requests=("t",))
     both = Journaled.known.updated(known)

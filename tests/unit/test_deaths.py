@@ -21,7 +21,8 @@ from components.cluster.slots.slot_result import SlotResult
 from components.experiment.spec import BatchSpec
 from components.records.events import TrialProgressed, replay
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
-from tests.support.board import Board, answered, done, progress, reports, restarted, start
+from tests.support.board import Board, answered, asked, done, reports, restarted, start
+from tests.support.records import progress
 from tests.support.records import started as trial_started
 
 MEMORY = Evidence(reason="OutOfMemoryError: CUDA out of memory", out_of_memory=True)
@@ -33,6 +34,14 @@ def run(scenario):
     return asyncio.run(asyncio.wait_for(scenario, timeout=30.0))
 
 
+async def begun(known=None):
+    """A board on which a trial with micro-batches of 6 rows has begun."""
+    board = Board(known)
+    await board.register_worker_group("slot")
+    await answered(board, start("t", **SIX_ROWS), done)
+    return board
+
+
 def outcome_of(deaths, known=None):
     """What a trial with micro-batches of 6 rows comes to whose groups die so on the way to its first report.
 
@@ -40,11 +49,8 @@ def outcome_of(deaths, known=None):
     """
 
     async def scenario():
-        board = Board(known)
-        await board.register_worker_group("slot")
-        await answered(board, start("t", **SIX_ROWS), done)
-        call, rows = asyncio.ensure_future(board.ask(Advance())), []
-        await asyncio.sleep(0)
+        board = await begun(known)
+        call, rows = await asked(board, Advance()), []
         for evidence in deaths:
             await board.next_command("slot", None) if not call.done() else None
             resume = await restarted(board, evidence)
@@ -66,11 +72,8 @@ def test_a_trial_out_of_memory_computes_half_the_rows_at_once_down_to_one():
 
 def test_running_out_of_memory_is_no_strike_however_many_workers_say_so():
     async def scenario():
-        board = Board()
-        await board.register_worker_group("slot")
-        await answered(board, start("t", **SIX_ROWS), done)
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        board = await begun()
+        call = await asked(board, Advance())
         for evidence in (OWN,) * MAX_STRIKES:
             await restarted(board, evidence)
         for _ in range(2):
@@ -86,9 +89,7 @@ def test_running_out_of_memory_is_no_strike_however_many_workers_say_so():
 
 def test_an_error_of_a_command_that_has_been_answered_is_no_evidence():
     async def scenario():
-        board = Board()
-        await board.register_worker_group("slot")
-        await answered(board, start("t", **SIX_ROWS), done)
+        board = await begun()
         await answered(board, Advance(), reports(1, 10))
         await board.testify("slot", MEMORY, number=2)
         return (await restarted(board)).start.max_rows
@@ -99,13 +100,12 @@ def test_an_error_of_a_command_that_has_been_answered_is_no_evidence():
 def test_what_fits_is_kept_for_the_trial_in_another_slot_and_for_another_board():
     async def scenario(board):
         board.number = 0
-        call = asyncio.ensure_future(board.ask(start("t", **SIX_ROWS)))
-        await asyncio.sleep(0)
+        call = await asked(board, start("t", **SIX_ROWS))
         command = await board.next_command("slot", None)
         call.cancel()
         return command.max_rows
 
-    reported = progress("x", step=3).model_copy(update={"max_rows": 3})
+    reported = progress(3, 1.0, checkpoint="x", max_rows=3)
     told = TrialProgressed(trial_id="t", progress=reported, slot="s", time=3.0)
     known = KnownTrials.of(replay([trial_started("t"), told]))
     assert known.max_rows == {"t": 3}
@@ -118,8 +118,7 @@ def test_memory_that_runs_out_while_a_trial_is_started_is_not_mended_by_fewer_ro
     async def scenario():
         board = Board()
         await board.register_worker_group("slot")
-        call = asyncio.ensure_future(board.ask(start("t", **SIX_ROWS)))
-        await asyncio.sleep(0)
+        call = await asked(board, start("t", **SIX_ROWS))
         for _ in range(MAX_STRIKES + 1):
             await restarted(board, MEMORY)
         return await call
@@ -139,12 +138,9 @@ def test_deaths_from_outside_are_no_strikes_but_not_endless():
 
 def test_deaths_count_from_the_last_report_and_strikes_from_the_last_answer():
     async def scenario():
-        board = Board()
-        await board.register_worker_group("slot")
-        await answered(board, start("t", **SIX_ROWS), done)
+        board = await begun()
         for step in range(1, 4):
-            call = asyncio.ensure_future(board.ask(Advance()))
-            await asyncio.sleep(0)
+            call = await asked(board, Advance())
             for evidence in (OWN, OWN, *[None] * (MAX_DEATHS - 2)):
                 await restarted(board, evidence)
             command = await board.next_command("slot", None)
@@ -177,11 +173,8 @@ def test_what_ended_a_process_by_its_own_fault_is_a_strike_with_the_place():
     fault = Witness(worker=None, node="here", faults=["Segmentation fault in score (tone.py, line 3)"])
 
     async def scenario():
-        board = Board()
-        await board.register_worker_group("slot")
-        await answered(board, start("t", **SIX_ROWS), done)
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        board = await begun()
+        call = await asked(board, Advance())
         for _ in range(MAX_STRIKES + 1):
             await board.register_worker_group("slot")
             await board.bear_witness("slot", fault)
@@ -193,11 +186,8 @@ def test_what_ended_a_process_by_its_own_fault_is_a_strike_with_the_place():
 
 def test_a_group_that_dies_before_it_takes_over_is_counted_once():
     async def scenario():
-        board = Board()
-        await board.register_worker_group("slot")
-        await answered(board, start("t", **SIX_ROWS), done)
-        call = asyncio.ensure_future(board.ask(Advance()))
-        await asyncio.sleep(0)
+        board = await begun()
+        call = await asked(board, Advance())
         for _ in range(MAX_DEATHS):
             await board.register_worker_group("slot")
         await board.take_over("slot")

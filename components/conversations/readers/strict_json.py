@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from components.experiment.spec.section import HALF_CHARACTER
+
 Path = tuple[str | int, ...]
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_DEPTH = 100  # levels of lists and objects: far below what json, templates and copies can follow
 MAX_DIGITS = 308  # of a whole number; one of more is beyond 1.8e308, and Python reads no more than 4,300
@@ -99,7 +100,7 @@ def faults_of(value: Any, path: Path = ()) -> Iterator[Fault]:
         for number, item in enumerate(value):
             yield from faults_of(item, (*path, number))
     elif isinstance(value, str):
-        if found := SURROGATE.search(value):
+        if found := HALF_CHARACTER.search(value):
             yield Fault(path=path, text=f"has half a character, \\u{ord(found[0]):04x}, which is no text")
     elif isinstance(value, float):
         if not math.isfinite(value):

@@ -28,10 +28,10 @@ from components.models.base.load_base import config_of
 from components.models.base.reference import BaseReference
 from components.models.chatglm.convert import convert_once
 from components.models.digest import model_digest
-from components.planning.memory import GB
 from components.planning.workload import workload
 from components.records.events import Progress
 from components.storage.open_folder import folder_at
+from components.storage.size import GB
 from components.training.trainer import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker

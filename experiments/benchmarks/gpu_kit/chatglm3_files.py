@@ -19,8 +19,8 @@ from components.data.prepare import PreparedDataset, prepare
 from components.experiment.spec import DataSpec
 from components.models.chatglm.save import write_original
 from components.models.chatglm.tiny_model import make_tiny, train_sentencepiece
-from components.planning.memory import GB
 from components.storage.open_folder import folder_at
+from components.storage.size import GB
 from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import config_of, random_model
 from experiments.benchmarks.gpu_kit.speed_peak import synchronize

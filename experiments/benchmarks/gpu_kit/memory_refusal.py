@@ -22,8 +22,8 @@ from components.models.chatglm.tiny_model import make_tiny
 from components.planning.branch_plan import BranchPlan
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import InstanceType, NodeTable
-from components.planning.memory import GB
 from components.planning.planner import plan
+from components.storage.size import GB
 from experiments.benchmarks.gpu_kit.checks import Check, passed_if
 from experiments.benchmarks.gpu_kit.memory_trials import MemoryCase, Runners, run_trial
 from experiments.benchmarks.gpu_kit.meters import Meter

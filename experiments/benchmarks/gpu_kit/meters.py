@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from components.planning.memory import GB
+from components.storage.size import GB
 from experiments.benchmarks.gpu_kit.settings import Settings
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from components.planning.memory import GB
 from components.records.events import TrialHistory, TrialProgressed, TrialState, replay
 from components.records.outcome import Outcome
+from components.storage.size import GB
 from experiments.benchmarks.gpu_kit.checks import Check, failed, passed_if, skipped
 from experiments.benchmarks.gpu_kit.search_recording import Look, Recording
 from experiments.benchmarks.slot_times import first_step_began, last_reports_by_slot

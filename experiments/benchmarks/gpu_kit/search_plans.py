@@ -16,7 +16,7 @@ from components.models.chatglm.tiny_model import make_tiny
 from components.planning.branch_plan import NodeFit
 from components.planning.experiment_plan import ExperimentPlan
 from components.planning.instance_types import load_node_table
-from components.planning.memory import GB
+from components.storage.size import GB
 from experiments.benchmarks.gpu_kit.cases import Case
 from experiments.benchmarks.gpu_kit.checks import Check, failed, passed_if, skipped
 from experiments.benchmarks.gpu_kit.search_recording import ROOT

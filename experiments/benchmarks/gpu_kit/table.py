@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from components.planning.memory import GB, physical_memory
+from components.planning.memory import physical_memory
+from components.storage.size import GB
 from experiments.benchmarks.gpu_kit.checks import Check
 from experiments.benchmarks.gpu_kit.parts import Part
 
