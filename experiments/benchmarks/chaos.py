@@ -81,8 +81,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of their order, moments and victims (default: 0)")
     parser.add_argument("--trials", type=int, default=8, help="of the search (default: 8)")
-    parser.add_argument("--epochs", type=float, default=240.0, help="of every trial (default: 240)")
-    parser.add_argument("--evaluations", type=int, default=120, help="reports of every trial (default: 120)")
+    parser.add_argument("--epochs", type=float, default=480.0, help="of every trial (default: 480)")
+    parser.add_argument("--evaluations", type=int, default=240, help="reports of every trial (default: 240)")
     parser.add_argument("--sampler", default="random", choices=("random", "tpe"), help="(default: random)")
     parser.add_argument(
         "--small-disk", type=Path, help="a small file system of its own for the search, which may be filled"
