@@ -23,6 +23,8 @@ from pathlib import Path
 import ray
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments`, `tests` and `components` lie
+
 from experiments.benchmarks.chaos_kit.account import Account
 from experiments.benchmarks.chaos_kit.disturbed_search import REPORTS_AGAIN, Disturbed
 from experiments.benchmarks.chaos_kit.faults import Fault

@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import torch
 import transformers
 from transformers import PreTrainedConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments`, `tests` and `components` lie
 
 from components.experiment.spec import LoraMethod
 from components.models.attention_backend import usable_attention

@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 import transformers
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments`, `tests` and `components` lie
+
 from components.cluster.scheduling.successive_halving import HalvingRule
 from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import AshaSpec

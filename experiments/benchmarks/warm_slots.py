@@ -37,6 +37,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments`, `tests` and `components` lie
+
 from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search

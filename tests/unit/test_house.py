@@ -241,6 +241,17 @@ def test_docstrings_and_comments_use_plain_words(module):
     assert found == []
 
 
+def test_each_benchmark_runs_from_a_clone():
+    """Installed are components and workflows only: who imports experiments or tests says where they lie, before."""
+    lost = []
+    for path in sorted((ROOT / "experiments" / "benchmarks").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        begins = re.search(r"^from (experiments|tests)\b", text, re.MULTILINE)
+        if "__main__" in text and begins and "\nsys.path.insert(0, " not in text[: begins.start()]:
+            lost.append(path.name)
+    assert lost == []
+
+
 def test_the_top_level_holds_what_it_may_and_nothing_else():
     allowed = {
         "workflows", "components", "experiments", "tests", "ray_cluster.yaml", "README.md", "pyproject.toml",
