@@ -1,7 +1,10 @@
 """Tune's own schedulers below the scheduler of slots, in real searches of trials that train nothing."""
 
 import json
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,25 @@ class Counter(tune.Trainable):
         self.tokens = json.loads((Path(checkpoint_dir) / "tokens.json").read_text())
 
 
+class Killed(Counter):
+    """Trial 1 loses its slot once, while trial 2 keeps the other one until somebody has got that place."""
+
+    def step(self):
+        lost = self.folder / "lost"
+        if self.number == 1 and self.tokens == 1 and not lost.exists():
+            lost.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while self.number == 2 and not set(self.order()) & {"3", "1 again"}:
+            time.sleep(0.1)
+        with (self.folder / "order.txt").open("a") as order:
+            order.write(f"{self.number} again\n" if lost.exists() and self.number == 1 else f"{self.number}\n")
+        return super().step()
+
+    def order(self):
+        file = self.folder / "order.txt"
+        return file.read_text().splitlines() if file.exists() else []
+
+
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
@@ -76,23 +98,29 @@ def cluster():
             yield
 
 
-@pytest.mark.parametrize("below", BELOW)
-def test_every_trial_ends_and_one_that_leaves_its_slot_goes_on_where_it_was(tmp_path, below):
+def fit(folder, trainable, below):
     configs = [TrialConfig(number=n + 1, branch="lora", varied={}, spec=TrialSpec()).to_tune() for n in range(TRIALS)]
-    trainable = tune.with_parameters(Counter, folder=str(tmp_path))
     tuner = tune.Tuner(
-        tune.with_resources(trainable, lambda config: SlotPlacement(WorkersSpec(), 1)),
+        tune.with_resources(
+            tune.with_parameters(trainable, folder=str(folder)), lambda config: SlotPlacement(WorkersSpec(), 1)
+        ),
         param_space={KEY: tune.grid_search([config[KEY] for config in configs])},
-        tune_config=tune.TuneConfig(scheduler=on_slots(BELOW[below], EXPERIMENT), reuse_actors=True),
+        tune_config=tune.TuneConfig(scheduler=on_slots(below, EXPERIMENT), reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(tmp_path),
+            storage_path=str(folder),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+            failure_config=tune.FailureConfig(max_failures=1),
             verbose=0,
         ),
     )
     with interruptible(threading.Event()):  # Tune's own handlers of signals would outlast the test
         tuner.fit()
+
+
+@pytest.mark.parametrize("below", BELOW)
+def test_every_trial_ends_and_one_that_leaves_its_slot_goes_on_where_it_was(tmp_path, below):
+    fit(tmp_path, Counter, BELOW[below])
     steps = {n: (tmp_path / f"{n}.txt").read_text().split() for n in range(1, TRIALS + 1)}
     assert (tmp_path / "left").exists()
     assert steps[1] == ["1", "2"]
@@ -101,3 +129,9 @@ def test_every_trial_ends_and_one_that_leaves_its_slot_goes_on_where_it_was(tmp_
         assert [len(taken) for taken in steps.values()] == [2, 2, 2, 2]
     if below == "hyperband":  # two brackets of two trials: the worse one of the second is stopped half way
         assert [len(taken) for taken in steps.values()] == [2, 2, 2, 1]
+
+
+def test_a_trial_that_has_lost_its_slot_goes_on_before_others_begin(tmp_path):
+    fit(tmp_path, Killed, FIFOScheduler())
+    order = (tmp_path / "order.txt").read_text().splitlines()
+    assert order.index("1 again") < order.index("3")

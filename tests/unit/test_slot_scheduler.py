@@ -96,6 +96,47 @@ def test_a_trial_that_leaves_is_no_business_of_the_scheduler_below_and_goes_on(t
 
 
 @pytest.mark.parametrize("base", OF_TUNE)
+def test_a_trial_that_has_lost_its_slot_goes_on_before_others_begin(tmp_path, base):
+    controller, (begun, new, _) = search(tmp_path, on_slots(OF_TUNE[base]()), {}, {}, {"clone": True})
+    new.update_resources(SlotPlacement(ONE, 2))
+    run(controller, begun)
+    controller._maybe_add_actors()
+    controller._requeue_trial(begun)
+    assert controller.get_trials()[-1] is begun
+    assert chosen(controller) is begun
+    controller._maybe_add_actors()
+    requested = controller._actor_manager._resource_manager.requested
+    assert [placement.count for placement in requested] == [1, 1, 2]
+    assert controller._staged_trials == set(controller.get_trials())
+
+
+@pytest.mark.parametrize("reason", ["lost", "left"])
+def test_trials_that_have_not_begun_ask_again_for_their_places(tmp_path, reason):
+    controller, (begun, new) = search(tmp_path, on_slots(FIFOScheduler()), {}, {})
+    new.update_resources(SlotPlacement(ONE, 2))
+    run(controller, begun)
+    controller._maybe_add_actors()
+    if reason == "lost":
+        controller._requeue_trial(begun)
+    else:
+        decision(controller, begun, result(exit_reason=ExitReason.PREEMPTED))
+    controller._maybe_add_actors()
+    requested = controller._actor_manager._resource_manager.requested
+    assert [placement.count for placement in requested] == [1, 2]
+
+
+def test_of_two_trials_that_have_lost_their_slots_the_first_goes_on_first(tmp_path):
+    controller, (first, second, _) = search(tmp_path, on_slots(FIFOScheduler()), {}, {}, {})
+    run(controller, first)
+    run(controller, second)
+    controller._requeue_trial(second)
+    controller._requeue_trial(first)
+    assert chosen(controller) is second
+    run(controller, second)
+    assert chosen(controller) is first
+
+
+@pytest.mark.parametrize("base", OF_TUNE)
 def test_a_trial_that_leaves_with_its_search_does_not_go_on(tmp_path, base):
     controller, (trial,) = search(tmp_path, on_slots(OF_TUNE[base]()), {})
     run(controller, trial)

@@ -14,12 +14,13 @@ from components.cluster.scheduling.budget_guard import BudgetGuard
 from components.cluster.scheduling.clone_queue import CloneQueue
 from components.cluster.scheduling.elastic import ElasticPolicy, QueuedTrial
 from components.cluster.scheduling.migration import Migration
+from components.cluster.scheduling.returning_trials import ReturningTrials
 from components.cluster.slots.slot_result import SlotResult
 from components.experiment.spec import WorkersSpec
 
 
 class SlotScheduler(TrialScheduler):  # type: ignore[misc]
-    """Clones start first, trials leave slots that will not last, and elastic trials get more workers or fewer.
+    """Trials that have lost their slots go on first, then clones start; elastic trials get more workers or fewer.
 
     What `clones`, `migration` and `policy` hold is about slots; a resumed search has new ones.
 
@@ -44,6 +45,7 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
         self.base = base
         self._workers_of, self._planned = workers_of, planned
         self._clones, self._migration, self._policy, self._guard = clones, migration, policy, guard
+        self._returning = ReturningTrials()
 
     @property
     def metric(self) -> str | None:
@@ -59,9 +61,11 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         self.base.on_trial_add(tune_controller, trial)
+        if not is_new(tune_controller, trial):  # an elastic one gets its number of workers with all that wait
+            self._returning.add(tune_controller, trial)
+            return
         workers = self._workers_of(trial)
-        # A trial that comes back after a failure is looked at with all that wait.
-        if workers.elastic and is_new(tune_controller, trial):
+        if workers.elastic:
             number = self._policy.at_start(workers, waiting=self._num_waiting(tune_controller))
             trial.update_resources(SlotPlacement(workers, number))
 
@@ -95,7 +99,12 @@ class SlotScheduler(TrialScheduler):  # type: ignore[misc]
             self._resize_queued(tune_controller)
         for trial, placement in self._migration.ready():
             requeue(tune_controller, trial, placement)
-        return self._clones.first(tune_controller.get_trials()) or self.base.choose_trial_to_run(tune_controller)
+            self._returning.add(tune_controller, trial)
+        return (
+            self._returning.first()
+            or self._clones.first(tune_controller.get_trials())
+            or self.base.choose_trial_to_run(tune_controller)
+        )
 
     def debug_string(self) -> str:
         return str(self.base.debug_string())
