@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 
 import ray
 
 from components.cluster.private_session import private_session
 from components.cluster.ray_internals import version_warning
-from components.cluster.ray_internals.core import sigterm_left_alone, submission_id
+from components.cluster.ray_internals.core import ended_processes, sigterm_left_alone, submission_id
 from components.errors import InputError
 
 LOCAL = "local"
 MAX_PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"
 NONE = "none"  # a cluster may run without a dashboard
+WITHOUT_THESE_NO_CLUSTER = ("raylet", "gcs_server")
+LOOK_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +64,34 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
             _temp_dir=folder,
         )
     try:
-        yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
+        with _naming_what_has_ended():
+            yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _naming_what_has_ended() -> Iterator[None]:
+    """Ray ends this process when the cluster that it has started is gone, a minute later and without a word."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            if ended := [name for name in ended_processes() if name in WITHOUT_THESE_NO_CLUSTER]:
+                logger.error(
+                    "Ray's %s on this machine has ended: killed, or out of memory. Ray ends this process within two minutes;"
+                    " the same command goes on where the journal ends",
+                    " and ".join(ended),
+                )
+                return
+
+    thread = threading.Thread(target=look, name="cluster-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager

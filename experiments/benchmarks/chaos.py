@@ -26,15 +26,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments`, `tests` and `components` lie
 
 from experiments.benchmarks.chaos_kit.account import Account
-from experiments.benchmarks.chaos_kit.disturbed_search import REPORTS_AGAIN, Disturbed
+from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed
 from experiments.benchmarks.chaos_kit.faults import Fault
 from experiments.benchmarks.chaos_kit.plan import Plan, account_for, drawn
 
 
 def costs(disturbed: Disturbed) -> Iterator[str]:
     for kind in Fault:
-        if seconds := [each.seconds for each in disturbed.struck if each.fault is kind]:
-            yield f"| {kind} | {len(seconds)} | {statistics.median(seconds):.0f} | {max(seconds):.0f} |"
+        if struck := [each for each in disturbed.struck if each.fault is kind]:
+            seconds = [each.seconds for each in struck if each.seconds is not None]
+            lost = f"{statistics.median(seconds):.0f} | {max(seconds):.0f}" if seconds else "- | -"
+            yield f"| {kind} | {len(struck)} | {lost} |"
 
 
 def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, load: float) -> str:
@@ -54,9 +56,8 @@ def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, 
             "|---|---|---|---|",
             *costs(disturbed),
             "",
-            f"Seconds lost: until every trial that ran had reported {REPORTS_AGAIN} times again or ended, less the usual time"
-            " of so many reports.",
-            "A driver's include the start of the program, of Ray and of the workers.",
+            "Seconds lost: how long the trial that lost most gave no report, beyond the usual time between two. So steps that"
+            " were repeated are in it, and a driver's starts of the program, of Ray and of the workers.",
             "",
             "Against the same search without faults:",
             "",

@@ -1,4 +1,4 @@
-"""What happens while Ray is being started, in a process of its own."""
+"""What happens while Ray is being started, and when it ends too early, each in a process of its own."""
 
 import subprocess
 import sys
@@ -30,3 +30,23 @@ def test_sigterm_while_ray_starts_is_the_programs_own():
         [sys.executable, "-c", STARTING], env=environment(), timeout=120, check=False, capture_output=True
     )
     assert ended.returncode == 143, ended.stderr.decode()[-2000:]
+
+
+ENDING = """
+import logging, os, time
+import psutil
+from components.cluster.ray_session import connected
+
+logging.basicConfig(format="%(message)s")
+with connected(num_cpus=1):
+    next(child for child in psutil.Process().children() if child.name() == "raylet").kill()
+    time.sleep(5)
+    os._exit(0)
+"""
+
+
+def test_a_cluster_of_its_own_that_ends_is_named():
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDING], env=environment(), timeout=120, check=False, capture_output=True, text=True
+    )
+    assert "Ray's raylet on this machine has ended" in ended.stderr, ended.stderr[-2000:]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray._private import utils
+from ray._private import utils, worker
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.state import available_resources_per_node, state
 
@@ -32,6 +32,16 @@ def sigterm_left_alone() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = install
+
+
+def ended_processes() -> list[str]:
+    """Returns which processes of the cluster that this driver has started have ended: `raylet`, `gcs_server` and others.
+
+    Public way: none. `ray.nodes()` waits for a head that has ended, and the driver lives on for a minute without them.
+    Test: tests/ray/test_starting_ray.py::test_a_cluster_of_its_own_that_ends_is_named
+    """
+    node = worker._global_node
+    return [] if node is None else [name for name, _ in node.dead_processes()]
 
 
 def head_node_id() -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
-import statistics
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,19 +20,21 @@ from components.records.journal import Journal
 from components.records.manifest import SearchManifest, searches_in
 from components.storage.folder import Folder
 from experiments.benchmarks.chaos_kit.faults import Fault, Faults, started_by
+from experiments.benchmarks.chaos_kit.silence import reports_by_trial, seconds_lost
 from tests.support.programs import command, environment
 
 POLL_SECONDS = 0.1
-REPORTS_AGAIN = 3  # of each trial: one may have been on its way when the fault came
+SETTLE_SECONDS = 10.0  # what a fault ends may go on for some seconds: a node's workers, when its raylet has gone
+REPORTS_AGAIN = 3  # of each trial, after that
 MAX_DRIVERS = 5  # in a row that end without a new report: then the search does not go on
 
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that has been carried out, and the seconds that it cost the trials."""
+    """A fault that has been carried out, and the seconds that it cost the trial that lost most; None if none ran."""
 
     fault: Fault
-    seconds: float
+    seconds: float | None
 
 
 @dataclass
@@ -70,10 +69,11 @@ class DisturbedSearch:
             for fault in faults:
                 if not self._wait_for_turn(fault):
                     continue
-                running, before = self._running(), len(self._events())
-                at = time.monotonic()
+                running, at = self._running(), time.time()
                 if self._faults.strike(fault, self._process()):
-                    struck.append(Struck(fault, self._recovered(running, before, at)))
+                    self._wait_for_recovery(running, at)
+                    seconds = seconds_lost(self._events(), running, at) if running else None
+                    struck.append(Struck(fault, seconds))
             self._faults.wait()
             self._wait_for_end()
         finally:
@@ -135,26 +135,15 @@ class DisturbedSearch:
             time.sleep(POLL_SECONDS)
         return False
 
-    def _recovered(self, running: set[str], before: int, at: float) -> float:
-        """Returns the seconds from `at` until each of these trials has reported REPORTS_AGAIN times or ended, less the
-        usual time of so many reports."""
+    def _wait_for_recovery(self, running: set[str], at: float) -> None:
+        """Until each of these trials has ended, or reported REPORTS_AGAIN times after it may have felt the fault."""
         while not self._has_ended():
-            news = [event for event in self._events()[before:] if _is_news(event)]
-            ended = {event.trial_id for event in news if isinstance(event, TrialEnded)}
-            times = Counter(event.trial_id for event in news)
-            if all(trial_id in ended or times[trial_id] >= REPORTS_AGAIN for trial_id in running):
-                break
+            later = [event for event in self._events() if event.time > at]
+            ended = {event.trial_id for event in later if isinstance(event, TrialEnded)}
+            settled = reports_by_trial(event for event in later if event.time > at + SETTLE_SECONDS)
+            if all(trial_id in ended or len(settled.get(trial_id, ())) >= REPORTS_AGAIN for trial_id in running):
+                return
             time.sleep(POLL_SECONDS)
-        return max(0.0, time.monotonic() - at - REPORTS_AGAIN * self._pace())
-
-    def _pace(self) -> float:
-        """Returns the median time between two reports of a trial."""
-        times: dict[str, list[float]] = {}
-        for event in self._events():
-            if isinstance(event, TrialProgressed):
-                times.setdefault(event.trial_id, []).append(event.time)
-        gaps = [after - first for each in times.values() for first, after in itertools.pairwise(each)]
-        return statistics.median(gaps) if gaps else 0.0
 
     def _wait_for_end(self) -> None:
         while not self._has_ended():
@@ -209,7 +198,3 @@ class DisturbedSearch:
             except psutil.NoSuchProcess:
                 continue
         return names
-
-
-def _is_news(event: TrialEvent) -> bool:
-    return isinstance(event, TrialProgressed | TrialEnded)
