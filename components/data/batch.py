@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,12 @@ class Batch:
     labels_BT: int64, *already shifted*: labels_BT[b, t] = token_ids_BT[b, t + 1] if that token is a target of the same
         conversation, else -100. The last position of every conversation is -100.
     weights_BT: float32, the loss weight of each label, 0.0 where the label is -100.
-    position_ids_BT: int64, restarting at 0 with every conversation of a row; 0 for padding.
+    position_ids_BT: int64, restarting at 0 with every conversation of a row; those of padding follow the last one's.
     segment_ids_BT: int64, 1, 2, ... per conversation of the row, 0 for padding: a token attends only to earlier tokens
         of its own segment.
     subtree_ends_BT: int64, None if every conversation is a path. Token i sees token j of its row, and itself, if and only if
         j <= i < subtree_ends_BT[b, j]: in a prefix tree a token is seen by what continues it. Positions are depths there.
+    has_restarts: whether a row has several conversations, or a tree: else positions are 0, 1, 2, ... in every row.
     """
 
     token_ids_BT: Tensor
@@ -29,6 +31,7 @@ class Batch:
     position_ids_BT: Tensor
     segment_ids_BT: Tensor
     subtree_ends_BT: Tensor | None = None
+    has_restarts: bool = True
 
     @property
     def num_targets(self) -> int:
@@ -36,4 +39,5 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in given.items() if tensor is not None})
+        moved: dict[str, Any] = {name: one.to(device) for name, one in given.items() if isinstance(one, Tensor)}
+        return replace(self, **moved)

@@ -15,18 +15,25 @@ from components.data.tree_layout import depths_of, subtree_ends_of
 MULTIPLE = 8  # rows are padded to a multiple of this, which matrix kernels compute faster
 
 
-def collate(store: RowStore, rows: Sequence[tuple[int, ...]], pad_token_id: int) -> Batch:
+def collate(
+    store: RowStore, rows: Sequence[tuple[int, ...]], pad_token_id: int, max_tokens: int | None = None
+) -> Batch:
     """Concatenates the conversations of each row, each with its own positions and its own segment.
 
-    Without rows the batch is one row of padding, without a target.
+    The positions of padding go on where the last conversation ends, so a row of one conversation has no restart. Without
+    rows the batch is one row of padding, without a target.
+
+    Args:
+        max_tokens: what no row is padded beyond: a model may have no more positions.
     """
     rows = rows or [()]
     longest = max(sum(int(store.lengths[index]) for index in row) for row in rows)
-    shape = len(rows), max(MULTIPLE, -(-longest // MULTIPLE) * MULTIPLE)
+    padded = max(MULTIPLE, -(-longest // MULTIPLE) * MULTIPLE)
+    shape = len(rows), padded if max_tokens is None else max(longest, min(padded, max_tokens), 1)
     token_ids_BT = np.full(shape, pad_token_id, dtype=np.int64)
     labels_BT = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     weights_BT = np.zeros(shape, dtype=np.float32)
-    position_ids_BT = np.zeros(shape, dtype=np.int64)
+    position_ids_BT = np.broadcast_to(np.arange(shape[1]), shape).copy()
     segment_ids_BT = np.zeros(shape, dtype=np.int64)
     subtree_ends_BT = np.broadcast_to(np.arange(1, shape[1] + 1), shape).copy()  # padding is seen by itself only
     has_forks = False
@@ -37,7 +44,9 @@ def collate(store: RowStore, rows: Sequence[tuple[int, ...]], pad_token_id: int)
             forks = store.forks(index)
             end = start + len(token_ids)
             token_ids_BT[number, start:end] = token_ids
-            position_ids_BT[number, start:end] = depths_of(len(token_ids), forks)
+            depths = depths_of(len(token_ids), forks)
+            position_ids_BT[number, start:end] = depths
+            position_ids_BT[number, end:] = np.arange(1, shape[1] - end + 1) + depths[-1]
             segment_ids_BT[number, start:end] = segment
             subtree_ends_BT[number, start:end] = start + subtree_ends_of(len(token_ids), forks)
             has_forks |= bool(forks)
@@ -53,4 +62,5 @@ def collate(store: RowStore, rows: Sequence[tuple[int, ...]], pad_token_id: int)
         position_ids_BT=torch.from_numpy(position_ids_BT),
         segment_ids_BT=torch.from_numpy(segment_ids_BT),
         subtree_ends_BT=torch.from_numpy(subtree_ends_BT) if has_forks else None,
+        has_restarts=has_forks or any(len(row) > 1 for row in rows),
     )

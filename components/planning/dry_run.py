@@ -50,6 +50,7 @@ class MicroBatch:
     """The largest one of a trial on one worker.
 
     `accumulates`: a step has several, so gradients are kept beside the next. `trees`: it needs masks.
+    `packed`: conversations share rows, so attention without flash needs masks.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class MicroBatch:
     targets: int
     accumulates: bool = False
     trees: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +327,7 @@ def _fake_batch(batch: MicroBatch) -> Batch:
         position_ids_BT=integers(),
         segment_ids_BT=integers(),
         subtree_ends_BT=integers() if batch.trees else None,
+        has_restarts=batch.packed or batch.trees,
     )
 
 

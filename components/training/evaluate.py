@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from components.data.batch import Batch
 from components.data.collate import collate
 from components.data.rows import RowStore
 from components.data.token_store import TokenStore
@@ -67,7 +68,8 @@ def conversation_losses(
     sums: dict[int, tuple[float, int]] = {}
     with torch.no_grad():
         for rows in mine:
-            _add_batch_losses(sums, scored, store, rows, workers, pad_token_id, turns)
+            batch = collate(store, rows, pad_token_id, max_tokens).to(workers.device)
+            _add_batch_losses(sums, scored, store, rows, batch, turns)
             if after_batch is not None:
                 after_batch()
     scored.train(was_training)
@@ -183,12 +185,10 @@ def _add_batch_losses(
     scored: ScoredModel,
     store: RowStore,
     rows: list[tuple[int, ...]],
-    workers: Workers,
-    pad_token_id: int,
+    batch: Batch,
     turns: TurnTotals | None,
 ) -> None:
-    """Adds the loss of each row to (loss sum, number of targets) of its conversation."""
-    batch = collate(store, rows, pad_token_id).to(workers.device)
+    """Adds the loss of each row to (loss sum, number of targets) of its conversation. `batch` has these rows."""
     found = None
     if turns is None:
         losses_N, (rows_N, columns_N) = scored.losses(batch)

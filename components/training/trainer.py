@@ -234,7 +234,7 @@ class Trainer:
             worker_count=self.workers.count,
             rows_per_micro_batch=self.rows_at_once,
         )
-        return [collate(self.train_store, share, self.data.pad_token_id) for share in shares]
+        return [collate(self.train_store, share, self.data.pad_token_id, self.data.max_tokens) for share in shares]
 
     def _backward(self, batches: list[Batch], num_targets: int) -> list[Tensor]:
         """Accumulates the gradient of (loss summed over all workers / num_targets).

@@ -107,7 +107,7 @@ def test_a_batch_predicts_the_next_token_of_the_same_conversation_and_nothing_el
         [32, ignored, ignored, ignored, ignored, ignored, ignored, ignored],
     ]
     assert batch.weights_BT.tolist() == [[0, 1, 1, 0, 0.5, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
-    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0, 1, 0, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6, 7]]
     assert batch.segment_ids_BT.tolist() == [[1, 1, 1, 1, 2, 2, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]]
     assert batch.num_targets == 4
 
@@ -115,11 +115,20 @@ def test_a_batch_predicts_the_next_token_of_the_same_conversation_and_nothing_el
 def test_rows_are_padded_to_a_multiple_of_eight(tmp_path):
     store = store_of(tmp_path, rendered(range(9), [0.0] + [1.0] * 8))
     assert collate(store, [(0,)], PAD).token_ids_BT.shape == (1, 16)
+    assert collate(store, [(0,)], PAD, 64).token_ids_BT.shape == (1, 16)
+
+
+@pytest.mark.parametrize("max_tokens", [9, 10])
+def test_no_row_is_padded_beyond_what_a_model_may_have(tmp_path, max_tokens):
+    store = store_of(tmp_path, rendered(range(9), [0.0] + [1.0] * 8))
+    batch = collate(store, [(0,)], PAD, max_tokens)
+    assert batch.position_ids_BT.tolist() == [list(range(max_tokens))]
 
 
 def test_no_rows_are_a_batch_without_a_target(tmp_path):
     batch = collate(store_of(tmp_path), [], PAD)
     assert (batch.token_ids_BT.tolist(), batch.num_targets) == ([[PAD] * 8], 0)
+    assert batch.position_ids_BT.tolist() == [list(range(8))]
 
 
 # Packing
@@ -461,6 +470,27 @@ def test_several_processes_render_what_one_does(tmp_path, tokenizer, monkeypatch
 
 
 # Isolation
+
+
+@pytest.mark.parametrize(("rows", "masks"), [([(0,), (1,), (2,)], 0), ([(0, 1), (2,)], 2)])
+def test_a_padded_batch_needs_a_mask_only_where_conversations_share_a_row(tmp_path, monkeypatch, rows, masks):
+    tiny_model_directory(tmp_path / "model")
+    write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(6))
+    store = prepared(tmp_path, tmp_path / "model").train
+    assert len({int(store.lengths[index]) for index in range(3)}) > 1
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="sdpa")
+    scored = ScoredModel(model, precision="fp32", attention="sdpa", device=torch.device("cpu")).eval()
+    scored.look_at_head()
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noting(*tensors, attn_mask=None, **settings):
+        seen.append(attn_mask is not None)
+        return attend(*tensors, attn_mask=attn_mask, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noting)
+    scored(collate(store, rows, PAD))
+    assert len(seen) == model.config.num_hidden_layers == 2
+    assert sum(seen) == masks
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

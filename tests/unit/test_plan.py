@@ -154,6 +154,13 @@ def test_the_masks_of_trees_are_counted():
         assert getattr(of_trees, kind).total - getattr(of_paths, kind).total >= 2 * 128 * 128
 
 
+def test_the_masks_of_conversations_that_share_a_row_are_counted():
+    alone = MicroBatch(rows=8, tokens=128, targets=4)
+    shared = dry_run_of(method=FullMethod(), batch=replace(alone, packed=True)).training.total
+    # Without values transformers cannot leave out the mask that all rows share.
+    assert shared - dry_run_of(method=FullMethod(), batch=alone).training.total >= (8 - 1) * 128 * 128
+
+
 def test_logits_exist_for_scored_tokens_or_all_where_a_model_scales_them():
     whole = 2 * 128 * 512 * 2  # all positions, in bf16
     few = MicroBatch(rows=2, tokens=128, targets=4)
@@ -331,6 +338,9 @@ def test_the_work_on_trees_has_masks_and_that_on_their_separate_rows_has_none(tm
     assert whole.evaluated == MicroBatch(rows=1, tokens=16, targets=8, trees=True)
     separate = workload(*(rows_of(store, separate=True) for store in stores), spec, max_tokens=32, workers=1)
     assert separate.batch == MicroBatch(rows=2, tokens=16, targets=8)
+    packed = spec.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=True)})
+    shared = workload(*(rows_of(store, separate=True) for store in stores), packed, max_tokens=32, workers=1)
+    assert (shared.batch.packed, shared.evaluated.packed) == (True, False)
 
 
 def test_a_scheduler_saves_what_lies_behind_its_rungs():

@@ -143,7 +143,32 @@ def test_a_row_of_paths_has_no_mask_of_its_own(tmp_path):
 def test_a_packed_row_with_a_tree(tmp_path):
     batch = collate(store_of(tmp_path, PATH, TREE), [(0, 1), (0,)], pad_token_id=0)
     assert batch.token_ids_BT.shape == (2, 24)
-    assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10, *[0] * 5]
+    assert batch.position_ids_BT[0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+    ]
     seen = visible(batch.subtree_ends_BT[0].tolist())
     assert seen[4] == [0, 1, 2, 3, 4]
     assert seen[5] == [5]

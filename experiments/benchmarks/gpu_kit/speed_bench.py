@@ -94,6 +94,7 @@ class Subject:
             tokens=rows.tokens_per_pass // rows.per_pass,
             targets=max(1, rows.tokens_per_pass // 2),
             accumulates=MICRO_BATCHES > 1,
+            packed=rows.packing,
         )
         plan = sampled_plan(
             config_of(self.shape, settings),
