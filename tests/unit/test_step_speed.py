@@ -95,7 +95,7 @@ def test_contestants_compute_the_same_losses_on_the_same_rows(tiny_model, tmp_pa
     assert len(mine) == 3
     assert len(set(mine)) == 3  # the steps are different ones
     for found in blocks.values():
-        assert [loss for each in found for loss in each.losses] == pytest.approx(mine, rel=2e-3)
+        assert [loss for each in found for loss in each.losses] == pytest.approx(mine, rel=5e-5)
         assert all(each.cpu_seconds > 0 for each in found)
     assert len(sizes(work)) == 4
     assert all(0 < size.targets < size.tokens <= 4 * 32 for size in sizes(work))
@@ -106,7 +106,7 @@ def test_processes_take_turns_and_one_that_fails_is_lost(tiny_model, tmp_path, m
     found = run_race(short_random("lora", tmp_path, 4, str(tiny_model)), [OURS, "nobody"], rounds=1, seconds=100.0)
     assert found.lost == {"nobody": "KeyError: 'nobody'"}
     assert len(found.losses(OURS)) == 3
-    assert 0 < found.peaks[OURS] < 10**9  # its libraries are not among it
+    assert 0 < found.peaks[OURS] < 2 * 10**8  # its libraries are not among it
 
 
 def test_the_profile_names_kinds_of_work_and_operations(tiny_model, tmp_path):

@@ -48,4 +48,4 @@ def _operations(averages: list[Any], total: float) -> Iterator[str]:
     for each in sorted(averages, key=lambda one: -one.self_cpu_time_total)[:SHOWN]:
         shapes = str([shape for shape in each.input_shapes if shape])[:SIZES]
         share = each.self_cpu_time_total / total
-        yield f"| {each.key.removeprefix('aten::')} | {each.count / MEASURED:.0f} | {share:.1%} | {shapes} |"
+        yield f"| {each.key.removeprefix('aten::')} | {each.count / MEASURED:g} | {share:.1%} | {shapes} |"
