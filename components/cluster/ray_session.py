@@ -53,6 +53,8 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the old output can be silenced
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # slots and boards need no core; no warning
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    if address == LOCAL:  # its control store never comes back; by default Ray waits a minute for it
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     private = private_session() if address == LOCAL else contextlib.nullcontext()
     with private as folder, sigterm_left_alone():
         cluster = ray.init(
@@ -79,8 +81,8 @@ def _naming_what_has_ended() -> Iterator[None]:
         while not over.wait(LOOK_SECONDS):
             if ended := [name for name in ended_processes() if name in WITHOUT_THESE_NO_CLUSTER]:
                 logger.error(
-                    "Ray's %s on this machine has ended: killed, or out of memory. Ray ends this process within two minutes;"
-                    " the same command goes on where the journal ends",
+                    "Ray's %s on this machine has ended: killed, or out of memory. This search ends within two minutes; the"
+                    " same command goes on where the journal ends",
                     " and ".join(ended),
                 )
                 return

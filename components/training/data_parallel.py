@@ -52,10 +52,11 @@ class ReplicatedModel:
 
     def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
         with contextlib.nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
-            loss = (self.ddp or self.scored)(batch)
             # DDP averages gradients over workers; x count turns that mean back into a sum.
-            (loss * self.workers.count * scale).backward()
-        return cast(Tensor, loss.detach())
+            factor = self.workers.count * scale
+            loss = (self.ddp or self.scored)(batch, factor)
+            loss.backward()
+        return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
         return float(clip_grad_norm_(self.scored.parameters(), max_norm))
@@ -71,10 +72,10 @@ class ShardedModel:
         self.scored, self.workers = scored, workers
 
     def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
-        loss = self.scored(batch)
-        # FSDP averages gradients over workers, as DDP does.
-        (loss * self.workers.count * scale).backward()
-        return cast(Tensor, loss.detach())
+        factor = self.workers.count * scale  # FSDP averages gradients over workers, as DDP does
+        loss = self.scored(batch, factor)
+        loss.backward()
+        return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
         # Summed by Workers: there may be no process group for gradients that are offloaded to the CPU.

@@ -19,6 +19,7 @@ from components.data.attention_masks import mask_form
 from components.data.batch import Batch
 from components.data.model_inputs import Inputs, model_inputs
 from components.models.precision import computing, scores_dtype
+from components.training.head_loss import is_plain, weighted_loss_sum
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
 from components.training.packed_isolation import isolates_packed_rows, unscored_batch
 
@@ -30,7 +31,8 @@ MAX_LOGITS_AT_ONCE = 2**25  # 128 MiB in float32: 512 targets of a 65k vocabular
 def target_losses(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tensor:
     """Returns the cross entropy of each scored position in nats, float32 [N], computed through the head in chunks.
 
-    The logits of a chunk are recomputed in the backward pass, so at most MAX_LOGITS_AT_ONCE exist at any time.
+    The logits of a chunk are recomputed in the backward pass, so at most MAX_LOGITS_AT_ONCE exist at any time. A plain head's
+    gradient is made at once (head_loss.py): this is for evaluations, and for heads with adapters or a bias.
     """
     return torch.cat([_chunk_losses(head, hidden, labels) for hidden, labels in _chunks(hidden_NH, head, labels_N)])
 
@@ -65,12 +67,23 @@ def scores_of_logits(logits_nV: Tensor, labels_n: Tensor, stop_token_ids: Sequen
 
 def _chunks(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields hidden states and labels of so many positions that their logits are at most MAX_LOGITS_AT_ONCE."""
-    positions = max(1, MAX_LOGITS_AT_ONCE // _vocabulary(head))
+    positions = positions_at_once(head)
     return zip(torch.split(hidden_NH, positions), torch.split(labels_N, positions), strict=True)
 
 
-def _vocabulary(head: nn.Module) -> int:
-    return int(cast(Tensor, head.weight).shape[0])
+def positions_at_once(head: nn.Module) -> int:
+    return max(1, MAX_LOGITS_AT_ONCE // len(cast(Tensor, head.weight)))
+
+
+def scored_positions(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Returns the (row, column) indices of the targets, int64 [N] each.
+
+    For a batch without targets it is one position of weight 0: every worker must take part in the backward pass.
+    """
+    rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
+    if len(rows_N) == 0:
+        rows_N = columns_N = torch.zeros(1, dtype=torch.long, device=batch.labels_BT.device)
+    return rows_N, columns_N
 
 
 def _chunk_losses(head: nn.Module, hidden_nH: Tensor, labels_n: Tensor) -> Tensor:
@@ -102,17 +115,29 @@ class ScoredModel(nn.Module):
         # Why they are needed, if they are. Determined in the first pass, while a sharded model is gathered.
         self.whole_logits: str | None = None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns the weighted loss summed over the batch's targets, in nats: a scalar that always has a gradient."""
-        losses_N, (rows_N, columns_N) = self._losses(batch)
-        return (losses_N * batch.weights_BT[rows_N, columns_N]).sum()
+    def forward(self, batch: Batch, scale: float = 1.0) -> Tensor:
+        """Returns scale x the weighted loss summed over the batch's targets, in nats: a scalar that always has a gradient."""
+        positions = scored_positions(batch)
+        weights_N = scale * batch.weights_BT[positions]
+
+        def of_hidden(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tensor:
+            if is_plain(head):
+                return weighted_loss_sum(hidden_NH, head, labels_N, weights_N, positions_at_once(head))
+            return (target_losses(hidden_NH, head, labels_N) * weights_N).sum()
+
+        def of_logits(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+            return (F.cross_entropy(logits_NV, labels_N, reduction="none") * weights_N).sum()
+
+        return self._over_targets(batch, positions, of_hidden, of_logits)
 
     def losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns unweighted losses [N] of the scored positions, and their (row, column) indices.
+        """Returns unweighted losses [N] of the scored positions, and their (row, column) indices (scored_positions)."""
+        positions = scored_positions(batch)
 
-        For a batch without targets it returns one position of weight 0: every worker must take part in the backward pass.
-        """
-        return self._losses(batch)
+        def of_logits(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+            return F.cross_entropy(logits_NV, labels_N, reduction="none")
+
+        return self._over_targets(batch, positions, target_losses, of_logits), positions
 
     def isolates_packed_rows(self) -> bool:
         with computing(self.precision, self.device):
@@ -120,27 +145,24 @@ class ScoredModel(nn.Module):
 
     def scores(self, batch: Batch, stop_token_ids: Sequence[int]) -> tuple[TargetScores, tuple[Tensor, Tensor]]:
         """As `losses`, with what else the same pass says of each scored position. Without gradients."""
+        positions = scored_positions(batch)
         with torch.no_grad():
-            return self._over_targets(
+            found = self._over_targets(
                 batch,
+                positions,
                 lambda hidden_NH, head, labels_N: target_scores(hidden_NH, head, labels_N, stop_token_ids),
                 lambda logits_NV, labels_N: scores_of_logits(logits_NV, labels_N, stop_token_ids),
             )
-
-    def _losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        return self._over_targets(
-            batch,
-            target_losses,
-            lambda logits_NV, labels_N: F.cross_entropy(logits_NV, labels_N, reduction="none"),
-        )
+        return found, positions
 
     def _over_targets(
         self,
         batch: Batch,
+        positions: tuple[Tensor, Tensor],
         of_hidden: Callable[[Tensor, nn.Module, Tensor], Scored],
         of_logits: Callable[[Tensor, Tensor], Scored],
-    ) -> tuple[Scored, tuple[Tensor, Tensor]]:
-        """Returns what one of the two functions says of the scored positions, and their (row, column) indices.
+    ) -> Scored:
+        """Returns what one of the two functions says of the scored positions.
 
         Args:
             of_hidden: takes hidden states [N, H], the head, and labels [N].
@@ -148,20 +170,16 @@ class ScoredModel(nn.Module):
         """
         if self.whole_logits is None:
             self.look_at_head()
-        rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
-        labels_N = batch.labels_BT[rows_N, columns_N]
-        if len(rows_N) == 0:
-            rows_N = columns_N = torch.zeros(1, dtype=torch.long, device=batch.labels_BT.device)
-            labels_N = torch.zeros_like(rows_N)
+        labels_N = batch.labels_BT[positions].clamp(min=0)  # of a batch without targets it is any label
         decoder, head = self._parts
         shape_BT = batch.token_ids_BT.shape
         inputs = self._inputs(batch)
         with computing(self.precision, self.device):
             if not self.whole_logits:
                 hidden_BTH = decoder(**inputs, use_cache=False).last_hidden_state.view(*shape_BT, -1)
-                return of_hidden(hidden_BTH[rows_N, columns_N], head, labels_N), (rows_N, columns_N)
+                return of_hidden(hidden_BTH[positions], head, labels_N)
             logits_BTV = self.model(**inputs, use_cache=False).logits.view(*shape_BT, -1)
-            return of_logits(logits_BTV[rows_N, columns_N].float(), labels_N), (rows_N, columns_N)
+            return of_logits(logits_BTV[positions].float(), labels_N)
 
     def _inputs(self, batch: Batch) -> Inputs:
         return model_inputs(batch, self.attention, self.mask_form, scores_dtype(self.precision))

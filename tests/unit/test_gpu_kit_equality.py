@@ -83,13 +83,13 @@ def test_a_wrong_scale_of_the_attention_is_found(llama, monkeypatch):
 
 
 def test_a_wrong_chunk_of_the_head_is_found(llama, monkeypatch):
-    exact = loss._chunk_losses
+    exact = loss.weighted_loss_sum
 
-    def heavier(head, hidden_nH, labels_n):
-        few = len(labels_n) <= 8  # the reference has all targets of a micro-batch in one chunk
-        return exact(head, hidden_nH, labels_n) * (1.001 if few else 1.0)
+    def heavier(hidden_NH, head, labels_N, weights_N, positions):
+        few = positions <= 8  # the reference has all targets of a micro-batch in one chunk
+        return exact(hidden_NH, head, labels_N, weights_N, positions) * (1.001 if few else 1.0)
 
-    monkeypatch.setattr(loss, "_chunk_losses", heavier)
+    monkeypatch.setattr(loss, "weighted_loss_sum", heavier)
     assert verdicts(step_in_fp32(llama, "LoRA", packing=True)) == ["failed", "failed"]
 
 
@@ -121,8 +121,8 @@ def test_a_wrong_learning_rate_is_found(llama, monkeypatch):
 def test_a_loss_that_is_wrong_in_bf16_only_is_found(llama, monkeypatch):
     exact = loss.ScoredModel.forward
 
-    def heavier(self, batch):
-        return exact(self, batch) * (1.002 if self.precision == "bf16" else 1.0)
+    def heavier(self, batch, scale=1.0):
+        return exact(self, batch, scale) * (1.002 if self.precision == "bf16" else 1.0)
 
     assert verdicts(step_in_bf16(llama, "full")) == ["passed"]
     monkeypatch.setattr(loss.ScoredModel, "forward", heavier)

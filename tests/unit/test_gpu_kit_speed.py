@@ -53,7 +53,7 @@ def test_every_case_passes_without_a_gpu_or_says_why_it_cannot(settings):
 
 def test_a_wrong_scale_in_the_loss_is_seen_beside_transformers_trainer(settings, monkeypatch):
     forward = ScoredModel.forward
-    monkeypatch.setattr(ScoredModel, "forward", lambda self, batch: 1.01 * forward(self, batch))
+    monkeypatch.setattr(ScoredModel, "forward", lambda self, batch, scale=1.0: 1.01 * forward(self, batch, scale))
     (same,) = (check for check in race(settings) if "the gradient's norm of" in check.asked)
     assert same.verdict == "failed"
     assert same.figures["loss"] == pytest.approx(0.01, rel=0.01)

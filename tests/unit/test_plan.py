@@ -100,12 +100,11 @@ def test_a_step_is_six_operations_a_weight_and_token_and_four_if_frozen():
         2 * (2 * 512 * 512 + 2 * 512 * 256 + 3 * 512 * 2048) + 512 * 512
     )  # the head's too, embeddings are looked up
     full = dry_run_of(wide, batch=short, method=FullMethod())
-    head = 2 * 512 * 512  # its logits are computed again in the backward pass
-    assert full.training_flops / 64 == pytest.approx(6 * weights + head, rel=0.01)
+    assert full.training_flops / 64 == pytest.approx(6 * weights, rel=0.01)
     assert full.evaluation_flops / 64 == pytest.approx(2 * weights, rel=0.01)
     lora = dry_run_of(wide, batch=short, method=LoraMethod(rank=1))
     first = 2 * (512 * 512 + 2 * 512 * 256)  # nobody asks for the gradient of what the first q, k and v are given
-    assert lora.training_flops / 64 == pytest.approx(4 * weights + head - first, rel=0.01)
+    assert lora.training_flops / 64 == pytest.approx(4 * weights - first, rel=0.01)
 
 
 def test_the_operations_of_attention_are_counted_whatever_computes_it():
@@ -123,7 +122,7 @@ def test_a_full_trial_holds_its_gradients_and_its_weights_cast_to_bf16_once():
     batch = MicroBatch(rows=1, tokens=8, targets=8, accumulates=True)
     peak = dry_run_of(method=FullMethod(), batch=batch).training.bytes
     assert peak["gradients"] == 4 * (LINEAR + 2 * EMBEDDINGS + NORMS)
-    assert peak["weight casts"] == 2 * LINEAR  # not of embeddings and norms, and the head's come and go
+    assert peak["weight casts"] == 2 * (LINEAR + EMBEDDINGS)  # of the head, not of embeddings and norms
 
 
 def test_a_proof_casts_one_weight_at_a_time_where_an_evaluation_keeps_all_casts():
@@ -464,7 +463,7 @@ def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, exp
     assert full["search_tokens"]["low"] == pytest.approx((1 + 1 / 16) * full["tokens_per_trial"], rel=0.01)
     assert full["search_tokens"]["high"] == 2 * full["tokens_per_trial"]
     trained = full["tokens_per_trial"] * full["flops_per_token"]
-    assert fit["hours"]["high"] * 3600 == pytest.approx(2 * trained / 0.5e12, rel=0.5)  # evaluations come on top
+    assert fit["hours"]["high"] * 3600 == pytest.approx(2 * trained / 0.5e12, rel=0.6)  # evaluations come on top
     assert fit["dollars"]["high"] == pytest.approx(2 * fit["hours"]["high"])  # a quarter of the machine's 8 dollars
     assert fit["spot_dollars"]["high"] == pytest.approx(fit["hours"]["high"])
     assert "together" in people
@@ -517,7 +516,7 @@ def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experimen
     (fit,) = full["fits"]
     assert fit["node"] == "this machine"
     seconds = full["tokens_per_trial"] * 4 / full["calibration"]["tokens_per_second"]
-    assert fit["hours"]["high"] * 3600 == pytest.approx(seconds, rel=0.5)
+    assert fit["hours"]["high"] * 3600 == pytest.approx(seconds, rel=0.6)
     assert "full, measured on cpu: " in people
 
 

@@ -58,6 +58,7 @@ class DisturbedSearch:
         self._driver: subprocess.Popen[bytes] | None = None
         self._processes: dict[int, psutil.Process] = {}
         self._statuses: list[int] = []
+        self._heard_at_ends: list[int] = []  # how many events there were when each of the last drivers ended
         self._ended = False
         self._storage = load_experiment(place / f"{experiment}.yaml", []).folder
 
@@ -114,7 +115,8 @@ class DisturbedSearch:
         if manifest is not None and manifest.finished:
             self._ended = True
             return True
-        if len(self._statuses) >= MAX_DRIVERS and set(self._statuses[-MAX_DRIVERS:]).isdisjoint({-9}):
+        self._heard_at_ends = [*self._heard_at_ends, len(self._events())][-MAX_DRIVERS:]
+        if len(self._heard_at_ends) == MAX_DRIVERS and len(set(self._heard_at_ends)) == 1:
             raise RuntimeError(f"the search does not go on: {self._statuses}; see {self._place / 'errors.log'}")
         self._start()
         return False
