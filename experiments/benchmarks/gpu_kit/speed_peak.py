@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from components.planning.memory import physical_memory
@@ -60,7 +60,9 @@ def room(settings: Settings) -> float:
     return float(physical_memory())
 
 
-def model_flops(model: nn.Module, config: PreTrainedConfig, lengths: Sequence[int]) -> float:
+def model_flops(
+    model: nn.Module, config: PreTrainedConfig, lengths: Sequence[int], *, targets: int | None = None
+) -> float:
     """Operations that a step over conversations of these lengths cannot do without.
 
     A multiplication by a weight is 2 operations a token forward and 2 backward for its input; 2 more for the weight's own
@@ -68,10 +70,18 @@ def model_flops(model: nn.Module, config: PreTrainedConfig, lengths: Sequence[in
     linear layers, the head included, the embeddings not. Attention is that of each token to its own conversation's past: 4
     operations a pair, head and dimension forward, twice that backward. What is computed again (logits, checkpoints), padding,
     and pairs that a mask hides are work that is not counted.
+
+    Args:
+        targets: how many tokens need the head; by default all do.
     """
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    per_token = sum((6 if weight.requires_grad else 4) * weight.numel() for weight in linear)
+    per_token = sum(_operations(module.weight) for module in model.modules() if isinstance(module, nn.Linear))
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     pairs = sum(length * (length + 1) / 2 for length in lengths)
-    return per_token * sum(lengths) + 3 * 4 * config.num_hidden_layers * width * pairs
+    unscored = 0 if targets is None else sum(lengths) - targets
+    spared = unscored * _operations(model.get_output_embeddings().weight)  # type: ignore[operator]
+    return per_token * sum(lengths) - spared + 3 * 4 * config.num_hidden_layers * width * pairs
+
+
+def _operations(weight: Tensor) -> int:
+    return (6 if weight.requires_grad else 4) * weight.numel()

@@ -85,15 +85,15 @@ def lines_of(caught: Iterable[Any]) -> list[tuple[str, int]]:
     return Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in caught).most_common()
 
 
-def group_of(name: str) -> str:
+def group_of(name: str, groups: Mapping[str, str] = GROUPS) -> str:
     lowered = name.lower()
-    return next((group for group, pattern in GROUPS.items() if re.search(pattern, lowered)), "other")
+    return next((group for group, pattern in groups.items() if re.search(pattern, lowered)), "other")
 
 
-def by_group(seconds: Iterable[tuple[str, float]]) -> dict[str, float]:
+def by_group(seconds: Iterable[tuple[str, float]], groups: Mapping[str, str] = GROUPS) -> dict[str, float]:
     found: Counter[str] = Counter()
     for name, spent in seconds:
-        found[group_of(name)] += spent
+        found[group_of(name, groups)] += spent
     return dict(found)
 
 

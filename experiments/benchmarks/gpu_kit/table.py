@@ -37,16 +37,24 @@ class PartResult:
 def facts(device: str, *, minutes: float, shapes: str, commit: str | None) -> dict[str, str]:
     """What the figures depend on."""
     found = {
-        "date": f"{date.today():%Y-%m-%d}",
-        "commit": commit or _output(["git", "describe", "--always", "--dirty", "--abbrev=10"]) or "unknown",
+        **facts_of_machine(LIBRARIES),
         "card": _card() if device == "cuda" else "none used",
         "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]) or "none",
         "CUDA of torch": torch.version.cuda or "none",
-        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {physical_memory() / GB:.0f} GB",
-        "Python": platform.python_version(),
         "shapes, minutes": f"{shapes}, {minutes:g}",
     }
-    return found | {library: _version(library) for library in LIBRARIES}
+    return found | ({"commit": commit} if commit else {})
+
+
+def facts_of_machine(libraries: Sequence[str]) -> dict[str, str]:
+    """The date, the commit, the machine, and the versions of Python and of these libraries."""
+    found = {
+        "date": f"{date.today():%Y-%m-%d}",
+        "commit": _output(["git", "describe", "--always", "--dirty", "--abbrev=10"]) or "unknown",
+        "machine": f"{os.cpu_count()} cores ({platform.machine()}), {physical_memory() / GB:.0f} GB",
+        "Python": platform.python_version(),
+    }
+    return found | {library: _version(library) for library in libraries}
 
 
 def write(results: Sequence[PartResult], about: dict[str, str], folder: Path) -> None:
