@@ -1,6 +1,6 @@
 """A search of 1,000 trials, without its training: reading its journal, its live table, its page, its record in MLflow.
 
-A journal of trials x 20 reports x 25 steps is written by the journal's own code, and each part is measured in a fresh process.
+The journal is written by the journal's own code, and each part is measured in a process of its own.
 
     python experiments/benchmarks/thousand_trials.py --write experiments/benchmarks/thousand_trials.md
 
@@ -64,9 +64,10 @@ def page(arguments: argparse.Namespace, size: int, results: Mapping[str, Numbers
         [
             "# A search of a thousand trials",
             "",
-            f"The journal of {arguments.trials:,} trials x {REPORTS} reports x {STEPS} steps, of which a fifth ended half-way:"
-            f" {size / 1e6:.0f} MB. Nothing was trained. Seconds are of the processor for what one process does, and of the"
-            " clock where another one or the disk is waited for (mirroring, proof, driver). Memory is over that at the start.",
+            f"The journal of {arguments.trials:,} trials x {REPORTS} reports x {STEPS} steps, of which a fifth of the trials"
+            f" ended half-way: {size / 1e6:.0f} MB. Nothing was trained. Seconds are of the processor for what one process"
+            " does, and of the clock where another one or the disk is waited for (mirroring, proof, driver). Memory is beyond"
+            " that at the start.",
             "",
             f"MLflow was filled with the first {arguments.mirrored} trials; a thousand take"
             f" {1000 / arguments.mirrored:.0f} times as long if the database stays as fast.",

@@ -129,8 +129,10 @@ def test_a_line_torn_by_a_kill_is_left_out_and_the_next_record_is_not_glued_to_i
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(torn)
     resumed = Journal(folder_at(tmp_path))
-    assert resumed.read() == ONE_TRIAL[:1]
+    watched = Journal(folder_at(tmp_path))
+    assert resumed.read() == watched.read() == ONE_TRIAL[:1]
     resumed.append(ONE_TRIAL[1])
+    assert watched.read(after=1) == ONE_TRIAL[1:2]
     assert resumed.read() == ONE_TRIAL[:2]
     resumed.close()
 

@@ -132,9 +132,7 @@ def _started(trial: _Trial, at: float) -> TrialStarted:
     )
 
 
-def _steps(
-    trial: _Trial, report: int, began: float, seconds: float, numbers: random.Random
-) -> tuple[StepMetrics, ...]:
+def _steps(trial: _Trial, report: int, began: float, seconds: float, numbers: random.Random) -> tuple[StepMetrics, ...]:
     first = (report - 1) * STEPS + 1
     return tuple(
         StepMetrics(
