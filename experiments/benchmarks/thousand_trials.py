@@ -66,7 +66,7 @@ def page(arguments: argparse.Namespace, size: int, results: Mapping[str, Numbers
             "",
             f"The journal of {arguments.trials:,} trials x {REPORTS} reports x {STEPS} steps, of which a fifth of the trials"
             f" ended half-way: {size / 1e6:.0f} MB. Nothing was trained. Seconds are of the processor for what one process"
-            " does, and of the clock where another one or the disk is waited for (mirroring, proof, driver). Memory is beyond"
+            " does, and of the clock where another one or the disk is waited for (mirroring, proof, fsync). Memory is beyond"
             " that at the start.",
             "",
             f"MLflow was filled with the first {arguments.mirrored} trials; a thousand take"
