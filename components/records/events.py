@@ -7,13 +7,14 @@ included, into the present state of every trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.experiment.spec import EVAL_LOSS, MetricSpec, TrialSpec
+from components.records.packed_rows import PackedAs
 
 # What budgets count.
 TARGET_TOKENS: Final = "target tokens"
@@ -69,7 +70,7 @@ class Progress(EventModel):
     workers: int = Field(1, description="How many trained it when it reported; an elastic trial's number changes.")
     worker_seconds: float = Field(0.0, description="`seconds` of every worker: GPU-seconds where a worker is a GPU.")
     evaluation_worker_seconds: float = Field(0.0, description="`evaluation_seconds` of every worker.")
-    steps: tuple[StepMetrics, ...] = ()
+    steps: Annotated[Sequence[StepMetrics], PackedAs(StepMetrics)] = ()
     checkpoint: str | None = None
     max_rows: int | None = Field(
         None, description="In a micro-batch, where the trial's batch.rows_per_micro_batch did not fit into memory."

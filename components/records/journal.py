@@ -32,8 +32,8 @@ class Journal:
     def read(self, after: int = 0) -> list[TrialEvent]:
         """Returns the events of all complete lines but the first `after`. Raises InputError for a line that is no event."""
         with explain_foreign(self.place):
-            lines = self._lines.read()[after:]
-        return [self._parse(number, line) for number, line in enumerate(lines, start=after + 1)]
+            lines = self._lines.read(after)
+            return [self._parse(number, line) for number, line in enumerate(lines, start=after + 1)]
 
     def close(self) -> None:
         self._lines.close()

@@ -55,9 +55,12 @@ def pareto_front(histories: Iterable[TrialHistory], metrics: Sequence[str], budg
             found = (history.best.objective, *objectives(history.last, metrics, budget)[1:])
             if all(map(math.isfinite, found)):
                 numbers[history.trial_id] = found
-    return frozenset(
-        trial for trial, own in numbers.items() if not any(_dominates(other, own) for other in numbers.values())
-    )
+    front: list[tuple[float, ...]] = []
+    for own in sorted(set(numbers.values())):  # nobody is beaten by what comes later, nor by what is beaten itself
+        if not any(_dominates(other, own) for other in front):
+            front.append(own)
+    best = set(front)
+    return frozenset(trial for trial, own in numbers.items() if own in best)
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -48,16 +48,24 @@ def general_loss(history: TrialHistory) -> float | None:
     return found[-1] if found and math.isfinite(found[-1]) else None
 
 
-def leaderboard(histories: Iterable[TrialHistory], *, budget: int, metrics: Sequence[str] = ()) -> Table:
+def leaderboard(
+    histories: Iterable[TrialHistory],
+    *,
+    budget: int,
+    metrics: Sequence[str] = (),
+    among: Sequence[TrialHistory] | None = None,
+) -> Table:
     """One line per trial, in the order given.
 
     Args:
         budget: of a trial without extensions, in target tokens.
         metrics: those of `search.metrics`; trials on their Pareto front have a mark.
+        among: all trials, where some of them are not shown.
     """
     histories = list(histories)
-    front = pareto_front(histories, metrics, budget)
-    numbers = {history.trial_id: history.started.number for history in histories}
+    everyone = histories if among is None else among
+    front = pareto_front(everyone, metrics, budget)
+    numbers = {history.trial_id: history.started.number for history in everyone}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("method", no_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -27,6 +28,7 @@ from components.records.events import (
 from components.reports.leaderboard import leaderboard, origin, share_spent, standing
 
 REFRESHES_PER_SECOND = 2
+LINES_AROUND, LEAST_ROWS = 6, 12  # of the table
 
 
 class LiveView:
@@ -55,6 +57,7 @@ class LiveView:
         self.console, self.histories, self.budget, self.metrics = console, histories, budget, metrics
         self._planned, self._remark = planned, remark
         self._began = began or time.time()
+        self._standings: dict[str, tuple[TrialHistory, tuple[float, float]]] = {}
         self._live = Live(
             console=console, get_renderable=self._renderable, refresh_per_second=REFRESHES_PER_SECOND, transient=True
         )
@@ -85,22 +88,43 @@ class LiveView:
 
     def _renderable(self) -> RenderableType:
         histories = list(self.histories.values())
-        remark = self._remark()
+        remark, rows = self._remark(), self._shown(histories)
+        rest = len(histories) - len(rows)
         return Group(
             Text(self._summary(histories), style="dim"),
             *([Text(remark)] if remark else []),
-            leaderboard(histories, budget=self.budget, metrics=self.metrics),
+            leaderboard(rows, budget=self.budget, metrics=self.metrics, among=histories),
+            *([Text(f"{rest} more trials have no room here; --watch --json has all", style="dim")] if rest else []),
         )
 
+    def _shown(self, histories: list[TrialHistory]) -> list[TrialHistory]:
+        """As many trials as the screen has lines for: a third of them are the best, then come those that began last."""
+        room = max(self.console.height - LINES_AROUND, LEAST_ROWS)
+        if len(histories) <= room:
+            return histories
+        chosen = {history.trial_id for history in heapq.nsmallest(room // 3, histories, key=self._standing)}
+        running = [history for history in histories if history.state is TrialState.RUNNING]
+        for history in [*reversed(running), *reversed(histories)]:
+            if len(chosen) == room:
+                break
+            chosen.add(history.trial_id)
+        return [history for history in histories if history.trial_id in chosen]
+
+    def _standing(self, history: TrialHistory) -> tuple[float, float]:
+        """Of a trial of which nothing is new it is known: every event makes a new history."""
+        known = self._standings.get(history.trial_id)
+        if known is None or known[0] is not history:
+            known = self._standings[history.trial_id] = history, standing(history)
+        return known[1]
+
     def _summary(self, histories: list[TrialHistory]) -> str:
-        states = [history.state for history in histories]
-        ended = sum(state is not TrialState.RUNNING for state in states)
-        best = min(histories, key=standing, default=None)
+        ended = sum(history.state is not TrialState.RUNNING for history in histories)
+        best = min(histories, key=self._standing, default=None)
         leader = f", best so far trial {best.started.number}" if best and best.best else ""
-        waiting = self.planned - len(states)
+        planned = self.planned
         minutes, seconds = divmod(int(self.elapsed), 60)
         return (
-            f"{ended} of {self.planned} ended, {len(states) - ended} running, {waiting} waiting{leader}"
+            f"{ended} of {planned} ended, {len(histories) - ended} running, {planned - len(histories)} waiting{leader}"
             f", {minutes}:{seconds:02}"
         )
 

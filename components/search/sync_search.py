@@ -30,6 +30,7 @@ from components.tracking.mlflow_access import (
     tracking_uri,
 )
 from components.tracking.mlflow_runs import SearchRuns
+from components.tracking.record_groups import RecordGroups
 
 
 def sync_search(experiment: ExperimentSpec, search_id: str = NEWEST, *, on_message: OnMessage = ignore_message) -> None:
@@ -68,14 +69,28 @@ def sync_search(experiment: ExperimentSpec, search_id: str = NEWEST, *, on_messa
 
 
 def _deliver(runs: SearchRuns, events: list[TrialEvent], on_message: OnMessage) -> None:
-    for event in events:
+    groups = RecordGroups(events)
+    while groups:
+        group = groups.take()
+        try:
+            runs.apply_together(group)
+        except MLFLOW_ERRORS as error:
+            if not is_final(error):
+                raise
+            _deliver_singly(runs, group, on_message)
+    on_message(f"search {runs.search_id}: MLflow has {len(events)} records of its journal, {runs.link}")
+
+
+def _deliver_singly(runs: SearchRuns, group: list[TrialEvent], on_message: OnMessage) -> None:
+    """Writes those of the records that MLflow does not refuse."""
+    for event in group:
+        runs.forget(event.trial_id)
         try:
             runs.apply(event)
         except MLFLOW_ERRORS as error:
             if not is_final(error):
                 raise
             on_message(f"MLflow refuses a record of trial {event.trial_id} for good: {reason_of(error)}")
-    on_message(f"search {runs.search_id}: MLflow has {len(events)} records of its journal, {runs.link}")
 
 
 def _end(

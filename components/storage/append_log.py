@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -29,16 +30,26 @@ class FileAppendLog(AppendLog):
         self.path, self.location = path, str(path)
         self._file: IO[bytes] | None = None
         self._end = 0  # of the last whole line
+        self._read = 0, 0  # the lines that have been read, and where the last of them ends
 
     def append(self, line: str) -> None:
         content = f"{line}\n".encode()
         wait_for_room(lambda: self._append(content), self.path)
 
-    def read(self) -> list[bytes]:
+    def read(self, after: int = 0) -> Iterator[bytes]:
         if not self.path.exists():
-            return []
-        *lines, _torn = self.path.read_bytes().split(b"\n")
-        return lines
+            return
+        number, place = self._read if self._read[0] <= after else (0, 0)
+        with self.path.open("rb") as file:
+            file.seek(place)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                number, place = number + 1, place + len(line)
+                if number > self._read[0]:
+                    self._read = number, place
+                if number > after:
+                    yield line[:-1]
 
     def close(self) -> None:
         if self._file is not None:
@@ -90,13 +101,13 @@ class ObjectAppendLog(AppendLog):
         self.folder.write_text(name, line + "\n")
         self._lines[name] = line.encode()
 
-    def read(self) -> list[bytes]:
+    def read(self, after: int = 0) -> Iterator[bytes]:
         names = self._names()
         new = [name for name in names if name not in self._lines]
         with ThreadPoolExecutor(READERS) as readers:
             texts = readers.map(self.folder.read_text, new)
             self._lines |= {name: text.rstrip("\n").encode() for name, text in zip(new, texts, strict=True)}
-        return [self._lines[name] for name in names]
+        yield from (self._lines[name] for name in names[after:])
 
     def close(self) -> None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, Self, TypeVar
@@ -24,8 +24,8 @@ class AppendLog(ABC):
         """Returns once the line survives the end of this process and of the machine."""
 
     @abstractmethod
-    def read(self) -> list[bytes]:
-        """Returns every complete line, in order."""
+    def read(self, after: int = 0) -> Iterator[bytes]:
+        """Yields every complete line but the first `after`, in order."""
 
     @abstractmethod
     def close(self) -> None: ...

@@ -10,7 +10,6 @@ from functools import partial
 
 from mlflow.entities import Run
 
-from components.experiment.spec import MetricSpec
 from components.records.events import NO_STANDING, TrialEvent, TrialHistory, TrialProgressed, TrialState, replay
 from components.tracking.find_runs import runs_where
 from components.tracking.metric_points import points_of, standing_after
@@ -46,7 +45,7 @@ def compare_with_journal(runs: SearchRuns, events: Sequence[TrialEvent]) -> Jour
     Compared are the runs (one for each trial), their statuses, and each point by metric, step and value. Points of metrics
     that the journal does not tell, e.g. of the proof of the winner, are not.
     """
-    expected, histories = expected_points(events, runs.metric), replay(events)
+    reports, histories = _reports_by_trial(events), replay(events)
     found: dict[str, list[Run]] = {}
     for run in runs_where(runs.client, runs.experiment_id, f"tags.`{PARENT_TAG}` = '{runs.parent_id}'"):
         found.setdefault(run.data.tags.get(TRIAL_TAG, ""), []).append(run)
@@ -61,32 +60,45 @@ def compare_with_journal(runs: SearchRuns, events: Sequence[TrialEvent]) -> Jour
             compare,
             histories.values(),
             (found.get(each, []) for each in histories),
-            map(expected.__getitem__, histories),
+            (reports.get(each, []) for each in histories),
         )
-        differences += [difference for of_trial in of_trials for difference in of_trial]
-    return JournalProof(trials=len(histories), points=sum(map(len, expected.values())), differences=tuple(differences))
+        points = 0
+        for of_trial, number in of_trials:
+            differences += of_trial
+            points += number
+    return JournalProof(trials=len(histories), points=points, differences=tuple(differences))
 
 
-def expected_points(events: Iterable[TrialEvent], metric: MetricSpec) -> dict[str, dict[tuple[str, int], float]]:
-    """By trial. Of a step that was trained twice the first point counts, as in MLflow. `metric` ranks the trials."""
-    expected: dict[str, dict[tuple[str, int], float]] = {}
-    best: dict[str, tuple[float, float]] = {}
+def _reports_by_trial(events: Iterable[TrialEvent]) -> dict[str, list[TrialProgressed]]:
+    reports: dict[str, list[TrialProgressed]] = {}
     for event in events:
-        of_trial = expected.setdefault(event.trial_id, {})
         if isinstance(event, TrialProgressed):
-            best[event.trial_id] = standing_after(event.progress, best.get(event.trial_id, NO_STANDING))
-            for point in points_of(event, best[event.trial_id]):
-                of_trial.setdefault((point.key, point.step), point.value)
+            reports.setdefault(event.trial_id, []).append(event)
+    return reports
+
+
+def _expected_points(reports: Iterable[TrialProgressed]) -> dict[tuple[str, int], float]:
+    """Of one trial. Of a step that was trained twice the first point counts, as in MLflow."""
+    expected: dict[tuple[str, int], float] = {}
+    best = NO_STANDING
+    for report in reports:
+        best = standing_after(report.progress, best)
+        for point in points_of(report, best):
+            expected.setdefault((point.key, point.step), point.value)
     return expected
 
 
-def _differences_of_trial(runs: SearchRuns, history: TrialHistory, found: Sequence[Run], expected: Points) -> list[str]:
-    name = f"trial {history.started.number}"
+def _differences_of_trial(
+    runs: SearchRuns, history: TrialHistory, found: Sequence[Run], reports: Sequence[TrialProgressed]
+) -> tuple[list[str], int]:
+    """Also returns how many points the journal has of the trial: a search has too many to hold all of them at once."""
+    name, expected = f"trial {history.started.number}", _expected_points(reports)
     if len(found) != 1:
-        return [f"{name} has {len(found)} runs" if found else f"{name} has no run"]
+        return [f"{name} has {len(found)} runs" if found else f"{name} has no run"], len(expected)
     (run,) = found
     name = f"{name} (run {run.info.run_id})"
-    return [*_status_difference(name, history, run), *_point_differences(name, runs, run, expected)]
+    differences = [*_status_difference(name, history, run), *_point_differences(name, runs, run, expected)]
+    return differences, len(expected)
 
 
 def _status_difference(name: str, history: TrialHistory, run: Run) -> Iterator[str]:

@@ -15,6 +15,7 @@ from components.records.journal import Journal
 from components.records.stop_flag import StopRequest
 from components.tracking.mlflow_access import MLFLOW_ERRORS, is_final, reason_of
 from components.tracking.mlflow_runs import SearchRuns
+from components.tracking.record_groups import RecordGroups
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ class JournalSync:
         self._runs: SearchRuns | None = None
         self._monitor: SystemMetricsMonitor | None = None
         self._queue: queue.Queue[TrialEvent | None] = queue.Queue()
+        self._groups = RecordGroups()  # taken from the queue
         self._num_enqueued = self.num_handled = self.refused = 0
-        self._away = False
+        self._away = self._ended = False
         self._give_up = threading.Event()
         for record in journal.read():
             self._enqueue(record)
@@ -69,23 +71,38 @@ class JournalSync:
         self._queue.put(record)
 
     def _deliver_all(self) -> None:
-        while (record := self._queue.get()) is not None and self._deliver(record):
-            self.num_handled += 1
+        while self._wait_for_records() and self._deliver(self._groups.take()):
+            pass
         if self._monitor is not None and not self._give_up.is_set():
             self._monitor.finish()
 
-    def _deliver(self, record: TrialEvent) -> bool:
-        """Tries until MLflow has the record or refuses it. Returns False if `close` has ended its patience first."""
+    def _wait_for_records(self) -> bool:
+        """Takes all that is in the queue. Returns False once it has ended and nothing waits."""
+        while not self._ended and (not self._groups or not self._queue.empty()):
+            record = self._queue.get()
+            if record is None:
+                self._ended = True
+            else:
+                self._groups.add(record)
+        return bool(self._groups)
+
+    def _deliver(self, group: list[TrialEvent]) -> bool:
+        """Tries until MLflow has the records or refuses them. Returns False if `close` has ended its patience first."""
         while not self._give_up.is_set():
             try:
-                self._connect_once().apply(record)
+                self._connect_once().apply_together(group)
             except MLFLOW_ERRORS as error:
                 if self._runs is not None and is_final(error):
-                    self._refuse(record, error)
+                    if len(group) > 1:  # each for itself: some may be taken
+                        self._runs.forget(group[0].trial_id)
+                        return all(self._deliver([record]) for record in group)
+                    self._refuse(group[0], error)
+                    self.num_handled += 1
                     return True
                 self._disconnect(error)
                 self._give_up.wait(RETRY_SECONDS)
             else:
+                self.num_handled += len(group)
                 self._report_return()
                 return True
         return False
@@ -108,7 +125,7 @@ class JournalSync:
 
     def _report_return(self) -> None:
         if self._away:
-            log.warning("MLflow is back, and %d records follow", self._num_enqueued - self.num_handled - 1)
+            log.warning("MLflow is back, and %d records follow", self._num_enqueued - self.num_handled)
         self._away = False
 
     def _refuse(self, record: TrialEvent, error: Exception) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
@@ -64,11 +64,13 @@ STATUS_OF_END = {  # of a trial or a search; any other end is FINISHED
 class _TrialRun:
     """What is known of a trial's run.
 
-    `best` is the standing of its best checkpoint: what it is ranked by, and its eval loss (records/events.py). `points` are
-    what the run holds, by metric and step; None until they have been read.
+    `best` is the standing of its best checkpoint: what it is ranked by, and its eval loss (records/events.py). `tags` are
+    those of reports that were written here. `points` are what the run holds, by metric and step; None until they have been
+    read.
     """
 
     run_id: str
+    tags: dict[str, str]
     best: tuple[float, float] = NO_STANDING
     points: set[tuple[str, int]] | None = None
 
@@ -102,14 +104,24 @@ class SearchRuns:
 
     def apply(self, record: TrialEvent) -> None:
         """Writes one record. A record that MLflow has already changes nothing."""
-        if isinstance(record, TrialStarted):
-            self._start(record)
-        elif isinstance(record, TrialProgressed):
-            self._progress(record)
-        elif isinstance(record, TrialInstructed):
-            self._instruct(record)
-        else:
-            self._end(record)
+        self.apply_together([record])
+
+    def apply_together(self, records: Sequence[TrialEvent]) -> None:
+        """Writes one record, or several reports of one trial."""
+        if reports := [record for record in records if isinstance(record, TrialProgressed)]:
+            self._progress(reports)
+        for record in records:
+            match record:
+                case TrialStarted():
+                    self._start(record)
+                case TrialInstructed():
+                    self._instruct(record)
+                case TrialEnded():
+                    self._end(record)
+
+    def forget(self, trial_id: str) -> None:
+        """What the run of a trial holds is read again before more is written to it."""
+        self._trials.pop(trial_id, None)
 
     @property
     def link(self) -> str:
@@ -221,25 +233,25 @@ class SearchRuns:
             self.client.log_text(run.info.run_id, text, file)
             self.client.log_batch(run.info.run_id, params=missing)  # last: where they are, the artifact is too
 
-    def _progress(self, record: TrialProgressed) -> None:
-        trial, progress = self._trial(record.trial_id), record.progress
-        tags = [RunTag(SLOT_TAG, record.slot)]
-        if record.node is not None:
-            tags.append(RunTag(NODE_TAG, record.node))
-        if record.device is not None:
-            tags.append(RunTag(DEVICE_TAG, record.device))
-        if progress.max_rows is not None:
-            tags.append(RunTag(MAX_ROWS_TAG, str(progress.max_rows)))
-        if progress.checkpoint is not None and progress.standing < trial.best:
-            tags.append(RunTag(CHECKPOINT_TAG, progress.checkpoint))
-        trial.best = standing_after(progress, trial.best)
+    def _progress(self, records: Sequence[TrialProgressed]) -> None:
+        trial = self._trial(records[0].trial_id)
+        tags: dict[str, str] = {}
+        points: dict[tuple[str, int], Metric] = {}
+        for record in records:
+            tags |= _report_tags(record, trial.best)
+            trial.best = standing_after(record.progress, trial.best)
+            for point in points_of(record, trial.best):
+                points.setdefault((point.key, point.step), point)
         if trial.points is None:
             trial.points = self._read_points(trial.run_id)
-        fresh = [point for point in points_of(record, trial.best) if (point.key, point.step) not in trial.points]
+        fresh = {place: point for place, point in points.items() if place not in trial.points}
         # Tags first: the best value is among the metrics, and once that is there the tag is not written again.
-        self.client.log_batch(trial.run_id, tags=tags)
-        self.client.log_batch(trial.run_id, metrics=fresh)
-        trial.points.update((point.key, point.step) for point in fresh)
+        if changed := [RunTag(key, value) for key, value in tags.items() if trial.tags.get(key) != value]:
+            self.client.log_batch(trial.run_id, tags=changed)
+        trial.tags |= tags
+        if fresh:
+            self.client.log_batch(trial.run_id, metrics=list(fresh.values()))
+        trial.points.update(fresh)
 
     def _end(self, record: TrialEnded) -> None:
         run_id = self.trial_run(record.trial_id)
@@ -288,6 +300,19 @@ class SearchRuns:
         return next(iter(self.client.search_runs([self.experiment_id], condition, max_results=1)), None)
 
 
+def _report_tags(record: TrialProgressed, best: tuple[float, float]) -> dict[str, str]:
+    """`best`: the standing of the trial's best checkpoint before the report."""
+    progress = record.progress
+    found = {
+        SLOT_TAG: record.slot,
+        NODE_TAG: record.node,
+        DEVICE_TAG: record.device,
+        MAX_ROWS_TAG: None if progress.max_rows is None else str(progress.max_rows),
+        CHECKPOINT_TAG: progress.checkpoint if progress.standing < best else None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _instruction_tag(record: TrialInstructed) -> RunTag:
     match record.instruction:
         case Extension(target_tokens=tokens):
@@ -301,8 +326,8 @@ def _instruction_tag(record: TrialInstructed) -> RunTag:
 def _trial_run_of(run: Run, metric: MetricSpec) -> _TrialRun:
     found = run.data.metrics
     if BEST_LOSS not in found or (best := found.get(best_key(metric))) is None:
-        return _TrialRun(run.info.run_id)
-    return _TrialRun(run.info.run_id, best=(metric.to_minimize(best), found[BEST_LOSS]))
+        return _TrialRun(run.info.run_id, {})
+    return _TrialRun(run.info.run_id, {}, best=(metric.to_minimize(best), found[BEST_LOSS]))
 
 
 def _params(tree: Mapping[str, Any]) -> list[Param]:

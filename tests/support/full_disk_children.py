@@ -21,7 +21,9 @@ SCORES = EvaluationRecord(metrics={"eval_loss": ConversationScores(sums=(1.0,) *
 def journal(disk):
     """There is room for the first bytes of a line; a reader sees nothing of it meanwhile."""
     search, progress = folder_at(disk), ONE_TRIAL[2].progress
-    long = ONE_TRIAL[2].model_copy(update={"progress": progress.model_copy(update={"steps": progress.steps * 500})})
+    long = ONE_TRIAL[2].model_copy(
+        update={"progress": progress.model_copy(update={"steps": tuple(progress.steps) * 500})}
+    )
     lines = Journal(search)
     lines.append(ONE_TRIAL[0])
 

@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from components.cluster.scheduling.comparable import objective_at, objectives_at
 from components.cluster.scheduling.median_stopping import MedianRule
 from components.cluster.scheduling.plateau import PlateauRule
 from components.cluster.scheduling.scheduler import ending_rules
@@ -43,6 +44,9 @@ def test_hyperband_gives_each_branch_its_shares_of_first_rungs():
     assert skips[:2] == (0, 0)
 
 
+EXTENDED = TrialInstructed(
+    trial_id="1", instruction=Extension(target_tokens=900, from_step=1), request_id="1", by="ann@desk", time=2.0
+)
 MEDIAN = MedianRule(marks=(100, 200, 300), min_trials=3, per_branch=True)
 
 
@@ -55,6 +59,17 @@ def test_a_trial_ends_once_its_best_is_worse_than_the_median_of_the_others_means
     assert not stops(MEDIAN, known, 4, 150, 9.0)  # between two marks nothing is decided
     assert not stops(MEDIAN, replay([*others[:-1], *curve(4, 4.9)]), 4, 200, 9.0)  # two others have come as far
     assert not stops(MEDIAN, replay([*others, *curve(4, branch="full")]), 4, 100, 9.0)
+
+
+@pytest.mark.parametrize("losses", [(), (3.0,), (3.0, float("nan"), 1.0, 0.5)])
+@pytest.mark.parametrize("distance", [40, 100, 150, 400])
+def test_all_rungs_at_once_are_as_each_by_itself(losses, distance):
+    """Also where a trial passes several rungs between two reports, or reports several times between two rungs."""
+    (known,) = replay(curve(1, *losses, distance=distance)).values()
+    extended = known.model_copy(update={"instructions": (EXTENDED,)})
+    for history in (known, extended):
+        alone = [objective_at(history, rung) for rung in MEDIAN.marks]
+        assert objectives_at(history, MEDIAN.marks) == [objective for objective in alone if objective is not None]
 
 
 def test_median_stopping_begins_after_the_warm_up_and_ends_before_the_budget():

@@ -10,6 +10,7 @@ from components.experiment.spec import FullMethod
 from components.records.events import (
     Extension,
     Stop,
+    TrialState,
     replay,
 )
 from components.records.histories import TrialHistories
@@ -30,6 +31,7 @@ from components.reports.rung_correlation import rung_correlations
 from components.reports.search_summary import SearchSummary, trial_summaries
 from components.reports.verdict import print_verdict
 from tests.support.printed import shown
+from tests.support.records import history
 from tests.support.three_trials import CLONE, RECORDS, ended, instructed, started
 
 BUDGET = 1000
@@ -210,6 +212,31 @@ def test_in_a_terminal_a_table_stands_while_the_search_runs_and_is_gone_after():
     written = console.file.getvalue()
     assert "0 of 3 ended, 3 running, 0 waiting, best so far trial 2" in written
     assert written.rstrip().endswith("\x1b[2K")
+
+
+def test_of_more_trials_than_lines_the_best_and_those_that_began_last_are_shown():
+    console = Console(file=io.StringIO(), width=140, height=20, force_terminal=True, color_system=None)
+    histories = {str(number): history(number, 1.0 / number, 9.0) for number in range(1, 31)}
+    running = {
+        str(number): history(number, 5.0).model_copy(update={"state": TrialState.RUNNING}) for number in range(31, 39)
+    }
+    live = LiveView(console, histories | running, planned=40, budget=BUDGET)
+    console.print(live._live.get_renderable())
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith("30 of 40 ended, 8 running, 2 waiting, best so far trial 30")
+    assert [int(line.split()[0]) for line in lines[2:-1]] == [25, 26, *range(27, 39)]
+    assert lines[-1].strip() == "24 more trials have no room here; --watch --json has all"
+    live.histories["1"] = history(1, 0.001)
+    console.print(live._live.get_renderable())
+    assert "best so far trial 1," in console.file.getvalue().splitlines()[len(lines)]
+
+
+def test_the_picture_of_many_trials_has_all_curves_and_names_the_best():
+    few = {str(number): history(number, 3.0, 2.0 + number / 100) for number in range(1, 100)}
+    many = few | {"100": history(100, *[5.0 - step / 500 for step in range(2000)])}
+    small, large = loss_curves_svg(few.values()), loss_curves_svg(many.values())
+    assert (small.count("<!--  "), large.count("<!--  ")) == (99, 20)  # labels
+    assert len(large) < len(small)
 
 
 def test_a_summary_is_json_without_infinities():

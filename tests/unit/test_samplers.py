@@ -1,6 +1,7 @@
 """Samplers by name: each learns, and never suggests a configuration twice."""
 
 import math
+import random
 import statistics
 
 import pytest
@@ -179,6 +180,19 @@ def with_seconds(number, eval_loss, seconds, tokens=10):
     (report,) = made.reports
     report = report.model_copy(update={"worker_seconds": seconds, "target_tokens": tokens})
     return made.model_copy(update={"reports": (report,)})
+
+
+def test_the_front_of_many_trials_is_that_of_all_pairs():
+    """Few different values, so that many trials are equal in one number, and some in both."""
+    numbers = random.Random(0)
+    pairs = [(numbers.randrange(12) / 4, float(numbers.randrange(12))) for _ in range(80)]
+    trials = [with_seconds(number, *pair) for number, pair in enumerate(pairs)]
+    beaten = {
+        str(number)
+        for number, (loss, seconds) in enumerate(pairs)
+        if any(a <= loss and b <= seconds and (a, b) != (loss, seconds) for a, b in pairs)
+    }
+    assert pareto_front(trials, ("eval_loss", "worker_seconds"), 10) == set(map(str, range(80))) - beaten
 
 
 def test_the_front_has_the_trials_that_no_other_beats():

@@ -104,14 +104,20 @@ def test_a_removed_folder_is_gone(folder):
 
 def test_lines_are_read_in_the_order_they_were_written_by_one_writer_after_another(folder):
     log = folder.append_log("log")
-    assert log.read() == []
+    assert list(log.read()) == []
     for number in range(12):
         log.append(f"{number}")
     log.close()
     later = folder.append_log("log")
     later.append("later")
     assert [line.decode() for line in later.read()] == [*map(str, range(12)), "later"]
-    assert folder.append_log("log").read() == later.read()
+    assert list(folder.append_log("log").read()) == list(later.read())
+    assert list(later.read(after=12)) == [b"later"]
+    another = folder.append_log("log")
+    another.append("last")
+    assert list(later.read(after=13)) == [b"last"]
+    assert list(later.read(after=14)) == []
+    assert list(later.read(after=11)) == [b"11", b"later", b"last"]
 
 
 def test_a_remote_folder_is_whole_once_every_writer_has_said_so(bucket, tmp_path):

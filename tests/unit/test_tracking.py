@@ -31,6 +31,7 @@ from components.records.manifest import SearchManifest, searches_in
 from components.records.search_cost import SearchCost
 from components.records.stop_flag import StopRequest
 from components.storage.open_folder import folder_at
+from components.tracking.journal_proof import compare_with_journal
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_access import (
     check_tracking,
@@ -39,6 +40,7 @@ from components.tracking.mlflow_access import (
     tracking_uri,
 )
 from components.tracking.mlflow_runs import SearchRuns
+from components.tracking.record_groups import RecordGroups
 from tests.support.one_trial import (
     ITS_POINTS,
     ONE_TRIAL,
@@ -129,8 +131,10 @@ def test_a_line_torn_by_a_kill_is_left_out_and_the_next_record_is_not_glued_to_i
     with (tmp_path / JOURNAL).open("ab") as file:
         file.write(torn)
     resumed = Journal(folder_at(tmp_path))
-    assert resumed.read() == ONE_TRIAL[:1]
+    watched = Journal(folder_at(tmp_path))
+    assert resumed.read() == watched.read() == ONE_TRIAL[:1]
     resumed.append(ONE_TRIAL[1])
+    assert watched.read(after=1) == ONE_TRIAL[1:2]
     assert resumed.read() == ONE_TRIAL[:2]
     resumed.close()
 
@@ -445,6 +449,80 @@ def test_a_mirror_delivers_what_it_is_told_and_what_the_journal_held_before(runs
     assert Journal(folder_at(tmp_path)).read() == ONE_TRIAL
     made = runs()
     assert points_of(made.client, made.trial_run("t1")) == ITS_POINTS
+
+
+def interleaved(reports, **fields):
+    """Reports of two trials in turn, each after two steps."""
+    return [
+        progressed(
+            trial,
+            first=2 * step - 1,
+            last=2 * step,
+            eval_loss=1 / step,
+            at=100.0 + step,
+            checkpoint=f"/{step}",
+            **fields,
+        )
+        for step in range(1, reports + 1)
+        for trial in ("t1", "t2")
+    ]
+
+
+def test_reports_that_wait_go_together_and_each_trial_keeps_its_order():
+    reports = interleaved(3)
+    begins, goes_on = [started("t1"), started("t2", number=2)], [ended("t1"), started("t1", at=210.0)]
+    groups = RecordGroups([*begins, *reports[:4], *goes_on, *reports[4:]])
+    taken = [groups.take() for _ in range(7)]
+    of_two = [report for report in reports if report.trial_id == "t2"]
+    assert taken == [[begins[0]], [begins[1]], reports[:3:2], of_two, [goes_on[0]], [goes_on[1]], [reports[4]]]
+    assert not groups
+
+
+def test_a_group_of_reports_fits_into_one_request():
+    groups = RecordGroups(
+        [progressed(first=1 + 100 * each, last=100 * each + 100, eval_loss=1.0, at=1e3) for each in range(5)]
+    )
+    assert [len(groups.take()) for _ in range(3)] == [2, 2, 1]
+
+
+def test_a_mirror_that_is_late_asks_little_and_leaves_the_same_runs(runs, tmp_path):
+    records = [started("t1"), started("t2", number=2), *interleaved(5), ended("t1"), ended("t2")]
+    journal = Journal(folder_at(tmp_path))
+    for record in records:
+        journal.append(record)
+    made, asked = runs(), []
+    log_batch = made.client.log_batch
+    made.client.log_batch = lambda run_id, **content: (asked.append(content), log_batch(run_id, **content))
+    assert JournalSync(journal, lambda: made, system_metrics=False).close() == 0
+    assert sum("metrics" in content for content in asked) == 2
+    tell(alone := runs("search-2"), records)
+    for trial_id in ("t1", "t2"):
+        mine, other = made.trial_run(trial_id), alone.trial_run(trial_id)
+        assert points_of(made.client, mine) == points_of(alone.client, other)
+        tags = made.client.get_run(mine).data.tags
+        assert (tags["turnwise.checkpoint"], tags["turnwise.slot"], tags["turnwise.state"]) == (
+            "/5",
+            "slot_a",
+            "completed",
+        )
+    assert compare_with_journal(made, records).differences == ()
+
+
+def test_of_reports_that_go_together_only_the_refused_one_is_missing(runs, tmp_path, caplog):
+    reports = interleaved(3)
+    odd = reports[2].progress.model_copy(update={"scores": {"no|name": 1.0}})
+    reports[2] = reports[2].model_copy(update={"progress": odd})
+    journal = Journal(folder_at(tmp_path))
+    for record in [started("t1"), started("t2", number=2), *reports]:
+        journal.append(record)
+    made = runs()
+    mirror = JournalSync(journal, lambda: made, system_metrics=False)
+    assert mirror.close() == 0
+    assert (mirror.refused, mirror.num_handled) == (1, 8)
+    points = {trial: points_of(made.client, made.trial_run(trial))["eval/loss"] for trial in ("t1", "t2")}
+    assert [step for step, _, _ in points["t1"]] == [2, 6]
+    assert [step for step, _, _ in points["t2"]] == [2, 4, 6]
+    assert made.client.get_run(made.trial_run("t1")).data.tags["turnwise.checkpoint"] == "/3"
 
 
 def test_a_record_that_mlflow_will_never_take_is_skipped_counted_and_said_once(runs, tmp_path, caplog):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 from components.records.events import Progress, TrialHistory
@@ -27,6 +27,18 @@ class EndingRule(Protocol):
 def objective_at(history: TrialHistory, rung: int) -> float | None:
     """Returns what is recorded of a trial in a rung; None if it has not passed it."""
     return next((as_recorded(each.objective) for each in comparable(history) if each.target_tokens >= rung), None)
+
+
+def objectives_at(history: TrialHistory, rungs: Iterable[int]) -> list[float]:
+    """Returns what is recorded of a trial in each of these rungs, as far as it has passed them. `rungs` ascend."""
+    found: list[float] = []
+    waiting = list(rungs)
+    for report in comparable(history):
+        passed = sum(rung <= report.target_tokens for rung in waiting[len(found) :])
+        found += [as_recorded(report.objective)] * passed
+        if len(found) == len(waiting):
+            break
+    return found
 
 
 def comparable(history: TrialHistory) -> Iterator[Progress]:

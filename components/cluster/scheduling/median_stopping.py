@@ -10,7 +10,14 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from components.cluster.scheduling.comparable import as_recorded, comparable, follows_the_plan, objective_at, rivals_of
+from components.cluster.scheduling.comparable import (
+    as_recorded,
+    comparable,
+    follows_the_plan,
+    objective_at,
+    objectives_at,
+    rivals_of,
+)
 from components.experiment.report_marks import evaluation_marks
 from components.experiment.spec import MedianSpec
 from components.records.events import TrialHistory
@@ -47,6 +54,6 @@ class MedianRule:
 
     def _mean(self, history: TrialHistory, mark: int) -> float | None:
         """Of a trial's objectives up to a mark; None if it has not come so far."""
-        objectives = [objective_at(history, each) for each in self.marks if each <= mark]
-        known = [objective for objective in objectives if objective is not None]
-        return statistics.fmean(known) if len(known) == len(objectives) else None
+        marks = [each for each in self.marks if each <= mark]
+        objectives = objectives_at(history, marks)
+        return statistics.fmean(objectives) if len(objectives) == len(marks) else None
