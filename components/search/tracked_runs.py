@@ -51,7 +51,7 @@ def open_runs(tracked: TrackedSearch, uri: str, search_id: str) -> SearchRuns:
 class TrackedRuns:
     """The MLflow runs of a search that is being run. `parent_id` is its own run, "" while MLflow has never answered.
 
-    `patience_seconds`: how long the end waits for what MLflow has not taken yet.
+    `patience_seconds`: how long the end waits for MLflow to take something of what it has not taken yet.
     """
 
     def __init__(self, prepared: PreparedSearch, facts: dict[str, str], on_message: OnMessage) -> None:

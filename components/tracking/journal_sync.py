@@ -50,14 +50,17 @@ class JournalSync:
         self._enqueue(record)
 
     def close(self, patience_seconds: float = 60.0, stop: StopRequest | None = None) -> int:
-        """Waits until all records are delivered, at most so long. Returns how many are not; the journal has them.
+        """Waits until all records are delivered, as long as MLflow takes one within this time: a large search and a slow
+        server need their time. Returns how many are not delivered; the journal has them.
 
         A stop request, also one that comes meanwhile, leaves it PATIENCE_SECONDS_OF_A_STOP.
         """
         self._queue.put(None)
-        deadline, hurried = time.monotonic() + patience_seconds, False
+        deadline, hurried, handled = time.monotonic() + patience_seconds, False, self.num_handled
         while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(POLL_SECONDS)
+            if self.num_handled > handled and not hurried:
+                deadline, handled = time.monotonic() + patience_seconds, self.num_handled
             if stop is not None and stop.reason is not None and not hurried:
                 deadline, hurried = min(deadline, time.monotonic() + PATIENCE_SECONDS_OF_A_STOP), True
         self._give_up.set()
