@@ -7,7 +7,13 @@ from experiments.benchmarks.chaos_kit.plan import Plan, account_for
 
 # What no other test kills: test_search_on_ray.py does so to workers, controllers, slots and boards.
 FEW = Plan(
-    faults=(Fault.TRACKING, Fault.NODE, Fault.DRIVER_AT_END), seed=0, trials=2, epochs=32, evaluations=16, seconds=800
+    faults=(Fault.TRACKING, Fault.NODE, Fault.DRIVER_AT_END),
+    seed=0,
+    trials=2,
+    epochs=32,
+    evaluations=16,
+    seconds=800,
+    settles=0.0,
 )
 MANY = Plan(
     faults=(Fault.BOARD, Fault.SLOT, Fault.TRACKING, Fault.WORKER, Fault.NODE, Fault.DRIVER_AT_END),
@@ -16,6 +22,7 @@ MANY = Plan(
     epochs=32,
     evaluations=16,
     seconds=800,
+    settles=0.0,
 )
 
 

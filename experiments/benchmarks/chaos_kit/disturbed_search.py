@@ -24,8 +24,7 @@ from experiments.benchmarks.chaos_kit.silence import reports_by_trial, seconds_l
 from tests.support.programs import command, environment
 
 POLL_SECONDS = 0.1
-SETTLE_SECONDS = 10.0  # what a fault ends may go on for some seconds: a node's workers, when its raylet has gone
-REPORTS_AGAIN = 3  # of each trial, after that
+REPORTS_AGAIN = 3  # of each trial, after a fault has settled
 MAX_DRIVERS = 5  # in a row that end without a new report: then the search does not go on
 
 
@@ -51,10 +50,13 @@ class Disturbed:
 class DisturbedSearch:
     """Runs EXPERIMENT.yaml of a folder."""
 
-    def __init__(self, place: Path, experiment: str, faults: Faults, *, seed: int, seconds: float) -> None:
-        """`seconds`: the whole search ends with an error after so many."""
+    def __init__(
+        self, place: Path, experiment: str, faults: Faults, *, seed: int, seconds: float, settles: float
+    ) -> None:
+        """In seconds: after how many the whole search ends with an error, and how long a fault may not be felt yet."""
         self._place, self._experiment, self._faults = place, experiment, faults
         self._random, self._deadline = random.Random(seed), time.monotonic() + seconds
+        self._settles = settles
         self._driver: subprocess.Popen[bytes] | None = None
         self._processes: dict[int, psutil.Process] = {}
         self._statuses: list[int] = []
@@ -142,7 +144,7 @@ class DisturbedSearch:
         while not self._has_ended():
             later = [event for event in self._events() if event.time > at]
             ended = {event.trial_id for event in later if isinstance(event, TrialEnded)}
-            settled = reports_by_trial(event for event in later if event.time > at + SETTLE_SECONDS)
+            settled = reports_by_trial(event for event in later if event.time > at + self._settles)
             if all(trial_id in ended or len(settled.get(trial_id, ())) >= REPORTS_AGAIN for trial_id in running):
                 return
             time.sleep(POLL_SECONDS)

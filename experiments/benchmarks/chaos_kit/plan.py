@@ -30,6 +30,7 @@ class Plan:
     epochs: float
     evaluations: int
     seconds: float  # each of the two searches may take
+    settles: float = 10.0  # seconds: what a fault ends may go on as long: a node's workers, when its raylet has gone
     sampler: str = "random"
     small_disk: Path | None = None  # a file system of its own for the disturbed search, which may be filled
 
@@ -66,7 +67,8 @@ def account_for(plan: Plan, place: Path) -> tuple[Disturbed, Account]:
     def run(name: str, where: Path, faults: Sequence[Fault]) -> Disturbed:
         folder = plan.search_folder(where / name, name, server.uri)
         means = Faults(plan.seed, server, plan.small_disk)
-        return DisturbedSearch(folder, "toy", means, seed=plan.seed, seconds=plan.seconds).run(faults)
+        search = DisturbedSearch(folder, "toy", means, seed=plan.seed, seconds=plan.seconds, settles=plan.settles)
+        return search.run(faults)
 
     try:
         undisturbed = run("undisturbed", place, ())
