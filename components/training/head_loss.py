@@ -36,7 +36,7 @@ def weighted_loss_sum(
         positions: how many are computed at once.
     """
     head_VH = cast(Tensor, head.weight)
-    if not torch.is_grad_enabled():  # which a Function is not told
+    if not torch.is_grad_enabled():  # a Function does not know it
         hidden_NH, head_VH = hidden_NH.detach(), head_VH.detach()
     applied = _WeightedLossSum.apply(hidden_NH, head_VH, labels_N, weights_N, positions)  # type: ignore[no-untyped-call]
     return cast(Tensor, applied)
