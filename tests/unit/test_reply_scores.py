@@ -31,7 +31,7 @@ from tests.support.sessions import FULL, LORA, MAX_TOKENS, Signals, curve, prepa
 from tests.support.toy import assistant, user
 
 NAMES = ("chrf", "exact_match", "stop_rate", "repetition", "tool_call")
-LEARNING = FULL.model_copy(update={"budget": BudgetSpec(epochs=15.0, evaluations=2)})  # so that answers change
+LEARNING = FULL.model_copy(update={"budget": BudgetSpec(epochs=9.0, evaluations=2)})  # so that answers change
 CHRF = MetricSpec(name="chrf", direction="maximize")
 
 
