@@ -56,6 +56,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
     if address == LOCAL:  # its control store never comes back; by default Ray waits a minute for it
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
     private = private_session() if address == LOCAL else contextlib.nullcontext()
+    watched = _naming_what_has_ended() if address == LOCAL else contextlib.nullcontext()
     with private as folder, sigterm_left_alone():
         cluster = ray.init(
             address=address,
@@ -66,7 +67,7 @@ def connected(address: str | None = None, num_cpus: int | None = None) -> Iterat
             _temp_dir=folder,
         )
     try:
-        with _naming_what_has_ended():
+        with watched:
             yield f"http://{cluster.dashboard_url}" if cluster.dashboard_url else NONE
     finally:
         ray.shutdown()

@@ -44,9 +44,7 @@ def collate(
             forks = store.forks(index)
             end = start + len(token_ids)
             token_ids_BT[number, start:end] = token_ids
-            depths = depths_of(len(token_ids), forks)
-            position_ids_BT[number, start:end] = depths
-            position_ids_BT[number, end:] = np.arange(1, shape[1] - end + 1) + depths[-1]
+            position_ids_BT[number, start:end] = depths_of(len(token_ids), forks)
             segment_ids_BT[number, start:end] = segment
             subtree_ends_BT[number, start:end] = start + subtree_ends_of(len(token_ids), forks)
             has_forks |= bool(forks)
@@ -55,6 +53,8 @@ def collate(
             weights_BT[number, start : end - 1] = target_weights[1:]
             labels_BT[number, start : end - 1] = np.where(target_weights[1:] > 0, token_ids[1:], IGNORE_INDEX)
             start = end
+        if row:
+            position_ids_BT[number, start:] = position_ids_BT[number, start - 1] + np.arange(1, shape[1] - start + 1)
     return Batch(
         token_ids_BT=torch.from_numpy(token_ids_BT),
         labels_BT=torch.from_numpy(labels_BT),

@@ -36,9 +36,10 @@ def loss_curves_svg(histories: Iterable[TrialHistory], *, base_loss: float | Non
     branches = list(dict.fromkeys(history.started.branch for history in histories))
     many = len(histories) >= MANY
     labelled = ranked(histories)[:LABELLED] if many else histories
+    curves_by_trial = {history.trial_id: _curve(history, by_bytes) for history in histories}
     for position, branch in enumerate(branches):
         color = COLORS[position % len(COLORS)]
-        curves = [_curve(history, by_bytes) for history in histories if history.started.branch == branch]
+        curves = [curves_by_trial[history.trial_id] for history in histories if history.started.branch == branch]
         if many:
             # As one line with gaps: each object of its own costs a millisecond.
             axes.plot(*_joined(curves), color=color, alpha=0.4, linewidth=0.7, marker=None)
@@ -50,7 +51,7 @@ def loss_curves_svg(histories: Iterable[TrialHistory], *, base_loss: float | Non
             axes.plot(*np.stack(stopped, axis=1), color=color, linestyle="", marker="x", markersize=4 if many else 9)
         axes.plot([], [], color=color, label=branch)
     for history in labelled:
-        points = _curve(history, by_bytes).points
+        points = curves_by_trial[history.trial_id].points
         if points.size:
             color = COLORS[branches.index(history.started.branch) % len(COLORS)]
             axes.annotate(f" {history.started.number}", (points[0, -1], points[1, -1]), fontsize=8, color=color)
