@@ -8,15 +8,16 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from components.data.batch import Batch
 from components.experiment.spec import LoraMethod, TrialSpec
 from components.training.fsdp import is_sharded, local_rows
+from components.training.gradient_norm import gradient_norm
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
 
-CLIP_EPSILON = 1e-6  # clip_grad_norm_'s own
+CLIP_EPSILON = 1e-6  # clip_grads_with_norm_'s own
 
 
 class ParallelModel(Protocol):
@@ -59,7 +60,10 @@ class ReplicatedModel:
         return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
-        return float(clip_grad_norm_(self.scored.parameters(), max_norm))
+        trained = [parameter for parameter in self.scored.parameters() if parameter.grad is not None]
+        norm = gradient_norm(cast(Tensor, parameter.grad) for parameter in trained)
+        clip_grads_with_norm_(trained, max_norm, norm)
+        return float(norm)
 
 
 class ShardedModel:
@@ -80,7 +84,7 @@ class ShardedModel:
     def clip_gradients(self, max_norm: float) -> float:
         # Summed by Workers: there may be no process group for gradients that are offloaded to the CPU.
         gradients = [local_rows(parameter.grad) for parameter in self.scored.parameters() if parameter.grad is not None]
-        (squares,) = self.workers.sum([float(get_total_norm(gradients)) ** 2])
+        (squares,) = self.workers.sum([float(gradient_norm(gradients)) ** 2])
         norm = math.sqrt(squares)
         if norm > max_norm:
             for gradient in gradients:

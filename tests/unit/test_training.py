@@ -24,6 +24,7 @@ from components.records.events import Extension, InterimCheckpoint, Progress
 from components.storage.open_folder import folder_at
 from components.training import loss as loss_module
 from components.training.checkpoint import load_optimizer, save_optimizer
+from components.training.gradient_norm import gradient_norm
 from components.training.loss import isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.workers import OneWorker, TorchWorkers
@@ -460,3 +461,11 @@ def test_optimizer_tensors_that_share_memory_are_saved_each_on_its_own(tmp_path)
     fresh = make_optimizer(model, OptimizerSpec(), torch.device("cpu"))
     load_optimizer(fresh, model, tmp_path, numbers)
     assert [state["qmap1"].tolist() for state in fresh.state.values()] == [[0.0, 1.0, 2.0, 3.0]] * 2
+
+
+def test_the_norm_of_large_gradients_is_exact_on_a_cpu():
+    generator = torch.Generator().manual_seed(0)
+    large = torch.empty(20_000, 500).normal_(generator=generator)  # vector_norm loses 3e-4 of its norm
+    gradients = [large, torch.ones(3), torch.zeros(0, 4), torch.full((), 2.0)]
+    exact = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+    assert float(gradient_norm(gradients)) == pytest.approx(float(exact), rel=1e-6)
