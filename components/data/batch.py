@@ -23,6 +23,8 @@ class Batch:
     subtree_ends_BT: int64, None if every conversation is a path. Token i sees token j of its row, and itself, if and only if
         j <= i < subtree_ends_BT[b, j]: in a prefix tree a token is seen by what continues it. Positions are depths there.
     has_restarts: whether a row has several conversations, or a tree: else positions are 0, 1, 2, ... in every row.
+    lengths: tokens of each conversation, and of the padding behind the last of a row, one row after the other: B x T
+        together. They stay in the host's memory. Empty if nobody counted.
     """
 
     token_ids_BT: Tensor
@@ -32,6 +34,7 @@ class Batch:
     segment_ids_BT: Tensor
     subtree_ends_BT: Tensor | None = None
     has_restarts: bool = True
+    lengths: tuple[int, ...] = ()
 
     @property
     def num_targets(self) -> int:

@@ -36,7 +36,7 @@ def collate(
     position_ids_BT = np.broadcast_to(np.arange(shape[1]), shape).copy()
     segment_ids_BT = np.zeros(shape, dtype=np.int64)
     subtree_ends_BT = np.broadcast_to(np.arange(1, shape[1] + 1), shape).copy()  # padding is seen by itself only
-    has_forks = False
+    has_forks, lengths = False, []
     for number, row in enumerate(rows):
         start = 0
         for segment, index in enumerate(row, start=1):
@@ -53,6 +53,9 @@ def collate(
             weights_BT[number, start : end - 1] = target_weights[1:]
             labels_BT[number, start : end - 1] = np.where(target_weights[1:] > 0, token_ids[1:], IGNORE_INDEX)
             start = end
+            lengths.append(len(token_ids))
+        if start < shape[1]:
+            lengths.append(shape[1] - start)
         if row:
             position_ids_BT[number, start:] = position_ids_BT[number, start - 1] + np.arange(1, shape[1] - start + 1)
     return Batch(
@@ -63,4 +66,5 @@ def collate(
         segment_ids_BT=torch.from_numpy(segment_ids_BT),
         subtree_ends_BT=torch.from_numpy(subtree_ends_BT) if has_forks else None,
         has_restarts=has_forks or any(len(row) > 1 for row in rows),
+        lengths=tuple(lengths),
     )

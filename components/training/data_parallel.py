@@ -52,7 +52,8 @@ class ReplicatedModel:
         )
 
     def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
-        with contextlib.nullcontext() if is_last or self.ddp is None else self.ddp.no_sync():
+        waiting = contextlib.nullcontext() if is_last or self.ddp is None else self.ddp.no_sync()
+        with waiting, self.scored.attending(batch):
             # DDP averages gradients over workers; x count turns that mean back into a sum.
             factor = self.workers.count * scale
             loss = (self.ddp or self.scored)(batch, factor)
@@ -77,8 +78,9 @@ class ShardedModel:
 
     def backward(self, batch: Batch, scale: float, *, is_last: bool) -> Tensor:
         factor = self.workers.count * scale  # FSDP averages gradients over workers, as DDP does
-        loss = self.scored(batch, factor)
-        loss.backward()
+        with self.scored.attending(batch):
+            loss = self.scored(batch, factor)
+            loss.backward()
         return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:

@@ -5,6 +5,7 @@ B rows, T tokens, N scored positions, H hidden size, V vocabulary. These letters
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar, cast
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from components.conversations.chat_formats.rendered import IGNORE_INDEX
-from components.data.attention_masks import mask_form
+from components.data.attention_masks import MaskForm, mask_form
 from components.data.batch import Batch
 from components.data.model_inputs import Inputs, model_inputs
+from components.models.packed_attention import conversations_apart
 from components.models.precision import computing, scores_dtype
 from components.training.head_loss import is_plain, weighted_loss_sum
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
@@ -112,6 +114,8 @@ class ScoredModel(nn.Module):
         self.mask_form = mask_form(model.config)
         # A tuple keeps them out of the module tree: they are parts of `model` already, and must not be registered twice.
         self._parts = decoder_and_head(model)
+        # Whether packed rows are computed conversation by conversation, without masks: once that was tried (trial_runner.py).
+        self.keeps_apart = False
         # Why they are needed, if they are. Determined in the first pass, while a sharded model is gathered.
         self.whole_logits: str | None = None
 
@@ -139,9 +143,25 @@ class ScoredModel(nn.Module):
 
         return self._over_targets(batch, positions, target_losses, of_logits), positions
 
-    def isolates_packed_rows(self) -> bool:
+    @property
+    def may_keep_apart(self) -> bool:
+        """Whether it pays: where torch has a kernel for it, or loses nothing by one conversation after the other."""
+        has_kernel = self.device.type == "cpu" or (self.device.type == "cuda" and self.precision == "bf16")
+        return has_kernel and self.attention == "sdpa" and self.mask_form == MaskForm()
+
+    def isolates_packed_rows(self, apart: bool = False) -> bool:
         with computing(self.precision, self.device):
-            return isolates_packed_rows(self.model, self.attention, self.device)
+            return isolates_packed_rows(self.model, self.attention, self.device, apart=apart)
+
+    def attending(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        """For a forward pass over this batch together with its backward pass.
+
+        One conversation a row needs no mask; a CPU's backward pass is faster all the same (cpu_attention.py).
+        """
+        is_worth_it = batch.has_restarts or self.device.type == "cpu"
+        if not (self.keeps_apart and is_worth_it and batch.lengths and batch.subtree_ends_BT is None):
+            return contextlib.nullcontext()
+        return conversations_apart(self.model, batch.lengths, self.device)
 
     def scores(self, batch: Batch, stop_token_ids: Sequence[int]) -> tuple[TargetScores, tuple[Tensor, Tensor]]:
         """As `losses`, with what else the same pass says of each scored position. Without gradients."""
@@ -187,8 +207,9 @@ class ScoredModel(nn.Module):
     def look_at_head(self) -> None:
         """Determines whether logits can be computed at scored positions only. A sharded model must be within a pass."""
         token_ids_BT = torch.arange(4, device=self.device)[None]
-        inputs = self._inputs(unscored_batch(token_ids_BT, token_ids_BT))
-        with computing(self.precision, self.device):
+        batch = unscored_batch(token_ids_BT, token_ids_BT)
+        inputs = self._inputs(batch)
+        with computing(self.precision, self.device), self.attending(batch):
             self.whole_logits = why_whole_logits(self.model, inputs)
         if self.whole_logits:
             log.warning("logits are computed at all positions, which takes memory: %s", self.whole_logits)

@@ -5,6 +5,7 @@ G groups of rows, T tokens in a sequence (a row has two), V vocabulary. These le
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from components.data.batch import Batch
 from components.data.model_inputs import model_inputs
+from components.models.packed_attention import conversations_apart
 from components.models.token_id_check import rows_of
 
 GROUPS, LENGTH = 4, 8
@@ -22,16 +24,20 @@ ROUNDING = 2.0
 
 
 @torch.no_grad()
-def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device, leak: float = LEAK) -> bool:
+def isolates_packed_rows(
+    model: nn.Module, attention: str, device: torch.device, leak: float = LEAK, *, apart: bool = False
+) -> bool:
     """Whether a sequence that shares a row gets the same logits as if it were alone, measured on a few tokens.
 
     A model that makes its own mask, or mixes tokens by other means than attention, may fail this. The neighbor's effect (or
-    that of its absence) is compared with the effect of the sequence's own past, and with that of rounding. Rounding is
-    measured on one long sequence and its first half, alone: a GPU may take another kernel for another shape. So no tolerance
-    depends on the model, its precision or its device. Where rounding hides the own past, no neighbor is found either.
+    that of its absence, or of packed rows' own attention) is compared with the effect of the sequence's own past, and with
+    that of rounding. Rounding is measured on one long sequence and its first half, alone: a GPU may take another kernel for
+    another shape. So no tolerance depends on the model, its precision or its device. Where rounding hides the own past, no
+    neighbor is found either.
 
     Args:
         leak: the share of the own past's effect that a neighbor's is taken for rounding up to.
+        apart: packed rows are computed conversation by conversation (packed_attention.py) instead of by a mask.
     """
     neighbor, other_neighbor, sequence, other_past = _ordinary_tokens(rows_of(model)).to(device)
     half = LENGTH // 2
@@ -44,12 +50,14 @@ def isolates_packed_rows(model: nn.Module, attention: str, device: torch.device,
     long = torch.cat([neighbor, sequence]).view(1, -1)
     was_training = model.training
     model.eval()
-    logits = _logits(model, attention, rows, positions).view(len(pairs), GROUPS, 2 * LENGTH, -1)
+    with conversations_apart(model, [LENGTH] * (2 * len(rows)), device) if apart else contextlib.nullcontext():
+        logits = _logits(model, attention, rows, positions).view(len(pairs), GROUPS, 2 * LENGTH, -1)
+    in_no_row = _logits(model, attention, sequence, positions[:GROUPS, :LENGTH])
     whole, first_half = (_logits_alone(model, attention, part) for part in (long, long[:, : long.shape[1] // 2]))
     model.train(was_training)
     packed, beside_another, with_other_past = logits[:3, :, LENGTH:]
     alone = logits[3, :, :LENGTH]
-    neighbor_effect = max(_distance(packed, beside_another), _distance(packed, alone))
+    neighbor_effect = max(_distance(packed, other) for other in (beside_another, alone, in_no_row))
     own_effect = _distance(packed[:, half:], with_other_past[:, half:])
     rounding = _distance(whole[:, : first_half.shape[1]], first_half)
     # Squares: what is measured of either effect has the rounding's in it, which is independent of it.
@@ -82,7 +90,7 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 
 def unscored_batch(token_ids_BT: Tensor, position_ids_BT: Tensor) -> Batch:
-    """Returns a batch without targets."""
+    """Returns a batch without targets, of one conversation a row as far as its `lengths` say."""
     nothing_BT = torch.zeros_like(token_ids_BT)
     return Batch(
         token_ids_BT=token_ids_BT,
@@ -90,4 +98,5 @@ def unscored_batch(token_ids_BT: Tensor, position_ids_BT: Tensor) -> Batch:
         weights_BT=nothing_BT.float(),
         position_ids_BT=position_ids_BT,
         segment_ids_BT=nothing_BT,
+        lengths=(token_ids_BT.shape[1],) * len(token_ids_BT),
     )

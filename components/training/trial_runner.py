@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from transformers import PreTrainedModel
@@ -36,6 +37,14 @@ from components.training.workers import UnfitWorkersError, Workers
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """Of packed conversations from each other: `packs` if there is any, `apart` if there is without masks."""
+
+    packs: bool
+    apart: bool
+
+
 class TrialRunner:
     """Holds the base model and at most one running trial. Each worker of a slot has one."""
 
@@ -58,7 +67,7 @@ class TrialRunner:
         self.pace = pace or Pace()
         self.uploads = BackgroundUpload()
         self.trial_id = ""
-        self._isolates: dict[BaseVariant, bool] = {}
+        self._isolations: dict[tuple[BaseVariant, str], Isolation] = {}
 
     @property
     def running(self) -> Trainer:
@@ -248,10 +257,20 @@ class TrialRunner:
         return spec.model_copy(update={"batch": spec.batch.model_copy(update={"packing": packs})})
 
     def _isolates_rows(self, scored: ScoredModel, spec: TrialSpec) -> bool:
-        """Whether conversations that share a row do not see each other, tried once for each loaded base."""
-        kind = base_variant(self.model, spec)
-        if kind not in self._isolates:
-            # Each worker has measured it on its own device, and all must come to the same decision.
-            (leaks,) = self.workers.sum([float(not scored.isolates_packed_rows())])
-            self._isolates[kind] = not leaks
-        return self._isolates[kind]
+        """Whether conversations that share a row do not see each other, tried once for each loaded base.
+
+        Without masks if that keeps them apart on every worker, else with them.
+        """
+        kind = base_variant(self.model, spec), spec.precision
+        if kind not in self._isolations:
+            # Where one worker has no such kernel, another may not try without it: a sharded model computes on all or none.
+            (cannot,) = self.workers.sum([float(not scored.may_keep_apart)])
+            apart = not cannot and self._all_isolate(scored, apart=True)
+            self._isolations[kind] = Isolation(apart=apart, packs=apart or self._all_isolate(scored, apart=False))
+        scored.keeps_apart = self._isolations[kind].apart
+        return self._isolations[kind].packs
+
+    def _all_isolate(self, scored: ScoredModel, *, apart: bool) -> bool:
+        """Each worker has measured it on its own device, and all must come to the same decision."""
+        (leaks,) = self.workers.sum([float(not scored.isolates_packed_rows(apart))])
+        return not leaks

@@ -6,8 +6,8 @@ from dataclasses import replace
 import bitsandbytes
 import pytest
 import torch
-import torch.nn.functional as F
 
+from components.models import packed_attention
 from components.training import loss, trainer, trial_runner
 from components.training.trainer import Trainer
 from experiments.benchmarks.gpu_kit import equality, equality_determinism, equality_isolation
@@ -73,12 +73,12 @@ def test_a_scale_of_each_micro_batch_is_found(llama, monkeypatch):
 
 
 def test_a_wrong_scale_of_the_attention_is_found(llama, monkeypatch):
-    exact = F.scaled_dot_product_attention
+    exact = packed_attention.attend_within
 
-    def sharper(query, *others, **settings):
-        return exact(query * 1.01, *others, **settings)
+    def sharper(query, *others):
+        return exact(query * 1.01, *others)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", sharper)
+    monkeypatch.setattr(packed_attention, "attend_within", sharper)
     assert verdicts(step_in_fp32(llama, "LoRA", packing=True)) == ["failed", "failed"]
 
 
@@ -193,7 +193,7 @@ def test_a_model_that_lets_packed_rows_see_each_other_is_found(settings, rows, m
 
 @pytest.mark.parametrize("says", [True, False])
 def test_a_probe_that_always_says_the_same_is_found(settings, rows, monkeypatch, says):
-    monkeypatch.setattr(loss, "isolates_packed_rows", lambda *_: says)
+    monkeypatch.setattr(loss, "isolates_packed_rows", lambda *_, **__: says)
     assert verdicts(isolation("llama-1b", Way("eager", "fp32"), rows, settings)) == ["failed"]
 
 

@@ -149,7 +149,7 @@ def find_a_neighbor_on_one(rank, toy, folder):
     """What a trial says whose second worker alone finds that rows are seen."""
     of = session(toy, folder, TorchWorkers(torch.device("cpu")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScoredModel, "isolates_packed_rows", lambda _: rank == 0)
+        patch.setattr(ScoredModel, "isolates_packed_rows", lambda *_: rank == 0)
         with pytest.raises(InputError) as caught:
             of.start("trial", FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, packing=True)}))
     return str(caught.value)

@@ -1,7 +1,7 @@
 """Packed conversations do not see each other, whichever kernel computes the attention; and the product's probe knows.
 
-Block masks rule out torch's own FLASH kernel, which takes none: sdpa uses another one for packed rows. The package
-flash-attn has no masks either, but bounds of sequences, which transformers makes from the positions.
+Apart, each is an attention of its own. Block masks rule out torch's own FLASH kernel, which takes none: with them sdpa uses
+another one. The package flash-attn has no masks either, but bounds of sequences, which transformers makes from the positions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from components.data.model_inputs import model_inputs
 from components.data.token_store import TokenStore
 from components.experiment.spec import FLASH_ATTENTION
 from components.models.attention_backend import is_usable
+from components.models.packed_attention import conversations_apart
 from components.models.precision import computing
 from components.training.loss import ScoredModel
 from experiments.benchmarks.gpu_kit.cases import Case
@@ -45,17 +46,24 @@ SECONDS, FLEX_SECONDS = 3.0, 40.0  # flex attention is compiled first, for each 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """An attention of transformers, with one of torch's kernels for sdpa, or the one that torch chooses."""
+    """An attention of transformers, with one of torch's kernels for sdpa, or the one that torch chooses.
+
+    apart: conversation by conversation instead of with a mask.
+    """
 
     attention: str
     precision: str
     kernel: SDPBackend | None = None
+    apart: bool = False
 
     def __str__(self) -> str:
-        return f"{self.attention}{f' by {self.kernel.name}' if self.kernel else ''}, {self.precision}"
+        kernel = f" by {self.kernel.name}" if self.kernel else ""
+        return f"{self.attention}{kernel}{', apart' if self.apart else ''}, {self.precision}"
 
 
-USUAL = [Way("sdpa", "fp32"), Way("sdpa", "bf16"), Way("eager", "fp32"), Way("eager", "bf16")]
+USUAL = [
+    Way("sdpa", "bf16", apart=True), Way("sdpa", "fp32"), Way("sdpa", "bf16"), Way("eager", "fp32"), Way("eager", "bf16")
+]  # fmt: skip
 FLASH = Way(FLASH_ATTENTION, "bf16")
 KERNELS = [
     *(Way("sdpa", "fp32", kernel) for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)),
@@ -95,22 +103,23 @@ def isolation(name: str, way: Way, store: TokenStore, settings: Settings) -> Ite
     try:
         with _kernel(way):
             apart, isolates = _seen(model, store, way, settings)
-            with _without_positions(model):
-                leak, leak_isolates = _seen(model, store, way, settings)
+            with _without_positions(model):  # apart, each conversation has a past of its own all the same
+                leak, leak_isolates = (torch.inf, False) if way.apart else _seen(model, store, way, settings)
     except Exception as error:
         if not _is_unfit(way, error):
             raise
         yield skipped(asked, f"not for these rows on this device: {line_of(error)}")
         return
-    seen = f"{apart:.1e}, the probe says {SAYS[isolates]}; without positions {leak:.2f}, it says {SAYS[leak_isolates]}"
+    seen = f"{apart:.1e}, the probe says {SAYS[isolates]}"
+    seen += "" if way.apart else f"; without positions {leak:.2f}, it says {SAYS[leak_isolates]}"
     holds = apart <= bound and isolates and leak > bound and not leak_isolates
-    yield passed_if(holds, asked, seen, logits_relative=apart, logits_relative_of_a_leak=leak)
+    yield passed_if(holds, asked, seen, logits_relative=apart)
 
 
 def _seen(model: PreTrainedModel, store: TokenStore, way: Way, settings: Settings) -> tuple[float, bool]:
     """Returns how far packed logits are from those alone, and what the product's probe says before it trains on such rows."""
     scored = ScoredModel(model, precision=way.precision, attention=way.attention, device=settings.device)
-    return distance_from_alone(model, store, way, settings.device), scored.isolates_packed_rows()
+    return distance_from_alone(model, store, way, settings.device), scored.isolates_packed_rows(way.apart)
 
 
 def _why_not(way: Way, settings: Settings) -> str:
@@ -134,8 +143,11 @@ def distance_from_alone(model: PreTrainedModel, store: TokenStore, way: Way, dev
     """Returns the largest |difference| / |logits| of a conversation, in a packed row and in a row of its own."""
 
     def logits(row: tuple[int, ...]) -> Tensor:
-        inputs = model_inputs(collate(store, [row], 0).to(device), way.attention)
-        with computing(way.precision, device):
+        batch = collate(store, [row], 0).to(device)
+        inputs = model_inputs(batch, way.attention)
+        apart = way.apart and batch.has_restarts
+        within = conversations_apart(model, batch.lengths, device) if apart else contextlib.nullcontext()
+        with computing(way.precision, device), within:
             answer: Tensor = model(**inputs, use_cache=False).logits[0].float()
         return answer
 

@@ -53,23 +53,26 @@ def _steps(settings: Settings) -> int:
     return WARM_UP + (1 if settings.tiny else 3)
 
 
-def _ran(bench: Bench, settings: Settings, kind: str = PACKED) -> Trial:
+def _ran(bench: Bench, settings: Settings, kind: str = PACKED, *, masks: bool = False) -> Trial:
     trial = bench.prepare(_rows(settings, kind), _steps(settings))
+    trial.scored.keeps_apart &= not masks
     trial.run_alone()
     return trial
 
 
 def _attentions(settings: Settings) -> Iterator[Check]:
-    """Those that an experiment may name, and sdpa with another of torch's kernels."""
+    """Those that an experiment may name, and sdpa with masks, by several of torch's kernels."""
     bench = Bench(SUBJECT, settings)
     sdpa = _ran(bench, settings)
     tokens = sdpa.ours.tokens_per_second
-    yield measured(f"{SUBJECT}, packed rows: sdpa", f"{tokens:,.0f} tokens/s", tokens_per_second=tokens)
+    way = "conversation by conversation" if sdpa.scored.keeps_apart else "with masks"
+    yield measured(f"{SUBJECT}, packed rows: sdpa, {way}", f"{tokens:,.0f} tokens/s", tokens_per_second=tokens)
+    yield _compared(_ran(bench, settings, masks=True), sdpa, "sdpa with masks")
     if settings.on_gpu:
         with _cudnn_first():
-            yield _compared(_ran(bench, settings), sdpa, "sdpa, cuDNN's kernel where it can")
+            yield _compared(_ran(bench, settings, masks=True), sdpa, "sdpa with masks, cuDNN's kernel where it can")
     else:
-        yield skipped(_asked("sdpa, cuDNN's kernel where it can"), "its kernels are for GPUs")
+        yield skipped(_asked("sdpa with masks, cuDNN's kernel where it can"), "its kernels are for GPUs")
     yield _other_attention(bench, sdpa, "flash_attention_2", settings)
     yield _other_attention(bench, sdpa, "eager", settings)
 
