@@ -23,6 +23,8 @@ class Batch:
     subtree_ends_BT: int64, None if every conversation is a path. Token i sees token j of its row, and itself, if and only if
         j <= i < subtree_ends_BT[b, j]: in a prefix tree a token is seen by what continues it. Positions are depths there.
     has_restarts: whether a row has several conversations, or a tree: else positions are 0, 1, 2, ... in every row.
+    targets_2N: int64, the rows and columns of the N labels: on a GPU, looking for them would be waited for. None if nobody
+        looked.
     lengths: tokens of each conversation, and of the padding behind the last of a row, one row after the other: B x T
         together. They stay in the host's memory. Empty if nobody counted.
     """
@@ -34,6 +36,7 @@ class Batch:
     segment_ids_BT: Tensor
     subtree_ends_BT: Tensor | None = None
     has_restarts: bool = True
+    targets_2N: Tensor | None = None
     lengths: tuple[int, ...] = ()
 
     @property
@@ -41,6 +44,10 @@ class Batch:
         return int((self.weights_BT > 0).sum())
 
     def to(self, device: torch.device) -> Batch:
+        """Returns the batch on the device. A GPU copies from pinned memory, which nobody waits for."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: one.to(device) for name, one in given.items() if isinstance(one, Tensor)}
+        tensors = {name: one for name, one in given.items() if isinstance(one, Tensor)}
+        if device.type == "cuda":
+            tensors = {name: one.pin_memory() for name, one in tensors.items()}
+        moved: dict[str, Any] = {name: one.to(device, non_blocking=True) for name, one in tensors.items()}
         return replace(self, **moved)

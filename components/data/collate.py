@@ -66,5 +66,6 @@ def collate(
         segment_ids_BT=torch.from_numpy(segment_ids_BT),
         subtree_ends_BT=torch.from_numpy(subtree_ends_BT) if has_forks else None,
         has_restarts=has_forks or any(len(row) > 1 for row in rows),
+        targets_2N=torch.from_numpy(np.stack(np.nonzero(labels_BT != IGNORE_INDEX))),
         lengths=tuple(lengths),
     )

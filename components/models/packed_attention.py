@@ -39,12 +39,12 @@ def conversations_apart(model: nn.Module, lengths: Sequence[int], device: torch.
     For layers that see all of a conversation: windows and chunks are kept by masks alone. One model at a time in a process.
 
     Args:
-        lengths: of the conversations, in tokens, as Batch.lengths has them.
+        lengths: of the conversations, in tokens, as Batch.lengths has them. Without any, each row is one conversation.
     """
     global _present
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     before = _present, config._attn_implementation
-    _present, config._attn_implementation = _Conversations(lengths, device), NAME
+    _present, config._attn_implementation = _Conversations(lengths, device) if lengths else None, NAME
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ def scored_positions(batch: Batch) -> tuple[Tensor, Tensor]:
 
     For a batch without targets it is one position of weight 0: every worker must take part in the backward pass.
     """
-    rows_N, columns_N = torch.nonzero(batch.labels_BT != IGNORE_INDEX, as_tuple=True)
+    rows_N, columns_N = (batch.labels_BT != IGNORE_INDEX).nonzero().T if batch.targets_2N is None else batch.targets_2N
     if len(rows_N) == 0:
         rows_N = columns_N = torch.zeros(1, dtype=torch.long, device=batch.labels_BT.device)
     return rows_N, columns_N
@@ -156,12 +156,13 @@ class ScoredModel(nn.Module):
     def attending(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         """For a forward pass over this batch together with its backward pass.
 
-        One conversation a row needs no mask; a CPU's backward pass is faster all the same (cpu_attention.py).
+        One conversation a row needs no mask, and on a GPU nothing else: rows of one length are computed best. A CPU's
+        backward pass is faster conversation by conversation all the same (cpu_attention.py).
         """
-        is_worth_it = batch.has_restarts or self.device.type == "cpu"
-        if not (self.keeps_apart and is_worth_it and batch.lengths and batch.subtree_ends_BT is None):
+        if not (self.keeps_apart and batch.lengths and batch.subtree_ends_BT is None):
             return contextlib.nullcontext()
-        return conversations_apart(self.model, batch.lengths, self.device)
+        by_row = not batch.has_restarts and self.device.type != "cpu"
+        return conversations_apart(self.model, () if by_row else batch.lengths, self.device)
 
     def scores(self, batch: Batch, stop_token_ids: Sequence[int]) -> tuple[TargetScores, tuple[Tensor, Tensor]]:
         """As `losses`, with what else the same pass says of each scored position. Without gradients."""

@@ -79,10 +79,11 @@ def apart_by(one, other):
     return max(float((a - b).norm() / b.norm()) for a, b in pairs if b.any())
 
 
-def test_a_batch_counts_the_tokens_of_its_conversations_and_of_the_padding_behind_them():
+def test_a_batch_counts_the_tokens_of_each_conversation_and_of_padding():
     batch = packed_batch()
     assert batch.token_ids_BT.shape == (2, 64)
     assert batch.lengths == (30, 20, 11, 3, 40, 1, 5, 18)
+    assert torch.equal(batch.targets_2N.T, (batch.labels_BT != -100).nonzero())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -97,6 +98,15 @@ def test_a_step_without_masks_is_the_step_with_masks(config, checkpointing):
     assert same_loss == pytest.approx(loss, rel=1e-6)
     assert apart_by(same_gradients, gradients) < 1e-5
     assert config._attn_implementation == "sdpa"  # what follows, an evaluation or a generation, is computed as ever
+
+
+def test_rows_of_one_conversation_need_neither_lengths_nor_masks():
+    model = model_of(CONFIGS["llama"])
+    token_ids = torch.arange(3, 15).view(2, 6)
+    usual = model(input_ids=token_ids).logits
+    with conversations_apart(model, (), CPU):
+        same = model(input_ids=token_ids).logits
+    assert torch.equal(same, usual)
 
 
 def test_in_bf16_it_is_as_near_to_float32_as_masks_are():

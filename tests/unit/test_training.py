@@ -69,12 +69,12 @@ def test_the_loss_curve_does_not_depend_on_micro_batches(toy, tmp_path, spec):
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often a program reads a number from a tensor, for which it would wait if that were on a GPU."""
+    """Counts how often a program reads from a tensor what it would have to wait for if that were on a GPU."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
         return func(*args, **(kwargs or {}))
 
 
