@@ -44,10 +44,6 @@ class Batch:
         return int((self.weights_BT > 0).sum())
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on the device. A GPU copies from pinned memory, which nobody waits for."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors = {name: one for name, one in given.items() if isinstance(one, Tensor)}
-        if device.type == "cuda":
-            tensors = {name: one.pin_memory() for name, one in tensors.items()}
-        moved: dict[str, Any] = {name: one.to(device, non_blocking=True) for name, one in tensors.items()}
+        moved: dict[str, Any] = {name: one.to(device) for name, one in given.items() if isinstance(one, Tensor)}
         return replace(self, **moved)

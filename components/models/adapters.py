@@ -21,6 +21,7 @@ from components.errors import InputError
 from components.experiment.spec import LoraMethod
 from components.models.adapter_patterns import check_adapter_config
 from components.models.chatglm.adapter_conversion import read_adapter_weights
+from components.models.lean_lora import make_lean
 from components.models.load_causal_lm import check_same_weights
 from components.models.target_modules import lora_config
 from components.storage.foreign_files import explain_foreign
@@ -48,6 +49,7 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
         raise InputError(f"method.target_modules={written}: {error}") from None
     if not (method.dropout or method.dora):
         _leave_inputs_as_they_are(adapted)
+        make_lean(adapted)
     return adapted
 
 
@@ -113,12 +115,14 @@ def load_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
     check_adapter_config(directory, (name for name, _ in base.named_modules()), read_adapter_weights(directory))
     with explain_foreign(directory, "the adapter cannot be put on its base"):
         try:
-            return cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
+            adapted = cast(PeftModel, PeftModel.from_pretrained(base, str(directory), is_trainable=False))
         except RuntimeError as error:
             if "size mismatch" not in str(error):
                 raise
             reason = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
             raise InputError(f"{directory}: an adapter of another model: {reason}") from None
+    make_lean(adapted)  # the loss that it had in training, to the last bit
+    return adapted
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:

@@ -29,15 +29,19 @@ def attend_within(
 
 
 class _Within(torch.autograd.Function):
+    """One conversation at a time, so that what is copied for the kernels is never larger than it."""
+
     @staticmethod
     def forward(
         ctx: Any, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor, lengths: Sequence[int], scaling: float | None
     ) -> Tensor:
         found_NHD, log_sums = torch.empty_like(query_NHD), []
         shared = query_NHD.shape[1] // key_NKD.shape[1]
-        each = query_NHD, _for_each(key_NKD, shared), _for_each(value_NKD, shared)
         for place in _places(lengths):
-            found, log_sum = forward_kernel(*(_heads(heads[place]) for heads in each), 0.0, True, scale=scaling)
+            query, key, value = (_heads(heads[place]) for heads in (query_NHD, key_NKD, value_NKD))
+            found, log_sum = forward_kernel(
+                query, _for_each(key, shared), _for_each(value, shared), 0.0, True, scale=scaling
+            )
             found_NHD[place] = found[0].transpose(0, 1)
             log_sums.append(log_sum)
         ctx.save_for_backward(query_NHD, key_NKD, value_NKD, found_NHD, *log_sums)
@@ -48,16 +52,20 @@ class _Within(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NHD,) = gradients
         query_NHD, key_NKD, value_NKD, found_NHD, *log_sums = ctx.saved_tensors
-        each = (gradient_NHD, query_NHD, _for_each(key_NKD, ctx.shared), _for_each(value_NKD, ctx.shared), found_NHD)
-        wide = [heads.float() for heads in each] if min(ctx.lengths) < SHORT else each
-        slopes = [torch.empty_like(query_NHD) for _ in range(3)]
+        slopes = [torch.empty_like(heads) for heads in (query_NHD, key_NKD, value_NKD)]
         for place, length, log_sum in zip(_places(ctx.lengths), ctx.lengths, log_sums, strict=True):
-            parts = [_heads(heads[place]) for heads in (wide if length < SHORT else each)]
-            found = backward_kernel(*parts, log_sum, 0.0, True, scale=ctx.scaling)
-            for slope_NHD, part in zip(slopes, found, strict=True):
+            dtype = torch.float32 if length < SHORT else query_NHD.dtype
+            gradient, query, key, value, found = (
+                _heads(heads[place]).to(dtype) for heads in (gradient_NHD, query_NHD, key_NKD, value_NKD, found_NHD)
+            )
+            key, value = _for_each(key, ctx.shared), _for_each(value, ctx.shared)
+            of_query, of_key, of_value = backward_kernel(
+                gradient, query, key, value, found, log_sum, 0.0, True, scale=ctx.scaling
+            )
+            parts = of_query, _added(of_key, ctx.shared), _added(of_value, ctx.shared)
+            for slope_NHD, part in zip(slopes, parts, strict=True):
                 slope_NHD[place] = part[0].transpose(0, 1)
-        of_query, of_key, of_value = slopes
-        return of_query, _added(of_key, ctx.shared), _added(of_value, ctx.shared), None, None
+        return *slopes, None, None
 
 
 def _places(lengths: Sequence[int]) -> Iterator[slice]:
@@ -72,11 +80,14 @@ def _heads(part_nHD: Tensor) -> Tensor:
     return part_nHD.transpose(0, 1)[None]
 
 
-def _for_each(heads_NKD: Tensor, shared: int) -> Tensor:
-    """Returns [N, H, D]: each key or value for all heads that share it."""
-    return heads_NKD if shared == 1 else heads_NKD.repeat_interleave(shared, dim=1)
+def _for_each(heads_1KnD: Tensor, shared: int) -> Tensor:
+    """Returns [1, H, n, D]: each key or value for all heads that share it."""
+    return heads_1KnD if shared == 1 else heads_1KnD.repeat_interleave(shared, dim=1)
 
 
-def _added(slope_NHD: Tensor, shared: int) -> Tensor:
-    """Returns [N, K, D]: the sum over the heads that share a key or value."""
-    return slope_NHD if shared == 1 else slope_NHD.view(len(slope_NHD), -1, shared, slope_NHD.shape[2]).sum(2)
+def _added(slope_1HnD: Tensor, shared: int) -> Tensor:
+    """Returns [1, K, n, D]: the sum over the heads that share a key or value."""
+    if shared == 1:
+        return slope_1HnD
+    _, _, length, size = slope_1HnD.shape
+    return slope_1HnD.view(1, -1, shared, length, size).sum(2)

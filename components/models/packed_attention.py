@@ -97,10 +97,7 @@ class _Conversations:
 
     @cached_property
     def starts(self) -> Tensor:
-        starts = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32)
-        if self._device.type != "cuda":
-            return starts
-        return starts.pin_memory().to(self._device, non_blocking=True)
+        return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32, device=self._device)
 
 
 def _computed_in(query: Tensor) -> torch.dtype:

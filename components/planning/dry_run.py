@@ -50,7 +50,8 @@ class MicroBatch:
     """The largest one of a trial on one worker.
 
     `accumulates`: a step has several, so gradients are kept beside the next. `trees`: it needs masks.
-    `packed`: conversations share rows, so attention without flash needs masks.
+    `packed`: conversations share rows. Where nothing else keeps them apart, they need masks. `longest`: tokens of the
+    longest of them.
     """
 
     rows: int
@@ -59,6 +60,7 @@ class MicroBatch:
     accumulates: bool = False
     trees: bool = False
     packed: bool = False
+    longest: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +156,15 @@ def _run_step(
             with _frozen(trained):
                 proof, _ = _evaluate(scored, evaluated, tracker)
         scored.train()
+        # In float32 a GPU has masks all the same, and nobody knows here which device it will be.
+        scored.keeps_apart = scored.may_keep_apart and (spec.precision == "bf16" or not batch.packed)
         tracker.batch, fake = batch, _fake_batch(batch)
         tracker.begin()
         if batch.accumulates:
-            with _each_gradient(trained, tracker.mark_gradient):
+            with _each_gradient(trained, tracker.mark_gradient), scored.attending(fake):
                 scored(fake).backward()
             tracker.flops = 0
-        with _each_gradient(trained, _into_bucket if synced else tracker.mark_gradient):
+        with _each_gradient(trained, _into_bucket if synced else tracker.mark_gradient), scored.attending(fake):
             scored(fake).backward()
     layers = max((_parameters(layer) for layer in decoder_layers(trained)), default=0)
     trained_ones = [parameter for parameter in trained.parameters() if parameter.requires_grad]
@@ -317,6 +321,10 @@ def _weights(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
 
 
 def _fake_batch(batch: MicroBatch) -> Batch:
+    """A packed row has as many conversations of the longest one's length as it takes, or two."""
+    each = (batch.longest or -(-batch.tokens // 2)) if batch.packed else batch.tokens
+    row = tuple(min(each, batch.tokens - start) for start in range(0, batch.tokens, each))
+
     def integers() -> Tensor:
         return torch.zeros(batch.rows, batch.tokens, dtype=torch.int64)
 
@@ -328,6 +336,7 @@ def _fake_batch(batch: MicroBatch) -> Batch:
         segment_ids_BT=integers(),
         subtree_ends_BT=integers() if batch.trees else None,
         has_restarts=batch.packed or batch.trees,
+        lengths=row * batch.rows,
     )
 
 

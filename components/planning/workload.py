@@ -61,6 +61,7 @@ def workload(
             targets=max(batch.targets for batch in everything),
             trees=any(batch.trees for batch in everything),
             packed=any(batch.packed for batch in everything),
+            longest=max(batch.longest for batch in everything),
             accumulates=max(len(step) for step in sized) > workers,
         ),
         evaluated=max(evaluations, key=lambda batch: batch.rows * batch.tokens),
@@ -111,6 +112,7 @@ def _size(store: RowStore, rows: Sequence[PackedRow]) -> MicroBatch:
         tokens=max(MULTIPLE, -(-longest // MULTIPLE) * MULTIPLE),
         trees=any(store.forks(index) for row in rows for index in row),
         packed=any(len(row) > 1 for row in rows),
+        longest=max((int(store.lengths[index]) for row in rows for index in row), default=1),
         targets=max(1, sum(int(store.num_targets[index]) for row in rows for index in row)),
     )
 

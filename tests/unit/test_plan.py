@@ -144,13 +144,13 @@ def test_checkpointing_keeps_a_layers_inputs_only():
 
 
 def test_the_masks_of_trees_are_counted():
-    paths = MicroBatch(rows=2, tokens=128, targets=4)
+    paths = MicroBatch(rows=2, tokens=512, targets=4)
     config = OPTConfig(vocab_size=512, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4)
     of_paths, of_trees = (
         dry_run_of(config, method=FullMethod(), batch=batch) for batch in (paths, replace(paths, trees=True))
     )  # without a tree this family needs no mask
     for kind in ("training", "evaluation"):
-        assert getattr(of_trees, kind).total - getattr(of_paths, kind).total >= 2 * 128 * 128
+        assert getattr(of_trees, kind).total - getattr(of_paths, kind).total >= 2 * 512 * 512
 
 
 def test_the_masks_of_conversations_that_share_a_row_are_counted():
@@ -227,7 +227,7 @@ def test_a_proof_holds_one_whole_model_however_few_of_it_a_sharded_worker_held()
         "activations": 1_000,
         "logits": 0,
         "allocator": 200_050,
-        "process": 800_000_000,
+        "process": 1_000_000_000,
     }
     assert proof.total > memory_plan(DRY_RUN, FULL, sharded).total
     assert proof.fullest_in == "proof"
@@ -272,8 +272,8 @@ def test_what_fits_nowhere_is_explained_by_the_larger_of_trial_and_verification(
     fit = NodeFit(node="toy.4", room_bytes=room, short_bytes=estimate.short(room))
     branch = BranchPlan.model_construct(branch="full", memory=estimate.memory, proof=estimate.proof, fits=(fit,))
     assert ExperimentPlan.model_construct(branches=(branch,)).shortage() == (
-        "full: to prove a winner takes weights 2.00 + activations 0.00 + allocator 0.10 + process 0.80 = 2.90 GB, and the"
-        " most room is 0.90 GB, on toy.4"
+        "full: to prove a winner takes weights 2.00 + activations 0.00 + allocator 0.10 + process 1.00 = 3.10 GB, and the"
+        " most room is 1.10 GB, on toy.4"
     )
 
 
@@ -320,12 +320,12 @@ def test_the_largest_micro_batch_and_all_computed_tokens_are_known_from_the_data
     )
     work = workload(dataset.train, dataset.eval, spec, max_tokens=32, workers=1)
     # Longest first: rows of 30 and 16 together, padded to 32; then 16 and 16.
-    assert work.batch == MicroBatch(rows=2, tokens=32, targets=15 + 8, accumulates=True)
-    assert work.evaluated == MicroBatch(rows=1, tokens=24, targets=12)
+    assert work.batch == MicroBatch(rows=2, tokens=32, targets=15 + 8, accumulates=True, longest=30)
+    assert work.evaluated == MicroBatch(rows=1, tokens=24, targets=12, longest=24)
     assert work.trained_tokens == 2 * (2 * 32 + 2 * 16)
     assert work.evaluated_tokens == 3 * 24
     shared = workload(dataset.train, dataset.eval, spec, max_tokens=32, workers=2)
-    assert shared.batch == MicroBatch(rows=2, tokens=32, targets=15 + 8, accumulates=False)
+    assert shared.batch == MicroBatch(rows=2, tokens=32, targets=15 + 8, accumulates=False, longest=30)
 
 
 def test_the_work_on_trees_has_masks_and_that_on_their_separate_rows_has_none(tmp_path):
@@ -333,10 +333,10 @@ def test_the_work_on_trees_has_masks_and_that_on_their_separate_rows_has_none(tm
     spec = TrialSpec(batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=False))
     stores = dataset.train, dataset.eval
     whole = workload(*stores, spec, max_tokens=32, workers=1)
-    assert whole.batch == MicroBatch(rows=1, tokens=16, targets=8, trees=True)
-    assert whole.evaluated == MicroBatch(rows=1, tokens=16, targets=8, trees=True)
+    assert whole.batch == MicroBatch(rows=1, tokens=16, targets=8, trees=True, longest=16)
+    assert whole.evaluated == MicroBatch(rows=1, tokens=16, targets=8, trees=True, longest=16)
     separate = workload(*(rows_of(store, separate=True) for store in stores), spec, max_tokens=32, workers=1)
-    assert separate.batch == MicroBatch(rows=2, tokens=16, targets=8)
+    assert separate.batch == MicroBatch(rows=2, tokens=16, targets=8, longest=12)
     packed = spec.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=True)})
     shared = workload(*(rows_of(store, separate=True) for store in stores), packed, max_tokens=32, workers=1)
     assert (shared.batch.packed, shared.evaluated.packed) == (True, False)
@@ -463,7 +463,7 @@ def test_a_plan_needs_no_weights_and_tells_hours_and_money(capsys, tmp_path, exp
     assert full["search_tokens"]["low"] == pytest.approx((1 + 1 / 16) * full["tokens_per_trial"], rel=0.01)
     assert full["search_tokens"]["high"] == 2 * full["tokens_per_trial"]
     trained = full["tokens_per_trial"] * full["flops_per_token"]
-    assert fit["hours"]["high"] * 3600 == pytest.approx(2 * trained / 0.5e12, rel=0.6)  # evaluations come on top
+    assert fit["hours"]["high"] * 3600 == pytest.approx(2 * trained / 0.5e12, rel=0.8)  # evaluations come on top
     assert fit["dollars"]["high"] == pytest.approx(2 * fit["hours"]["high"])  # a quarter of the machine's 8 dollars
     assert fit["spot_dollars"]["high"] == pytest.approx(fit["hours"]["high"])
     assert "together" in people
@@ -516,7 +516,7 @@ def test_a_calibration_measures_how_long_a_cpu_takes(capsys, tmp_path, experimen
     (fit,) = full["fits"]
     assert fit["node"] == "this machine"
     seconds = full["tokens_per_trial"] * 4 / full["calibration"]["tokens_per_second"]
-    assert fit["hours"]["high"] * 3600 == pytest.approx(seconds, rel=0.6)
+    assert fit["hours"]["high"] * 3600 == pytest.approx(seconds, rel=0.8)
     assert "full, measured on cpu: " in people
 
 
