@@ -6,6 +6,7 @@ import contextlib
 import math
 from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_
@@ -57,7 +58,7 @@ class ReplicatedModel:
             # DDP averages gradients over workers; x count turns that mean back into a sum.
             factor = self.workers.count * scale
             loss = (self.ddp or self.scored)(batch, factor)
-            loss.backward()
+            _differentiate(loss)
         return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
@@ -80,7 +81,7 @@ class ShardedModel:
         factor = self.workers.count * scale  # FSDP averages gradients over workers, as DDP does
         with self.scored.attending(batch):
             loss = self.scored(batch, factor)
-            loss.backward()
+            _differentiate(loss)
         return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
@@ -92,6 +93,12 @@ class ShardedModel:
             for gradient in gradients:
                 gradient.mul_(max_norm / (norm + CLIP_EPSILON))
         return norm
+
+
+def _differentiate(loss: Tensor) -> None:
+    """Outside of autocast, where a float32 product of a model's own code would get 16 bits in its backward pass."""
+    with torch.autocast(loss.device.type, enabled=False):
+        torch.autograd.backward(loss)
 
 
 def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:

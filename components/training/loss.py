@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +142,14 @@ class ScoredModel(nn.Module):
             return F.cross_entropy(logits_NV, labels_N, reduction="none")
 
         return self._over_targets(batch, positions, target_losses, of_logits), positions
+
+    def accumulating(self) -> contextlib.AbstractContextManager[Any]:
+        """For several forward and backward passes between which no weight changes: each weight is cast to 16 bits once.
+
+        Autocast keeps a cast until its outermost context ends. Of a pass without gradients it would keep one without any, so
+        the head must have been looked at before.
+        """
+        return contextlib.nullcontext() if self.whole_logits is None else computing(self.precision, self.device)
 
     @property
     def may_keep_apart(self) -> bool:

@@ -5,6 +5,7 @@ It knows Workers, not Ray. Its caller calls `advance()` repeatedly; each call re
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -241,10 +242,11 @@ class Trainer:
 
         Returns the loss sum of each of this worker's micro-batches, on the device.
         """
-        return [
-            self.parallel_model.backward(batch, 1 / num_targets, is_last=number == len(batches))
-            for number, batch in enumerate(batches, start=1)
-        ]
+        with self.scored.accumulating() if len(batches) > 1 else contextlib.nullcontext():
+            return [
+                self.parallel_model.backward(batch, 1 / num_targets, is_last=number == len(batches))
+                for number, batch in enumerate(batches, start=1)
+            ]
 
     def _evaluate(self, *, last: bool) -> EvaluationRecord:
         """Evaluates, and counts the time that it takes: it is paid for like training."""

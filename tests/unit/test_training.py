@@ -1,5 +1,6 @@
 """The loop: what must be equal is equal, however a step is split, and whether or not it was interrupted."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -25,7 +26,7 @@ from components.storage.open_folder import folder_at
 from components.training import loss as loss_module
 from components.training.checkpoint import load_optimizer, save_optimizer
 from components.training.gradient_norm import gradient_norm
-from components.training.loss import isolates_packed_rows, target_losses
+from components.training.loss import ScoredModel, isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.workers import OneWorker, TorchWorkers
 from tests.support.sessions import FULL, LORA, Signals, curve, reports, session, weights
@@ -469,3 +470,32 @@ def test_the_norm_of_large_gradients_is_exact_on_a_cpu():
     gradients = [large, torch.ones(3), torch.zeros(0, 4), torch.full((), 2.0)]
     exact = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
     assert float(gradient_norm(gradients)) == pytest.approx(float(exact), rel=1e-6)
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a weight of a model is copied to another dtype."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights, self.count = {id(weight) for weight in model.parameters()}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_weight_is_cast_once_a_step_and_gradients_are_the_same_bits(toy, tmp_path, monkeypatch):
+    spec = FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=1), "precision": "bf16"})
+    counts, gradients = [], []
+    for kept in (True, False):
+        of = session(toy, tmp_path / str(kept))
+        of.start("trial", spec)
+        of.running.step()  # the first one also looks at the head
+        if not kept:
+            monkeypatch.setattr(ScoredModel, "accumulating", lambda _: contextlib.nullcontext())
+        with Casts(of.running.model) as casts:
+            of.running._backward(of.running._next_batches(), num_targets=1)
+        counts.append(casts.count)
+        gradients.append([weight.grad for weight in of.running.model.parameters()])
+    assert counts[0] < counts[1] / 2
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
