@@ -41,6 +41,7 @@ def costs(disturbed: Disturbed) -> Iterator[str]:
 
 def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, load: float) -> str:
     """load: the machine's load average before the run."""
+    stored = ", its storage on a real S3 server" if arguments.object_store else ""
     counts = [f"| {each.name.replace('_', ' ')} | {getattr(account, each.name)} |" for each in fields(account)]
     return "\n".join(
         [
@@ -48,9 +49,9 @@ def page(arguments: argparse.Namespace, disturbed: Disturbed, account: Account, 
             "",
             f"{len(disturbed.struck)} faults in one search of {arguments.trials} trials with {arguments.evaluations} reports"
             f" each ({arguments.sampler} sampler), a random two-layer Llama, LoRA and full fine-tuning on 2 CPUs, with a real"
-            " MLflow server and the model registry; seed"
-            f" {arguments.seed}. Each fault came at a random moment after the search had recovered from the one before."
-            f" {len(disturbed.statuses)} drivers in all, each begun by the same command.",
+            f" MLflow server and the model registry{stored}; seed {arguments.seed}. Each fault came at a random moment after"
+            f" the search had recovered from the one before. {len(disturbed.statuses)} drivers in all, each begun by the same"
+            " command.",
             "",
             "| fault | times | seconds lost, median | most |",
             "|---|---|---|---|",
@@ -90,19 +91,25 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--small-disk", type=Path, help="a small file system of its own for the search, which may be filled"
     )
+    parser.add_argument("--object-store", action="store_true", help="the searches' storage lies on a real S3 server")
     parser.add_argument("--timeout", type=float, default=7200.0, help="seconds after which to give up (default: 7200)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, too")
     arguments = parser.parse_args(words)
     if arguments.small_disk is None and Fault.DISK_FULL.name.lower() in (arguments.kinds or ()):
         parser.error("--kinds disk_full needs --small-disk: a file system of its own that may be filled")
+    if arguments.object_store and arguments.small_disk is not None:
+        parser.error("--object-store and --small-disk: the storage lies on one of them")
+    if not arguments.object_store and Fault.STORE_STOPPED.name.lower() in (arguments.kinds or ()):
+        parser.error("--kinds store_stopped needs --object-store: the server that is stopped")
     return arguments
 
 
 def kinds_of(arguments: argparse.Namespace) -> list[Fault]:
-    """Only a disk of its own may be filled."""
+    """Only a disk of its own may be filled, and a server only where there is one be stopped."""
     if arguments.kinds:
         return [Fault[name.upper()] for name in arguments.kinds]
-    return [kind for kind in Fault if kind is not Fault.DISK_FULL or arguments.small_disk is not None]
+    there = {Fault.DISK_FULL: arguments.small_disk is not None, Fault.STORE_STOPPED: arguments.object_store}
+    return [kind for kind in Fault if there.get(kind, True)]
 
 
 def main() -> int:
@@ -115,6 +122,7 @@ def main() -> int:
         evaluations=arguments.evaluations,
         sampler=arguments.sampler,
         small_disk=arguments.small_disk,
+        object_store=arguments.object_store,
         seconds=arguments.timeout / 2,
     )
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:

@@ -31,6 +31,7 @@ class Fault(StrEnum):
     DRIVER_AT_END = "driver killed after the last trial"
     TRACKING = "MLflow server killed, back after some seconds"
     DISK_FULL = "disk full for some seconds"
+    STORE_STOPPED = "S3 server stopped for some seconds"
 
 
 # Words of a victim's command line. Ray names a process by its actor's class.
@@ -49,9 +50,10 @@ OUTAGE_SECONDS = (2.0, 8.0)  # of what comes back by itself
 class Faults:
     """Carries faults out, with a generator of its own: the same seed, the same outages and choices among victims."""
 
-    def __init__(self, seed: int, server: Server, disk: Path | None = None) -> None:
-        """`disk`: a small file system of its own, with the search's storage in it, that may be filled."""
-        self._random, self._server, self._disk = random.Random(seed), server, disk
+    def __init__(self, seed: int, server: Server, disk: Path | None = None, store: Server | None = None) -> None:
+        """`disk`: a small file system of its own, with the search's storage in it, that may be filled. `store`: the S3
+        server that the storage lies on instead; it keeps everything in memory, so that it is stopped and not killed."""
+        self._random, self._server, self._disk, self._store = random.Random(seed), server, disk, store
         self._outages: list[threading.Thread] = []
 
     def strike(self, fault: Fault, driver: psutil.Process) -> bool:
@@ -67,13 +69,15 @@ class Faults:
                 ballast = self._disk / "ballast"
                 _fill(ballast)
                 self._later(ballast.unlink)
+            case Fault.STORE_STOPPED:
+                assert self._store is not None
+                self._stop(psutil.Process(self._store.process.pid))
             case _:
                 victim = self._victim(TITLES[fault], driver)
                 if victim is None:
                     return False
                 if fault is Fault.WORKER_STOPPED:
-                    victim.send_signal(signal.SIGSTOP)
-                    self._later(partial(_go_on, victim))
+                    self._stop(victim)
                 else:
                     victim.kill()
         return True
@@ -82,6 +86,10 @@ class Faults:
         """Returns once every outage is over."""
         while self._outages:
             self._outages.pop().join()
+
+    def _stop(self, process: psutil.Process) -> None:
+        process.send_signal(signal.SIGSTOP)
+        self._later(partial(_go_on, process))
 
     def _later(self, work: Callable[[], object]) -> None:
         seconds = self._random.uniform(*OUTAGE_SECONDS)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+from unittest import mock
+
+import yaml
 
 from experiments.benchmarks.chaos_kit.account import Account, account_of
 from experiments.benchmarks.chaos_kit.disturbed_search import Disturbed, DisturbedSearch
 from experiments.benchmarks.chaos_kit.faults import Fault, Faults
-from tests.support.servers import MlflowServer
+from tests.support.servers import MlflowServer, S3Server, Server
 from tests.support.toy_search import toy_search_folder
+
+AnyServer = TypeVar("AnyServer", bound=Server)
 
 SEARCH = """
 name: {name}
@@ -33,9 +41,10 @@ class Plan:
     settles: float = 10.0  # seconds: what a fault ends may go on as long: a node's workers, when its raylet has gone
     sampler: str = "random"
     small_disk: Path | None = None  # a file system of its own for the disturbed search, which may be filled
+    object_store: bool = False  # the storage of both searches lies on a real S3 server
 
-    def search_folder(self, place: Path, name: str, uri: str) -> Path:
-        """Makes the folder of a search; its experiment file is toy.yaml."""
+    def search_folder(self, place: Path, name: str, uri: str, storage: str | None) -> Path:
+        """Makes the folder of a search; its experiment file is toy.yaml. `storage`: by default in this folder."""
         place.mkdir(parents=True)
         text = SEARCH.format(
             name=name,
@@ -45,7 +54,12 @@ class Plan:
             trials=self.trials,
             sampler=self.sampler,
         )
-        return toy_search_folder(place, text, absolute=True)
+        folder = toy_search_folder(place, text, absolute=True)
+        if storage is not None:
+            experiment = yaml.safe_load((folder / "toy.yaml").read_text(encoding="utf-8"))
+            experiment["storage"] = {"path": f"{storage}/{name}"}
+            (folder / "toy.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False), encoding="utf-8")
+        return folder
 
 
 def drawn(seed: int, count: int, kinds: Sequence[Fault]) -> list[Fault]:
@@ -59,20 +73,33 @@ def drawn(seed: int, count: int, kinds: Sequence[Fault]) -> list[Fault]:
 
 def account_for(plan: Plan, place: Path) -> tuple[Disturbed, Account]:
     """Runs the search without faults, then with them, against one real MLflow server in `place`."""
-    tracking = place / "mlflow"
-    tracking.mkdir()
-    server = MlflowServer(tracking)
-    server.start()
+    with contextlib.ExitStack() as servers:
+        tracking = servers.enter_context(_running(MlflowServer(_new(place / "mlflow"))))
+        store = servers.enter_context(_running(S3Server(_new(place / "s3")))) if plan.object_store else None
+        if store is not None:
+            servers.enter_context(mock.patch.dict(os.environ, store.client_environment()))
 
-    def run(name: str, where: Path, faults: Sequence[Fault]) -> Disturbed:
-        folder = plan.search_folder(where / name, name, server.uri)
-        means = Faults(plan.seed, server, plan.small_disk)
-        search = DisturbedSearch(folder, "toy", means, seed=plan.seed, seconds=plan.seconds, settles=plan.settles)
-        return search.run(faults)
+        def run(name: str, where: Path, faults: Sequence[Fault]) -> Disturbed:
+            storage = None if store is None else f"s3://{store.bucket}"
+            folder = plan.search_folder(where / name, name, tracking.uri, storage)
+            means = Faults(plan.seed, tracking, plan.small_disk, store)
+            search = DisturbedSearch(folder, "toy", means, seed=plan.seed, seconds=plan.seconds, settles=plan.settles)
+            return search.run(faults)
 
-    try:
         undisturbed = run("undisturbed", place, ())
         disturbed = run("disturbed", plan.small_disk or place, plan.faults)
-        return disturbed, account_of(disturbed, undisturbed, server.uri)
+        return disturbed, account_of(disturbed, undisturbed, tracking.uri)
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@contextlib.contextmanager
+def _running(server: AnyServer) -> Iterator[AnyServer]:
+    server.start()
+    try:
+        yield server
     finally:
         server.kill()
