@@ -46,6 +46,12 @@ def mask_form(config: Any) -> MaskForm:
     return MaskForm(by_layer_type=tuple(sorted(reaches.items())))
 
 
+def sees_whole_conversations(config: Any) -> bool:
+    """Whether each layer, as far as its configuration says, sees all that comes before a token."""
+    layer_types = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    return layer_types <= {FULL, SLIDING, CHUNKED} and mask_form(config) == MaskForm()
+
+
 def tree_masks(subtree_ends_BT: Tensor, position_ids_BT: Tensor, form: MaskForm) -> Masks:
     """Returns boolean masks [B, 1, T, T]: whether token i sees token j. Every token sees itself."""
     path_BTT = _sees_path(subtree_ends_BT)

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 
 def make_lean(model: nn.Module) -> None:
-    """Lets plain linear layers with adapters compute so. In all else (names, states, merging) they remain peft's."""
+    """Lets plain linear layers with adapters compute so. In all else (names, states, merging) they remain peft's.
+
+    Only, hooks on the layer below an adapter, or on its halves, are not called.
+    """
     for module in model.modules():
         if type(module) is Linear and type(cast(Any, module).get_base_layer()) is nn.Linear:
             module.__class__ = LeanLoraLinear
@@ -35,7 +38,7 @@ class LeanLoraLinear(Linear):  # type: ignore[misc]
         down_RI, up_OR = self.lora_A[name].weight, self.lora_B[name].weight
         given = (x_NI, base.weight, base.bias, down_RI, up_OR, self.scaling[name])
         found_NO = _AdaptedLinear.apply(*given)  # type: ignore[no-untyped-call]
-        return cast(Tensor, found_NO).view(*x.shape[:-1], -1)
+        return cast(Tensor, found_NO).view(*x.shape[:-1], base.out_features)
 
     def _plain_adapter(self) -> str | None:
         names = self.active_adapters

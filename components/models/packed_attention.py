@@ -67,7 +67,8 @@ def attend(
     A model may pass a mask of its own, or attend to something else than its own tokens: that is sdpa's, as usual.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    if _present is None or attention_mask is not None or not causal or query.shape[2] != key.shape[2]:
+    plain = attention_mask is None and others.get("position_bias") is None and query.shape[2] == key.shape[2]
+    if _present is None or not (plain and causal):
         by_sdpa: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
         )
@@ -76,7 +77,7 @@ def attend(
     if batch * tokens != sum(_present.lengths):
         raise ValueError(f"{batch} rows of {tokens} tokens, of which {sum(_present.lengths)} are in conversations")
     dtype = _computed_in(query)
-    query_NHD, key_NKD, value_NKD = (heads.transpose(1, 2).flatten(0, 1).to(dtype) for heads in (query, key, value))
+    query_NHD, key_NKD, value_NKD = (_flat(heads, dtype) for heads in (query, key, value))
     if not dropout and _has_kernel(query_NHD, value_NKD):
         found_NHD = _by_kernel(query_NHD, key_NKD, value_NKD, _present, scaling)
     elif not dropout and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
@@ -98,6 +99,21 @@ class _Conversations:
     @cached_property
     def starts(self) -> Tensor:
         return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32, device=self._device)
+
+
+def suits_kernel(config: Any) -> bool:
+    """Whether a model's heads are such that torch computes conversations of several lengths at once, on CUDA."""
+    text = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    of_one_size = getattr(text, "kv_lora_rank", None) is None  # else keys have parts that values lack
+    dropout = getattr(text, "attention_dropout", None) or getattr(text, "attn_pdrop", None)
+    return of_one_size and not dropout and size <= LARGEST_HEAD and size % 8 == 0
+
+
+def _flat(heads_BHTD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns [N, H, D], each head's numbers side by side, as the kernels take them without asking."""
+    flat_NHD = heads_BHTD.transpose(1, 2).flatten(0, 1).to(dtype)
+    return flat_NHD if flat_NHD.stride(-1) == 1 else flat_NHD.contiguous()
 
 
 def _computed_in(query: Tensor) -> torch.dtype:

@@ -156,16 +156,23 @@ def _run_step(
             with _frozen(trained):
                 proof, _ = _evaluate(scored, evaluated, tracker)
         scored.train()
-        # In float32 a GPU has masks all the same, and nobody knows here which device it will be.
-        scored.keeps_apart = scored.may_keep_apart and (spec.precision == "bf16" or not batch.packed)
         tracker.batch, fake = batch, _fake_batch(batch)
-        tracker.begin()
-        if batch.accumulates:
-            with _each_gradient(trained, tracker.mark_gradient), scored.attending(fake):
-                scored(fake).backward()
-            tracker.flops = 0
-        with _each_gradient(trained, _into_bucket if synced else tracker.mark_gradient), scored.attending(fake):
-            scored(fake).backward()
+
+        def backward() -> None:
+            tracker.begin()
+            with scored.accumulating() if batch.accumulates else contextlib.nullcontext(), scored.attending(fake):
+                if batch.accumulates:
+                    with _each_gradient(trained, tracker.mark_gradient):
+                        scored(fake).backward()
+                    tracker.flops = 0
+                with _each_gradient(trained, _into_bucket if synced else tracker.mark_gradient):
+                    scored(fake).backward()
+
+        # In float32 a GPU has masks all the same, and nobody knows here which device it will be.
+        scored.keeps_apart = scored.may_keep_apart and spec.precision == "bf16" and batch.packed
+        if not (scored.keeps_apart and _succeeds(backward)):
+            scored.keeps_apart = False
+            backward()
     layers = max((_parameters(layer) for layer in decoder_layers(trained)), default=0)
     trained_ones = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     return DryRun(
@@ -183,6 +190,17 @@ def _run_step(
         evaluation_flops=evaluation_flops,
         whole_logits=scored.whole_logits or "",
     )
+
+
+def _succeeds(passes: Callable[[], None]) -> bool:
+    """A class of models may raise anything where it expects a mask."""
+    try:
+        passes()
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 def _evaluate(scored: ScoredModel, batch: MicroBatch, tracker: MemTracker) -> tuple[Peak, int]:

@@ -96,8 +96,12 @@ class ShardedModel:
 
 
 def _differentiate(loss: Tensor) -> None:
-    """Outside of autocast, where a float32 product of a model's own code would get 16 bits in its backward pass."""
-    with torch.autocast(loss.device.type, enabled=False):
+    """Outside of autocast, where a float32 product of a model's own code would get 16 bits in its backward pass.
+
+    Only where there is autocast: inside such a context, too, layers that are computed again would keep their casts.
+    """
+    device = loss.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
         torch.autograd.backward(loss)
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from components.conversations.chat_formats.rendered import IGNORE_INDEX
-from components.data.attention_masks import MaskForm, mask_form
+from components.data.attention_masks import mask_form, sees_whole_conversations
 from components.data.batch import Batch
 from components.data.model_inputs import Inputs, model_inputs
-from components.models.packed_attention import conversations_apart
+from components.models.packed_attention import conversations_apart, suits_kernel
 from components.models.precision import computing, scores_dtype
 from components.training.head_loss import is_plain, weighted_loss_sum
 from components.training.lm_head_check import decoder_and_head, why_whole_logits
@@ -147,25 +147,31 @@ class ScoredModel(nn.Module):
         """For several forward and backward passes between which no weight changes: each weight is cast to 16 bits once.
 
         Autocast keeps a cast until its outermost context ends. Of a pass without gradients it would keep one without any, so
-        the head must have been looked at before.
+        the head must have been looked at before. Where layers are computed again, their casts would otherwise be freed layer
+        by layer, so there nothing is kept.
         """
-        return contextlib.nullcontext() if self.whole_logits is None else computing(self.precision, self.device)
+        if self.whole_logits is None or getattr(self.model, "is_gradient_checkpointing", False):
+            return contextlib.nullcontext()
+        return computing(self.precision, self.device)
 
     @property
     def may_keep_apart(self) -> bool:
-        """Whether it pays: where torch has a kernel for it, or loses nothing by one conversation after the other."""
-        has_kernel = self.device.type == "cpu" or (self.device.type == "cuda" and self.precision == "bf16")
-        return has_kernel and self.attention == "sdpa" and self.mask_form == MaskForm()
+        """Whether it pays: torch has a kernel for all conversations at once, or loses nothing by one after the other."""
+        if self.attention != "sdpa" or not sees_whole_conversations(self.model.config):
+            return False
+        on_gpu = self.device.type == "cuda" and self.precision == "bf16" and suits_kernel(self.model.config)
+        return self.device.type == "cpu" or on_gpu
 
     def isolates_packed_rows(self, apart: bool = False) -> bool:
+        """May raise whatever a model's class does where it expects a mask, and `apart` there is none."""
         with computing(self.precision, self.device):
             return isolates_packed_rows(self.model, self.attention, self.device, apart=apart)
 
     def attending(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         """For a forward pass over this batch together with its backward pass.
 
-        One conversation a row needs no mask, and on a GPU nothing else: rows of one length are computed best. A CPU's
-        backward pass is faster conversation by conversation all the same (cpu_attention.py).
+        Of one conversation a row a GPU computes the rows as they are; only, transformers no longer looks for restarts, which
+        the host would wait for. A CPU's backward pass is faster conversation by conversation (cpu_attention.py).
         """
         if not (self.keeps_apart and batch.lengths and batch.subtree_ends_BT is None):
             return contextlib.nullcontext()

@@ -33,13 +33,15 @@ class ModelAbilities:
     """`packs`: conversations in one row do not see each other. `takes_trees`: a tree's paths are as rows of their own.
 
     `checkpoints`: its activations can be recomputed. `shards`: it names its layers. `has_flash`: its class knows flash
-    attention. `why_not_packed` and `why_no_trees` are empty where it does.
+    attention. `keeps_apart`: packed conversations can be computed one by one, without masks. `why_not_packed` and
+    `why_no_trees` are empty where it does.
     """
 
     attention: str
     checkpoints: bool = True
     shards: bool = True
     has_flash: bool = False
+    keeps_apart: bool = False
     why_not_packed: str = ""
     why_no_trees: str = ""
 
@@ -108,6 +110,7 @@ def _abilities(model: PreTrainedModel, attention: str, kernel: str) -> ModelAbil
         checkpoints=bool(model.supports_gradient_checkpointing),
         shards=bool(model._no_split_modules),
         has_flash=bool(model._supports_flash_attn) and FLASH_ATTENTION in (others or [FLASH_ATTENTION]),
+        keeps_apart=_keeps_apart(model, kernel),
         why_not_packed=_why_leaking(model, kernel),
         why_no_trees=NO_MASKS if attention == FLASH_ATTENTION else _why_other_paths(model, kernel),
     )
@@ -136,6 +139,14 @@ def _scored_batch(rows: int) -> Batch:
 
 def _why_leaking(model: PreTrainedModel, attention: str) -> str:
     return "" if isolates_packed_rows(model, attention, CPU, LEAK) else "packed conversations would see each other"
+
+
+def _keeps_apart(model: PreTrainedModel, attention: str) -> bool:
+    scored = ScoredModel(model, precision="fp32", attention=attention, device=CPU)
+    try:
+        return scored.may_keep_apart and isolates_packed_rows(model, attention, CPU, LEAK, apart=True)
+    except Exception:  # noqa: BLE001 - what a class does where it expects a mask
+        return False
 
 
 def _why_other_paths(model: PreTrainedModel, attention: str) -> str:

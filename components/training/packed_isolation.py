@@ -50,11 +50,13 @@ def isolates_packed_rows(
     long = torch.cat([neighbor, sequence]).view(1, -1)
     was_training = model.training
     model.eval()
-    with conversations_apart(model, [LENGTH] * (2 * len(rows)), device) if apart else contextlib.nullcontext():
-        logits = _logits(model, attention, rows, positions).view(len(pairs), GROUPS, 2 * LENGTH, -1)
-    in_no_row = _logits(model, attention, sequence, positions[:GROUPS, :LENGTH])
-    whole, first_half = (_logits_alone(model, attention, part) for part in (long, long[:, : long.shape[1] // 2]))
-    model.train(was_training)
+    try:
+        with conversations_apart(model, [LENGTH] * (2 * len(rows)), device) if apart else contextlib.nullcontext():
+            logits = _logits(model, attention, rows, positions).view(len(pairs), GROUPS, 2 * LENGTH, -1)
+        in_no_row = _logits(model, attention, sequence, positions[:GROUPS, :LENGTH])
+        whole, first_half = (_logits_alone(model, attention, part) for part in (long, long[:, : long.shape[1] // 2]))
+    finally:
+        model.train(was_training)
     packed, beside_another, with_other_past = logits[:3, :, LENGTH:]
     alone = logits[3, :, :LENGTH]
     neighbor_effect = max(_distance(packed, other) for other in (beside_another, alone, in_no_row))

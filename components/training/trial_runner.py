@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from transformers import PreTrainedModel
 
@@ -27,6 +28,7 @@ from components.training.checkpoint_names import at_report, between_reports
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
+from components.training.model_abilities import probe_model
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
@@ -243,7 +245,7 @@ class TrialRunner:
 
     def _with_packing(self, scored: ScoredModel, spec: TrialSpec) -> TrialSpec:
         """Returns the trial with what `batch.packing: auto` comes to. Raises InputError if rows cannot be packed."""
-        wanted = spec.batch.packing
+        wanted, scored.keeps_apart = spec.batch.packing, False
         packs = wanted is not False and self._isolates_rows(scored, spec)
         if wanted is True and not packs:
             raise InputError(
@@ -264,13 +266,27 @@ class TrialRunner:
         kind = base_variant(self.model, spec), spec.precision
         if kind not in self._isolations:
             # Where one worker has no such kernel, another may not try without it: a sharded model computes on all or none.
-            (cannot,) = self.workers.sum([float(not scored.may_keep_apart)])
+            (cannot,) = self.workers.sum([float(not self._may_keep_apart(scored))])
             apart = not cannot and self._all_isolate(scored, apart=True)
             self._isolations[kind] = Isolation(apart=apart, packs=apart or self._all_isolate(scored, apart=False))
         scored.keeps_apart = self._isolations[kind].apart
         return self._isolations[kind].packs
 
+    def _may_keep_apart(self, scored: ScoredModel) -> bool:
+        """A class may expect a mask. A sharded model must not find out itself: an error would leave it half gathered."""
+        if not (scored.may_keep_apart and self.workers.parallel == "fsdp"):
+            return scored.may_keep_apart
+        config = cast(PreTrainedModel, scored.model).config
+        return probe_model(config, scored.attention, longest=self.data.max_tokens).keeps_apart
+
     def _all_isolate(self, scored: ScoredModel, *, apart: bool) -> bool:
         """Each worker has measured it on its own device, and all must come to the same decision."""
-        (leaks,) = self.workers.sum([float(not scored.isolates_packed_rows(apart))])
+        try:
+            isolates = scored.isolates_packed_rows(apart)
+        except Exception as error:
+            if not apart or self.workers.parallel == "fsdp":
+                raise
+            log.info("packed rows have masks: without them this model raises %s: %s", type(error).__name__, error)
+            isolates = False
+        (leaks,) = self.workers.sum([float(not isolates)])
         return not leaks

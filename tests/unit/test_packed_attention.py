@@ -14,12 +14,12 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from components.data.attention_masks import mask_form
+from components.data.attention_masks import mask_form, sees_whole_conversations
 from components.data.collate import collate
 from components.experiment.spec import BatchSpec
 from components.models import cpu_attention, packed_attention
 from components.models.cpu_attention import attend_within
-from components.models.packed_attention import NAME, attend, conversations_apart
+from components.models.packed_attention import NAME, attend, conversations_apart, suits_kernel
 from components.training.data_parallel import ReplicatedModel
 from components.training.loss import ScoredModel
 from components.training.workers import OneWorker
@@ -158,6 +158,18 @@ def test_dropped_scores_and_values_of_another_size_are_computed_too():
     assert not (found == 0).any()
 
 
+def test_heads_whose_numbers_do_not_lie_side_by_side_are_computed_too():
+    """One row of them is no copy; the kernels would read other numbers."""
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(1, 12, 8, 2, generator=generator).permute(0, 3, 1, 2) for _ in range(3)]
+    spread = [torch.randn(1, 2, 8, 12, generator=generator).transpose(2, 3) for _ in range(3)]
+    with conversations_apart(model_of(CONFIGS["llama"]), (5, 7), CPU):
+        for each in (heads, spread):
+            found, _ = attend(torch.nn.Identity(), *each, None)
+            same, _ = attend(torch.nn.Identity(), *(tensor.contiguous() for tensor in each), None)
+            assert torch.allclose(found, same, atol=1e-6)
+
+
 def test_conversations_that_are_not_those_of_the_batch_are_refused():
     model = model_of(CONFIGS["llama"])
     with conversations_apart(model, (5, 7), CPU), pytest.raises(ValueError, match="1 rows of 16 tokens, of which 12"):
@@ -170,6 +182,24 @@ def test_a_window_is_kept_by_masks():
     assert mask_form(WINDOWED).of_all.window == 16
     assert not ScoredModel(model_of(WINDOWED), precision="fp32", attention="sdpa", device=CPU).may_keep_apart
     assert ScoredModel(model_of(CONFIGS["llama"]), precision="fp32", attention="sdpa", device=CPU).may_keep_apart
+    unknown = LlamaConfig(**SIZES, layer_types=["full_attention"] * 2)
+    assert sees_whole_conversations(unknown)
+    unknown.layer_types = ["full_attention", "hybrid_sliding"]
+    assert not sees_whole_conversations(unknown)
+    assert [suits_kernel(config) for config in (CONFIGS["qwen3"], LlamaConfig(**SIZES, head_dim=12))] == [True, False]
+    assert not suits_kernel(LlamaConfig(**SIZES, attention_dropout=0.1))
+
+
+def test_a_trial_that_is_not_packed_has_nothing_of_the_packed_one_before(toy, tmp_path):
+    packed, alone = (
+        FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, packing=one)}) for one in (True, False)
+    )
+    of = session(toy, tmp_path)
+    of.start("trial", packed)
+    assert of.running.scored.keeps_apart
+    of.running.scored.keeps_apart = True  # as where a sharded model serves the next trial, too
+    of._with_packing(of.running.scored, alone)
+    assert not of.running.scored.keeps_apart
 
 
 def seeing_all_of_a_row(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **others):
@@ -180,7 +210,11 @@ def adding_something(*arguments, **others) -> tuple[Tensor, None]:
     return attend(*arguments, **others)[0] + 0.5, None
 
 
-@pytest.mark.parametrize("wrong", [seeing_all_of_a_row, adding_something])
+def expecting_a_mask(*arguments, **others):
+    raise TypeError("'NoneType' object is not subscriptable")
+
+
+@pytest.mark.parametrize("wrong", [seeing_all_of_a_row, adding_something, expecting_a_mask])
 def test_a_model_that_this_does_not_suit_gets_masks(toy, tmp_path, wrong):
     spec = FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, packing=True)})
     of = session(toy, tmp_path)

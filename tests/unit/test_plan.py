@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig, OPTConfig
+from transformers import AttentionInterface, GraniteConfig, LlamaConfig, LlamaForCausalLM, MixtralConfig, OPTConfig
 
 from components.conversations.chat_formats.rendered import Fork, RenderedConversation
 from components.data.prepare import PREPARED_MANIFEST, PreparedDataset
@@ -28,6 +28,7 @@ from components.experiment.spec import (
     TrialSpec,
     WorkersSpec,
 )
+from components.models.packed_attention import NAME, attend
 from components.planning.branch_plan import BranchPlan, NodeFit
 from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import DryRun, MicroBatch, Peak, dry_run_step
@@ -153,11 +154,30 @@ def test_the_masks_of_trees_are_counted():
         assert getattr(of_trees, kind).total - getattr(of_paths, kind).total >= 2 * 512 * 512
 
 
-def test_the_masks_of_conversations_that_share_a_row_are_counted():
-    alone = MicroBatch(rows=8, tokens=128, targets=4)
-    shared = dry_run_of(method=FullMethod(), batch=replace(alone, packed=True)).training.total
-    # Without values transformers cannot leave out the mask that all rows share.
-    assert shared - dry_run_of(method=FullMethod(), batch=alone).training.total >= (8 - 1) * 128 * 128
+def test_the_masks_of_conversations_that_share_a_row_are_counted_in_float32():
+    alone = MicroBatch(rows=8, tokens=512, targets=4)
+    shared, each = (
+        dry_run_of(method=FullMethod(), batch=batch, precision="fp32").training.total
+        for batch in (replace(alone, packed=True), alone)
+    )
+    # At the fullest moment there is less beside the masks.
+    assert shared - each >= 512 * 512
+
+
+def test_a_class_that_expects_a_mask_is_planned_with_masks(monkeypatch):
+    """As some do where they read its shape."""
+
+    def expecting_a_mask(*arguments, **others):
+        raise TypeError("'NoneType' object is not subscriptable")
+
+    packed = MicroBatch(rows=2, tokens=128, targets=4, packed=True, longest=64)
+    apart = dry_run_of(method=FullMethod(), batch=packed).training.total
+    AttentionInterface.register(NAME, expecting_a_mask)
+    try:
+        by_masks = dry_run_of(method=FullMethod(), batch=packed).training.total
+    finally:
+        AttentionInterface.register(NAME, attend)
+    assert by_masks > apart
 
 
 def test_logits_exist_for_scored_tokens_or_all_where_a_model_scales_them():
