@@ -107,7 +107,12 @@ def suits_kernel(config: Any) -> bool:
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     of_one_size = getattr(text, "kv_lora_rank", None) is None  # else keys have parts that values lack
     dropout = getattr(text, "attention_dropout", None) or getattr(text, "attn_pdrop", None)
-    return of_one_size and not dropout and size <= LARGEST_HEAD and size % 8 == 0
+    return of_one_size and not dropout and _has_kernel_of(size)
+
+
+def _has_kernel_of(size: int) -> bool:
+    """For heads of so many numbers."""
+    return size <= LARGEST_HEAD and size % 8 == 0
 
 
 def _flat(heads_BHTD: Tensor, dtype: torch.dtype) -> Tensor:
@@ -125,7 +130,7 @@ def _computed_in(query: Tensor) -> torch.dtype:
 def _has_kernel(query_NHD: Tensor, value_NKD: Tensor) -> bool:
     """Whether torch computes conversations of several lengths at once: on CUDA, in 16 bits."""
     size = query_NHD.shape[-1]
-    fits = size == value_NKD.shape[-1] and size <= LARGEST_HEAD and size % 8 == 0
+    fits = size == value_NKD.shape[-1] and _has_kernel_of(size)
     return query_NHD.is_cuda and query_NHD.dtype in HALF and fits
 
 

@@ -33,15 +33,13 @@ class ModelAbilities:
     """`packs`: conversations in one row do not see each other. `takes_trees`: a tree's paths are as rows of their own.
 
     `checkpoints`: its activations can be recomputed. `shards`: it names its layers. `has_flash`: its class knows flash
-    attention. `keeps_apart`: packed conversations can be computed one by one, without masks. `why_not_packed` and
-    `why_no_trees` are empty where it does.
+    attention. `why_not_packed` and `why_no_trees` are empty where it does.
     """
 
     attention: str
     checkpoints: bool = True
     shards: bool = True
     has_flash: bool = False
-    keeps_apart: bool = False
     why_not_packed: str = ""
     why_no_trees: str = ""
 
@@ -79,6 +77,11 @@ def probe_model(config: PreTrainedConfig, attention: str, *, longest: int) -> Mo
     return _known[key]
 
 
+def can_keep_apart(config: PreTrainedConfig, attention: str, *, longest: int) -> bool:
+    """Whether a small model of this class computes packed conversations one by one, without masks, as if alone."""
+    return any(_keeps_apart(model, attention) for model in skeletons(config, attention, longest=longest))
+
+
 def laid_out(store: TokenStore, model: nn.Module, attention: str, *, longest: int) -> RowStore:
     """Returns the rows on which a loaded model is scored: those of the store, or of each sequence where it must be so."""
     if not store.has_forks:
@@ -110,7 +113,6 @@ def _abilities(model: PreTrainedModel, attention: str, kernel: str) -> ModelAbil
         checkpoints=bool(model.supports_gradient_checkpointing),
         shards=bool(model._no_split_modules),
         has_flash=bool(model._supports_flash_attn) and FLASH_ATTENTION in (others or [FLASH_ATTENTION]),
-        keeps_apart=_keeps_apart(model, kernel),
         why_not_packed=_why_leaking(model, kernel),
         why_no_trees=NO_MASKS if attention == FLASH_ATTENTION else _why_other_paths(model, kernel),
     )

@@ -28,7 +28,7 @@ from components.training.checkpoint_names import at_report, between_reports
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
-from components.training.model_abilities import probe_model
+from components.training.model_abilities import can_keep_apart
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
@@ -277,7 +277,7 @@ class TrialRunner:
         if not (scored.may_keep_apart and self.workers.parallel == "fsdp"):
             return scored.may_keep_apart
         config = cast(PreTrainedModel, scored.model).config
-        return probe_model(config, scored.attention, longest=self.data.max_tokens).keeps_apart
+        return can_keep_apart(config, scored.attention, longest=self.data.max_tokens)
 
     def _all_isolate(self, scored: ScoredModel, *, apart: bool) -> bool:
         """Each worker has measured it on its own device, and all must come to the same decision."""

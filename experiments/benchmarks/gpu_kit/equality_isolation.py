@@ -113,7 +113,8 @@ def isolation(name: str, way: Way, store: TokenStore, settings: Settings) -> Ite
     seen = f"{apart:.1e}, the probe says {SAYS[isolates]}"
     seen += "" if way.apart else f"; without positions {leak:.2f}, it says {SAYS[leak_isolates]}"
     holds = apart <= bound and isolates and leak > bound and not leak_isolates
-    yield passed_if(holds, asked, seen, logits_relative=apart)
+    figures = {"logits_relative": apart} | ({} if way.apart else {"logits_relative_of_a_leak": leak})
+    yield passed_if(holds, asked, seen, **figures)
 
 
 def _seen(model: PreTrainedModel, store: TokenStore, way: Way, settings: Settings) -> tuple[float, bool]:
