@@ -21,6 +21,7 @@ search:
       optimizer: {learning_rate: {log_uniform: [5.0e-3, 2.0e-2]}}
 registry: {name: toy}
 """
+SECONDS = 600  # for one stage of a search, beside other work
 ONE_SLOT = {"search.max_concurrent_trials": 1}
 
 
@@ -54,12 +55,12 @@ def searched(notebook):
     with pytest.raises(TimeoutError):
         search.result(timeout_seconds=0.1)
     # The trials are ranked, the best first.
-    until(lambda: any(trial.number == 1 and trial.checkpoint for trial in search.trials()), 120)
+    until(lambda: any(trial.number == 1 and trial.checkpoint for trial in search.trials()), SECONDS)
     replies.append(search.extend(1, by=0.5))
     replies.append(search.clone(1, {"optimizer.learning_rate": 1e-3}, warm=True))
     with pytest.raises(turnwise.InputError, match="refused: "):
         search.stop(99)
-    search.result(timeout_seconds=400)
+    search.result(timeout_seconds=SECONDS)
     return search, events, messages, replies
 
 
@@ -119,11 +120,11 @@ def test_the_champion_replies_is_scored_compared_and_exported(searched, notebook
 def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, notebook):
     experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 20} | ONE_SLOT)
     search = turnwise.start(experiment, register=False)
-    until(lambda: search.trials() and search.trials()[0].target_tokens, 120)
+    until(lambda: search.trials() and search.trials()[0].target_tokens, SECONDS)
     search.cancel()
-    assert search.result(timeout_seconds=120).outcome is Outcome.INTERRUPTED
+    assert search.result(timeout_seconds=SECONDS).outcome is Outcome.INTERRUPTED
     again = turnwise.open_search("runs/second", search.search_id, resume=True, register=False)
-    result = again.result(timeout_seconds=300)
+    result = again.result(timeout_seconds=SECONDS)
     assert (again.search_id, result.outcome) == (search.search_id, Outcome.FINISHED)
     looked_at = turnwise.open_search(experiment)
     assert [trial.state for trial in looked_at.trials()] == ["completed", "completed"]

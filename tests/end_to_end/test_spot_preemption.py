@@ -19,7 +19,7 @@ from tests.support.sessions import curve, session
 from tests.support.toy_search import toy_search_folder
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+SECONDS = 400
 # So long that no machine comes to its end before the nodes have gone and come.
 CHANGES = """
 data: {eval_fraction: 0.15}
