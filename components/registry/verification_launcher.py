@@ -5,10 +5,8 @@ The version is downloaded from the registry, and each process runs the code that
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
-from components.registry.library_path import library_path
+from components.registry import fresh_process
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_messages import (
     ABOUT_BASE,
@@ -127,26 +125,18 @@ def _download(version_uri: str, uri: str, target: Path, part: str = "") -> Path:
 def run_phase(request: VerificationRequest, timeout_seconds: float) -> PhaseResult:
     """Runs one phase in a new process, on the code of the candidate's version."""
     code, package = request.model / CODE, package_name(request.model)
-    search_path = [str(code.absolute()), *library_path()]
     with tempfile.TemporaryDirectory(prefix="turnwise-phase-") as name:
         request_file, result_file = Path(name) / "request.json", Path(name) / "result.json"
         request_file.write_text(request.model_dump_json(), encoding="utf-8")
+        module, files = f"{package}.registry.verification_worker", [str(request_file), str(result_file)]
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", f"{package}.registry.verification_worker", str(request_file), str(result_file)],
-                cwd=code,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},
-                capture_output=True,
-                text=True,
-                timeout=timeout_seconds,
-                check=False,
-            )
+            status, stderr = fresh_process.take().run(code, module, files, timeout_seconds)
         except subprocess.TimeoutExpired:
             raise _PhaseError(
                 f"was not proven within {timeout_seconds:.0f} seconds; raise registry.proof_minutes"
             ) from None
-        if done.returncode != 0:
-            raise _PhaseError(explain_exit(done.returncode, done.stderr))
+        if status != 0:
+            raise _PhaseError(explain_exit(status, stderr))
         result = PhaseResult.model_validate_json(result_file.read_text(encoding="utf-8"))
     if not result.code.samefile(code / package):
         raise _PhaseError(f"was not proven: the code in {result.code} ran instead of its own")

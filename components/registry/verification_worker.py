@@ -51,7 +51,7 @@ def verify(request: VerificationRequest) -> PhaseResult:
 
 def _verify_candidate(request: VerificationRequest) -> PhaseResult:
     """Asks the candidate a question as MLflow's users do, and scores it."""
-    served = mlflow.pyfunc.load_model(str(request.model))
+    served = mlflow.pyfunc.load_model(str(request.model), suppress_warnings=True)  # nobody reads them
     candidate = _frozen(served.get_raw_model().loaded)
     question = [dict(message) for message in (request.probes or (GREETING,))[0].messages]
     reply = served.predict({"messages": question, "max_tokens": request.max_new_tokens, "temperature": 0.0})

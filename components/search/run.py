@@ -16,16 +16,18 @@ from components.cluster.run_search import run_search
 from components.cluster.scheduling.search_warnings import remarks
 from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
+from components.experiment.spec import WorkersSpec
 from components.records.disk_use import DiskUse
 from components.records.driver_presence import DriverInbox
 from components.records.evaluation_record import EvaluationRecord
-from components.records.events import TrialHistory, TrialState
+from components.records.events import TrialEnded, TrialEvent, TrialHistory, TrialState
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
 from components.records.on_message import OnMessage, ignore_message
 from components.records.outcome import Outcome
 from components.records.search_cost import cost_of_search
 from components.records.stop_flag import StopRequest
+from components.registry.fresh_process import begin_ahead, drop_ahead
 from components.registry.promotion import Executor, register_best, run_locally
 from components.registry.verification_messages import VerificationReport
 from components.reports.leaderboard import ranked
@@ -96,6 +98,8 @@ def driver_session(
             except Exception:
                 search.abandon()
                 raise
+            finally:
+                drop_ahead()
 
 
 class SearchRun:
@@ -150,6 +154,7 @@ class SearchRun:
             return self._deliver_only()
         sync = JournalSync(self._journal, self._tracked.open)
         self.histories.subscribe(sync.append)
+        self.histories.subscribe(self._prepare_proof)
         if on_event is not None:
             self.histories.subscribe(on_event)
         context, hopeless, limit = self.prepared.context(self.prices), None, None
@@ -324,6 +329,14 @@ class SearchRun:
             return SearchOutcome(outcome=outcome_of_stop(self.stop.reason), message=message, best=best)
         return self.register(best)
 
+    def _prepare_proof(self, event: TrialEvent) -> None:
+        """Once a trial has ended and no other takes its cores, the process that will prove the best one imports on them."""
+        if not isinstance(event, TrialEnded) or len(self.histories) < self.planned:
+            return
+        wanted = self.prepared.register and self.stop.reason is None
+        if wanted and not self._workers_of(self.histories[event.trial_id]).gpus_per_worker:
+            begin_ahead()
+
     def _lose(self, reason: str) -> None:
         self._taken_over = reason
         self.stop.request(reason)
@@ -368,9 +381,12 @@ class SearchRun:
 
     def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
-        workers = self.prepared.experiment.resources.of(best.started.spec.method)
+        workers = self._workers_of(best)
         executor = partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
         return partial(self._clocked, executor)
+
+    def _workers_of(self, trial: TrialHistory) -> WorkersSpec:
+        return self.prepared.experiment.resources.of(trial.started.spec.method)
 
     def _clocked(self, executor: Executor, work: Callable[[], VerificationReport]) -> VerificationReport:
         """Counts what the proof takes, for the search's cost: also one that fails."""

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+from ray.train.backend import Backend, BackendConfig
+from ray.train.torch import config
 from ray.train.v2._internal.execution.context import TrainContext, get_train_context
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.preemption import PreemptionContext
@@ -23,6 +25,7 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from components.cluster.ray_internals import TESTED, version_warning
 from components.cluster.ray_internals.core import autoscaler_options, submission_id
+from components.cluster.ray_internals.late_torch import LateTorch
 from components.cluster.ray_internals.train import preemption_notice
 from components.cluster.ray_internals.tune import KEYS, create_trial, is_new, is_queued, keep_keys_here, requeue
 from tests.support.tune_controller import Untrained, make_controller, make_trial
@@ -167,6 +170,23 @@ def test_the_parts_of_train_that_are_replaced_are_where_they_were():
     assert hasattr(FixedScalingPolicy, "after_controller_start")
     assert hasattr(DefaultPlacementGroupHandle, "shutdown")
     assert "scaling_policy=" in inspect.getsource(DataParallelTrainer.fit)
+
+
+def test_what_workers_do_to_form_a_group_is_where_it_was():
+    assert list(inspect.signature(config._setup_torch_process_group).parameters) == [
+        "backend",
+        "world_rank",
+        "world_size",
+        "init_method",
+        "timeout_s",
+    ]
+    assert not inspect.signature(config._set_torch_distributed_env_vars).parameters
+    assert "destroy_process_group" in inspect.signature(config._shutdown_torch).parameters
+    assert {"backend_cls", "train_func_context", "framework"} <= set(vars(BackendConfig)) & set(
+        vars(config.TorchConfig)
+    )
+    assert {"on_start", "on_shutdown", "on_training_start"} <= set(vars(Backend))
+    assert config._TorchBackend.share_cuda_visible_devices is LateTorch().backend_cls.share_cuda_visible_devices is True
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,9 @@ def test_a_config_is_read_as_it_was_and_holds_plain_values_only():
 
 
 def test_what_a_slot_and_trains_controller_import_is_light():
-    """Each is a process of its own, in which transformers would take seconds and hundreds of MB beside the workers'."""
-    code = (
-        "import sys, components.cluster.slots.trainable; print({'transformers', 'peft', 'mlflow'} & set(sys.modules))"
-    )
+    """Each is a process of its own, in which these would take seconds and hundreds of MB beside the workers'."""
+    heavy = "{'torch', 'transformers', 'peft', 'mlflow'}"
+    code = f"import sys, components.cluster.slots.trainable; print({heavy} & set(sys.modules))"
     path = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

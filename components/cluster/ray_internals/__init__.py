@@ -1,8 +1,9 @@
 """The one door to Ray's private parts: no other file of components/ or workflows/ uses a private name of Ray.
 
 `core` reads what the cluster knows, `tune` moves trials in Tune's loop, `tune_loop` ends it, `train` puts Train workers
-into Tune's placement group. Each entry names the public way and why it is not enough, Ray's issue if there is one, and
-the test that fails when a new Ray moves what the entry uses. tests/unit/test_house.py holds this rule.
+into Tune's placement group, `late_torch` joins these to a process group. Each entry names the public way and why it is
+not enough, Ray's issue if there is one, and the test that fails when a new Ray moves what the entry uses.
+tests/unit/test_house.py holds this rule.
 """
 
 from __future__ import annotations

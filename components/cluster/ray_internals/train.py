@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray.util
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback
@@ -14,6 +14,9 @@ from ray.train.v2._internal.execution.controller.controller import TrainControll
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from components.cluster.ray_internals.late_torch import LateTorch
 
 
 def preemption_notice() -> bool:
@@ -26,8 +29,8 @@ def preemption_notice() -> bool:
     return get_train_context().preemption_context.preemption_info is not None
 
 
-class BorrowedGroupTrainer(TorchTrainer):  # type: ignore[misc]
-    """A Train run whose workers live in the placement group it was started in.
+class BorrowedGroupTrainer(DataParallelTrainer):  # type: ignore[misc]
+    """A Train run of torch whose workers live in the placement group it was started in.
 
     Tune reserves one bundle per worker and nothing for itself, so admission, waiting and autoscaling are Tune's alone, and
     nothing is reserved twice.
@@ -41,6 +44,9 @@ class BorrowedGroupTrainer(TorchTrainer):  # type: ignore[misc]
     Issue: https://github.com/ray-project/ray/issues/28924 (closed as stale)
     Test: tests/ray/test_search_on_ray.py::test_unequal_trials_share_one_search_and_all_end
     """
+
+    def __init__(self, train_loop: Callable[[dict[str, Any]], None], **settings: Any) -> None:
+        super().__init__(train_loop, backend_config=LateTorch(), **settings)
 
     def _create_default_callbacks(self) -> list[Any]:
         unneeded = (PlacementGroupCleanerCallback, DatasetsCallback)
