@@ -66,7 +66,7 @@ def conversation_losses(
     was_training = scored.training
     scored.eval()
     sums: dict[int, tuple[float, int]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), scored.evaluating():
         for rows in mine:
             batch = collate(store, rows, pad_token_id, max_tokens).to(workers.device)
             _add_batch_losses(sums, scored, store, rows, batch, turns)

@@ -154,6 +154,13 @@ class ScoredModel(nn.Module):
             return contextlib.nullcontext()
         return computing(self.precision, self.device)
 
+    def evaluating(self) -> contextlib.AbstractContextManager[Any]:
+        """For several passes without gradients between which no weight changes: each weight that may be trained is cast once.
+
+        At the end of its forward pass one batch has the casts of all layers, so memory has them in any case.
+        """
+        return computing(self.precision, self.device)
+
     @property
     def may_keep_apart(self) -> bool:
         """Whether it pays: torch has a kernel for all conversations at once, or loses nothing by one after the other."""

@@ -484,6 +484,21 @@ class Casts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_a_weight_is_cast_once_an_evaluation_and_losses_are_the_same_bits(toy, tmp_path, monkeypatch):
+    of = session(toy, tmp_path)
+    batch = BatchSpec(rows_per_step=4, rows_per_micro_batch=1)  # one batch of the evaluation would show nothing
+    of.start("trial", FULL.model_copy(update={"batch": batch, "precision": "bf16"}))
+    counts, losses = [], []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(ScoredModel, "evaluating", lambda _: contextlib.nullcontext())
+        with Casts(of.running.model) as casts:
+            losses.append(of.running._losses_on(of.running.eval_store))
+        counts.append(casts.count)
+    assert 0 < counts[0] < counts[1]
+    assert losses[0] == losses[1]
+
+
 def test_a_weight_is_cast_once_a_step_and_gradients_are_the_same_bits(toy, tmp_path, monkeypatch):
     spec = FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=1), "precision": "bf16"})
     counts, gradients = [], []
