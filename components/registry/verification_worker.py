@@ -35,6 +35,7 @@ from components.registry.model_package import package_in
 from components.registry.own_code import INSTALLED
 from components.registry.probes import Probe
 from components.registry.verification_messages import OUT_OF_MEMORY, PhaseResult, VerificationRequest
+from components.scoring.kept_casts import casts_kept
 from components.scoring.score_model import asked_of, score_model
 from components.training.evaluate import ConversationLoss, score, score_with_views
 from components.training.general_loss import score_general_text
@@ -218,9 +219,10 @@ def _score_replies(loaded: LoadedModel, request: VerificationRequest) -> dict[st
         return {}
     asked, count = asked_of(request.generation, TokenStore(request.judged_store))
     at_once = request.rows_per_batch * request.max_tokens
-    return score_model(
-        loaded, asked, count, request.generation, max_tokens=request.max_tokens, max_batch_tokens=at_once
-    )
+    with casts_kept(loaded):
+        return score_model(
+            loaded, asked, count, request.generation, max_tokens=request.max_tokens, max_batch_tokens=at_once
+        )
 
 
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:
@@ -232,14 +234,16 @@ def _targets(losses: Sequence[ConversationLoss]) -> tuple[int, ...]:
 
 
 def _answer_probes(loaded: LoadedModel, request: VerificationRequest) -> tuple[str, ...]:
-    return tuple(answer_to(loaded, probe, request.max_new_tokens) for probe in request.probes)
+    with casts_kept(loaded):
+        return tuple(answer_to(loaded, probe, request.max_new_tokens) for probe in request.probes)
 
 
 def _said(loaded: LoadedModel, request: VerificationRequest, to_probes: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the answers that a judge compares, those to the probes first; none where no judge is asked."""
     if not request.judged:
         return ()
-    return (*to_probes, *(answer_to(loaded, question, JUDGED_TOKENS) for question in request.more_questions))
+    with casts_kept(loaded):
+        return (*to_probes, *(answer_to(loaded, question, JUDGED_TOKENS) for question in request.more_questions))
 
 
 def answer_to(loaded: LoadedModel, probe: Probe, max_new_tokens: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from components.models.load_trained import LoadedModel
+from components.models.precision import computing
 from components.scoring.padding import Company, company_of
 from components.scoring.reply import Reply, clear_generation_config, reply_of, until_stop
 from components.scoring.shrinking_batch import generate_rows, rows_may_leave
@@ -43,10 +44,13 @@ def generate_replies(
     company = company_of(loaded) if len(prompts) > 1 else "none"
     rows_leave = company != "none" and rows_may_leave(loaded)
     replies: dict[int, Reply] = {}
-    for batch in _batches(lengths, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, company=company):
-        asked = [prompts[index] for index in batch]
-        said = _generate(loaded, asked, max_new_tokens=max_new_tokens, rows_leave=rows_leave)
-        replies.update(zip(batch, said, strict=True))
+    batches = _batches(lengths, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, company=company)
+    # Around all of them, or each stretch of a batch would cast the weights again.
+    with torch.no_grad(), computing(loaded.precision, loaded.device):
+        for batch in batches:
+            asked = [prompts[index] for index in batch]
+            said = _generate(loaded, asked, max_new_tokens=max_new_tokens, rows_leave=rows_leave)
+            replies.update(zip(batch, said, strict=True))
     return [replies[index] for index in range(len(prompts))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 from components.conversations.target_bytes import BITS_PER_BYTE
@@ -11,9 +11,11 @@ from components.planning.meta_model import meta_attention, meta_model
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
 from components.records.events import TrialHistory
 from components.records.finalists import repeats_of
+from components.records.on_message import OnMessage
 from components.reports.finalists import FinalistsVerdict, compare_finalists
 from components.search.prepare_search import PreparedSearch
 from components.statistics.paired_bootstrap import BITS, NATS
+from components.storage.open_folder import folder_at
 
 
 def compare_branches(prepared: PreparedSearch, histories: Mapping[str, TrialHistory]) -> FinalistsVerdict | None:
@@ -67,3 +69,18 @@ def _trained_weights(prepared: PreparedSearch, history: TrialHistory) -> int:
     spec = history.started.spec
     model = meta_model(base.config, spec.method, dtype="fp32", attention=meta_attention("eager", base.config))
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or prepared.by_bytes)
+
+
+def with_complete_checkpoints(trials: Iterable[TrialHistory], on_message: OnMessage) -> Iterator[TrialHistory]:
+    """A kill may have come before a trial's last checkpoint had reached a remote storage: its report then has none."""
+    for history in trials:
+        while history.best is not None and not folder_at(str(history.best.checkpoint)).is_complete():
+            on_message(
+                f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
+            )
+            reports = (
+                report.model_copy(update={"checkpoint": None}) if report is history.best else report
+                for report in history.reports
+            )
+            history = history.model_copy(update={"reports": tuple(reports)})
+        yield history

@@ -34,7 +34,7 @@ from components.reports.leaderboard import ranked
 from components.reports.search_summary import SearchSummary
 from components.search.branch_prices import branch_prices, priced_by
 from components.search.check_disk import check_disk
-from components.search.choose_candidate import choose, compare_branches
+from components.search.choose_candidate import choose, compare_branches, with_complete_checkpoints
 from components.search.decide_outcome import (
     SearchOutcome,
     SearchResult,
@@ -53,7 +53,6 @@ from components.search.tracked_runs import TrackedRuns
 from components.search.write_reports import REPORT, keep_summary, kept_summary, log_reports, summarize, write_page
 from components.statistics.selection import Selection
 from components.storage.free_room import lack_of_room
-from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from components.tracking.journal_sync import JournalSync
 from components.tracking.mlflow_access import MLFLOW_ERRORS, reason_of
@@ -303,7 +302,9 @@ class SearchRun:
     def _decide(self, trials: TrialsResult) -> SearchOutcome:
         if early := outcome_of_unfinished(trials, planned=self.planned, resume=self.resume_command):
             return early
-        histories = {history.trial_id: history for history in self._with_complete_checkpoints()}
+        histories = {
+            history.trial_id: history for history in with_complete_checkpoints(self.histories.values(), self.on_message)
+        }
         leader = ranked(histories.values())[0]
         if leader.best is None or leader.state is TrialState.FAILED:
             return outcome_of_no_success(self.histories.values(), self.resume_command)
@@ -348,20 +349,6 @@ class SearchRun:
 
     def _not_registered(self, outcome: Outcome, why: str, best: TrialHistory) -> SearchOutcome:
         return SearchOutcome(outcome=outcome, message=f"{why}: {self.resume_command}", best=best)
-
-    def _with_complete_checkpoints(self) -> Iterator[TrialHistory]:
-        """A kill may have come before a trial's last checkpoint had reached a remote storage: its report then has none."""
-        for history in self.histories.values():
-            while history.best is not None and not folder_at(str(history.best.checkpoint)).is_complete():
-                self.on_message(
-                    f"trial {history.started.number}: {history.best.checkpoint} is not there; its next best one counts"
-                )
-                reports = (
-                    report.model_copy(update={"checkpoint": None}) if report is history.best else report
-                    for report in history.reports
-                )
-                history = history.model_copy(update={"reports": tuple(reports)})
-            yield history
 
     def _selection(self, best: TrialHistory) -> Selection | None:
         """What the best trial was chosen from; None if the gate has conversations of its own, which chose nothing."""

@@ -29,6 +29,7 @@ from components.training.gradient_norm import gradient_norm
 from components.training.loss import ScoredModel, isolates_packed_rows, target_losses
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.workers import OneWorker, TorchWorkers
+from tests.support.casts import Casts
 from tests.support.sessions import FULL, LORA, Signals, curve, reports, session, weights
 from tests.support.toy import letter_tokenizer
 
@@ -470,18 +471,6 @@ def test_the_norm_of_large_gradients_is_exact_on_a_cpu():
     gradients = [large, torch.ones(3), torch.zeros(0, 4), torch.full((), 2.0)]
     exact = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
     assert float(gradient_norm(gradients)) == pytest.approx(float(exact), rel=1e-6)
-
-
-class Casts(TorchDispatchMode):
-    """Counts how often a weight of a model is copied to another dtype."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.weights, self.count = {id(weight) for weight in model.parameters()}, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_weight_is_cast_once_an_evaluation_and_losses_are_the_same_bits(toy, tmp_path, monkeypatch):
