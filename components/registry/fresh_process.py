@@ -1,7 +1,7 @@
 """A new Python process for a version's own code. It may be started ahead, and imports libraries while there is no work yet.
 
-These imports take ten seconds and more, as long as the proof of a small model itself. A search starts the process when a
-trial has ended and no other takes its cores.
+These imports take ten seconds and more, as long as the proof of a small model itself. A search starts the process when it
+begins to make the version that will be proven.
 """
 
 from __future__ import annotations
@@ -57,17 +57,20 @@ class FreshProcess:
 
 
 def begin_ahead() -> None:
-    """Starts the process that the next `take` returns, unless there is one, or the system has no room for another."""
+    """Starts the process that the next `take` returns, in place of one before, unless the system has no room for it."""
+    drop_ahead()
     with _LOCK, contextlib.suppress(OSError):
-        if not _ahead:
-            _ahead.append(FreshProcess())
+        _ahead.append(FreshProcess())
 
 
 def take() -> FreshProcess:
     """The process that was started ahead, else one that starts now."""
     with _LOCK:
-        process = _ahead.pop() if _ahead else None
-    return process if process is not None and process.is_waiting() else FreshProcess()
+        process = _ahead.pop() if _ahead else FreshProcess()
+    if process.is_waiting():
+        return process
+    process.end()
+    return FreshProcess()
 
 
 def drop_ahead() -> None:

@@ -219,10 +219,9 @@ def _score_replies(loaded: LoadedModel, request: VerificationRequest) -> dict[st
         return {}
     asked, count = asked_of(request.generation, TokenStore(request.judged_store))
     at_once = request.rows_per_batch * request.max_tokens
-    with casts_kept(loaded):
-        return score_model(
-            loaded, asked, count, request.generation, max_tokens=request.max_tokens, max_batch_tokens=at_once
-        )
+    return score_model(
+        loaded, asked, count, request.generation, max_tokens=request.max_tokens, max_batch_tokens=at_once
+    )
 
 
 def _sums(losses: Sequence[ConversationLoss]) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from components.models.load_trained import LoadedModel
 from components.records.evaluation_record import ConversationScores
 from components.scoring.batched_generation import generate_replies
 from components.scoring.generation_plan import GenerationPlan
+from components.scoring.kept_casts import casts_kept
 from components.scoring.questions import Question, generation_set, questions_of
 from components.scoring.reply import Reply
 from components.scoring.scores import Numbers, score_replies
@@ -84,7 +85,8 @@ def score_model(
         conversations, loaded.chat_format, loaded.model.config, max_tokens=max_tokens, max_new_tokens=new
     )
     prompts = [question.prompt for question in questions]
-    replies = generate_replies(loaded, prompts, max_new_tokens=new, max_batch_tokens=max_batch_tokens)
+    with casts_kept(loaded):  # and no longer: a score may be a user's function, with a model of its own
+        replies = generate_replies(loaded, prompts, max_new_tokens=new, max_batch_tokens=max_batch_tokens)
     numbers = numbers_of(plan, questions, replies)
     return {name: by_conversation(questions, each, count) for name, each in numbers.items()}
 

@@ -16,11 +16,10 @@ from components.cluster.run_search import run_search
 from components.cluster.scheduling.search_warnings import remarks
 from components.errors import TakenOverError, TrackingError, VerificationError
 from components.experiment.space import num_trials
-from components.experiment.spec import WorkersSpec
 from components.records.disk_use import DiskUse
 from components.records.driver_presence import DriverInbox
 from components.records.evaluation_record import EvaluationRecord
-from components.records.events import TrialEnded, TrialEvent, TrialHistory, TrialState
+from components.records.events import TrialHistory, TrialState
 from components.records.histories import Subscriber, TrialHistories
 from components.records.journal import Journal
 from components.records.on_message import OnMessage, ignore_message
@@ -153,7 +152,6 @@ class SearchRun:
             return self._deliver_only()
         sync = JournalSync(self._journal, self._tracked.open)
         self.histories.subscribe(sync.append)
-        self.histories.subscribe(self._prepare_proof)
         if on_event is not None:
             self.histories.subscribe(on_event)
         context, hopeless, limit = self.prepared.context(self.prices), None, None
@@ -330,14 +328,6 @@ class SearchRun:
             return SearchOutcome(outcome=outcome_of_stop(self.stop.reason), message=message, best=best)
         return self.register(best)
 
-    def _prepare_proof(self, event: TrialEvent) -> None:
-        """Once a trial has ended and no other takes its cores, the process that will prove the best one imports on them."""
-        if not isinstance(event, TrialEnded) or len(self.histories) < self.planned:
-            return
-        wanted = self.prepared.register and self.stop.reason is None
-        if wanted and not self._workers_of(self.histories[event.trial_id]).gpus_per_worker:
-            begin_ahead()
-
     def _lose(self, reason: str) -> None:
         self._taken_over = reason
         self.stop.request(reason)
@@ -368,12 +358,11 @@ class SearchRun:
 
     def _executor(self, best: TrialHistory) -> Executor:
         """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
-        workers = self._workers_of(best)
+        workers = self.prepared.experiment.resources.of(best.started.spec.method)
+        if not workers.gpus_per_worker:
+            begin_ahead()  # it imports while the version is made
         executor = partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
         return partial(self._clocked, executor)
-
-    def _workers_of(self, trial: TrialHistory) -> WorkersSpec:
-        return self.prepared.experiment.resources.of(trial.started.spec.method)
 
     def _clocked(self, executor: Executor, work: Callable[[], VerificationReport]) -> VerificationReport:
         """Counts what the proof takes, for the search's cost: also one that fails."""

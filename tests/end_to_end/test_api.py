@@ -7,6 +7,7 @@ import pytest
 import components as turnwise
 from components.records.events import TrialEnded, TrialInstructed, TrialProgressed, TrialStarted
 from components.records.outcome import Outcome
+from components.registry import fresh_process
 from tests.support.servers import until
 from tests.support.toy import toy_conversations, write_messages_jsonl
 from tests.support.toy_search import toy_search_folder
@@ -76,6 +77,7 @@ def test_a_search_in_a_thread_ends_with_a_champion(searched):
     assert {TrialStarted, TrialProgressed, TrialInstructed, TrialEnded} == set(kinds)
     assert any(message.startswith("data ") for message in messages)
     assert "champion" in search._repr_html_()
+    assert fresh_process._ahead == []  # the proof took the process, or the search ended it
     assert "Champion: models:/toy@champion is version 1" in result._repr_html_()
 
 

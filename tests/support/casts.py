@@ -5,12 +5,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Casts(TorchDispatchMode):
-    """Counts how often a weight of a model is copied to another dtype."""
+    """Counts how often weights of a model are copied to another dtype, and how many of them are."""
 
     def __init__(self, model):
         super().__init__()
-        self.weights, self.count = {id(weight) for weight in model.parameters()}, 0
+        self.weights, self.count, self.copied = {id(weight) for weight in model.parameters()}, 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights
+        if func is torch.ops.aten._to_copy.default and id(args[0]) in self.weights:
+            self.count += 1
+            self.copied.add(id(args[0]))
         return func(*args, **(kwargs or {}))

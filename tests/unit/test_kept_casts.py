@@ -1,19 +1,23 @@
 """A small model's weights are cast to 16 bits once for a whole text, a large one's for every token."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from components.conversations.chat_formats import load_chat_format
+from components.conversations.messages import Conversation
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.inference.generate import reply_to
 from components.models.load_trained import LoadedModel
-from components.scoring import kept_casts
+from components.registry import verification_worker
+from components.registry.probes import Probe
+from components.scoring import kept_casts, score_model
 from components.scoring.batched_generation import generate_replies
 from components.scoring.kept_casts import casts_kept
 from tests.support.casts import Casts
-from tests.support.toy import save_letter_tokenizer, user
+from tests.support.toy import assistant, save_letter_tokenizer, user
 from tests.support.zoo import family_model
 
 TOKENS = 20
@@ -31,6 +35,14 @@ def loaded(tmp_path):
         attention="sdpa",
         precision="bf16",
     )
+
+
+def kept_by(loaded, work):
+    """Whether each weight was cast once at most."""
+    with Casts(loaded.model) as casts:
+        work()
+    assert casts.copied
+    return casts.count == len(casts.copied)
 
 
 def casts_of_a_reply(loaded):
@@ -65,3 +77,37 @@ def test_the_stretches_of_a_batch_share_their_casts(loaded):
             generate_replies(loaded, prompts, max_new_tokens=new_tokens, max_batch_tokens=500)
         counts.append(casts.count)
     assert counts[0] == counts[1] > 0
+
+
+def test_the_proof_keeps_casts_while_probes_are_answered(loaded):
+    probe = Probe(messages=({"role": "user", "content": "abc"},))
+    request = SimpleNamespace(probes=(probe, probe), more_questions=(probe,), judged=True, max_new_tokens=TOKENS)
+    assert kept_by(loaded, lambda: verification_worker._answer_probes(loaded, request))
+    assert kept_by(loaded, lambda: verification_worker._said(loaded, request, ()))
+    assert not kept_by(loaded, lambda: reply_to(loaded, [user("abc")], max_new_tokens=TOKENS))
+
+
+def test_casts_are_kept_for_answers_and_not_for_their_scores(loaded, monkeypatch):
+    """A score may be a user's function, which computes with a model of its own."""
+    states = []
+
+    def numbers_of(plan, questions, replies):
+        states.append((len(replies), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return {}
+
+    monkeypatch.setattr(score_model, "numbers_of", numbers_of)
+    plan = SimpleNamespace(generate=SimpleNamespace(max_new_tokens=TOKENS))
+    asked = [(index, Conversation(messages=(user(text), assistant("d")))) for index, text in enumerate(("abc", "ab"))]
+
+    def work():
+        score_model.score_model(loaded, asked, 2, plan, max_tokens=100, max_batch_tokens=500)
+
+    assert kept_by(loaded, work)
+    assert states == [(2, True, False)]
+
+
+def test_weights_are_frozen_again_after_an_error(loaded):
+    with pytest.raises(KeyError), casts_kept(loaded):
+        raise KeyError
+    assert not any(weight.requires_grad for weight in loaded.model.parameters())
+    assert torch.is_grad_enabled()

@@ -25,7 +25,7 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from components.cluster.ray_internals import TESTED, version_warning
 from components.cluster.ray_internals.core import autoscaler_options, submission_id
-from components.cluster.ray_internals.late_torch import LateTorch
+from components.cluster.ray_internals.late_torch import GROUP_SECONDS, LateTorch
 from components.cluster.ray_internals.train import preemption_notice
 from components.cluster.ray_internals.tune import KEYS, create_trial, is_new, is_queued, keep_keys_here, requeue
 from tests.support.tune_controller import Untrained, make_controller, make_trial
@@ -185,7 +185,10 @@ def test_what_workers_do_to_form_a_group_is_where_it_was():
     assert {"backend_cls", "train_func_context", "framework"} <= set(vars(BackendConfig)) & set(
         vars(config.TorchConfig)
     )
-    assert {"on_start", "on_shutdown", "on_training_start"} <= set(vars(Backend))
+    hooks = {"on_start", "on_shutdown", "on_training_start"}
+    assert hooks <= set(vars(Backend))
+    assert hooks == {name for name in vars(config._TorchBackend) if name.startswith("on_")}
+    assert config.TorchConfig().timeout_s == GROUP_SECONDS
     assert config._TorchBackend.share_cuda_visible_devices is LateTorch().backend_cls.share_cuda_visible_devices is True
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray._private.ray_constants import env_integer
 from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
+from ray.train.constants import (
+    DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+    TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+)
 from ray.train.v2._internal.util import TrainingFramework
 
-GROUP_SECONDS = 1800  # to form the group, and for each operation in it, as Ray's own has it
-LEAVE_SECONDS = 30
+GROUP_SECONDS = 1800  # to form the group, and for each operation in it: the default of TorchConfig
+
+log = logging.getLogger(__name__)
 
 
 class LateTorch(BackendConfig):  # type: ignore[misc]
@@ -48,21 +55,28 @@ class _LateTorchBackend(Backend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: LateTorch) -> None:
         address, port = worker_group.execute_single(0, get_address_and_port)
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
+        worker_group.execute(_set_variables, address, port)  # where this fails, no worker waits for the others yet
         size = len(worker_group)
-        ray.get(
-            [worker_group.execute_single_async(rank, _join, address, port, backend, rank, size) for rank in range(size)]
-        )
+        ray.get([worker_group.execute_single_async(rank, _join, backend, rank, size) for rank in range(size)])
 
     def on_shutdown(self, worker_group: Any, backend_config: LateTorch) -> None:
-        with contextlib.suppress(GetTimeoutError):
-            ray.get(worker_group.execute_async(_leave, len(worker_group) > 1), timeout=LEAVE_SECONDS)
+        seconds = env_integer(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
+        try:
+            ray.get(worker_group.execute_async(_leave, len(worker_group) > 1), timeout=seconds)
+        except GetTimeoutError:
+            log.warning("the workers' process group has not ended within %d seconds", seconds)
 
 
-def _join(address: str, port: int, backend: str, rank: int, size: int) -> None:
+def _set_variables(address: str, port: int) -> None:
     from ray.train.torch import config
 
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     config._set_torch_distributed_env_vars()
+
+
+def _join(backend: str, rank: int, size: int) -> None:
+    from ray.train.torch import config
+
     config._setup_torch_process_group(backend, rank, size, "env://", GROUP_SECONDS)
 
 
