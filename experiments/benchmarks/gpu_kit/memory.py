@@ -24,9 +24,8 @@ from experiments.benchmarks.gpu_kit.settings import Settings
 ABOVE = 0.10
 # The plan's tensors are those of a dry run. Kernels need workspaces, for which the plan has its waste.
 BELOW_ALLOCATED = CUDA_WASTE
-# On a CPU the dry run's kernels are the real ones, and a ledger counts as the plan does. What is left over are scalars, and
-# what a kernel of one conversation holds at another moment.
-LEDGER = 0.01
+# On a CPU the dry run's kernels are the real ones, and a ledger counts as the plan does. What is left over are scalars.
+LEDGER = 0.005
 
 FIRST = (
     MemoryCase(shape="chatglm3-6b", method="LoRA", tokens=2048),

@@ -72,6 +72,7 @@ class MemoryCase:
             config_of(self.shape, settings).vocab_size,
             train=[tokens // CONVERSATIONS] * (CONVERSATIONS * self.spec.batch.rows_per_step),
             evaluate=[tokens, tokens // 2],
+            target_every=1,  # as a plan counts on
         )
 
     def dataset(self, settings: Settings) -> PreparedDataset:

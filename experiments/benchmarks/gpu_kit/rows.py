@@ -1,4 +1,4 @@
-"""Conversations of random tokens, as prepared data: every second token is a target."""
+"""Conversations of random tokens, as prepared data."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ FIRST_TOKEN = 3  # below are padding, begin and end
 
 
 def random_dataset(
-    directory: Path, vocabulary: int, *, train: Iterable[int], evaluate: Iterable[int], seed: int = 0
+    directory: Path,
+    vocabulary: int,
+    *,
+    train: Iterable[int],
+    evaluate: Iterable[int],
+    target_every: int = 2,
+    seed: int = 0,
 ) -> PreparedDataset:
-    """Writes conversations of these lengths, in tokens, and opens them."""
+    """Writes conversations of these lengths, in tokens, and opens them. By default every second token is a target."""
     generator = np.random.default_rng(seed)
 
     def entry(tokens: int) -> Entry:
         token_ids = generator.integers(FIRST_TOKEN, vocabulary, tokens).tolist()
-        weights = [float(position % 2) for position in range(tokens)]
+        weights = [float((position + 1) % target_every == 0 < position) for position in range(tokens)]
         rendered = RenderedConversation(token_ids=token_ids, target_weights=weights, turn_ends=[tokens])
         return Entry(source="random", rendered=rendered)
 
