@@ -13,7 +13,7 @@ from typing import Self
 from experiments.benchmarks.gpu_kit.meters import used_on_card
 
 EVERY = 0.02  # seconds between two looks
-WORKER = b"verification_worker"  # in its command line; before that the new process is a copy of this one
+WORKER = b"fresh_worker"
 
 
 @dataclass(slots=True)
