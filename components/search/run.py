@@ -357,12 +357,15 @@ class SearchRun:
         return read_selection(prepared.folder, histories, said, metric.name)
 
     def _executor(self, best: TrialHistory) -> Executor:
-        """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one."""
+        """A driver may run on a small machine without a GPU: what was trained on a GPU is verified on one.
+
+        Here the process that verifies begins to import while the version is made.
+        """
         workers = self.prepared.experiment.resources.of(best.started.spec.method)
-        if not workers.gpus_per_worker:
-            begin_ahead()  # it imports while the version is made
-        executor = partial(run_on_worker, workers) if workers.gpus_per_worker else run_locally
-        return partial(self._clocked, executor)
+        if workers.gpus_per_worker:
+            return partial(self._clocked, partial(run_on_worker, workers))
+        begin_ahead()
+        return partial(self._clocked, run_locally)
 
     def _clocked(self, executor: Executor, work: Callable[[], VerificationReport]) -> VerificationReport:
         """Counts what the proof takes, for the search's cost: also one that fails."""

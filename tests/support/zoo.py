@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from components.conversations.chat_formats import load_chat_format
+from components.conversations.tokenizers.load_tokenizer import load_tokenizer
+from components.models.load_trained import LoadedModel
 from tests.support.toy import save_letter_tokenizer
 
 SIZES = {
@@ -203,3 +206,16 @@ def family_directory(directory, family, chat_template=None):
     family_model(family).save_pretrained(directory)
     save_letter_tokenizer(directory, chat_template)
     return directory
+
+
+def loaded_family(name, folder) -> LoadedModel:
+    """A model of the family with the letter tokenizer, which is written to `folder`: what load_trained returns."""
+    save_letter_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    return LoadedModel(
+        model=family_model(name).eval(),
+        tokenizer=tokenizer,
+        chat_format=load_chat_format(tokenizer, "auto"),
+        device=torch.device("cpu"),
+        attention="sdpa",
+    )

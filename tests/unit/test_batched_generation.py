@@ -10,30 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from components.conversations.chat_formats import load_chat_format
-from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.inference.generate import reply_to
-from components.models.load_trained import LoadedModel
 from components.scoring.batched_generation import generate_replies
 from components.scoring.padding import company_of
 from components.scoring.shrinking_batch import STRETCH, rows_may_leave
-from tests.support.toy import save_letter_tokenizer, user
-from tests.support.zoo import family_model
+from tests.support.toy import user
+from tests.support.zoo import loaded_family
 
 DRAW = random.Random(1)
 ASKED = ["".join(DRAW.choices(string.ascii_letters, k=DRAW.randint(2, 24))) for _ in range(12)]
-
-
-def family(name, folder):
-    save_letter_tokenizer(folder)
-    tokenizer = load_tokenizer(folder)
-    return LoadedModel(
-        model=family_model(name).eval(),
-        tokenizer=tokenizer,
-        chat_format=load_chat_format(tokenizer, "auto"),
-        device=torch.device("cpu"),
-        attention="sdpa",
-    )
 
 
 # rwkv keeps the states of a batch apart no better than padding: what it says alone is what it says in use.
@@ -50,7 +35,7 @@ def family(name, folder):
 )
 def test_a_batch_says_what_each_prompt_gets_alone(name, company, tmp_path):
     torch.set_num_threads(1)
-    loaded = family(name, tmp_path)
+    loaded = loaded_family(name, tmp_path)
     alone = [reply_to(loaded, [user(asked)], max_new_tokens=12) for asked in ASKED]
     prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
     assert company_of(loaded) == company
@@ -59,7 +44,7 @@ def test_a_batch_says_what_each_prompt_gets_alone(name, company, tmp_path):
 
 
 def test_a_batch_ends_each_reply_at_its_own_stop_token(tmp_path):
-    loaded = family("llama", tmp_path)
+    loaded = loaded_family("llama", tmp_path)
     prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
     said = generate_replies(loaded, prompts, max_new_tokens=20, max_batch_tokens=10_000)
     letter = Counter("".join(reply.text[2:] for reply in said)).most_common(1)[0][0]
@@ -76,7 +61,7 @@ def test_a_batch_ends_each_reply_at_its_own_stop_token(tmp_path):
 # The state of falcon_h1's recurrent layers has no rows that a cache can lose.
 @pytest.mark.parametrize(("name", "leave"), [("llama", True), ("glm", True), ("gpt2", True), ("falcon_h1", False)])
 def test_a_reply_that_has_ended_leaves_the_batch_where_the_cache_allows_it(name, leave, tmp_path):
-    loaded = family(name, tmp_path)
+    loaded = loaded_family(name, tmp_path)
     prompts = [loaded.chat_format.prompt([user(asked)]) for asked in ASKED]
     said = generate_replies(loaded, prompts, max_new_tokens=40, max_batch_tokens=10_000)
     early = Counter(letter for reply in said for letter in set(reply.text[:6]))

@@ -6,35 +6,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation
-from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.inference.generate import reply_to
-from components.models.load_trained import LoadedModel
 from components.registry import verification_worker
 from components.registry.probes import Probe
 from components.scoring import kept_casts, score_model
 from components.scoring.batched_generation import generate_replies
 from components.scoring.kept_casts import casts_kept
 from tests.support.casts import Casts
-from tests.support.toy import assistant, save_letter_tokenizer, user
-from tests.support.zoo import family_model
+from tests.support.toy import assistant, user
+from tests.support.zoo import loaded_family
 
 TOKENS = 20
 
 
 @pytest.fixture
 def loaded(tmp_path):
-    save_letter_tokenizer(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    return LoadedModel(
-        model=family_model("llama").eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        chat_format=load_chat_format(tokenizer, "auto"),
-        device=torch.device("cpu"),
-        attention="sdpa",
-        precision="bf16",
-    )
+    loaded = replace(loaded_family("llama", tmp_path), precision="bf16")
+    loaded.model.requires_grad_(False)
+    return loaded
 
 
 def kept_by(loaded, work):

@@ -13,7 +13,7 @@ from typing import Self
 from experiments.benchmarks.gpu_kit.meters import used_on_card
 
 EVERY = 0.02  # seconds between two looks
-WORKER = b"fresh_worker"
+WORKER = b"fresh_worker"  # in its command line; the processes that it starts work in the same folder
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ def random_dataset(
 
     def entry(tokens: int) -> Entry:
         token_ids = generator.integers(FIRST_TOKEN, vocabulary, tokens).tolist()
-        weights = [float((position + 1) % target_every == 0 < position) for position in range(tokens)]
+        weights = [float(position > 0 and (position + 1) % target_every == 0) for position in range(tokens)]
         rendered = RenderedConversation(token_ids=token_ids, target_weights=weights, turn_ends=[tokens])
         return Entry(source="random", rendered=rendered)
 
