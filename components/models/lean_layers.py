@@ -48,7 +48,7 @@ def _computes_like(module: nn.Module, known: type[nn.Module]) -> bool:
 
 
 @cache
-def _lean(original: type[nn.Module], part: type) -> type[nn.Module]:
+def _lean(original: Any, part: Any) -> Any:
     """A class of the original's name, which counts as one of it."""
     return type(original.__name__, (part, original), {"__module__": original.__module__})
 
@@ -92,7 +92,7 @@ class _RmsNorm(torch.autograd.Function):
         return weight_H * (x32_NH * inverse_N1).to(x_NH.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_NH: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_NH, weight_H, inverse_N1 = ctx.saved_tensors
         normed_NH = x_NH.float() * inverse_N1
@@ -116,7 +116,7 @@ class _Gated(torch.autograd.Function):
         return F.silu(gate_NI).mul_(up_NI)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_NI: Tensor) -> tuple[Tensor, Tensor]:
         gate_NI, up_NI = ctx.saved_tensors
         of_up_NI = F.silu(gate_NI).mul_(gradient_NI)
@@ -133,7 +133,7 @@ class _GatedHalves(torch.autograd.Function):
         return F.silu(gate_NI).mul_(up_NI)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient_NI: Tensor) -> Tensor:
         (both_NJ,) = ctx.saved_tensors
         gate_NI, up_NI = both_NJ.chunk(2, dim=-1)
