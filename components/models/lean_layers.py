@@ -29,12 +29,13 @@ def make_layers_lean(model: nn.Module) -> None:
     The outputs are the same bits. Gradients differ from autograd's as sums in another order do.
     """
     for module in model.modules():
+        own: Any = type(module)
         if _computes_like(module, LlamaRMSNorm):
-            module.__class__ = _lean(type(module), _LeanNorm)
+            module.__class__ = _lean(own, _LeanNorm)
         elif _computes_like(module, LlamaMLP) and isinstance(module.act_fn, SILU):
-            module.__class__ = _lean(type(module), _LeanGated)
+            module.__class__ = _lean(own, _LeanGated)
         elif _computes_like(module, GlmMLP) and isinstance(module.activation_fn, SILU):
-            module.__class__ = _lean(type(module), _LeanGatedHalves)
+            module.__class__ = _lean(own, _LeanGatedHalves)
 
 
 def _computes_like(module: nn.Module, known: type[nn.Module]) -> bool:
@@ -48,7 +49,7 @@ def _computes_like(module: nn.Module, known: type[nn.Module]) -> bool:
 
 
 @cache
-def _lean(original: Any, part: Any) -> Any:
+def _lean(original: type[nn.Module], part: type) -> type[nn.Module]:
     """A class of the original's name, which counts as one of it."""
     return type(original.__name__, (part, original), {"__module__": original.__module__})
 
