@@ -15,7 +15,9 @@ from mlflow.exceptions import MlflowException
 
 from components.data.prepare import PreparedDataset
 from components.errors import VerificationError
+from components.models.load_trained import ADAPTER
 from components.registry import fresh_process
+from components.registry.model_package import package_in
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_messages import (
     ABOUT_BASE,
@@ -73,24 +75,34 @@ def verify_in_subprocess(
             more_questions=settings.more_questions,
             judged=settings.judged,
         )
-        report = earlier or verify_candidate(request, version_uri, settings.timeout_seconds)
-        about: dict[str, Any] = dict.fromkeys(ABOUT_INCUMBENT)
-        if incumbent_uri is not None:
-            asked = {"digest": report.digest, "scores_thoughts": report.scores_thoughts}
-            request = request.model_copy(update={"phase": "incumbent", **asked})
-            about |= verify_incumbent(request, incumbent_uri, uri, folder / "incumbent", settings.timeout_seconds)
+        try:
+            report = earlier or verify_candidate(
+                request, version_uri, settings.timeout_seconds, more=incumbent_uri is not None
+            )
+            about: dict[str, Any] = dict.fromkeys(ABOUT_INCUMBENT)
+            if incumbent_uri is not None:
+                asked = {"digest": report.digest, "scores_thoughts": report.scores_thoughts}
+                request = request.model_copy(update={"phase": "incumbent", **asked})
+                about |= verify_incumbent(request, incumbent_uri, uri, folder / "incumbent", settings.timeout_seconds)
+        finally:
+            fresh_process.drop_ahead()
         return report.model_copy(update=about)
 
 
-def verify_candidate(request: VerificationRequest, version_uri: str, timeout_seconds: float) -> VerificationReport:
-    """Runs the phases of the candidate and, unless that one was scored with it, of its base."""
+def verify_candidate(
+    request: VerificationRequest, version_uri: str, timeout_seconds: float, *, more: bool = False
+) -> VerificationReport:
+    """Runs the phases of the candidate and, unless that one was scored with it, of its base. `more`: one will follow."""
+    has_adapter = (
+        package_in(request.model) / ADAPTER
+    ).is_dir()  # it can be switched off, so mostly no phase of the base
     try:
-        found = run_phase(request, timeout_seconds)
+        found = run_phase(request, timeout_seconds, more=more or not has_adapter)
     except _PhaseError as error:
         raise VerificationError(f"{version_uri} {error}") from None
     if found.base_sums is None:
         try:
-            base = run_phase(request.model_copy(update={"phase": "base"}), timeout_seconds)
+            base = run_phase(request.model_copy(update={"phase": "base"}), timeout_seconds, more=more)
         except _PhaseError as error:
             raise VerificationError(f"the base model of {version_uri}, which it is compared with, {error}") from None
         found = found.model_copy(update={name: getattr(base, name) for name in ABOUT_BASE})
@@ -122,15 +134,21 @@ def _download(version_uri: str, uri: str, target: Path, part: str = "") -> Path:
     return folder
 
 
-def run_phase(request: VerificationRequest, timeout_seconds: float) -> PhaseResult:
-    """Runs one phase in a new process, on the code of the candidate's version."""
+def run_phase(request: VerificationRequest, timeout_seconds: float, *, more: bool = False) -> PhaseResult:
+    """Runs one phase in a new process, on the code of the candidate's version.
+
+    `more`: another one will follow, so its process imports libraries meanwhile.
+    """
     code, package = request.model / CODE, package_name(request.model)
     with tempfile.TemporaryDirectory(prefix="turnwise-phase-") as name:
         request_file, result_file = Path(name) / "request.json", Path(name) / "result.json"
         request_file.write_text(request.model_dump_json(), encoding="utf-8")
         module, files = f"{package}.registry.verification_worker", [str(request_file), str(result_file)]
+        process = fresh_process.take()
+        if more:
+            fresh_process.begin_ahead()
         try:
-            status, stderr = fresh_process.take().run(code, module, files, timeout_seconds)
+            status, stderr = process.run(code, module, files, timeout_seconds)
         except subprocess.TimeoutExpired:
             raise _PhaseError(
                 f"was not proven within {timeout_seconds:.0f} seconds; raise registry.proof_minutes"

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from components.registry import fresh_process
 from components.registry.chat_model import PACKAGE
 from components.registry.own_code import CODE, package_name
 from components.registry.verification_launcher import _PhaseError, run_phase, verify_candidate, verify_incumbent
@@ -54,6 +55,15 @@ def test_a_process_of_a_phase_runs_the_versions_own_code_and_leaves_nothing(aske
     assert found.code == versions / "full" / CODE / package_name(versions / "full")
     assert found.base_sums
     assert not list((versions / "full" / CODE).glob("*.json"))
+
+
+def test_the_process_of_the_next_phase_imports_while_this_one_runs(asked, versions):
+    proof = verify_candidate(asked("full"), "models:/toy/3", 120.0, more=True)
+    assert proof.base_sums
+    (waiting,) = fresh_process._ahead
+    assert waiting.is_waiting()
+    fresh_process.drop_ahead()
+    assert not waiting.is_waiting()
 
 
 def test_a_process_of_a_phase_finds_the_libraries_of_this_one_and_no_other_code(asked, versions, tmp_path, monkeypatch):
