@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.experiment.spec import BatchSpec, BudgetSpec, LoraMethod, OptimizerSpec, ScheduleSpec
+from components.errors import InputError
+from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, OptimizerSpec, ScheduleSpec
+from components.models.shared_base import SharedBase, TrialPart
 from components.storage.open_folder import folder_at
-from tests.support.co_trials import group_of, joined, reports_together, weights_in
+from components.training.co_training import why_alone
+from components.training.joint_step import step_together
+from components.training.workers import OneWorker
+from tests.support.co_trials import group_of, joined, reports_together, trainer_of, weights_in
 from tests.support.sessions import LORA, Signals, curve, reports, session, weights
+from tests.support.toy import tiny_llama
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["sdpa", "eager"], ids=["in one row", "row by row"])
 
@@ -218,7 +224,8 @@ def test_a_trial_begins_with_the_weights_that_it_has_alone_and_trains_its_own(to
     group = group_of(of, FOUR[0])
     trainers = [joined(of, group, spec) for spec in FOUR[:2]]
     began = [weights_in(group, trainer) for trainer in trainers]
-    group._step({})
+    for _ in range(2):  # at the first one B is zero, and A has no gradient
+        assert not step_together(group.base, trainers)
     for trainer, spec, before in zip(trainers, FOUR, began, strict=False):
         alone = session(toy, tmp_path / f"alone{spec.seed}")
         alone.start("trial", spec)
@@ -233,9 +240,81 @@ def test_the_time_of_a_joint_step_is_counted_once(toy, tmp_path):
     of = session(toy, tmp_path)
     group = group_of(of, FOUR[0])
     trainers = [joined(of, group, spec) for spec in FOUR]
-    group._step({})
+    step_together(group.base, trainers)
     longest = max(trainer.counters.seconds for trainer in trainers)
     assert 0 < sum(trainer.counters.worker_seconds for trainer in trainers) <= longest
     tokens = [trainer.interval.num_tokens for trainer in trainers]
     assert len(set(tokens)) > 1  # a trial with more tokens pays more
     assert max(trainers, key=lambda trainer: trainer.counters.worker_seconds).interval.num_tokens == max(tokens)
+
+
+REFUSED = {
+    "full fine-tuning changes the base": {"method": FullMethod()},
+    "method.dora: true": {"method": LoraMethod(dora=True)},
+    "method.quantize: nf4": {"method": LoraMethod(quantize="nf4")},
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_changes_the_base_or_its_products_is_trained_alone(reason):
+    assert why_alone(LORA, OneWorker()) == ""
+    assert why_alone(LORA.model_copy(update=REFUSED[reason]), OneWorker()).startswith(reason)
+
+
+def test_a_trial_with_two_workers_is_trained_alone(toy, tmp_path):
+    of = session(toy, tmp_path)
+    group = group_of(of, LORA)
+    trainer = trainer_of(of, group, LORA)
+    trainer.workers = OneWorker()
+    trainer.workers.count = 2
+    with pytest.raises(
+        InputError, match=r"a trial with 2 workers adds gradients up over them.*train one trial at a time"
+    ):
+        group.join(trainer)
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"gradient_checkpointing": True}])
+def test_trials_that_compute_otherwise_are_not_in_one_group(toy, tmp_path, change):
+    of = session(toy, tmp_path)
+    group = group_of(of, LORA)
+    joined(of, group, LORA)
+    with pytest.raises(InputError, match=f"trials with {next(iter(change))} .*train them in other slots"):
+        joined(of, group, LORA.model_copy(update=change))
+    assert len(group.members) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (LoraMethod(dora=True), "method.dora: true"),
+        (LoraMethod(target_modules=("embed_tokens",)), "method.target_modules: model.embed_tokens is a Embedding"),
+    ],
+)
+def test_adapters_that_take_no_tokens_of_their_own_leave_no_trace_on_the_base(method, reason):
+    model = tiny_llama(64)
+    kinds = [type(module) for module in model.modules()]
+    base = SharedBase(model)
+    with pytest.raises(InputError, match=reason):
+        base.add(method, seed=0)
+    assert [type(module) for module in model.modules()] == kinds
+    assert not base.models
+    assert base.add(LoraMethod(), seed=0) in base.models
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"attention_dropout": 0.1}, "the model itself has attention_dropout=0.1"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_type=dynamic"),
+    ],
+)
+def test_a_model_whose_rows_depend_on_each_other_is_not_shared(config, reason):
+    with pytest.raises(InputError, match=reason):
+        SharedBase(tiny_llama(64, **config))
+
+
+def test_a_layer_that_computes_other_tokens_than_the_batchs_is_an_error():
+    base = SharedBase(tiny_llama(64))
+    part = TrialPart(model=base.add(LoraMethod(rank=2), seed=0), place=(slice(0, 1), slice(0, 4)))
+    with base.together([part], (1, 8)), pytest.raises(ValueError, match=r"computes 4 of 1 x 8 tokens"):
+        base.base(input_ids=torch.arange(4)[None])
