@@ -49,6 +49,7 @@ def attach_lora(base: PreTrainedModel, method: LoraMethod) -> PeftModel:
         raise InputError(f"method.target_modules={written}: {error}") from None
     if not (method.dropout or method.dora):
         _leave_inputs_as_they_are(adapted)
+    if not method.dora:
         make_lean(adapted)
     return adapted
 
@@ -67,10 +68,15 @@ def _leave_inputs_as_they_are(model: PeftModel) -> None:
 def detach_lora(model: PeftModel) -> PreTrainedModel:
     """Removes the adapters. Returns the base, bit-equal to what it was before."""
     base = cast(PreTrainedModel, model.unload())
+    forget_adapters(base)
+    return base
+
+
+def forget_adapters(base: PreTrainedModel) -> None:
+    """Removes what else peft leaves on a base: with it, its next adapter would be taken for a second one."""
     for leftover in ("peft_config", "_hf_peft_config_loaded"):
         if leftover in vars(base):
             delattr(base, leftover)
-    return base
 
 
 def merge(model: PeftModel) -> PreTrainedModel:

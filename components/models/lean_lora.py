@@ -1,19 +1,30 @@
-"""A linear layer with a LoRA adapter, computed in fewer passes over its output than peft's own layer makes.
+"""A linear layer with LoRA adapters, computed in fewer passes over its output than peft's own layer makes.
 
 peft adds the adapter's output to the layer's: it scales one matrix of all outputs and adds up two, and as much is done again
-in the backward pass. Here the adapter's narrow middle is scaled, and both products are added up where they are made.
+in the backward pass. Here the adapter's narrow middle is scaled, and both products are added up where they are made. Where
+peft keeps two copies of a layer's input for its dropout, here a mask of one byte a number is kept.
 
-N tokens, I inputs and O outputs of the layer, R the rank.
+One adapter adapts all tokens, or several adapt each a part of them (joint_adapters.py): the layer's own product is made once
+for all tokens, and the narrow ones of an adapter for its own tokens only.
+
+B rows, T tokens in a row, N tokens of one adapter, I inputs and O outputs of the layer, R the rank.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+
+Place = tuple[slice, slice]  # rows and columns of [B, T]
+WHOLE: Place = (slice(None), slice(None))
+Drawing = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 def make_lean(model: nn.Module) -> None:
@@ -26,62 +37,140 @@ def make_lean(model: nn.Module) -> None:
             module.__class__ = LeanLoraLinear
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPart:
+    """An adapter of a layer, and the tokens that it adapts. `drawing` holds while its dropout is drawn."""
+
+    down_RI: Tensor
+    up_OR: Tensor
+    scaling: float
+    dropout: float = 0.0
+    place: Place = WHOLE
+    drawing: Drawing = contextlib.nullcontext
+
+
 class LeanLoraLinear(Linear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As peft's where there is one adapter in use, no dropout, and one precision; anything else is peft's own."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        name = self._plain_adapter()
+        """As peft's where there is one plain adapter in use, and one precision; anything else is peft's own."""
+        dtype = computed_in(x)
+        name = self._adapter_in_use()
         base = self.get_base_layer()
         if args or kwargs or name is None or base.weight.dtype != dtype:
             return cast(Tensor, super().forward(x, *args, **kwargs))
-        x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
-        down_RI, up_OR = self.lora_A[name].weight, self.lora_B[name].weight
-        given = (x_NI, base.weight, base.bias, down_RI, up_OR, self.scaling[name])
-        found_NO = _AdaptedLinear.apply(*given)  # type: ignore[no-untyped-call]
-        return cast(Tensor, found_NO).view(*x.shape[:-1], base.out_features)
+        x_BTI = x.to(dtype).reshape(1, -1, x.shape[-1])
+        found_BTO = adapted_linear(x_BTI, base, [self.part(name)])
+        return found_BTO.view(*x.shape[:-1], base.out_features)
 
-    def _plain_adapter(self) -> str | None:
-        names = self.active_adapters
-        if self.disable_adapters or self.merged or len(names) != 1:
-            return None
-        (name,) = names
-        is_plain = (
-            name in self.lora_A
-            and name not in self.lora_variant
-            and isinstance(self.lora_dropout[name], nn.Identity)
-            and self.lora_B[name].bias is None
+    def part(self, name: str, place: Place = WHOLE, drawing: Drawing = contextlib.nullcontext) -> AdapterPart:
+        """One of the layer's adapters, which must be plain, for these tokens."""
+        dropout = self.lora_dropout[name]
+        return AdapterPart(
+            down_RI=self.lora_A[name].weight,
+            up_OR=self.lora_B[name].weight,
+            scaling=self.scaling[name],
+            dropout=dropout.p if isinstance(dropout, nn.Dropout) and self.training else 0.0,
+            place=place,
+            drawing=drawing,
         )
-        return name if is_plain else None
+
+    def is_plain(self, name: str) -> bool:
+        """Whether an adapter is two matrices and nothing else."""
+        return name in self.lora_A and name not in self.lora_variant and self.lora_B[name].bias is None
+
+    def _adapter_in_use(self) -> str | None:
+        names = self.active_adapters
+        if self.disable_adapters or self.merged or len(names) != 1 or not self.is_plain(names[0]):
+            return None
+        return cast(str, names[0])
+
+
+def computed_in(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def adapted_linear(x_BTI: Tensor, layer: nn.Linear, parts: Sequence[AdapterPart]) -> Tensor:
+    """Returns [B, T, O]: x W' + bias, plus scaling (x down') up' for the tokens of each part.
+
+    The layer's own weight and bias are frozen. Dropout's numbers are drawn as torch's own dropout would draw them.
+    """
+    weights = [weight for part in parts for weight in (part.down_RI, part.up_OR)]
+    applied = _AdaptedLinear.apply(x_BTI, layer.weight, layer.bias, parts, *weights)  # type: ignore[no-untyped-call]
+    return cast(Tensor, applied)
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """x W' + bias + scaling (x down') up'. The layer's own weight and bias are frozen."""
-
     @staticmethod
     def forward(
         ctx: Any,
-        x_NI: Tensor,
+        x_BTI: Tensor,
         weight_OI: Tensor,
         bias_O: Tensor | None,
-        down_RI: Tensor,
-        up_OR: Tensor,
-        scaling: float,
+        parts: Sequence[AdapterPart],
+        *weights: Tensor,
     ) -> Tensor:
-        with torch.autocast(x_NI.device.type, enabled=False):
-            middle_NR = (x_NI @ down_RI.to(x_NI.dtype).T).mul_(scaling)
-            found_NO = F.linear(x_NI, weight_OI, bias_O).addmm_(middle_NR, up_OR.to(x_NI.dtype).T)
-        ctx.save_for_backward(x_NI, weight_OI, down_RI, up_OR, middle_NR)
-        ctx.scaling = scaling
-        return found_NO
+        middles, masks = [], []
+        with torch.autocast(x_BTI.device.type, enabled=False):
+            bias_O = None if bias_O is None else bias_O.to(x_BTI.dtype)
+            found_BTO = F.linear(x_BTI, weight_OI.to(x_BTI.dtype), bias_O)
+            for part, down_RI, up_OR in zip(parts, weights[::2], weights[1::2], strict=True):
+                own_NI, mask_NI = _with_dropout(x_BTI[part.place], part)
+                middle_NR = (own_NI @ down_RI.to(x_BTI.dtype).T).mul_(part.scaling)
+                _add_product(found_BTO[part.place], middle_NR, up_OR.to(x_BTI.dtype).T)
+                middles.append(middle_NR)
+                masks.append(mask_NI)
+        ctx.save_for_backward(x_BTI, weight_OI, *weights, *middles, *masks)
+        ctx.parts = [(part.place, part.scaling, 1.0 - part.dropout) for part in parts]
+        return found_BTO
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_NO,) = gradients
-        x_NI, weight_OI, down_RI, up_OR, middle_NR = ctx.saved_tensors
-        of_middle_NR = (gradient_NO @ up_OR.to(x_NI.dtype)).mul_(ctx.scaling)
-        of_x_NI = None
-        if ctx.needs_input_grad[0]:
-            of_x_NI = (gradient_NO @ weight_OI).addmm_(of_middle_NR, down_RI.to(x_NI.dtype))
-        of_down_RI = (of_middle_NR.T @ x_NI).to(down_RI.dtype)
-        of_up_OR = (gradient_NO.T @ middle_NR).to(up_OR.dtype)
-        return of_x_NI, None, None, of_down_RI, of_up_OR, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (gradient_BTO,) = gradients
+        x_BTI, weight_OI, *saved = ctx.saved_tensors
+        count = len(ctx.parts)
+        weights, middles, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
+        of_x_BTI = gradient_BTO @ weight_OI.to(x_BTI.dtype) if ctx.needs_input_grad[0] else None
+        of_weights: list[Tensor] = []
+        for number, (place, scaling, kept) in enumerate(ctx.parts):
+            down_RI, up_OR, mask_NI = weights[2 * number], weights[2 * number + 1], masks[number]
+            gradient_NO = _flat(gradient_BTO[place])
+            of_middle_NR = (gradient_NO @ up_OR.to(x_BTI.dtype)).mul_(scaling)
+            own_NI = _flat(x_BTI[place])
+            if mask_NI is not None:
+                own_NI = _masked(own_NI, mask_NI, kept, down_RI.dtype)
+            of_weights.append((of_middle_NR.T @ own_NI).to(down_RI.dtype))
+            of_weights.append((gradient_NO.T @ middles[number]).to(up_OR.dtype))
+            if of_x_BTI is None:
+                continue
+            if mask_NI is None:
+                _add_product(of_x_BTI[place], of_middle_NR, down_RI.to(x_BTI.dtype))
+            else:
+                of_own_NI = of_middle_NR @ down_RI.to(x_BTI.dtype)
+                of_x_BTI[place] += _masked(of_own_NI, mask_NI, kept, down_RI.dtype).view_as(of_x_BTI[place])
+        return of_x_BTI, None, None, None, *of_weights
+
+
+def _with_dropout(x_bti: Tensor, part: AdapterPart) -> tuple[Tensor, Tensor | None]:
+    """Returns the adapter's input [N, I], and which of its numbers dropout has kept."""
+    if not part.dropout:
+        return _flat(x_bti), None
+    with part.drawing():
+        # In the adapter's own precision, as peft has it, and contiguous: on that depends which number is drawn where.
+        own_bti, mask_bti = torch.native_dropout(x_bti.to(part.down_RI.dtype).contiguous(), part.dropout, True)
+    return _flat(own_bti).to(x_bti.dtype), _flat(mask_bti)
+
+
+def _masked(numbers_NI: Tensor, mask_NI: Tensor, kept: float, dtype: torch.dtype) -> Tensor:
+    """What dropout makes of these numbers, computed in this precision. `kept` is the share that it keeps."""
+    return numbers_NI.to(dtype).mul(mask_NI).mul_(1.0 / kept).to(numbers_NI.dtype)
+
+
+def _flat(part_bti: Tensor) -> Tensor:
+    return part_bti.reshape(-1, part_bti.shape[-1])
+
+
+def _add_product(total_bto: Tensor, left_NR: Tensor, right_RO: Tensor) -> None:
+    """Adds a product to a view in place, rounded once."""
+    flat_NO = _flat(total_bto).addmm_(left_NR, right_RO)
+    if not total_bto.is_contiguous():  # then that was a copy
+        total_bto.copy_(flat_NO.view_as(total_bto))

@@ -58,7 +58,7 @@ class ReplicatedModel:
             # DDP averages gradients over workers; x count turns that mean back into a sum.
             factor = self.workers.count * scale
             loss = (self.ddp or self.scored)(batch, factor)
-            _differentiate(loss)
+            differentiate(loss)
         return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
@@ -81,7 +81,7 @@ class ShardedModel:
         factor = self.workers.count * scale  # FSDP averages gradients over workers, as DDP does
         with self.scored.attending(batch):
             loss = self.scored(batch, factor)
-            _differentiate(loss)
+            differentiate(loss)
         return cast(Tensor, loss.detach() / factor)
 
     def clip_gradients(self, max_norm: float) -> float:
@@ -95,14 +95,14 @@ class ShardedModel:
         return norm
 
 
-def _differentiate(loss: Tensor) -> None:
+def differentiate(*losses: Tensor) -> None:
     """Outside of autocast, where a float32 product of a model's own code would get 16 bits in its backward pass.
 
     Only where there is autocast: inside such a context, too, layers that are computed again would keep their casts.
     """
-    device = loss.device.type
+    device = losses[0].device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
-        torch.autograd.backward(loss)
+        torch.autograd.backward(losses)
 
 
 def set_gradient_checkpointing(model: nn.Module, spec: TrialSpec) -> None:

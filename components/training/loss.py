@@ -97,6 +97,18 @@ def _chunk_losses(head: nn.Module, hidden_nH: Tensor, labels_n: Tensor) -> Tenso
     return losses(hidden_nH)
 
 
+def loss_of_hidden(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+    """Returns the weighted sum of the losses of scored positions, in nats."""
+    if is_plain(head):
+        return weighted_loss_sum(hidden_NH, head, labels_N, weights_N, positions_at_once(head))
+    return (target_losses(hidden_NH, head, labels_N) * weights_N).sum()
+
+
+def loss_of_logits(logits_NV: Tensor, labels_N: Tensor, weights_N: Tensor) -> Tensor:
+    """As loss_of_hidden, of float32 logits."""
+    return (F.cross_entropy(logits_NV, labels_N, reduction="none") * weights_N).sum()
+
+
 class ScoredModel(nn.Module):
     """A causal LM (with or without adapters) that returns losses instead of logits.
 
@@ -123,16 +135,12 @@ class ScoredModel(nn.Module):
         """Returns scale x the weighted loss summed over the batch's targets, in nats: a scalar that always has a gradient."""
         positions = scored_positions(batch)
         weights_N = scale * batch.weights_BT[positions]
-
-        def of_hidden(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor) -> Tensor:
-            if is_plain(head):
-                return weighted_loss_sum(hidden_NH, head, labels_N, weights_N, positions_at_once(head))
-            return (target_losses(hidden_NH, head, labels_N) * weights_N).sum()
-
-        def of_logits(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-            return (F.cross_entropy(logits_NV, labels_N, reduction="none") * weights_N).sum()
-
-        return self._over_targets(batch, positions, of_hidden, of_logits)
+        return self.over_targets(
+            batch,
+            positions,
+            lambda hidden_NH, head, labels_N: loss_of_hidden(hidden_NH, head, labels_N, weights_N),
+            lambda logits_NV, labels_N: loss_of_logits(logits_NV, labels_N, weights_N),
+        )
 
     def losses(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Returns unweighted losses [N] of the scored positions, and their (row, column) indices (scored_positions)."""
@@ -141,7 +149,7 @@ class ScoredModel(nn.Module):
         def of_logits(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
             return F.cross_entropy(logits_NV, labels_N, reduction="none")
 
-        return self._over_targets(batch, positions, target_losses, of_logits), positions
+        return self.over_targets(batch, positions, target_losses, of_logits), positions
 
     def accumulating(self) -> contextlib.AbstractContextManager[Any]:
         """For several forward and backward passes between which no weight changes: each weight is cast to 16 bits once.
@@ -160,6 +168,11 @@ class ScoredModel(nn.Module):
         At the end of its forward pass one batch has the casts of all layers, so memory has them in any case.
         """
         return computing(self.precision, self.device)
+
+    @property
+    def head(self) -> nn.Module:
+        """With its adapter, if it has one. May be no module where the whole logits are used."""
+        return cast(nn.Module, self._parts[1])
 
     @property
     def may_keep_apart(self) -> bool:
@@ -189,7 +202,7 @@ class ScoredModel(nn.Module):
         """As `losses`, with what else the same pass says of each scored position. Without gradients."""
         positions = scored_positions(batch)
         with torch.no_grad():
-            found = self._over_targets(
+            found = self.over_targets(
                 batch,
                 positions,
                 lambda hidden_NH, head, labels_N: target_scores(hidden_NH, head, labels_N, stop_token_ids),
@@ -197,7 +210,7 @@ class ScoredModel(nn.Module):
             )
         return found, positions
 
-    def _over_targets(
+    def over_targets(
         self,
         batch: Batch,
         positions: tuple[Tensor, Tensor],
@@ -231,7 +244,9 @@ class ScoredModel(nn.Module):
         token_ids_BT = torch.arange(4, device=self.device)[None]
         batch = unscored_batch(token_ids_BT, token_ids_BT)
         inputs = self._inputs(batch)
-        with computing(self.precision, self.device), self.attending(batch):
+        # A head with dropout draws here, and a trial that is resumed looks again: its next step must draw the same numbers.
+        drawing_nothing = torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+        with drawing_nothing, computing(self.precision, self.device), self.attending(batch):
             self.whole_logits = why_whole_logits(self.model, inputs)
         if self.whole_logits:
             log.warning("logits are computed at all positions, which takes memory: %s", self.whole_logits)

@@ -51,6 +51,7 @@ from components.training.optimizer import learning_rate_factor, make_optimizer, 
 from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, TrialSignals
+from components.training.step_draw import StepDraw
 from components.training.workers import Workers
 
 
@@ -115,6 +116,8 @@ class Trainer:
         self.position = Position(epoch=0, step=0)
         self.counters, self.interval = Counters(), ReportInterval()
         self.evaluation: EvaluationRecord | None = None  # the last report's
+        self.mark = 0  # where the next report is, in the budget's units
+        self.preempted = self.stopped = False
         self.model = scored.model
         self.parallel_model = parallelize(scored, workers)
         self.optimizer = make_optimizer(self.model, spec.optimizer, workers.device)
@@ -138,28 +141,48 @@ class Trainer:
         The distance between evaluations stays the same. One step of a small data set may pass several marks; they share one
         report.
         """
-        self.budget = budget_at(self.counters.reported_step, self.planned, signals.extensions)
-        mark = next_mark(self.counters.reported_tokens, self.planned, self.spec.budget.evaluations, self.rungs)
-        self.scored.train()
-        stopped = False
+        self.begin_interval(signals)
         try:
             with self.pace.watched("step"):
-                while self.spent < min(mark, self.budget):
+                while self.wants_step:
                     self.step()
-                    preempted, stop = self._agree_on(signals)
+                    self.heed(signals)
                     self.pace.mark()
-                    if preempted:
-                        return None
-                    if stop:
-                        stopped = True
-                        break
-            self.evaluation = self._evaluate(last=self.done or stopped)
         except Diverged as reason:
-            self.evaluation = None
-            return self._progress(diverged=str(reason))
+            return self.diverged(reason)
+        return None if self.preempted else self.report()
+
+    def begin_interval(self, signals: TrialSignals) -> None:
+        """Decides up to where steps are made before the next report, as of the signals' extensions."""
+        self.budget = budget_at(self.counters.reported_step, self.planned, signals.extensions)
+        self.mark = next_mark(self.counters.reported_tokens, self.planned, self.spec.budget.evaluations, self.rungs)
+        self.preempted = self.stopped = False
+        self.scored.train()
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether the interval has a step left."""
+        return not (self.preempted or self.stopped) and self.spent < min(self.mark, self.budget)
+
+    def heed(self, signals: TrialSignals) -> None:
+        """Reads the signals after a step. All workers come to the same: they must leave the loop after the same step."""
+        preempted, stop = self.workers.sum([float(signals.preempted()), float(signals.stop_requested())])
+        self.preempted, self.stopped = preempted > 0, stop > 0
+
+    def report(self) -> Progress:
+        """Ends the interval with an evaluation."""
+        try:
+            self.evaluation = self._evaluate(last=self.done or self.stopped)
+        except Diverged as reason:
+            return self.diverged(reason)
         self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.spent
         progress, self.interval = self._progress(), ReportInterval()
         return progress
+
+    def diverged(self, reason: Diverged) -> Progress:
+        """The last report of a trial that has diverged."""
+        self.evaluation = None
+        return self._progress(diverged=str(reason))
 
     def save(self, directory: Folder, uploads: BackgroundUpload) -> None:
         """Writes a checkpoint; all workers call it. See write_checkpoint for when it is complete."""
@@ -179,22 +202,32 @@ class Trainer:
             self.interval = ReportInterval.from_json(state["stretch"]) if "stretch" in state else ReportInterval()
             self.position = Position(**state["position"])
 
-    def _agree_on(self, signals: TrialSignals) -> tuple[bool, bool]:
-        """Returns (preempted, stop requested), the same on all workers: they must leave the loop after the same step."""
-        preempted, stop = self.workers.sum([float(signals.preempted()), float(signals.stop_requested())])
-        return preempted > 0, stop > 0
-
     def step(self) -> None:
-        """Makes one optimizer step over all workers."""
+        """Makes one optimizer step over all workers. Raises Diverged."""
+        draw = self.draw()
+        losses = self._backward([batch.to(self.workers.device) for batch in draw.batches], draw.num_targets)
+        self.finish(draw, losses)
+
+    def draw(self) -> StepDraw:
+        """Draws the next step's rows, and leaves torch's generator where the step's own random numbers begin."""
         began, step = time.perf_counter(), self.counters.step + 1
         # Randomness in a step (dropout) does not depend on earlier steps, so a checkpoint needs no random state.
         torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + self.workers.worker_rank)
         batches = self._next_batches()
         num_targets, num_tokens = self._sizes(batches)
-        losses = self._backward([batch.to(self.workers.device) for batch in batches], num_targets)
+        return StepDraw(began=began, batches=batches, num_targets=num_targets, num_tokens=num_tokens)
+
+    def finish(self, draw: StepDraw, losses: Sequence[Tensor], share: float = 1.0) -> None:
+        """Ends a step whose gradient has been made: changes the weights, and counts. Raises Diverged instead.
+
+        Args:
+            losses: of each of this worker's micro-batches, summed over its targets.
+            share: of the step's time, which was spent for this trial; the rest for others in the same passes.
+        """
+        step, num_targets = self.counters.step + 1, draw.num_targets
         grad_norm = self.parallel_model.clip_gradients(self.spec.optimizer.max_grad_norm)
         # Only now, when all of the step but its update has been queued on the device, is a loss waited for.
-        (loss_sum,) = self.workers.sum([sum(torch.stack(losses).tolist())])
+        (loss_sum,) = self.workers.sum([sum(torch.stack(list(losses)).tolist())])
         loss = loss_sum / num_targets
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise Diverged(f"step {step}: loss {loss}, gradient norm {grad_norm}; lower optimizer.learning_rate")
@@ -204,10 +237,10 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        elapsed = time.perf_counter() - began
+        elapsed = time.perf_counter() - draw.began
         self.counters.step, self.counters.target_tokens = step, target_tokens
         self.counters.seconds += elapsed
-        self.counters.worker_seconds += elapsed * self.workers.count
+        self.counters.worker_seconds += elapsed * share * self.workers.count
         metrics = StepMetrics(
             step=step,
             target_tokens=self.spent,
@@ -217,7 +250,9 @@ class Trainer:
             seconds=self.counters.seconds,
             time=time.time(),
         )
-        self.interval.add(metrics, loss_sum=loss_sum, num_targets=num_targets, num_tokens=num_tokens, seconds=elapsed)
+        self.interval.add(
+            metrics, loss_sum=loss_sum, num_targets=num_targets, num_tokens=draw.num_tokens, seconds=elapsed
+        )
 
     def _sizes(self, batches: list[Batch]) -> tuple[int, int]:
         """Returns (targets, tokens without padding) of a step over all workers. The batches are in CPU memory."""

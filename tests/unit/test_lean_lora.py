@@ -19,6 +19,7 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2, attention_bias=True,
 )  # fmt: skip
 CPU = torch.device("cpu")
+PLAIN = [LoraMethod(rank=4, alpha=12.0), LoraMethod(rank=4, rslora=True), LoraMethod(rank=4, dropout=0.3)]
 
 
 def base_of(dtype=torch.float32):
@@ -43,6 +44,7 @@ def with_adapters(monkeypatch, method, *, lean, dtype=torch.float32):
 def step(model, precision="fp32"):
     """Loss and gradients of a pass."""
     token_ids = torch.arange(24).view(2, 12)
+    torch.manual_seed(2)  # for dropout
     with computing(precision, CPU):
         loss = model(input_ids=token_ids, labels=token_ids).loss
     loss.backward()
@@ -61,7 +63,7 @@ def furthest(gradients, others):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("method", [LoraMethod(rank=4, alpha=12.0), LoraMethod(rank=4, rslora=True)])
+@pytest.mark.parametrize("method", PLAIN)
 def test_loss_and_gradients_are_those_of_peft(monkeypatch, method, checkpointing):
     lean, plain = (with_adapters(monkeypatch, method, lean=lean) for lean in (True, False))
     assert (lean_layers(lean), lean_layers(plain)) == (14, 0)
@@ -75,8 +77,8 @@ def test_loss_and_gradients_are_those_of_peft(monkeypatch, method, checkpointing
     assert furthest(gradients, same_gradients) < 1e-5
 
 
-def test_in_bf16_gradients_are_as_near_to_float32_as_those_of_peft(monkeypatch):
-    method = LoraMethod(rank=4)
+@pytest.mark.parametrize("method", PLAIN)
+def test_in_bf16_gradients_are_as_near_to_float32_as_those_of_peft(monkeypatch, method):
     exact = step(with_adapters(monkeypatch, method, lean=False))[1]
     lean, plain = (
         step(with_adapters(monkeypatch, method, lean=lean, dtype=torch.bfloat16), "bf16")[1] for lean in (True, False)
@@ -85,9 +87,24 @@ def test_in_bf16_gradients_are_as_near_to_float32_as_those_of_peft(monkeypatch):
     assert furthest(lean, exact) < 1.1 * furthest(plain, exact)
 
 
-@pytest.mark.parametrize("method", [LoraMethod(rank=4, dropout=0.5), LoraMethod(rank=4, dora=True)])
-def test_adapters_with_dropout_or_dora_are_left_to_peft(monkeypatch, method):
-    assert lean_layers(with_adapters(monkeypatch, method, lean=True)) == 0
+def test_adapters_with_dora_are_left_to_peft(monkeypatch):
+    assert lean_layers(with_adapters(monkeypatch, LoraMethod(rank=4, dora=True), lean=True)) == 0
+
+
+def bytes_kept(layer):
+    """Of what a layer keeps for its backward pass."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.nbytes) or tensor, lambda x: x):
+        layer(torch.randn(2, 12, 32, requires_grad=True))
+    return sum(sizes)
+
+
+def test_for_dropout_a_layer_keeps_one_byte_a_number_more(monkeypatch):
+    plain, with_dropout = (
+        with_adapters(monkeypatch, LoraMethod(rank=4, dropout=dropout), lean=True).model.model.layers[0].mlp.up_proj
+        for dropout in (0.0, 0.3)
+    )
+    assert bytes_kept(with_dropout) == bytes_kept(plain) + 2 * 12 * 32
 
 
 def test_a_float32_base_under_bf16_is_left_to_peft(monkeypatch):

@@ -90,7 +90,7 @@ def enter(pipe: Connection, name: str, work: Work) -> None:
             import_module(f"experiments.benchmarks.step_kit.{module}"), function
         )
         load_kernels(torch.device("cpu"), "bf16")
-        before = _forget_peak()
+        before = forget_peak()
         run(work, Turns(pipe))
         pipe.send(Ended(peak_bytes=resident("VmHWM") - before))
     except Exception as error:
@@ -98,7 +98,7 @@ def enter(pipe: Connection, name: str, work: Work) -> None:
         raise
 
 
-def _forget_peak() -> int:
+def forget_peak() -> int:
     """Resets the process's peak (proc(5), clear_refs). Returns what it holds now: its libraries."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
