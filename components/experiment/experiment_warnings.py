@@ -20,7 +20,7 @@ from components.experiment.space import (
     some_trial,
     value_at,
 )
-from components.experiment.spec import DataSpec, ExperimentSpec, ModelSpec
+from components.experiment.spec import AshaSpec, DataSpec, ExperimentSpec, HyperbandSpec, ModelSpec
 
 
 def experiment_warnings(experiment: ExperimentSpec) -> list[str]:
@@ -33,6 +33,7 @@ def experiment_warnings(experiment: ExperimentSpec) -> list[str]:
         *_idle_schedules(experiment, branches),
         *_unused_resources(experiment, branches),
         *_unused_split(experiment.data),
+        *_unused_sample(experiment),
         *(text for model in dict.fromkeys(branch.model for branch in branches) for text in _unused_revision(model)),
     ]
 
@@ -127,6 +128,16 @@ def _unused_split(data: DataSpec) -> Iterator[str]:
         what = {"eval": "what is held out", "verdict": "what the gate judges by"}[name]
         if written:
             yield f"{' and '.join(written)} {'do' if len(written) > 1 else 'does'} nothing: data.{name} names {what}"
+
+
+def _unused_sample(experiment: ExperimentSpec) -> Iterator[str]:
+    """Yields a warning where no rungs are. A single trial has none: train.py uses the files of searches."""
+    count, scheduler = experiment.evaluation.conversations_at_rungs, experiment.search.scheduler
+    if count is not None and num_trials(experiment) > 1 and not isinstance(scheduler, AshaSpec | HyperbandSpec):
+        yield (
+            f"evaluation.conversations_at_rungs={count} does nothing: search.scheduler {scheduler.name} has no rungs; leave"
+            " it out, or choose asha or hyperband"
+        )
 
 
 def _unused_revision(model: ModelSpec) -> Iterator[str]:

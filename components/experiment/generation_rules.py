@@ -51,6 +51,12 @@ def generation_problems(experiment: ExperimentSpec, trials: Iterable[TrialSpec])
             location="evaluation.generate.from",
             text="probes are asked for, and registry.probes names no file; name one, or set from: eval",
         )
+    if of_search and generate.source == "probes" and experiment.evaluation.conversations_at_rungs is not None:
+        yield Problem(
+            location="evaluation.conversations_at_rungs",
+            text=f"search.metric {search.metric.name} is of the answers to registry.probes, and rungs are decided by held-out"
+            " conversations; leave it out, or set evaluation.generate.from: eval",
+        )
     if any(score.name == "json_schema" for score in generate.scores) and generate.json_schema is None:
         yield Problem(
             location="evaluation.generate.json_schema",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from components.experiment.space import branches_of
 from components.experiment.spec import AshaSpec, ExperimentSpec, HyperbandSpec
 
@@ -33,6 +35,16 @@ def evaluation_marks(budget: int, evaluations: int) -> tuple[int, ...]:
 def report_marks(budget: int, evaluations: int, rungs: tuple[int, ...]) -> tuple[int, ...]:
     """Returns all marks, ascending: a rung that is also an evaluation is one report."""
     return tuple(sorted({*evaluation_marks(budget, evaluations), *rungs}))
+
+
+def rungs_alone(budget: int, evaluations: int, rungs: Iterable[int]) -> frozenset[int]:
+    """Returns the rungs that are no regular evaluations."""
+    return frozenset(rungs) - frozenset(evaluation_marks(budget, evaluations))
+
+
+def passes_evaluation(before: int, after: int, planned: int, evaluations: int) -> bool:
+    """Whether a regular evaluation lies beyond `before` and not beyond `after`, in target tokens; `planned` as below."""
+    return before * evaluations // planned < after * evaluations // planned
 
 
 def next_mark(target_tokens: int, planned: int, evaluations: int, rungs: tuple[int, ...]) -> int:

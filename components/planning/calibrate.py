@@ -27,7 +27,7 @@ from components.models.precision import computing
 from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 

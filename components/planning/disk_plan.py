@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from components.data.prepare import PreparedDataset
-from components.experiment.report_marks import report_marks, rungs_of
+from components.experiment.report_marks import report_marks, rungs_alone, rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, corner_trials
 from components.experiment.spec import ExperimentSpec, LoraMethod, ModelSpec, TrialSpec
 from components.planning.memory import optimizer_bytes
@@ -134,6 +134,10 @@ def _records(case: DiskCase, spec: TrialSpec, budget: int) -> int:
     train, held_out, generate = dataset.train, dataset.eval, experiment.generation
     epochs = spec.budget.epochs or (spec.budget.target_tokens or 0) / train.total_targets
     steps = math.ceil(epochs * math.ceil(len(train) / spec.batch.rows_per_step))
-    reports = len(report_marks(budget, spec.budget.evaluations, rungs_of(experiment, budget)))
+    rungs, evaluations = rungs_of(experiment, budget), spec.budget.evaluations
+    reports = len(report_marks(budget, evaluations, rungs))
+    asked = experiment.evaluation.conversations_at_rungs
+    is_sampled = asked is not None and asked < len(held_out)  # such an evaluation is not kept by conversation
+    kept = reports - (len(rungs_alone(budget, evaluations, rungs)) if is_sampled else 0)
     metrics = 1 + bool(held_out.target_bytes.any()) + (0 if generate is None else len(generate.scores))
-    return steps * STEP_BYTES + reports * (REPORT_BYTES + metrics * len(held_out) * SCORE_BYTES)
+    return steps * STEP_BYTES + reports * REPORT_BYTES + kept * metrics * len(held_out) * SCORE_BYTES

@@ -22,6 +22,7 @@ from components.planning.memory import MemoryPlan, WorkerGroup, memory_plan, phy
 from components.planning.workload import Workload, workload
 from components.storage.size import GB
 from components.training.model_settings import abilities_for, settle
+from components.training.rung_sample import RungSample
 from components.training.vocabulary_check import check_vocabulary
 
 THIS_MACHINE = "this machine"
@@ -114,6 +115,7 @@ class Estimator:
     def estimate(self, case: PlanCase) -> Estimate:
         """Takes seconds. Raises ValueError for a model that cannot run without the values of its weights."""
         spec, workers = case.spec, case.workers
+        sample = RungSample.of(self.dataset.eval, self.experiment.evaluation.conversations_at_rungs)
         work = workload(
             self.train,
             self.eval,
@@ -121,6 +123,7 @@ class Estimator:
             max_tokens=self.experiment.data.max_tokens,
             workers=workers.min_workers,
             rungs=rungs_of(self.experiment, spec.budget.in_target_tokens(self.train.total_targets)),
+            sample=None if sample is None else sample.rows_of(self.eval),
         )
         group = WorkerGroup(
             count=workers.min_workers,

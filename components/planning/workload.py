@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from components.data.collate import MULTIPLE
 from components.data.rows import RowStore
 from components.data.sampler import PackedRow, StepSampler, micro_batches
-from components.experiment.report_marks import report_marks
+from components.experiment.report_marks import evaluation_marks, rungs_alone
 from components.experiment.spec import AshaSpec, HyperbandSpec, Scheduler, TrialSpec
 from components.planning.dry_run import MicroBatch
 from components.training.evaluate import batches_by_length
@@ -42,8 +40,9 @@ def workload(
     max_tokens: int,
     workers: int,
     rungs: tuple[int, ...] = (),
+    sample: Sequence[int] | None = None,
 ) -> Workload:
-    """`rungs`: where a trial is evaluated beside its regular evaluations, in target tokens.
+    """`rungs`: where a trial is evaluated beside its regular evaluations, in target tokens; only on the rows of a `sample`.
 
     Computed from the first epoch: every epoch has the same conversations, in another order."""
     sampler = StepSampler(train.lengths, spec.batch, max_tokens=max_tokens, seed=spec.seed)
@@ -53,7 +52,10 @@ def workload(
     largest = max(range(len(sized)), key=lambda step: max(batch.rows * batch.tokens for batch in sized[step]))
     everything = [batch for step in sized for batch in step]
     biggest = max(sized[largest], key=lambda batch: batch.rows * batch.tokens)
-    evaluations = list(_evaluations(held_out, spec.batch.rows_per_micro_batch * max_tokens))
+    most_tokens = spec.batch.rows_per_micro_batch * max_tokens
+    evaluations = list(_evaluations(held_out, range(len(held_out)), most_tokens))
+    sampled = evaluations if sample is None else list(_evaluations(held_out, sample, most_tokens))
+    at_rungs = len(rungs_alone(budget, spec.budget.evaluations, rungs))
     return Workload(
         batch=MicroBatch(
             rows=biggest.rows,
@@ -70,7 +72,8 @@ def workload(
         target_tokens=budget,
         trained_tokens=round(sum(b.rows * b.tokens for b in everything) * budget / train.total_targets),
         evaluated_tokens=sum(b.rows * b.tokens for b in evaluations)
-        * len(report_marks(budget, spec.budget.evaluations, rungs)),
+        * len(evaluation_marks(budget, spec.budget.evaluations))
+        + sum(b.rows * b.tokens for b in sampled) * at_rungs,
     )
 
 
@@ -117,7 +120,7 @@ def _size(store: RowStore, rows: Sequence[PackedRow]) -> MicroBatch:
     )
 
 
-def _evaluations(store: RowStore, most_tokens: int) -> Iterator[MicroBatch]:
-    longest_first = [int(index) for index in np.argsort(-store.lengths, kind="stable")]
+def _evaluations(store: RowStore, wanted: Sequence[int], most_tokens: int) -> Iterator[MicroBatch]:
+    longest_first = sorted(wanted, key=lambda index: -int(store.lengths[index]))
     for rows in batches_by_length(store.lengths, longest_first, most_tokens):
         yield _size(store, rows)

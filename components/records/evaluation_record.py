@@ -6,6 +6,8 @@ needs the conversations.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pydantic import BaseModel, ConfigDict
 
 from components.storage.folder import Folder
@@ -29,6 +31,13 @@ class ConversationScores(BaseModel):
     @property
     def value(self) -> float:
         return sum(self.sums) / sum(self.weights)
+
+    def only(self, conversations: Collection[int]) -> ConversationScores:
+        """Returns the scores of these conversations, in the split's order."""
+        kept = sorted(conversations)
+        return ConversationScores(
+            sums=tuple(self.sums[index] for index in kept), weights=tuple(self.weights[index] for index in kept)
+        )
 
 
 class EvaluationRecord(BaseModel):

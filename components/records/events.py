@@ -7,7 +7,7 @@ included, into the present state of every trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -48,6 +48,14 @@ class StepMetrics(EventModel):
     time: float = Field(description="Unix seconds at its end, by the first worker's clock.")
 
 
+class RungEvaluation(EventModel):
+    """What decides a rung: an evaluation of the same sample of held-out conversations for every trial."""
+
+    conversations: int
+    eval_loss: float = Field(description="Nats per target over the sample.")
+    scores: dict[str, float] = Field({}, description="Other metrics over the sample, by name.")
+
+
 class Progress(EventModel):
     """One report: the trial has trained up to here, was evaluated, and (with `checkpoint`) can be resumed from here."""
 
@@ -60,7 +68,9 @@ class Progress(EventModel):
     )
     epoch: float
     train_loss: float = Field(description="Nats per target since the report before.")
-    eval_loss: float = Field(description="Nats per target over the whole eval split, exact over workers.")
+    eval_loss: float = Field(
+        description="Nats per target over the whole eval split, exact over workers; infinite where that was not evaluated."
+    )
     eval_num_targets: int
     tokens_per_second: float = Field(
         description="All tokens, padding excluded, over all workers, since the report before."
@@ -79,13 +89,24 @@ class Progress(EventModel):
     diverged: str | None = Field(None, description="Why the trial ended itself, e.g. a loss that is not finite.")
     metric: MetricSpec = Field(MetricSpec(), description="What the search goes by.")
     scores: dict[str, float] = Field({}, description="Other metrics of this evaluation, by name, over the whole split.")
+    rung: RungEvaluation | None = Field(
+        None, description="Of a report that passes a rung, where evaluation.conversations_at_rungs asks for a sample."
+    )
 
     @property
     def objective(self) -> float:
         """What trials are ranked by: less is better. Infinity for a trial without this metric, e.g. a diverged one."""
-        if self.metric.name == EVAL_LOSS:
-            return self.metric.to_minimize(self.eval_loss)
-        return self.metric.to_minimize(self.scores[self.metric.name]) if self.metric.name in self.scores else math.inf
+        return self._objective(self.eval_loss, self.scores)
+
+    @property
+    def rung_objective(self) -> float:
+        """What trials are compared by at a rung: the objective over the sample, where the search has one."""
+        return self.objective if self.rung is None else self._objective(self.rung.eval_loss, self.rung.scores)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the sample is all that was evaluated: the report passes a rung, and no regular evaluation."""
+        return self.rung is not None and self.eval_num_targets == 0
 
     @property
     def all_worker_seconds(self) -> float:
@@ -96,6 +117,11 @@ class Progress(EventModel):
     def standing(self) -> tuple[float, float]:
         """What reports and trials are sorted by, ascending: the objective, and where that is equal the eval loss."""
         return self.objective, self.eval_loss
+
+    def _objective(self, eval_loss: float, scores: Mapping[str, float]) -> float:
+        if self.metric.name == EVAL_LOSS:
+            return self.metric.to_minimize(eval_loss)
+        return self.metric.to_minimize(scores[self.metric.name]) if self.metric.name in scores else math.inf
 
 
 NO_STANDING = (math.inf, math.inf)

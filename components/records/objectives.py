@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from components.experiment.spec import GROW_WITH_THE_BUDGET, OTHER_METRICS
 from components.records.events import Progress, TrialHistory
@@ -11,34 +11,37 @@ from components.records.events import Progress, TrialHistory
 Measured = Mapping[int, tuple[float, ...]]  # by the number of planned reports that had come
 
 
-def objectives(report: Progress, metrics: Sequence[str], budget: int) -> tuple[float, ...]:
+def objectives(report: Progress, metrics: Sequence[str], budget: int, *, at_rung: bool = False) -> tuple[float, ...]:
     """Returns the numbers of a report, each to be minimized: first what the search goes by.
 
     Args:
         metrics: `search.metrics`; none of them is one number.
         budget: of each trial, in target tokens. Seconds are projected to it, as if the trial had gone on at its speed.
+        at_rung: the first is what decides the rung.
     """
     share = budget / report.target_tokens if report.target_tokens else math.inf
     others = []
     for name in metrics[1:]:
         value = float(getattr(report, name)) * (share if name in GROW_WITH_THE_BUDGET else 1.0)
         others.append(OTHER_METRICS[name].to_minimize(value))
-    return report.objective, *others
+    return report.rung_objective if at_rung else report.objective, *others
 
 
 def measured_at_marks(
-    reports: Iterable[Progress], metrics: Sequence[str], budget: int, marks: Sequence[int]
+    reports: Iterable[Progress], metrics: Sequence[str], budget: int, marks: Sequence[int], rungs: Collection[int]
 ) -> dict[int, tuple[float, ...]]:
     """Returns the numbers of the first finite report at each planned one: trials compare at equal target tokens.
 
     Args:
         marks: where trials report, rungs and evaluations, in target tokens.
+        rungs: those of them that are no regular evaluations: there each trial has what decides the rung.
     """
     measured: dict[int, tuple[float, ...]] = {}
     for report in reports:
-        numbers = objectives(report, metrics, budget)
+        passed = sum(mark <= report.target_tokens for mark in marks)
+        numbers = objectives(report, metrics, budget, at_rung=passed > 0 and marks[passed - 1] in rungs)
         if all(map(math.isfinite, numbers)):
-            measured.setdefault(sum(mark <= report.target_tokens for mark in marks), numbers)
+            measured.setdefault(passed, numbers)
     return measured
 
 

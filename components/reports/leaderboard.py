@@ -11,7 +11,7 @@ from rich.text import Text
 from components.conversations.target_bytes import BITS_PER_BYTE
 from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec
 from components.experiment.varied import hyperparameters
-from components.records.events import NO_STANDING, TARGET_TOKENS, TrialHistory, TrialState
+from components.records.events import NO_STANDING, TARGET_TOKENS, RungEvaluation, TrialHistory, TrialState
 from components.records.objectives import pareto_front
 
 COLORS: dict[TrialState, str] = {
@@ -37,6 +37,12 @@ def standing(history: TrialHistory) -> tuple[float, float]:
 def best_loss(history: TrialHistory) -> float:
     """Returns the eval loss of the best checkpoint in nats per target; infinity where there is none."""
     return history.best.eval_loss if history.best else math.inf
+
+
+def last_rung(history: TrialHistory) -> RungEvaluation | None:
+    """Returns what decided the last rung of a trial that has no best checkpoint, if that was a sample."""
+    found = [report.rung for report in history.reports if report.rung is not None]
+    return found[-1] if found and not history.best else None
 
 
 def general_loss(history: TrialHistory) -> float | None:
@@ -78,7 +84,8 @@ def leaderboard(
     table.add_column("state", no_wrap=True)
     if metrics:
         table.add_column("front", justify="center", no_wrap=True)
-        table.caption, table.caption_justify = front_sentence(metrics), "left"
+    remarks = [front_sentence(metrics) if metrics else "", sample_sentence(histories)]
+    table.caption, table.caption_justify = "\n".join(filter(None, remarks)) or None, "left"
     for history in histories:
         mark = ["*" if history.trial_id in front else ""] if metrics else []
         table.add_row(*_row(history, budget, numbers, beside, has_general=has_general), *mark)
@@ -97,8 +104,13 @@ def columns_beside(histories: Sequence[TrialHistory]) -> list[MetricSpec]:
 
 
 def best_value(history: TrialHistory, metric: MetricSpec) -> str:
-    """Returns the metric of the best checkpoint, as text; `-` where there is none."""
-    return f"{history.best.scores[metric.name]:.4f}" if history.best and metric.name in history.best.scores else "-"
+    """Returns the metric of the best checkpoint, as text; `~` and that of its last rung's sample, `-` where there is none."""
+    sampled = last_rung(history)
+    measured = history.best or sampled
+    if measured is None:
+        return "-"
+    values = {EVAL_LOSS: measured.eval_loss, **measured.scores}
+    return f"{'~' if sampled else ''}{values[metric.name]:.4f}" if metric.name in values else "-"
 
 
 def front_sentence(metrics: Sequence[str]) -> str:
@@ -107,6 +119,12 @@ def front_sentence(metrics: Sequence[str]) -> str:
         f"front: no other trial is at least as good in {' and '.join(metrics)}; the champion is chosen by {metrics[0]}."
         " Seconds of stopped trials are projected to the whole budget"
     )
+
+
+def sample_sentence(histories: Iterable[TrialHistory]) -> str:
+    """Says what `~` is, if any trial has it."""
+    size = next((sampled.conversations for history in histories if (sampled := last_rung(history))), None)
+    return "" if size is None else f"~ over the {size} held-out conversations that decide rungs"
 
 
 def worker_seconds(history: TrialHistory) -> float:
@@ -158,7 +176,7 @@ def _row(
         hyperparameters(history.started.varied),
         f"{spent(history):,} ({share_spent(history, budget)})",
         *(best_value(history, metric) for metric in beside),
-        f"{best_loss(history):.4f}" if history.best else "-",
+        best_value(history, MetricSpec()),
         *(["-" if general is None else f"{general:.3f}"] if has_general else []),
         f"{worker_seconds(history):.0f}",
         Text(history.state, style=COLORS[history.state]),

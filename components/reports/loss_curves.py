@@ -24,6 +24,8 @@ MOST_POINTS = 100  # of a trial
 def loss_curves_svg(histories: Iterable[TrialHistory], *, base_loss: float | None = None) -> str:
     """Returns an SVG. One color per branch; a cross marks a stopped trial. `base_loss` (nats per target) is a line.
 
+    Evaluations of a sample, at rungs, are left out.
+
     Of MANY trials and more, each report has no mark of its own, and only the best LABELLED have their numbers beside them.
 
     In a search over several base models the curves are bits per byte over target bytes, and there is no such line.
@@ -74,10 +76,9 @@ class _Curve:
 
 
 def _curve(history: TrialHistory, by_bytes: bool) -> _Curve:
-    losses = [
-        report.scores.get(BITS_PER_BYTE, math.nan) if by_bytes else report.eval_loss for report in history.reports
-    ]
-    points = np.array([[report.target_tokens for report in history.reports], losses], dtype=float)
+    reports = [report for report in history.reports if not report.is_sampled]
+    losses = [report.scores.get(BITS_PER_BYTE, math.nan) if by_bytes else report.eval_loss for report in reports]
+    points = np.array([[report.target_tokens for report in reports], losses], dtype=float)
     every = -(-max(points.shape[1] - 1, 1) // MOST_POINTS)  # more than a picture of this width can show
     kept = [*range(0, points.shape[1] - 1, every), *([points.shape[1] - 1] if points.size else [])]
     return _Curve(points[:, kept], history.state is TrialState.STOPPED)

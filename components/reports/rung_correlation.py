@@ -61,7 +61,7 @@ def rung_correlations(
 def _correlation(
     histories: Sequence[TrialHistory], mark: int, budget: int, branch: str | None, rungs: Sequence[int]
 ) -> RungCorrelation:
-    here = [(_objective(history, mark), _objective(history, budget)) for history in histories]
+    here = [(_objective(history, mark, at_rung=mark in rungs), _objective(history, budget)) for history in histories]
     pairs = [(there, end) for there, end in here if there is not None and end is not None]
     return RungCorrelation(
         target_tokens=mark,
@@ -74,7 +74,10 @@ def _correlation(
     )
 
 
-def _objective(history: TrialHistory, mark: int) -> float | None:
+def _objective(history: TrialHistory, mark: int, *, at_rung: bool = False) -> float | None:
     """Of the first report at a mark or after it; None if it has not come so far, or has no number there."""
     report = next((report for report in history.reports if report.target_tokens >= mark), None)
-    return report.objective if report is not None and math.isfinite(report.objective) else None
+    if report is None:
+        return None
+    objective = report.rung_objective if at_rung else report.objective
+    return objective if math.isfinite(objective) else None

@@ -19,6 +19,7 @@ from components.reports.leaderboard import (
     counted,
     general_loss,
     in_bits,
+    last_rung,
     ranked,
     spent,
     worker_seconds,
@@ -41,6 +42,9 @@ class TrialSummary(BaseModel):
     target_tokens: int
     counted: str = Field(TARGET_TOKENS, description="What `target_tokens` counts: target bytes if bases differ.")
     eval_loss: float | None = Field(description="Nats per target of the best checkpoint.")
+    rung_loss: float | None = Field(
+        None, description="Where there is none: nats per target over the sample of conversations at its last rung."
+    )
     bits_per_byte: float | None = Field(None, description="The same loss by bytes: other tokenizers' compare with it.")
     scores: dict[str, float] = Field({}, description="Scores of what the best checkpoint says, by name.")
     worker_seconds: float = Field(description="Of training and evaluation.")
@@ -58,7 +62,7 @@ class TrialSummary(BaseModel):
 
     @classmethod
     def of(cls, history: TrialHistory, *, on_front: bool | None = None) -> TrialSummary:
-        loss = best_loss(history)
+        loss, sampled = best_loss(history), last_rung(history)
         return cls(
             number=history.started.number,
             trial_id=history.trial_id,
@@ -71,6 +75,7 @@ class TrialSummary(BaseModel):
             counted=counted([history]),
             bits_per_byte=in_bits(history),
             eval_loss=loss if math.isfinite(loss) else None,
+            rung_loss=sampled.eval_loss if sampled else None,
             scores=history.best.scores if history.best else {},
             worker_seconds=worker_seconds(history),
             cost=TrialCost.of(history),

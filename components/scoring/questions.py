@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.messages import Conversation, Message
+from components.data.fixed_sample import fixed_sample
 from components.data.token_store import TokenStore
 
 
@@ -72,13 +72,9 @@ def _answers(messages: Sequence[Message]) -> list[int]:
 
 
 def generation_set(store: TokenStore, count: int) -> list[tuple[int, Conversation]]:
-    """Returns (index, conversation) of at most `count` conversations, in order.
+    """Returns (index, conversation) of at most `count` conversations, in order, as fixed_sample chooses them.
 
-    Those with the smallest hashes are taken, so a set stays the same where conversations are added beside it, but for what
-    is new and smaller. The store must keep the text, as held-out ones do.
+    The store must keep the text, as held-out ones do.
     """
-    known = store.keys or [(store.source(index),) for index in range(len(store))]
-    marks = [hashlib.sha256(f"generate\n{keys[0]}".encode()).hexdigest() for keys in known]
-    chosen = sorted(sorted(range(len(store)), key=lambda index: marks[index])[:count])
-    texts = ((index, store.conversation(index)) for index in chosen)
+    texts = ((index, store.conversation(index)) for index in fixed_sample(store, count))
     return [(index, conversation) for index, conversation in texts if conversation is not None]

@@ -15,7 +15,9 @@ from components.experiment.spec import ExperimentSpec, GenerateSpec
 from components.records.on_message import OnMessage
 from components.registry.probes import Probe
 from components.scoring.generation_plan import GenerationPlan
+from components.scoring.questions import Question
 from components.scoring.score_model import askable, asked_of, check_plan
+from components.training.rung_sample import RungSample
 
 
 def plan_generation(
@@ -47,10 +49,27 @@ def plan_generation(
         max_new_tokens=generate.max_new_tokens,
     )
     remarks = check_plan(plan, questions, experiment.search.metric)
+    _check_at_rungs(experiment, dataset, plan, questions)
     on_message(_sentence(experiment, generate, len(questions), count))
     for remark in remarks:
         on_message(f"Warning: {remark}")
     return plan
+
+
+def _check_at_rungs(
+    experiment: ExperimentSpec, dataset: PreparedDataset, plan: GenerationPlan, questions: Sequence[Question]
+) -> None:
+    """Raises InputError if the metric of the search would have no value at rungs."""
+    metric, count = experiment.search.metric, experiment.evaluation.conversations_at_rungs
+    sample = RungSample.of(dataset.eval, count)
+    if sample is None or not metric.of_replies:
+        return
+    try:
+        check_plan(plan, [question for question in questions if question.index in sample.conversations], metric)
+    except InputError as error:
+        raise InputError(
+            f"evaluation.conversations_at_rungs={count}: at rungs {error}; or ask for more there"
+        ) from None
 
 
 def plan_gate(experiment: ExperimentSpec, probes: Sequence[Probe]) -> GenerationPlan | None:

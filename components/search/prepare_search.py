@@ -179,6 +179,8 @@ def _open(
     experiment, begun, default = opened.experiment, opened.begun, opened.default
     if problem := too_few_held_out(default.dataset, experiment.data):
         on_message(problem)
+    if all_taken := _all_decide_rungs(experiment, len(default.dataset.eval)):
+        on_message(all_taken)
     check_rungs(experiment, opened.budget)
     terms = Terms(models=models_of(written), digests=opened.digests, budget=opened.budget, by_bytes=opened.by_bytes)
     start = start_from(experiment, begun, terms)
@@ -252,6 +254,13 @@ def _check_packages(experiment: ExperimentSpec, on_message: OnMessage) -> None:
             raise InputError(problem)
         if problem:
             on_message(f"Warning: {problem}. If the workers lack it too, {end}")
+
+
+def _all_decide_rungs(experiment: ExperimentSpec, held_out: int) -> str | None:
+    count = experiment.evaluation.conversations_at_rungs
+    if count is None or count < held_out:
+        return None
+    return f"evaluation.conversations_at_rungs={count}: {held_out} conversations are held out, and all decide the rungs"
 
 
 def _disk_case(base: OpenedBase) -> DiskCase:

@@ -14,7 +14,7 @@ from typing import Any
 
 from components.errors import InputError
 from components.experiment.branch_models import models_of
-from components.experiment.report_marks import report_marks, rungs_of
+from components.experiment.report_marks import report_marks, rungs_alone, rungs_of
 from components.experiment.space import branches_of, trial_spec
 from components.experiment.spec import ExperimentSpec, ModelSpec
 from components.experiment.start_points import LATEST, NamedSearch, named_searches, start_points, value_in
@@ -26,7 +26,7 @@ from components.records.objectives import measured_at_marks
 from components.search.find import differences, leaves
 from components.storage.open_folder import folder_at
 
-MUST_BE_EQUAL = ("search.metric", "trial.budget.evaluations")
+MUST_BE_EQUAL = ("search.metric", "trial.budget.evaluations", "evaluation.conversations_at_rungs")
 OF_MODELS = ("path", "revision", "dtype")
 
 
@@ -198,11 +198,12 @@ def _values_in(domains: Mapping[str, Any], varied: Mapping[str, Any]) -> dict[st
 
 def _earlier(experiment: ExperimentSpec, history: TrialHistory, budget: int) -> EarlierTrial:
     branch = branches_of(experiment)[history.started.branch]
-    marks = report_marks(budget, experiment.trial.budget.evaluations, rungs_of(experiment, budget))
+    evaluations, rungs = experiment.trial.budget.evaluations, rungs_of(experiment, budget)
+    marks, alone = report_marks(budget, evaluations, rungs), rungs_alone(budget, evaluations, rungs)
     return EarlierTrial(
         branch=branch.name,
         varied=_values_in(branch.domains, history.started.varied) or {},
-        measured=measured_at_marks(history.reports, experiment.search.metrics, budget, marks),
+        measured=measured_at_marks(history.reports, experiment.search.metrics, budget, marks, alone),
         impossible=any(report.diverged is not None for report in history.reports),
     )
 

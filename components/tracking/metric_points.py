@@ -48,13 +48,15 @@ def finite(values: Mapping[str, float], timestamp: int, step: int) -> Iterator[M
 
 
 def _report(progress: Progress) -> dict[str, float]:
+    """What a sample says has names of its own: every point of eval/loss is over the whole split."""
+    whole = {"loss": progress.eval_loss, "num_targets": progress.eval_num_targets, **progress.scores}
+    sampled = {} if progress.rung is None else {"loss": progress.rung.eval_loss, **progress.rung.scores}
     return {
         "train/loss": progress.train_loss,
-        "eval/loss": progress.eval_loss,
-        "eval/num_targets": progress.eval_num_targets,
         "train/tokens_per_second": progress.tokens_per_second,
         "train/seconds": progress.seconds,
         "eval/seconds": progress.evaluation_seconds,
         "train/epoch": progress.epoch,
-        **{f"eval/{_in_mlflow(name)}": value for name, value in progress.scores.items()},
+        **{f"eval/{_in_mlflow(name)}": value for name, value in whole.items() if not progress.is_sampled},
+        **{f"rung/{_in_mlflow(name)}": value for name, value in sampled.items()},
     }

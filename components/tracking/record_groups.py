@@ -48,4 +48,6 @@ class RecordGroups:
 
 def _num_points(record: TrialProgressed) -> int:
     """At most; see metric_points.py."""
-    return 4 * len(record.progress.steps) + len(record.progress.scores) + 9
+    rung = record.progress.rung
+    sampled = 0 if rung is None else 1 + len(rung.scores)
+    return 4 * len(record.progress.steps) + len(record.progress.scores) + sampled + 9

@@ -42,6 +42,7 @@ def conversation_losses(
     rows_per_batch: int,
     pad_token_id: int,
     turns: TurnTotals | None = None,
+    rows: Sequence[int] | None = None,
     after_batch: Callable[[], None] | None = None,
 ) -> list[ConversationLoss]:
     """Returns this worker's share of the split. Over all workers every row of the store occurs exactly once.
@@ -53,8 +54,10 @@ def conversation_losses(
 
     Args:
         turns: takes what else the same pass says of each target; the losses stay the same, to the last bit.
+        rows: of the store, where not all are wanted.
     """
-    by_length = sorted(range(len(store)), key=lambda index: -int(store.lengths[index]))
+    wanted = range(len(store)) if rows is None else rows
+    by_length = sorted(wanted, key=lambda index: -int(store.lengths[index]))
     max_batch_tokens = rows_per_batch * max_tokens
     shares = [
         list(batches_by_length(store.lengths, by_length[rank :: workers.count], max_batch_tokens))
@@ -67,9 +70,9 @@ def conversation_losses(
     scored.eval()
     sums: dict[int, tuple[float, int]] = {}
     with torch.no_grad(), scored.evaluating():
-        for rows in mine:
-            batch = collate(store, rows, pad_token_id, max_tokens).to(workers.device)
-            _add_batch_losses(sums, scored, store, rows, batch, turns)
+        for packed in mine:
+            batch = collate(store, packed, pad_token_id, max_tokens).to(workers.device)
+            _add_batch_losses(sums, scored, store, packed, batch, turns)
             if after_batch is not None:
                 after_batch()
     scored.train(was_training)
@@ -97,9 +100,13 @@ def all_losses(
     max_tokens: int,
     rows_per_batch: int,
     pad_token_id: int,
+    rows: Sequence[int] | None = None,
     after_batch: Callable[[], None] | None = None,
 ) -> ConversationScores:
-    """Returns the loss of every conversation of the split, on every worker."""
+    """Returns the loss of every conversation of the split, on every worker.
+
+    `rows`: of the store, where not all are wanted; the weight of a conversation without rows among them is 0.
+    """
     mine = conversation_losses(
         scored,
         store,
@@ -107,6 +114,7 @@ def all_losses(
         max_tokens=max_tokens,
         rows_per_batch=rows_per_batch,
         pad_token_id=pad_token_id,
+        rows=rows,
         after_batch=after_batch,
     )
     count = store.conversation_of(len(store) - 1) + 1

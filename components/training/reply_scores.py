@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -56,6 +56,10 @@ class ReplyScores:
             count=count,
             max_tokens=max_tokens,
         )
+
+    def within(self, sample: Collection[int]) -> ReplyScores:
+        """Returns what is asked of these conversations of the list alone."""
+        return replace(self, conversations=[(index, each) for index, each in self.conversations if index in sample])
 
     def measure(self, scored: ScoredModel, workers: Workers, *, max_batch_tokens: int) -> dict[str, ConversationScores]:
         """Returns the scores of every conversation on every worker, by name; all workers call it.

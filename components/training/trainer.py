@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,18 +19,21 @@ from components.conversations.target_bytes import BITS_PER_BYTE, to_bits
 from components.data.batch import Batch
 from components.data.collate import collate
 from components.data.general_text import PassageRows
-from components.data.layout import Layout
-from components.data.passage import Passage
-from components.data.prepare import PreparedDataset
 from components.data.rows import RowStore, rows_of
 from components.data.sampler import Position, StepSampler, micro_batches
-from components.experiment.report_marks import next_mark
-from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, MetricSpec, TrialSpec
+from components.experiment.report_marks import next_mark, passes_evaluation
+from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, TrialSpec
 from components.models.base.reference import BaseReference
 from components.models.load_trained import SPEC_FILE
 from components.records.evaluation_record import ConversationScores, EvaluationRecord
-from components.records.events import TARGET_BYTES, TARGET_TOKENS, Progress, StepMetrics, budget_at
-from components.scoring.generation_plan import GenerationPlan
+from components.records.events import (
+    TARGET_BYTES,
+    TARGET_TOKENS,
+    Progress,
+    RungEvaluation,
+    StepMetrics,
+    budget_at,
+)
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.storage.foreign_files import explain_foreign, read_object
@@ -50,26 +53,11 @@ from components.training.loss import ScoredModel
 from components.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
 from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
+from components.training.rung_sample import RungSample
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.step_draw import StepDraw
+from components.training.training_data import TrainingData
 from components.training.workers import Workers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingData:
-    """The data that all trials of a search train on. `general` is text that none of them is trained on.
-
-    `by_bytes`: the search has several base models (budget_units.py).
-    """
-
-    dataset: PreparedDataset
-    max_tokens: int
-    pad_token_id: int
-    layout: Layout = "trees"
-    metric: MetricSpec = field(default_factory=MetricSpec)  # what the search ranks its trials by
-    generation: GenerationPlan | None = None  # what is asked of the model at evaluations
-    general: tuple[Passage, ...] = ()
-    by_bytes: bool = False
 
 
 def _per_byte(losses: ConversationScores, num_bytes: Sequence[int]) -> ConversationScores:
@@ -115,7 +103,8 @@ class Trainer:
         self.sampler = StepSampler(self.train_store.lengths, spec.batch, max_tokens=data.max_tokens, seed=spec.seed)
         self.position = Position(epoch=0, step=0)
         self.counters, self.interval = Counters(), ReportInterval()
-        self.evaluation: EvaluationRecord | None = None  # the last report's
+        self.evaluation: EvaluationRecord | None = None  # the last report's, unless that has the sample alone
+        self.rung: RungEvaluation | None = None  # the last report's
         self.mark = 0  # where the next report is, in the budget's units
         self.preempted = self.stopped = False
         self.model = scored.model
@@ -172,7 +161,7 @@ class Trainer:
     def report(self) -> Progress:
         """Ends the interval with an evaluation."""
         try:
-            self.evaluation = self._evaluate(last=self.done or self.stopped)
+            self.evaluation, self.rung = self._evaluate(last=self.done or self.stopped)
         except Diverged as reason:
             return self.diverged(reason)
         self.counters.reported_step, self.counters.reported_tokens = self.counters.step, self.spent
@@ -181,7 +170,7 @@ class Trainer:
 
     def diverged(self, reason: Diverged) -> Progress:
         """The last report of a trial that has diverged."""
-        self.evaluation = None
+        self.evaluation, self.rung = None, None
         return self._progress(diverged=str(reason))
 
     def save(self, directory: Folder, uploads: BackgroundUpload) -> None:
@@ -283,7 +272,7 @@ class Trainer:
                 for number, batch in enumerate(batches, start=1)
             ]
 
-    def _evaluate(self, *, last: bool) -> EvaluationRecord:
+    def _evaluate(self, *, last: bool) -> tuple[EvaluationRecord | None, RungEvaluation | None]:
         """Evaluates, and counts the time that it takes: it is paid for like training."""
         began = time.perf_counter()
         try:
@@ -293,14 +282,25 @@ class Trainer:
             self.counters.evaluation_seconds += elapsed
             self.counters.evaluation_worker_seconds += elapsed * self.workers.count
 
-    def _measure(self, *, last: bool) -> EvaluationRecord:
-        losses = self._losses_on(self.eval_store)
+    def _measure(self, *, last: bool) -> tuple[EvaluationRecord | None, RungEvaluation | None]:
+        """A rung is decided by the sample, if there is one; where nothing else is passed, that is all that is evaluated."""
+        before, evaluations = self.counters.reported_tokens, self.spec.budget.evaluations
+        sample = self.data.sample if any(before < rung <= self.spent for rung in self.rungs) else None
+        whole = sample is None or last or passes_evaluation(before, self.spent, self.planned, evaluations)
+        only = None if whole else sample
+        losses = self._losses_on(self.eval_store, None if only is None else only.rows_of(self.eval_store))
         if not math.isfinite(losses.value):
             raise Diverged(f"step {self.counters.step}: eval loss {losses.value}; lower optimizer.learning_rate")
-        metrics = {EVAL_LOSS: losses, **self._in_bits(losses), **self._score_replies(last=last)}
+        metrics = {EVAL_LOSS: losses, **self._in_bits(losses)}
+        replies = self._score_replies(only, last=last)
+        deciding = {**metrics, **replies} if self.data.metric.of_replies else metrics
+        rung = None if sample is None else sample.evaluation(deciding)
+        if not whole:
+            return None, rung
+        metrics |= replies
         if self.done and self.data.general:  # what it has forgotten in all; small beside the budget
             metrics[GENERAL_LOSS] = self._general_loss()
-        return EvaluationRecord(metrics=metrics)
+        return EvaluationRecord(metrics=metrics), rung
 
     def _general_loss(self) -> ConversationScores:
         """By passage, in nats per token; in bits per byte where the tokens of other trials are others."""
@@ -309,7 +309,7 @@ class Trainer:
             return losses
         return _per_byte(losses, [passage.num_bytes for passage in self.data.general])
 
-    def _losses_on(self, store: RowStore) -> ConversationScores:
+    def _losses_on(self, store: RowStore, rows: Sequence[int] | None = None) -> ConversationScores:
         with self.pace.watched("batch of the evaluation"):
             return all_losses(
                 self.scored,
@@ -318,6 +318,7 @@ class Trainer:
                 max_tokens=self.data.max_tokens,
                 rows_per_batch=self.rows_at_once,
                 pad_token_id=self.data.pad_token_id,
+                rows=rows,
                 after_batch=self.pace.mark,
             )
 
@@ -328,12 +329,16 @@ class Trainer:
             return {}
         return {BITS_PER_BYTE: _per_byte(losses, num_bytes.tolist())}
 
-    def _score_replies(self, *, last: bool) -> dict[str, ConversationScores]:
+    def _score_replies(self, only: RungSample | None, *, last: bool) -> dict[str, ConversationScores]:
+        """`only`: of these, and of none unless the search goes by what is said."""
         if self.replies is None or not (last or self.replies.plan.generate.when == "every"):
             return {}
+        if only is not None and not self.data.metric.of_replies:
+            return {}
+        replies = self.replies if only is None else self.replies.within(only.conversations)
         # As many tokens at once as an evaluation of the loss has; a cache takes less memory than a training step.
         at_once = self.rows_at_once * self.data.max_tokens
-        return self.replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
+        return replies.measure(self.scored, self.workers, max_batch_tokens=at_once)
 
     def _progress(self, diverged: str | None = None) -> Progress:
         metrics = self.evaluation.metrics if self.evaluation else {}
@@ -358,6 +363,7 @@ class Trainer:
             diverged=diverged,
             metric=self.data.metric,
             scores={name: score.value for name, score in metrics.items() if name != EVAL_LOSS},
+            rung=self.rung,
         )
 
     def _write(self, directory: Path) -> None:

@@ -33,7 +33,8 @@ from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.pace import Pace
 from components.training.reply_scores import ReplyScores
 from components.training.signals import NO_SIGNALS, NoSignals, TrialSignals
-from components.training.trainer import Trainer, TrainingData
+from components.training.trainer import Trainer
+from components.training.training_data import TrainingData
 from components.training.workers import UnfitWorkersError, Workers
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import Progress, TrialHistory, TrialStarted
 from components.storage.open_folder import folder_at
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 
@@ -121,8 +121,8 @@ def replay_order(order: Sequence[Curve], halving: HalvingRule, workers: dict[str
         now, _, index, curve = heapq.heappop(running)
         target_tokens, loss, seconds = curve.reports[index]
         history, is_last = histories[str(curve.number)], index + 1 == len(curve.reports)
-        stops = not is_last and halving.stops(histories, history.trial_id, target_tokens=target_tokens, objective=loss)
         report = _progress(index + 1, target_tokens, loss)
+        stops = not is_last and halving.stops(histories, history.trial_id, report)
         histories[history.trial_id] = history.model_copy(update={"reports": (*history.reports, report)})
         if stops or is_last:
             stopped += [curve.number] if stops else []

@@ -26,7 +26,7 @@ from components.records.events import replay
 from components.records.journal import Journal
 from components.records.manifest import searches_in
 from components.storage.open_folder import folder_at
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.clusters import RAY, cluster, node_type

@@ -23,7 +23,7 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import Extension
 from components.storage.open_folder import folder_at
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl

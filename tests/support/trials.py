@@ -26,7 +26,7 @@ from components.records.events import TrialEnded, TrialProgressed, TrialStarted
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
 from components.training.loss import ScoredModel
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, write_messages_jsonl

@@ -32,7 +32,7 @@ from components.models.digest import model_digest
 from components.models.export import load_as_trained, load_merged, open_exportable
 from components.models.load_trained import load_trained, package
 from components.storage.open_folder import folder_at
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from tests.support.toy import tiny_model_directory, toy_conversations, user

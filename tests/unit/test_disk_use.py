@@ -170,9 +170,9 @@ TWO_CPUS = ClusterCapacity(
 )
 
 
-def opened(budget="null"):
+def opened(budget="null", *overrides):
     said = []
-    experiment = load_experiment("toy.yaml", [f"storage.budget_gb={budget}", "search.trials=4"])
+    experiment = load_experiment("toy.yaml", [f"storage.budget_gb={budget}", "search.trials=4", *overrides])
     prepared = prepare_search(experiment, on_message=said.append)
     prepared.lock.close()
     return prepared, said
@@ -189,6 +189,18 @@ def test_a_search_above_its_budget_is_refused_before_it_starts_with_the_arithmet
     prepared, said = opened("1.0")
     use = check_disk(prepared, TWO_CPUS, said.append)
     assert said[-1] == use.sentence()
+
+
+def test_evaluations_of_a_sample_are_not_kept_and_a_sample_of_all_is_none(toy_search):
+    rungs = "search.scheduler={name: asha, reduction_factor: 2}"
+    (plain, quiet), (sampled, still), (whole, said) = (
+        opened("null", rungs, *(f"evaluation.conversations_at_rungs={count}" for count in counts))
+        for counts in ((), (1,), (999,))
+    )
+    held_out = len(plain.dataset.eval)
+    remark = f"evaluation.conversations_at_rungs=999: {held_out} conversations are held out, and all decide the rungs"
+    assert [remark in each for each in (quiet, still, said)] == [False, False, True]
+    assert sampled.disk.end < plain.disk.end == whole.disk.end
 
 
 def test_a_disk_with_less_room_is_a_warning_and_what_a_search_has_already_counts(toy_search, monkeypatch):

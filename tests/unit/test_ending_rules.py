@@ -25,7 +25,7 @@ def curve(number, *losses, distance=100, **fields):
 
 
 def stops(rule, histories, number, tokens, objective):
-    return rule.stops(histories, str(number), target_tokens=tokens, objective=objective)
+    return rule.stops(histories, str(number), progress(tokens, objective, target_tokens=tokens))
 
 
 def test_hyperband_judges_trials_beside_those_with_the_same_first_rung():

@@ -38,7 +38,7 @@ from components.storage.open_folder import folder_at
 from components.training.evaluate import score
 from components.training.model_abilities import probe_model
 from components.training.model_settings import abilities_for, settle
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker, TorchWorkers
 from tests.support.families import scored_model

@@ -193,6 +193,21 @@ def test_probes_are_asked_where_the_file_says_so(toy, tmp_path):
     assert set(scores_of(reports(of, FULL)[-1])) == {"expect", "stop_rate"}
 
 
+def test_a_metric_that_says_nothing_of_what_decides_rungs_is_refused(toy, tmp_path):
+    """Of all conversations it says something, and of these none."""
+    (tmp_path / "of_many.py").write_text(
+        "def many(conversations, answers):\n    return [1.0 if len(answers) > 2 else None for _ in answers]\n"
+    )
+    metric = {"name": "of_many:many", "direction": "maximize"}
+    overrides = {"search.metric": metric, "evaluation.conversations_at_rungs": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        said = "search.metric=of_many:many says nothing of any of the 2 questions"
+        with pytest.raises(InputError, match=f"evaluation.conversations_at_rungs=2: at rungs {said}"):
+            planned(toy, tmp_path, **overrides)
+        planned(toy, tmp_path, **{**overrides, "evaluation.conversations_at_rungs": 3})
+
+
 def test_a_schema_s_file_travels_to_the_workers(toy, tmp_path):
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     overrides = {

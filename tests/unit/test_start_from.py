@@ -227,6 +227,7 @@ def test_a_search_that_cannot_be_compared_is_refused_with_all_differences(experi
     changed = experiment.model_dump()
     changed["model"]["path"], changed["trial"]["schedule"]["name"] = "elsewhere", "linear"
     changed["search"]["space"]["full"]["batch"] = {"rows_per_step": {"choice": [4, 8]}}
+    changed["evaluation"]["conversations_at_rungs"] = 16
     with pytest.raises(InputError) as caught:
         known_of(starting(ExperimentSpec.model_validate(changed), "latest"), digest="d2", budget=2000)
     assert str(caught.value).splitlines() == [
@@ -234,6 +235,7 @@ def test_a_search_that_cannot_be_compared_is_refused_with_all_differences(experi
         "  data: was d1, is d2 (the records, their split, the template or max_tokens)",
         "  trial.budget: was 1000 target tokens, is 2000",
         "  model.path: was 'somewhere', is 'elsewhere'",
+        "  evaluation.conversations_at_rungs: was None, is 16",
         "  search.space.lora.schedule.name: was 'cosine', is 'linear'",
         "  search.space.full: varied optimizer.learning_rate; varies batch.rows_per_step, optimizer.learning_rate",
     ]

@@ -45,7 +45,7 @@ def stopped(halving, reports, known=()):
     for name, tokens, loss in reports:
         if name in stopped:
             continue
-        if halving.stops(replay(records), name, target_tokens=tokens, objective=loss):
+        if halving.stops(replay(records), name, reported(name, tokens, loss).progress):
             stopped.append(name)
         records.append(reported(name, tokens, loss))
     return stopped
@@ -98,28 +98,28 @@ def test_a_warm_clone_is_neither_recorded_nor_stopped():
     clone = [started("clone", warm_from="a/step"), reported("clone", 100, 0.1)]
     assert stopped(HALF, [("a", 100, 3.0), ("b", 100, 2.0)], known=clone) == []
     histories = replay([started("a"), reported("a", 100, 1.0), started("clone", warm_from="a/step")])
-    assert not HALF.stops(histories, "clone", target_tokens=100, objective=9.0)
+    assert not HALF.stops(histories, "clone", reported("clone", 100, 9.0).progress)
 
 
 def test_a_clone_that_begins_as_all_others_do_competes_with_them():
     made = Clone(trial_id="clone", number=2, branch="lora", spec=TrialSpec(), varied={})
     histories = replay([started("a"), reported("a", 100, 1.0), told("a", made), started("clone")])
-    assert HALF.stops(histories, "clone", target_tokens=100, objective=2.0)
+    assert HALF.stops(histories, "clone", reported("clone", 100, 2.0).progress)
 
 
 def test_an_extended_trial_competes_up_to_where_its_schedule_changes():
     longer = told("a", Extension(target_tokens=800, from_step=10))
     known = [started("a"), reported("a", 100, 1.0), longer, reported("a", 200, 0.5)]
     histories = replay([*known, started("b"), started("c"), reported("c", 100, 0.9), reported("c", 200, 0.8)])
-    assert HALF.stops(histories, "b", target_tokens=100, objective=2.0)  # a's loss before its extension counts
-    assert not HALF.stops(histories, "b", target_tokens=200, objective=0.7)  # a's 0.5 after it does not
-    assert not HALF.stops(histories, "a", target_tokens=300, objective=9.0)
+    assert HALF.stops(histories, "b", reported("b", 100, 2.0).progress)  # a's loss before its extension counts
+    assert not HALF.stops(histories, "b", reported("b", 200, 0.7).progress)  # a's 0.5 after it does not
+    assert not HALF.stops(histories, "a", reported("a", 300, 9.0).progress)
 
 
 def test_an_extended_trial_is_not_judged_after_its_learning_rate_differs():
     longer = told("a", Extension(target_tokens=800, from_step=0))
     histories = replay([started("a"), longer, started("b"), reported("b", 100, 1.0)])
-    assert not HALF.stops(histories, "a", target_tokens=100, objective=9.0)
+    assert not HALF.stops(histories, "a", reported("a", 100, 9.0).progress)
 
 
 def test_trials_of_two_branches_meet_in_a_shared_bracket_only():

@@ -23,6 +23,7 @@ class TrialGauges:
             name: Gauge(f"turnwise_trial_{name}", description=description, tag_keys=("search", "trial", "branch"))
             for name, description in (
                 ("eval_loss", "Nats per target token over the whole eval split."),
+                ("rung_loss", "Nats per target token over the sample by which the last rung was decided."),
                 ("train_loss", "Nats per target token since the report before."),
                 ("tokens_per_second", "Padding excluded, over all workers."),
                 ("target_tokens", "Target tokens trained on so far."),
@@ -38,7 +39,7 @@ class TrialGauges:
         self._next_refresh = 0.0
 
     def update(self, event: TrialEvent) -> None:
-        """Takes a report's numbers. A trial that has ended leaves the metrics."""
+        """Takes a report's numbers; what it does not say stays. A trial that has ended leaves the metrics."""
         if isinstance(event, TrialEnded):
             self._values.pop(event.trial_id, None)
         if not isinstance(event, TrialProgressed):
@@ -51,8 +52,11 @@ class TrialGauges:
             "target_tokens": progress.target_tokens,
         }
         tags = {"search": self.search_id, "trial": str(trial.number), "branch": trial.branch}
+        if progress.rung is not None:
+            values["rung_loss"] = progress.rung.eval_loss
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._values[trial.trial_id] = tags, finite, progress.scores
+        _, known, scores = self._values.get(trial.trial_id, (tags, {}, {}))
+        self._values[trial.trial_id] = tags, known | finite, scores | progress.scores
         self._next_refresh = 0.0
 
     def refresh(self) -> None:

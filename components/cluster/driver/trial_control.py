@@ -300,7 +300,7 @@ class TrialController:
     def _warm_start(self, history: TrialHistory, spec: TrialSpec) -> str:
         name = f"trial {history.started.number}"
         if history.best is None or history.best.checkpoint is None:
-            raise Refused(f"{name} has no checkpoint yet; clone it without --warm, or after its first report")
+            raise Refused(f"{name} has no evaluated checkpoint; clone it without --warm, or after its first evaluation")
         if not weights_fit(history.started.spec.method, spec.method):
             raise Refused(f"{name} has weights of another shape than the clone's method; clone it without --warm")
         if not folder_at(history.best.checkpoint).is_complete():

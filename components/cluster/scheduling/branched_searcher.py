@@ -30,7 +30,7 @@ from components.cluster.scheduling.samplers import (
 from components.cluster.scheduling.trial_ends import TrialEnd, end_as_complete, end_in_order
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.draw_trials import draw_values
-from components.experiment.report_marks import report_marks, rungs_of
+from components.experiment.report_marks import report_marks, rungs_alone, rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, configuration_key, trial_spec
 from components.experiment.spec import ExperimentSpec, TrialSpec
 from components.experiment.start_points import start_points
@@ -48,7 +48,9 @@ class BranchedSearcher:
     def __init__(self, experiment: ExperimentSpec, budget: int, earlier: Sequence[EarlierTrial] = ()) -> None:
         """budget: of each trial, in target tokens. earlier: trials of other searches, which the studies begin with."""
         self._experiment, self._budget = experiment, budget
-        self._marks = report_marks(budget, experiment.trial.budget.evaluations, rungs_of(experiment, budget))
+        evaluations, rungs = experiment.trial.budget.evaluations, rungs_of(experiment, budget)
+        self._marks = report_marks(budget, evaluations, rungs)
+        self._rungs = rungs_alone(budget, evaluations, rungs)
         self._order = [branch.name for branch in branch_order(experiment)]
         self._drawn = 0
         self._told = 0
@@ -80,7 +82,8 @@ class BranchedSearcher:
         if number not in self._running:
             return
         branch, suggested = self._running.pop(number)
-        measured = measured_at_marks(reports or (), self._experiment.search.metrics, self._budget, self._marks)
+        metrics = self._experiment.search.metrics
+        measured = measured_at_marks(reports or (), metrics, self._budget, self._marks, self._rungs)
         self._end(branch, measured, impossible).tell(self._studies[branch], suggested)
         self._told += reports is not None  # the journal knows nothing of a trial that has not begun
 

@@ -17,16 +17,14 @@ class EndingRule(Protocol):
         """Why the trials that it ends have ended."""
         ...
 
-    def stops(
-        self, histories: Mapping[str, TrialHistory], trial_id: str, *, target_tokens: int, objective: float
-    ) -> bool:
-        """Whether this report is the trial's last. `histories` need not contain the report, and may."""
+    def stops(self, histories: Mapping[str, TrialHistory], trial_id: str, report: Progress) -> bool:
+        """Whether this report is the trial's last. `histories` need not contain it, and may."""
         ...
 
 
 def objective_at(history: TrialHistory, rung: int) -> float | None:
     """Returns what is recorded of a trial in a rung; None if it has not passed it."""
-    return next((as_recorded(each.objective) for each in comparable(history) if each.target_tokens >= rung), None)
+    return next((as_recorded(each.rung_objective) for each in comparable(history) if each.target_tokens >= rung), None)
 
 
 def objectives_at(history: TrialHistory, rungs: Iterable[int]) -> list[float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from components.cluster.driver.trial_control import controller_of
 from components.cluster.scheduling.comparable import EndingRule
-from components.cluster.slots.slot_result import METRIC, TIME
+from components.cluster.slots.slot_result import SlotResult
 
 
 class JournalScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -19,11 +20,10 @@ class JournalScheduler(FIFOScheduler):  # type: ignore[misc]
         super().__init__()
         self._search_id, self.rules = search_id, tuple(rules)
 
-    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, float]) -> str:
-        controller = controller_of(self._search_id)
-        tokens, objective = int(result[TIME]), result[METRIC]
+    def on_trial_result(self, tune_controller: object, trial: Trial, result: dict[str, Any]) -> str:
+        controller, report = controller_of(self._search_id), SlotResult.of(result).progress
         for rule in self.rules:
-            if rule.stops(controller.histories, trial.trial_id, target_tokens=tokens, objective=objective):
+            if report is not None and rule.stops(controller.histories, trial.trial_id, report):
                 controller.reasons[trial.trial_id] = rule.reason
                 return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)

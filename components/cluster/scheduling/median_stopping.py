@@ -20,7 +20,7 @@ from components.cluster.scheduling.comparable import (
 )
 from components.experiment.report_marks import evaluation_marks
 from components.experiment.spec import MedianSpec
-from components.records.events import TrialHistory
+from components.records.events import Progress, TrialHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +38,14 @@ class MedianRule:
         marks = tuple(mark for mark in evaluation_marks(budget, evaluations) if grace <= mark < budget)
         return cls(marks=marks, min_trials=spec.min_trials, per_branch=spec.brackets == "per_branch")
 
-    def stops(
-        self, histories: Mapping[str, TrialHistory], trial_id: str, *, target_tokens: int, objective: float
-    ) -> bool:
+    def stops(self, histories: Mapping[str, TrialHistory], trial_id: str, report: Progress) -> bool:
         """Whether this report is the trial's last. At each mark a trial is judged once."""
         history = histories[trial_id]
-        passed = [mark for mark in self.marks if target_tokens >= mark and objective_at(history, mark) is None]
+        tokens = report.target_tokens
+        passed = [mark for mark in self.marks if tokens >= mark and objective_at(history, mark) is None]
         if not passed or not follows_the_plan(history, history.last.step if history.last else 0):
             return False
-        best = min([as_recorded(objective), *(as_recorded(report.objective) for report in comparable(history))])
+        best = min(as_recorded(each.objective) for each in (report, *comparable(history)))
         rivals = rivals_of(histories, history, per_branch=self.per_branch)
         means = [self._mean(rival, passed[-1]) for rival in rivals if rival.trial_id != trial_id]
         reached = [mean for mean in means if mean is not None]

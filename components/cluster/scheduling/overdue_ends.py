@@ -47,6 +47,6 @@ def _end_of(
         return TrialState.STOPPED, history.stop.sentence
     known = histories.before(history.trial_id, last.step)
     for rule in rules:
-        if rule.stops(known, history.trial_id, target_tokens=last.target_tokens, objective=last.objective):
+        if rule.stops(known, history.trial_id, last):
             return TrialState.STOPPED, rule.reason
     return None

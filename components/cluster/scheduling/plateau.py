@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from components.cluster.scheduling.comparable import as_recorded
 from components.experiment.spec import PlateauSpec
-from components.records.events import TrialHistory
+from components.records.events import Progress, TrialHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,17 +29,15 @@ class PlateauRule:
     def reason(self) -> str:
         return f"on a plateau: {self.evaluations} evaluations without an improvement of {self.min_improvement:g}"
 
-    def stops(
-        self, histories: Mapping[str, TrialHistory], trial_id: str, *, target_tokens: int, objective: float
-    ) -> bool:
-        reports = [(report.target_tokens, report.objective) for report in histories[trial_id].reports]
-        if (target_tokens, objective) not in reports:
-            reports.append((target_tokens, objective))
+    def stops(self, histories: Mapping[str, TrialHistory], trial_id: str, report: Progress) -> bool:
+        if report.is_sampled:
+            return False
+        earlier = (each for each in histories[trial_id].reports if each.step < report.step and not each.is_sampled)
         regular: dict[int, float] = {}  # by the number of the evaluation
-        for tokens, each in reports:
-            regular.setdefault(self._number(tokens), as_recorded(each))
+        for each in (*earlier, report):
+            regular.setdefault(self._number(each.target_tokens), as_recorded(each.objective))
         regular.pop(0, None)
-        if self._number(target_tokens) not in regular or len(regular) <= self.evaluations:
+        if self._number(report.target_tokens) not in regular or len(regular) <= self.evaluations:
             return False
         objectives = list(regular.values())
         before, since = min(objectives[: -self.evaluations]), min(objectives[-self.evaluations :])

@@ -1,6 +1,7 @@
 """Asynchronous successive halving (https://arxiv.org/abs/1810.05934), decided from the histories of all trials.
 
-A trial is recorded in every rung that it has passed, with the objective of the report at which it passed (less is better).
+A trial is recorded in every rung that it has passed, with the objective of the report at which it passed (less is better):
+that over the sample by which rungs are decided, where a search has one.
 It continues if that is among the best 1/reduction_factor of those recorded in the rung so far, its own included.
 
 Asynchronous Hyperband (the same paper) lets some trials skip the first rungs. They compete among themselves.
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from components.cluster.driver.trial_control import GAVE_PLACE
 from components.cluster.scheduling.comparable import as_recorded, follows_the_plan, objective_at, rivals_of
 from components.experiment.spec import AshaSpec, HyperbandSpec
-from components.records.events import TrialHistory
+from components.records.events import Progress, TrialHistory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +43,8 @@ class HalvingRule:
             skips=spec.skips(branches, len(rungs)) if isinstance(spec, HyperbandSpec) else (),
         )
 
-    def stops(
-        self, histories: Mapping[str, TrialHistory], trial_id: str, *, target_tokens: int, objective: float
-    ) -> bool:
-        """Whether this report is the trial's last. `histories` need not contain the report, and may.
+    def stops(self, histories: Mapping[str, TrialHistory], trial_id: str, report: Progress) -> bool:
+        """Whether this report is the trial's last. `histories` need not contain it, and may.
 
         A trial is judged once in each rung, so a report that comes again after a restart decides nothing.
         """
@@ -53,9 +52,10 @@ class HalvingRule:
         if not follows_the_plan(history, history.last.step if history.last else 0):
             return False
         rungs = self.rungs[self._skipped(history) :]
-        passed = [rung for rung in rungs if target_tokens >= rung and objective_at(history, rung) is None]
+        passed = [rung for rung in rungs if report.target_tokens >= rung and objective_at(history, rung) is None]
         return any(
-            not self._is_among_best(as_recorded(objective), self._others(histories, history, rung)) for rung in passed
+            not self._is_among_best(as_recorded(report.rung_objective), self._others(histories, history, rung))
+            for rung in passed
         )
 
     def _skipped(self, history: TrialHistory) -> int:

@@ -44,7 +44,8 @@ from components.storage.retry import StorageError
 from components.training.budget_units import ranked_by
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.pace import Pace
-from components.training.trainer import TrainingData
+from components.training.rung_sample import RungSample
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
 
@@ -116,8 +117,9 @@ def make_runner(
 ) -> TrialRunner:
     """`base`: by default the experiment's. `pace`: that of its trials."""
     base = base or context.base_of("")
+    dataset = PreparedDataset.open(base.prepared)
     data = TrainingData(
-        dataset=PreparedDataset.open(base.prepared),
+        dataset=dataset,
         max_tokens=context.experiment.data.max_tokens,
         pad_token_id=base.pad_token_id,
         layout=base.layout,
@@ -125,6 +127,7 @@ def make_runner(
         metric=ranked_by(context.experiment.search.metric, by_bytes=bool(context.other_bases)),
         generation=context.generation,
         general=base.general,
+        sample=RungSample.of(dataset.eval, context.experiment.evaluation.conversations_at_rungs),
     )
     return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs, pace)
 

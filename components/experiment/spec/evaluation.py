@@ -57,6 +57,11 @@ class GenerateSpec(Spec):
 class EvaluationSpec(Spec):
     """What is measured at evaluations and at the gate."""
 
+    conversations_at_rungs: Count | None = Field(
+        None,
+        description="A report that passes a rung only is evaluated on so many held-out conversations, the same for all trials"
+        " (chosen by a hash of their text). It decides the rung, and nothing else. By default on all of them.",
+    )
     generate: GenerateSpec | None = Field(
         None, description="Score what the model says; by default only where search.metric needs it."
     )

@@ -16,7 +16,8 @@ from components.models.base.reference import BaseReference
 from components.models.shared_base import SharedBase
 from components.training.co_training import CoTraining
 from components.training.loss import ScoredModel
-from components.training.trainer import Trainer, TrainingData
+from components.training.trainer import Trainer
+from components.training.training_data import TrainingData
 from components.training.workers import OneWorker
 from experiments.benchmarks.gpu_kit.rows import random_dataset
 from experiments.benchmarks.gpu_kit.trials import trial_spec

@@ -32,7 +32,7 @@ from components.planning.workload import workload
 from components.records.events import Progress
 from components.storage.open_folder import folder_at
 from components.storage.size import GB
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
 from experiments.benchmarks.gpu_kit.cases import Case, release_memory, run_cases

@@ -19,7 +19,7 @@ from components.planning.memory import MemoryPlan, WorkerGroup, memory_plan
 from components.planning.workload import workload
 from components.storage.open_folder import folder_at
 from components.training.evaluate import evaluate
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from experiments.benchmarks.gpu_kit.cases import release_memory
 from experiments.benchmarks.gpu_kit.meters import Meter
 from experiments.benchmarks.gpu_kit.rows import random_dataset

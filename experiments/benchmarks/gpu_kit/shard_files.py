@@ -15,7 +15,7 @@ from components.data.prepare import PreparedDataset
 from components.experiment.spec import ModelSpec
 from components.models.base.reference import BaseReference
 from components.storage.open_folder import folder_at
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import Workers
 from experiments.benchmarks.gpu_kit.children import Child

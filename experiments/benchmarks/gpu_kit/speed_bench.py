@@ -17,7 +17,8 @@ from components.models.modality_towers import train_what_text_reaches
 from components.planning.dry_run import MicroBatch
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.loss import ScoredModel
-from components.training.trainer import Trainer, TrainingData
+from components.training.trainer import Trainer
+from components.training.training_data import TrainingData
 from components.training.workers import OneWorker
 from experiments.benchmarks.gpu_kit.sampled_plan import sampled_plan
 from experiments.benchmarks.gpu_kit.settings import Settings

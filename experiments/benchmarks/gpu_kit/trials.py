@@ -23,7 +23,7 @@ from components.experiment.spec import (
 )
 from components.models.base.reference import BaseReference
 from components.storage.open_folder import folder_at
-from components.training.trainer import TrainingData
+from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker, Workers
 from experiments.benchmarks.gpu_kit.shapes import random_model

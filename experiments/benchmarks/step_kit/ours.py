@@ -12,7 +12,8 @@ from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.modality_towers import train_what_text_reaches
 from components.training.loss import ScoredModel
-from components.training.trainer import Trainer, TrainingData
+from components.training.trainer import Trainer
+from components.training.training_data import TrainingData
 from components.training.workers import OneWorker
 from experiments.benchmarks.step_kit.adapters import settle
 from experiments.benchmarks.step_kit.turns import Turns

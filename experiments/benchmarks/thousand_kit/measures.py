@@ -171,8 +171,7 @@ MEASURES: dict[str, Callable[[Path], Numbers]] = {
 
 
 def _judge(rule: EndingRule, histories: TrialHistories, event: TrialProgressed) -> bool:
-    progress = event.progress
-    return rule.stops(histories, event.trial_id, target_tokens=progress.target_tokens, objective=progress.objective)
+    return rule.stops(histories, event.trial_id, event.progress)
 
 
 def _mirrored(folder: Path, events: list[TrialEvent], uri: str) -> Numbers:
