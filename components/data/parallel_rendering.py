@@ -39,10 +39,11 @@ class Renderer:
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
         """Yields results in order; the reason instead of tokens for a conversation that the format refuses."""
-        if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
-            yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
-            return
         chunks = (conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK))
+        if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
+            for chunk in chunks:
+                yield from render_chunk(self.chat_format, chunk)
+            return
         with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
             yield from self._in_order(pool, chunks)
 
@@ -81,5 +82,9 @@ def _load_format(model_path: Path, spec_json: str) -> ChatFormat:
 
 
 def _render_chunk(model_path: Path, spec_json: str, conversations: Sequence[Conversation]) -> list[RenderResult]:
-    chat_format = _load_format(model_path, spec_json)
-    return [_render_or_reason(chat_format, conversation) for conversation in conversations]
+    return render_chunk(_load_format(model_path, spec_json), conversations)
+
+
+def render_chunk(chat_format: ChatFormat, conversations: Sequence[Conversation]) -> list[RenderResult]:
+    with chat_format.ahead(conversations):
+        return [_render_or_reason(chat_format, conversation) for conversation in conversations]
