@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation, Message
-from components.data.parallel_rendering import AHEAD, Renderer, render_chunk
+from components.data.parallel_rendering import Renderer, render_chunk
+from components.data.workers import AHEAD, Workers
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 from tests.support.template_kinds import KINDS
@@ -24,15 +26,13 @@ class CountingPool(ThreadPoolExecutor):
 
 
 def test_no_more_chunks_wait_for_their_reader_than_keep_the_workers_busy(tmp_path):
-    tokenizer = KINDS["appends"].tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    spec = ChatFormatSpec()
-    chat_format = load_chat_format(tokenizer, spec)
-    renderer = Renderer(chat_format, model_path=tmp_path, spec=spec, processes=2)
+    chat_format = load_chat_format(KINDS["appends"].tokenizer(), ChatFormatSpec())
     endless = (Conversation(messages=(user("hi"), assistant("yo" * n))) for n in itertools.count(1))
     with CountingPool(1) as pool:
-        rendered = renderer._in_order(pool, ([each] for each in endless))
-        read = list(itertools.islice(rendered, 20))
+        workers = Workers(2)
+        workers._pool = pool
+        rendered = workers.map(partial(render_chunk, chat_format), ([each] for each in endless))
+        read = list(itertools.chain.from_iterable(itertools.islice(rendered, 20)))
         rendered.close()
     assert pool.submitted <= 20 + AHEAD * 2
     wanted = [Conversation(messages=(user("hi"), assistant("yo" * n))) for n in range(1, 21)]
@@ -76,9 +76,8 @@ def talks_of_every_shape():
 
 def test_whatever_a_conversation_raises_is_its_own_problem(tmp_path):
     spec = ChatFormatSpec()
-    renderer = Renderer(
-        load_chat_format(KINDS["appends"].tokenizer(), spec), model_path=tmp_path, spec=spec, processes=1
-    )
+    chat_format = load_chat_format(KINDS["appends"].tokenizer(), spec)
+    renderer = Renderer(chat_format=chat_format, model_path=tmp_path, spec=spec, workers=Workers(1))
     good = Conversation(messages=(user("hi"), assistant("yo")))
     odd = Conversation(messages=(user(None), assistant("yo")), source="a.jsonl, line 2")  # a reader would refuse it
     first, second, third = renderer.render([good, odd, good])

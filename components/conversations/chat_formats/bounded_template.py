@@ -35,13 +35,13 @@ class UnboundedTemplateError(TurnwiseError):
 class TemplateCall(NamedTuple):
     """`ask` ends the text at the start of the assistant's next turn."""
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[dict[str, Any]]
     tools: Sequence[Any]
     ask: bool
 
 
 def render_template(
-    template: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, ask: bool, special: Mapping[str, Any]
+    template: str, messages: Sequence[dict[str, Any]], tools: Sequence[Any], *, ask: bool, special: Mapping[str, Any]
 ) -> str:
     """Returns the text, as transformers' apply_chat_template does; `special` are the tokenizer's special tokens by name.
 
@@ -84,7 +84,7 @@ def _request(template: str, special: Mapping[str, Any], call: TemplateCall) -> d
     }
 
 
-def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
 
 
