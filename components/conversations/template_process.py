@@ -34,19 +34,22 @@ def read_message(stream: IO[bytes]) -> bytes | None:
 
 
 def _serve(requests: IO[bytes], replies: IO[bytes], max_seconds: float) -> None:
-    """Answers each request, {"conversations": ..., ...} as pickle, by {"text"}, {"refused"} or {"unbounded"} as JSON.
+    """Answers each request, a list of {"conversations": ..., ...} as pickle, by a list of replies as JSON.
 
-    SIGPROF ends the process, whatever it is doing, if a text takes `max_seconds` of processor time.
+    A reply is {"text"}, {"refused"} or {"unbounded"}. SIGPROF ends the process, whatever it is doing, if a text takes
+    `max_seconds` of processor time.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c is for who asks
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     while (request := read_message(requests)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, max_seconds)
-        reply = _reply(render_jinja_template, pickle.loads(request))
+        written = []
+        for asked in pickle.loads(request):
+            signal.setitimer(signal.ITIMER_PROF, max_seconds)
+            written.append(_reply(render_jinja_template, asked))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        write_message(replies, json.dumps(reply).encode())
+        write_message(replies, json.dumps(written).encode())
 
 
 def _reply(render: Any, request: dict[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 
@@ -24,7 +25,7 @@ FEWEST = 64  # with fewer shingles, two conversations are alike by chance: these
 BANDS, ROWS = 24, 4
 SLACK = 0.2  # an estimate by 96 hashes is off by 0.05 in one case of three
 TABLE = 2**22  # counts of shingles by hash; that some share a place adds little
-AT_ONCE = 2**18  # shingles hashed, or pairs compared, together
+HASHED_AT_ONCE, AT_ONCE = 2**15, 2**18  # shingles hashed, and pairs compared, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +38,20 @@ class NearPair:
 
 
 class NearDuplicates:
-    """Knows N conversations by number. With a threshold of 1 only those of equal words are near."""
+    """Knows N texts by number, each as `words_in` gives it. With a threshold of 1 only equal ones are near."""
 
-    def __init__(self, conversations: Sequence[Conversation], *, threshold: float) -> None:
+    def __init__(self, texts: Sequence[bytes], *, threshold: float) -> None:
         self.threshold = threshold
-        self._texts = [words_of(conversation) for conversation in conversations]
-        self._shingles = _Shingles(self._texts if threshold < 1 else [])
-        self._signatures = _signatures(self._shingles)
+        self._equals = [blake2b(text, digest_size=16).digest() for text in texts]
+        self._shingles = _Shingles(texts if threshold < 1 else [])
+        self._signatures, self._counts = _signatures(self._shingles)
 
     def find(self, indices: Sequence[int], others: Sequence[int]) -> dict[int, NearPair]:
         """Returns, by index, those of `indices` that are near one of `others`, with the first that was found."""
         found = self._equal(indices, others)
-        if not self._shingles.counts:
+        if not len(self._counts):
             return found
-        judged = np.array(self._shingles.counts) >= FEWEST
+        judged = self._counts >= FEWEST
         mine, theirs = (np.array([each for each in side if judged[each]], dtype=np.int64) for side in (indices, others))
         refuted: set[tuple[int, int]] = set()  # bands propose a pair again and again
         for band in range(BANDS):
@@ -65,17 +66,18 @@ class NearDuplicates:
         return found
 
     def _equal(self, indices: Sequence[int], others: Sequence[int]) -> dict[int, NearPair]:
-        first: dict[str, int] = {}
+        first: dict[bytes, int] = {}
         for other in others:
-            first.setdefault(self._texts[other], other)
-        alike = ((index, first.get(self._texts[index])) for index in indices)
+            first.setdefault(self._equals[other], other)
+        alike = ((index, first.get(self._equals[index])) for index in indices)
         return {index: NearPair(index, other, 1.0) for index, other in alike if other is not None}
 
 
-def words_of(conversation: Conversation) -> str:
-    """What user and assistant say, calls included, without differences of case, blanks and width."""
+def words_in(conversation: Conversation) -> bytes:
+    """What user and assistant say, calls included, without differences of case, blanks and width, in UTF-8."""
     said = " ".join(_words(message) for message in conversation.messages if message.role in ("user", "assistant"))
-    return " ".join(unicodedata.normalize("NFKC", said).casefold().split())
+    plain = " ".join(unicodedata.normalize("NFKC", said).casefold().split())
+    return plain.encode("utf-8", "surrogatepass")
 
 
 def _words(message: Message) -> str:
@@ -87,35 +89,39 @@ def _words(message: Message) -> str:
 class _Shingles:
     """The shingles of N texts without boilerplate, made each time they are asked for: all at once need much memory."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._texts = texts
         table = np.zeros(TABLE, dtype=np.int32)
-        for encoded in self._encoded:
-            table[_place(_cut(encoded))] += 1  # two shingles of one text in one place count once
-        most = max(COMMON_SHARE * len(texts), COMMON_COUNT)
-        self._common = table > most
-        self.counts = [len(self[index]) for index in range(len(texts))]
+        for text in texts:
+            table[_place(_mixed(_cut(text)))] += 1  # two shingles of one text in one place count once
+        self._common = table > max(COMMON_SHARE * len(texts), COMMON_COUNT)
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self._texts)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Distinct, sorted, uint64."""
-        shingles = _cut(self._encoded[index])
-        told: np.ndarray = shingles[~self._common[_place(shingles)]]
-        return told
+    def hashed(self, index: int) -> np.ndarray:
+        """Distinct, in no order, uint32 each."""
+        return self._without_common(index)[1]
 
     def similarity(self, index: int, other: int) -> float:
-        one, two = self[index], self[other]
+        one, two = self._without_common(index)[0], self._without_common(other)[0]
         shared = len(np.intersect1d(one, two, assume_unique=True))
         return shared / (len(one) + len(two) - shared)
 
+    def _without_common(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns shingles (distinct, sorted, uint64) and their hashes."""
+        shingles = _cut(self._texts[index])
+        mixed = _mixed(shingles)
+        rare = ~self._common[_place(mixed)]
+        return shingles[rare], mixed[rare]
 
-def _cut(encoded: bytes) -> np.ndarray:
-    if len(encoded) < WIDTH:
+
+def _cut(text: bytes) -> np.ndarray:
+    """Distinct, sorted, uint64."""
+    if len(text) < WIDTH:
         return np.zeros(0, dtype=np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(encoded, dtype=np.uint8), WIDTH)
-    shingles = np.sort(np.ascontiguousarray(windows).view(np.uint64)[:, 0])
+    windows: np.ndarray = np.ndarray(len(text) - WIDTH + 1, dtype=np.uint64, buffer=text, strides=(1,))
+    shingles = np.sort(windows)
     distinct: np.ndarray = shingles[np.concatenate([[True], shingles[1:] != shingles[:-1]])]
     return distinct
 
@@ -123,45 +129,59 @@ def _cut(encoded: bytes) -> np.ndarray:
 def _mixed(shingles: np.ndarray) -> np.ndarray:
     """uint32 of uint64: each bit depends on all."""
     mixed: np.ndarray = shingles ^ (shingles >> np.uint64(33))
-    mixed = mixed * np.uint64(0xFF51AFD7ED558CCD)
+    mixed *= np.uint64(0xFF51AFD7ED558CCD)
     mixed ^= mixed >> np.uint64(33)
-    mixed = mixed * np.uint64(0xC4CEB9FE1A85EC53)
-    high: np.ndarray = (mixed >> np.uint64(32)).astype(np.uint32)
+    mixed *= np.uint64(0xC4CEB9FE1A85EC53)
+    mixed >>= np.uint64(32)
+    high: np.ndarray = mixed.astype(np.uint32)
     return high
 
 
-def _place(shingles: np.ndarray) -> np.ndarray:
-    place: np.ndarray = _mixed(shingles) % np.uint32(TABLE)
+def _place(mixed: np.ndarray) -> np.ndarray:
+    place: np.ndarray = mixed % np.uint32(TABLE)
     return place
 
 
-def _signatures(shingles: _Shingles) -> np.ndarray:
-    """MinHash signatures, uint32 [N, P]: two conversations agree in each with the probability of their similarity."""
+def _signatures(shingles: _Shingles) -> tuple[np.ndarray, np.ndarray]:
+    """Returns MinHash signatures, uint32 [N, P], and the numbers of shingles, int64 [N].
+
+    Two conversations agree in each hash with the probability of their similarity.
+    """
     generator = np.random.default_rng(0)
     flips = generator.integers(2**32, size=BANDS * ROWS, dtype=np.uint32)
     factors = generator.integers(2**31, size=BANDS * ROWS, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
     signatures = np.zeros((len(shingles), BANDS * ROWS), dtype=np.uint32)
-    for rows in _blocks(shingles.counts):
-        hashed = np.concatenate([_mixed(shingles[row]) for row in rows])
-        starts = np.cumsum([0, *(shingles.counts[row] for row in rows[:-1])])
+    counts = np.zeros(len(shingles), dtype=np.int64)
+    for rows, many in _blocks(shingles):
+        counts[rows] = [len(each) for each in many]
+        hashed = np.concatenate(many)
+        starts = np.cumsum(counts[rows]) - counts[rows]
+        room = np.empty_like(hashed)  # it stays in the processor's cache
+        least = np.empty((len(flips), len(rows)), dtype=np.uint32)
         for number, (flip, factor) in enumerate(zip(flips, factors, strict=True)):
-            signatures[rows, number] = np.minimum.reduceat((hashed ^ flip) * factor, starts)
-    return signatures
+            np.bitwise_xor(hashed, flip, out=room)
+            np.multiply(room, factor, out=room)
+            np.minimum.reduceat(room, starts, out=least[number])
+        signatures[rows] = least.T
+    return signatures, counts
 
 
-def _blocks(counts: Sequence[int]) -> Iterator[list[int]]:
-    """Yields texts that have shingles, so many at a time that their shingles are about AT_ONCE."""
-    block: list[int] = []
+def _blocks(shingles: _Shingles) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Yields (texts that have shingles, their hashes), so many at a time that these are about HASHED_AT_ONCE."""
+    rows: list[int] = []
+    block: list[np.ndarray] = []
     total = 0
-    for row, count in enumerate(counts):
-        if count:
-            block.append(row)
-            total += count
-        if total >= AT_ONCE:
-            yield block
-            block, total = [], 0
-    if block:
-        yield block
+    for row in range(len(shingles)):
+        hashed = shingles.hashed(row)
+        if len(hashed):
+            rows.append(row)
+            block.append(hashed)
+            total += len(hashed)
+        if total >= HASHED_AT_ONCE:
+            yield rows, block
+            rows, block, total = [], [], 0
+    if rows:
+        yield rows, block
 
 
 def _candidates(

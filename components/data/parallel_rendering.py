@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from multiprocessing import get_context
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from components.conversations.chat_formats.bounded_template import UnboundedTemplateError
 from components.conversations.chat_formats.chat_format import ChatFormat
@@ -17,47 +15,40 @@ from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.load_format import load_format_of
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import shorten
+from components.data.workers import Chunk, Workers
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
-FEWER_IN_PROCESS = 500  # with fewer conversations, starting processes costs more than it saves
 CHUNK = 64
-AHEAD = 3  # chunks for each process: one that is rendered, one that is next, one whose result is read
 
 RenderResult = RenderedConversation | str  # a text is the reason why the format refuses a conversation
+C = TypeVar("C", bound=Chunk)
+R = TypeVar("R")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Renderer:
-    """Renders with `processes` processes, by default one per core."""
+    """A chat format, in this process and in those of `workers`."""
 
-    def __init__(
-        self, chat_format: ChatFormat, *, model_path: Path, spec: ChatFormatSpec, processes: int | None = None
-    ) -> None:
-        self.chat_format = chat_format
-        self.setup = (model_path, spec.model_dump_json())
-        self.processes = processes or os.cpu_count() or 1
+    chat_format: ChatFormat
+    model_path: Path
+    spec: ChatFormatSpec
+    workers: Workers
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
         """Yields results in order; the reason instead of tokens for a conversation that the format refuses."""
-        if self.processes == 1 or len(conversations) < FEWER_IN_PROCESS:
-            yield from (_render_or_reason(self.chat_format, conversation) for conversation in conversations)
-            return
-        chunks = (conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK))
-        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
-            yield from self._in_order(pool, chunks)
+        parts = (conversations[start : start + CHUNK] for start in range(0, len(conversations), CHUNK))
+        yield from chain.from_iterable(self.map(render_chunk, map(list, parts)))
 
-    def _in_order(self, pool: ProcessPoolExecutor, chunks: Iterator[Sequence[Conversation]]) -> Iterator[RenderResult]:
-        """Renders as far ahead as keeps every process busy, and no further: what waits for its reader is held in memory."""
-        started = (pool.submit(_render_chunk, *self.setup, chunk) for chunk in chunks)
-        waiting = deque(itertools.islice(started, AHEAD * self.processes))
-        try:
-            while waiting:
-                done = waiting.popleft().result()
-                waiting.extend(itertools.islice(started, 1))
-                yield from done
-        finally:  # who stops reading waits only for what is being rendered
-            for each in waiting:
-                each.cancel()
+    def map(self, work: Callable[[ChatFormat, C], R], chunks: Iterable[C]) -> Iterator[R]:
+        """Yields what `work`, a function of a module or a partial of one, makes of each chunk, in order."""
+        in_process = partial(_with_format, work, self.model_path, self.spec.model_dump_json())
+        return self.workers.map(in_process, chunks, here=partial(work, self.chat_format))
+
+
+def render_chunk(chat_format: ChatFormat, conversations: Sequence[Conversation]) -> list[RenderResult]:
+    with chat_format.ahead(conversations):
+        return [_render_or_reason(chat_format, conversation) for conversation in conversations]
 
 
 def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> RenderResult:
@@ -75,11 +66,10 @@ def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> Re
         return shorten(f"{conversation.source}: cannot be rendered ({type(error).__name__}: {error})")
 
 
+def _with_format(work: Callable[[ChatFormat, C], R], model_path: Path, spec_json: str, chunk: C) -> R:
+    return work(_load_format(model_path, spec_json), chunk)
+
+
 @cache  # once per process
 def _load_format(model_path: Path, spec_json: str) -> ChatFormat:
     return load_format_of(model_path, ChatFormatSpec.model_validate_json(spec_json))
-
-
-def _render_chunk(model_path: Path, spec_json: str, conversations: Sequence[Conversation]) -> list[RenderResult]:
-    chat_format = _load_format(model_path, spec_json)
-    return [_render_or_reason(chat_format, conversation) for conversation in conversations]

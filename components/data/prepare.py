@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,7 @@ from typing import Self
 
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
-from components.conversations.chat_formats.rendered import RenderedConversation
-from components.conversations.chat_formats.truncation import bytes_left, fit_length
 from components.conversations.load_format import format_spec_in
-from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
 from components.conversations.readers.mending import mended_sentence
 from components.conversations.readers.read import content_digest
@@ -24,8 +21,9 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer
 from components.data.rows import rows_of
 from components.data.split import Records, Split, read_records, read_side
-from components.data.split_membership import keys_of
-from components.data.token_store import Entry, TokenStore, check_file, digest_of, write_store
+from components.data.token_store import TokenStore, check_file, digest_of
+from components.data.workers import Workers
+from components.data.written_sides import SideWriter, WrittenSide
 from components.errors import InputError
 from components.experiment.spec import PREPARED, ChatFormatSpec, DataSpec, ExperimentSpec
 from components.statistics.paired_bootstrap import LEAST, number_needed
@@ -177,7 +175,7 @@ def prepare(
         storage: prepared data is kept in storage/prepared/<digest>/.
         context: the most tokens that the model sees at once; None for any number.
         shared: the sources of the conversations to use, if several base models have not the same words of the others.
-        processes: for rendering; by default one per core.
+        processes: for reading and rendering; by default one per core.
 
     Raises:
         InputError: with all problems of the conversations, or if a split would be empty.
@@ -185,48 +183,44 @@ def prepare(
     context = context if context is not None and context < data.max_tokens else None  # no path is longer than its tree
     format_spec = format_spec_in(model_path, chat_format)
     loaded = load_chat_format(load_tokenizer(model_path), format_spec)
-    renderer = Renderer(loaded, model_path=model_path, spec=format_spec, processes=processes)
     sources = data.train, data.eval, data.verdict
-    for _ in range(MAX_READS):
-        contents = [None if source is None else content_digest(source) for source in sources]
-        digest = _digest(data, loaded, contents, context, shared)
-        directory = storage / PREPARED / digest
-        if directory.is_complete():
-            return PreparedDataset.open(directory).verify()
-        records = _read_records(data, renderer)
-        if records.contents == contents:  # else the files changed between digest and reading
-            break
-    else:
-        named = " or ".join(str(source) for source in sources if source is not None)
-        raise InputError(
-            f"data: files of {named} changed each of the {MAX_READS} times they were read; wait until they are written, or"
-            " name copies of them"
-        )
-    directory.publish(lambda scratch: _write(scratch, digest, records, renderer, context, shared))
+    with Workers(processes) as workers:
+        renderer = Renderer(chat_format=loaded, model_path=model_path, spec=format_spec, workers=workers)
+        for _ in range(MAX_READS):
+            contents = [None if source is None else content_digest(source) for source in sources]
+            digest = _digest(data, loaded, contents, context, shared)
+            directory = storage / PREPARED / digest
+            if directory.is_complete():
+                return PreparedDataset.open(directory).verify()
+            records = _read_records(data, renderer)
+            if records.contents == contents:  # else the files changed between digest and reading
+                break
+        else:
+            named = " or ".join(str(source) for source in sources if source is not None)
+            raise InputError(
+                f"data: files of {named} changed each of the {MAX_READS} times they were read; wait until they are written,"
+                " or name copies of them"
+            )
+        directory.publish(lambda scratch: _write(scratch, digest, records, renderer, context, shared))
     return PreparedDataset.open(directory, reused=False).verify()
 
 
 def _write(
     scratch: Path, digest: str, records: Records, renderer: Renderer, context: int | None, shared: Set[str] | None
 ) -> None:
+    data = records.data
+    sides = SideWriter(scratch, renderer, data, context=context, shared=shared)
     split = records.split()
-    if split.verdict and records.data.verdict_is_automatic:
-        needed = _needed(scratch / "trial.arrow", split, renderer, records.data, context, shared)
+    if split.verdict and data.verdict_is_automatic:
+        needed = _needed(sides.write("verdict", split.verdict, every=True), by_bytes=shared is not None)
         split = split if needed is None else records.split(too_few=needed)
     tally, digests = _Tally(split), {}
-    # Those that are held out are also kept as text: another version's chat format may have to render them.
-    for name, conversations, keep in (
-        ("train", split.train, False),
-        ("eval", split.eval, True),
-        ("verdict", split.verdict, True),
-    ):
+    for name, conversations in (("train", split.train), ("eval", split.eval), ("verdict", split.verdict)):
         if conversations:
-            kept = _for_all(conversations, shared)
-            tally.counts["not_for_all"] += len(conversations) - len(kept)
-            file = scratch / f"{name}.arrow"
-            write_store(file, _entries(kept, renderer, records.data, tally, context=context, keep=keep))
-            tally.count_store(name, TokenStore(file))
-            digests[f"{name}_digest"] = digest_of(file)
+            written = sides.write(name, conversations)
+            tally.add(written, data)
+            tally.count_store(name, TokenStore(written.file))
+            digests[f"{name}_digest"] = digest_of(written.file)
     manifest = {
         "digest": digest,
         **digests,
@@ -244,26 +238,19 @@ def _write(
     )
 
 
-def _for_all(conversations: Sequence[Conversation], shared: Set[str] | None) -> Sequence[Conversation]:
-    return conversations if shared is None else [each for each in conversations if each.source in shared]
-
-
-def _needed(
-    file: Path, split: Split, renderer: Renderer, data: DataSpec, context: int | None, shared: Set[str] | None
-) -> int | None:
+def _needed(verdict: WrittenSide, *, by_bytes: bool) -> int | None:
     """Returns how many conversations like those of the verdict split can decide; None if it has so many.
 
-    Only their targets tell, so they are rendered to the file, which is removed. What cannot be used is reported later. Where
-    several base models share the words, their bytes decide, so that all have a verdict split or none.
+    Only their targets say so, once they are rendered; what cannot be used is reported later. Where several base models share
+    the words, their bytes decide (`by_bytes`), so that all have a verdict split or none.
     """
-    data = data.model_copy(update={"on_bad_row": "drop", "too_long": data.too_long.replace("fail", "drop")})
-    kept = _for_all(split.verdict, shared)
-    write_store(file, _entries(kept, renderer, data, _Tally(split), context=context, keep=False))
-    store = TokenStore(file)
-    weights = store.num_targets if shared is None else store.target_bytes
-    file.unlink()
+    store = TokenStore(verdict.file)
+    weights = store.target_bytes if by_bytes else store.num_targets
     needed = number_needed(weights) if len(weights) else LEAST
-    return None if len(weights) >= needed else needed
+    if len(weights) >= needed:
+        return None
+    verdict.file.unlink()
+    return needed
 
 
 def _digest(
@@ -302,9 +289,18 @@ class _Tally:
             "ignored_keys": sum(split.ignored_keys.values()),
         }
 
-    def leave_out(self, kind: str, problem: str) -> None:
-        self.counts[kind] += 1
-        self.left_out.append(problem)
+    def add(self, written: WrittenSide, data: DataSpec) -> None:
+        """Counts what was left out of a side. Raises InputError if `data` does not allow it, with all of it together."""
+        failing = written.failing(data)
+        if failing:
+            count = f"at least {MAX_SHOWN}" if len(failing) >= MAX_SHOWN else f"{len(failing)}"
+            listed = "".join(f"\n  {each.problem}{each.way_out}" for each in failing[:MAX_SHOWN])
+            raise InputError(f"data: {count} of {written.given} conversations cannot be used{listed}")
+        self.counts["truncated"] += written.truncated
+        self.counts["not_for_all"] += written.not_for_all
+        for each in written.refused:
+            self.counts[each.kind] += 1
+            self.left_out.append(each.problem)
 
     def count_store(self, name: str, store: TokenStore) -> None:
         if len(store) == 0:
@@ -314,14 +310,14 @@ class _Tally:
         self.counts[f"{name}_tokens"] = int(store.lengths.sum())
         self.counts[f"{name}_targets"] = store.total_targets
         self.counts[f"{name}_target_bytes"] = int(store.target_bytes.sum())
-        self.counts[f"{name}_trees"] = sum(bool(store.forks(index)) for index in range(len(store)))
+        self.counts[f"{name}_trees"] = store.num_trees
         self.counts[f"{name}_separate_tokens"] = int(rows_of(store, separate=True).lengths.sum())
 
 
 def _read_records(data: DataSpec, renderer: Renderer) -> Records:
     """Raises InputError for conversations that cannot be read, together with those that can, but cannot be rendered."""
     try:
-        return read_records(data)
+        return read_records(data, renderer.workers)
     except ConversationError as error:
         sources = [source for source in (data.train, data.eval, data.verdict) if source is not None]
         refused = [text for source in sources for text in _refusals(source, data, renderer)]
@@ -333,60 +329,7 @@ def _read_records(data: DataSpec, renderer: Renderer) -> Records:
 
 def _refusals(source: str | Sequence[str], data: DataSpec, renderer: Renderer) -> list[str]:
     try:
-        read = read_side(source, data, drop=True)
+        read = read_side(source, data, drop=True, workers=renderer.workers)
     except ConversationError:
         return []
     return [rendered for rendered in renderer.render(read.conversations) if isinstance(rendered, str)]
-
-
-def _entries(
-    conversations: Sequence[Conversation],
-    renderer: Renderer,
-    data: DataSpec,
-    tally: _Tally,
-    *,
-    context: int | None,
-    keep: bool,
-) -> Iterator[Entry]:
-    """Yields conversations that can be rendered and fit, in order. Others are counted, or fail together if `data` says so."""
-    refused: list[str] = []
-    for conversation, rendered in zip(conversations, renderer.render(conversations), strict=True):
-        if isinstance(rendered, str):
-            kind, problem, fails = "dropped_bad", rendered, data.on_bad_row == "fail"
-            way_out = " (data.on_bad_row=drop leaves it out)"
-        else:
-            truncate = data.too_long == "truncate"
-            fitted = fit_length(rendered, data.max_tokens, truncate=truncate, max_depth=context)
-            if fitted is not None:
-                truncated = len(fitted.token_ids) < len(rendered.token_ids)
-                tally.counts["truncated"] += truncated
-                yield Entry(
-                    source=conversation.source,
-                    rendered=fitted,
-                    truncated=truncated,
-                    target_bytes=bytes_left(conversation, rendered, fitted, renderer.chat_format),
-                    keys=keys_of(conversation),
-                    conversation=conversation if keep else None,
-                )
-                continue
-            length, advice = _too_long(rendered, data, context)
-            kind, problem, fails = "dropped_too_long", f"{conversation.source}: {length}", data.too_long == "fail"
-            way_out = f"; {advice}data.too_long to truncate or drop"
-        if not fails:
-            tally.leave_out(kind, problem)
-            continue
-        refused.append(problem + way_out)
-        if len(refused) == MAX_SHOWN:
-            break
-    if refused:
-        count = f"at least {MAX_SHOWN}" if len(refused) == MAX_SHOWN else f"{len(refused)}"
-        listed = "".join(f"\n  {problem}" for problem in refused)
-        raise InputError(f"data: {count} of {len(conversations)} conversations cannot be used{listed}")
-
-
-def _too_long(rendered: RenderedConversation, data: DataSpec, context: int | None) -> tuple[str, str]:
-    """Returns what is too long, and the beginning of the way out."""
-    if len(rendered.token_ids) > data.max_tokens:
-        return f"{len(rendered.token_ids)} tokens, data.max_tokens is {data.max_tokens}", "raise it, or set "
-    longest = f"an answer and what is before it are {rendered.longest_path} tokens"
-    return f"{longest}, the model's context (max_position_embeddings) is {context}", "set "

@@ -6,13 +6,13 @@ so a new record that says what a held-out one says is dropped, and never the oth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
-from components.conversations.messages import Conversation
+import numpy as np
+
+from components.data.conversation_file import Conversations
 from components.data.near_duplicates import NearDuplicates
-from components.data.split_membership import keys_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +24,9 @@ class Sides:
     eval for either reason beside the verdict split. `dropped` has a line for each of these three kinds.
     """
 
-    train: tuple[Conversation, ...]
-    eval: tuple[Conversation, ...]
-    verdict: tuple[Conversation, ...]
+    train: Conversations
+    eval: Conversations
+    verdict: Conversations
     duplicates: int
     leaked: int
     near_duplicates: int
@@ -34,19 +34,13 @@ class Sides:
     dropped: tuple[str, ...]
 
 
-def keep_apart(
-    train: Sequence[Conversation],
-    held_out: Sequence[Conversation],
-    verdict: Sequence[Conversation],
-    *,
-    threshold: float,
-) -> Sides:
-    """Removes from each side what a later one has. `threshold` is that of near_duplicates.NearDuplicates."""
+def keep_apart(train: Conversations, held_out: Conversations, verdict: Conversations, *, threshold: float) -> Sides:
+    """Removes from each side what a later one has. All are of one file; `threshold` is that of NearDuplicates."""
     sides = [_distinct(side) for side in (train, held_out, verdict)]
-    every = [conversation for side in sides for conversation in side]
+    every = Conversations(train.file, np.concatenate([side.numbers for side in sides]))
     first, second = len(sides[0]), len(sides[0]) + len(sides[1])
     of_train, of_eval, of_verdict = range(first), range(first, second), range(second, len(every))
-    near = NearDuplicates(every, threshold=threshold)
+    near = NearDuplicates(every.words, threshold=threshold)
     leaked_eval = _equal(every, of_eval, of_verdict)
     near_eval = near.find(sorted(set(of_eval) - leaked_eval.keys()), of_verdict)
     # What eval gave up for the verdict is not trained on either: else it would come and go with the verdict's.
@@ -58,9 +52,9 @@ def keep_apart(
     }
     why = {**leaked_eval, **leaked, **near_ones}
     return Sides(
-        train=tuple(every[index] for index in of_train if index not in why),
-        eval=tuple(every[index] for index in of_eval if index not in why),
-        verdict=tuple(sides[2]),
+        train=every.only(index for index in of_train if index not in why),
+        eval=every.only(index for index in of_eval if index not in why),
+        verdict=sides[2],
         duplicates=len(train) + len(held_out) + len(verdict) - len(every),
         leaked=len(leaked),
         near_duplicates=len(near_train),
@@ -72,24 +66,23 @@ def keep_apart(
     )
 
 
-def _equal(every: Sequence[Conversation], indices: Sequence[int], others: Sequence[int]) -> dict[int, tuple[int, str]]:
+def _equal(every: Conversations, indices: Sequence[int], others: Sequence[int]) -> dict[int, tuple[int, str]]:
     """Returns, by index, those whose words or group one of `others` has: (that one, how they are alike)."""
     owners: dict[str, int] = {}
     for other in others:
-        for key in keys_of(every[other]):
+        for key in every.keys(other):
             owners.setdefault(key, other)
     alike: dict[int, tuple[int, str]] = {}
     for index in indices:
-        for key, how in zip(keys_of(every[index]), ("says what", "is of the group of what"), strict=False):
+        for key, how in zip(every.keys(index), ("says what", "is of the group of what"), strict=False):
             if key in owners:
                 alike.setdefault(index, (owners[key], how))
     return alike
 
 
-def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
+def _distinct(side: Conversations) -> Conversations:
     """Equal conversations have the same tokens in every format."""
-    first: dict[str, Conversation] = {}
-    for conversation in conversations:
-        content = asdict(replace(conversation, source="", group=None, tag=None))
-        first.setdefault(json.dumps(content, sort_keys=True), conversation)
-    return list(first.values())
+    first: dict[bytes, int] = {}
+    for index in range(len(side)):
+        first.setdefault(side.equals(index), index)
+    return side.only(first.values())

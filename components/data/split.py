@@ -5,15 +5,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
-from components.conversations.messages import Conversation
+from components.conversations.readers.chunks import Chunk
 from components.conversations.readers.data_problems import ConversationError, DataProblem
-from components.conversations.readers.read import ReadResult, read_conversations
+from components.conversations.readers.read import ChunkReading, ReadResult, ReadRules, read_chunk, read_source
+from components.data.conversation_file import ConversationFile, Conversations, pack
 from components.data.sides import Sides, keep_apart
 from components.data.split_errors import check_not_empty, check_some_left
-from components.data.split_membership import keys_of, mark_of
+from components.data.split_membership import mark_of
+from components.data.workers import Workers
 from components.experiment.spec import DataSpec
 from components.statistics.paired_bootstrap import LEAST
 
@@ -37,17 +40,25 @@ class Split:
     ignored_keys: dict[str, int]
 
     @property
-    def train(self) -> tuple[Conversation, ...]:
+    def train(self) -> Conversations:
         return self.sides.train
 
     @property
-    def eval(self) -> tuple[Conversation, ...]:
+    def eval(self) -> Conversations:
         return self.sides.eval
 
     @property
-    def verdict(self) -> tuple[Conversation, ...]:
+    def verdict(self) -> Conversations:
         """Nothing if there is no verdict split."""
         return self.sides.verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadSide:
+    """One of the sources. `read` has no conversations: these are in a file."""
+
+    read: ReadResult
+    conversations: Conversations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +66,14 @@ class Records:
     """All conversations as they were read, once: they can be split with a verdict split and without."""
 
     data: DataSpec
-    train: ReadResult
-    eval: ReadResult | None
-    verdict: ReadResult | None
+    train: ReadSide
+    eval: ReadSide | None
+    verdict: ReadSide | None
 
     @property
     def contents(self) -> list[str | None]:
         """Digests of data.train, data.eval and data.verdict as they were read; None for what is not given."""
-        return [None if read is None else read.digest for read in (self.train, self.eval, self.verdict)]
+        return [None if side is None else side.read.digest for side in (self.train, self.eval, self.verdict)]
 
     def split(self, *, too_few: int | None = None) -> Split:
         """Splits all conversations. Equal ones count once, and what a held-out one says is never trained on.
@@ -84,7 +95,7 @@ class Records:
         if share and data.verdict_is_automatic and len(sides.verdict) < LEAST:  # equal ones count once
             return self.split(too_few=LEAST)
         check_some_left(sides, data)
-        reads = [read for read in (self.train, self.eval, self.verdict) if read is not None]
+        reads = [side.read for side in (self.train, self.eval, self.verdict) if side is not None]
         return Split(
             sides=sides,
             verdict_note=_verdict_note(data, sides, too_few),
@@ -96,11 +107,11 @@ class Records:
         )
 
     @property
-    def _split_source(self) -> Sequence[Conversation]:
+    def _split_source(self) -> Conversations:
         """What eval, or the verdict, is split off from."""
         return (self.train if self.eval is None else self.eval).conversations
 
-    def _by_mark(self, share: float) -> tuple[Sequence[Conversation], ...]:
+    def _by_mark(self, share: float) -> tuple[Conversations, Conversations, Conversations]:
         """Returns (to train on, eval, verdict), each in file order; `share` is that of the verdict."""
         if self.eval is None:
             held_out, verdict, train = _cut(self._split_source, self.data.split_seed, self.data.eval_fraction, share)
@@ -109,42 +120,70 @@ class Records:
         return self.train.conversations, held_out, verdict
 
 
-def read_records(data: DataSpec) -> Records:
+def read_records(data: DataSpec, workers: Workers | None = None) -> Records:
     """Reads all conversations. Raises ConversationError with the problems of all files together."""
-    reads: list[ReadResult | None] = []
+    sides: list[ReadSide | None] = []
     errors: list[ConversationError] = []
+    kept = ConversationFile()
     for source in (data.train, data.eval, data.verdict):
         try:
-            reads.append(None if source is None else read_side(source, data))
+            sides.append(None if source is None else read_side(source, data, kept=kept, workers=workers))
         except ConversationError as error:
             errors.append(error)
     if errors:
         records = {file: count for error in errors for file, count in error.records.items()}
         raise ConversationError([problem for error in errors for problem in error.problems], records)
-    train, held_out, verdict = reads
+    train, held_out, verdict = sides
     assert train is not None
     return Records(data=data, train=train, eval=held_out, verdict=verdict)
 
 
-def read_side(source: str | Sequence[str], data: DataSpec, *, drop: bool = False) -> ReadResult:
-    """Reads one of the sources by the rules of `data`; `drop` leaves bad records out whatever they say."""
-    return read_conversations(
-        source,
-        format=data.format,
+def read_side(
+    source: str | Sequence[str],
+    data: DataSpec,
+    *,
+    drop: bool = False,
+    kept: ConversationFile | None = None,
+    workers: Workers | None = None,
+) -> ReadSide:
+    """Reads one of the sources by the rules of `data`.
+
+    Args:
+        drop: leaves bad records out whatever the rules say.
+        kept: the conversations are appended to it; by default to a file of their own.
+        workers: that read; by default this process does.
+    """
+    rules = ReadRules(
         on_bad_row="drop" if drop else data.on_bad_row,
         unknown_keys=data.unknown_keys,
         group_by=data.group_by,
         tag=data.tag,
     )
+    file = ConversationFile() if kept is None else kept
+    before = len(file)
+    work = partial(_read_and_pack, rules)
+    read = read_source(
+        source,
+        rules,
+        format=data.format,
+        read_chunks=lambda chunks: (workers or Workers(1)).map(work, chunks),
+        keep=file.extend,
+    )
+    return ReadSide(read=read, conversations=Conversations(file, range(before, len(file))))
 
 
-def _cut(conversations: Sequence[Conversation], seed: int, *shares: float) -> list[list[Conversation]]:
+def _read_and_pack(rules: ReadRules, chunk: Chunk) -> ChunkReading:
+    reading = read_chunk(chunk, rules)
+    return replace(reading, conversations=[pack(conversation) for conversation in reading.conversations])
+
+
+def _cut(conversations: Conversations, seed: int, *shares: float) -> list[Conversations]:
     """Returns the conversations of each share, by their marks in this order, and the rest; each goes by itself alone."""
-    parts: list[list[Conversation]] = [[] for _ in (*shares, None)]
+    parts: list[list[int]] = [[] for _ in (*shares, None)]
     ends = list(accumulate(shares))
-    for conversation in conversations:
-        parts[bisect_right(ends, mark_of(keys_of(conversation), seed))].append(conversation)
-    return parts
+    for index in range(len(conversations)):
+        parts[bisect_right(ends, mark_of(conversations.keys(index), seed))].append(index)
+    return [conversations.only(part) for part in parts]
 
 
 def _verdict_note(data: DataSpec, sides: Sides, too_few: int | None) -> str:

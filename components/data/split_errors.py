@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from components.conversations.messages import Conversation
+from components.data.conversation_file import Conversations
 from components.data.sides import Sides
-from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, keys_of, mark_of
+from components.data.split_membership import fraction_that_holds_out, fraction_that_leaves, mark_of
 from components.errors import InputError
 from components.experiment.spec import DataSpec
 
 ALONE = "for where each goes depends on itself alone"
 
 
-def check_not_empty(
-    source: Sequence[Conversation], data: DataSpec, share: float, sides: Mapping[str, Sequence[Conversation]]
-) -> None:
+def check_not_empty(source: Conversations, data: DataSpec, share: float, sides: Mapping[str, Conversations]) -> None:
     """Raises InputError if eval, a verdict of this share, or what is left of `source` for training is empty.
 
     Args:
@@ -25,7 +23,7 @@ def check_not_empty(
     empty = [name for name in wanted if not sides[name]]
     if not empty:
         return
-    marks = {mark_of(keys_of(conversation), data.split_seed) for conversation in source}
+    marks = {mark_of(source.keys(index), data.split_seed) for index in range(len(source))}
     split_off = "data.eval" if data.eval is not None else "data.train"
     names = wanted[:2] if data.eval is not None else [wanted[-1], *wanted[:-1]]
     if len(marks) < len(names):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from components.conversations.chat_formats.rendered import Fork, RenderedConversation
-from components.conversations.messages import Conversation
+from components.conversations.messages import Conversation, Message
 from components.errors import InputError
 
 SCHEMA = pa.schema(
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
 )
 FORKS = ("fork_starts", "fork_depths")
 ROWS_PER_CHUNK = 1024
+MESSAGE_FIELDS = tuple(field.name for field in fields(Message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,29 +58,51 @@ class Entry:
 
 def write_store(path: Path, entries: Iterable[Entry]) -> None:
     """Writes entries in order; at most ROWS_PER_CHUNK of them are in memory at a time."""
+    waiting = iter(entries)
+    chunks = iter(lambda: list(itertools.islice(waiting, ROWS_PER_CHUNK)), [])
+    write_batches(path, map(batch_of, chunks))
+
+
+def write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes rows in order, in chunks of ROWS_PER_CHUNK: the same rows are the same bytes, however they are given."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        rows: list[dict[str, object]] = []
-        for entry in entries:
-            rows.append(
-                {
-                    "token_ids": entry.rendered.token_ids,
-                    "target_weights": entry.rendered.target_weights,
-                    "fork_starts": [fork.start for fork in entry.rendered.forks],
-                    "fork_depths": [fork.depth for fork in entry.rendered.forks],
-                    "turn_ends": entry.rendered.turn_ends,
-                    "num_targets": entry.rendered.num_targets,
-                    "target_bytes": entry.target_bytes,
-                    "truncated": entry.truncated,
-                    "source": entry.source,
-                    "keys": entry.keys,
-                    "conversation": None if entry.conversation is None else _to_json(entry.conversation),
-                }
-            )
-            if len(rows) == ROWS_PER_CHUNK:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
-                rows = []
+        waiting: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            waiting.append(batch)
+            rows += batch.num_rows
+            while rows >= ROWS_PER_CHUNK:
+                joined = pa.concat_batches(waiting)
+                writer.write_batch(joined.slice(0, ROWS_PER_CHUNK))
+                waiting = [joined.slice(ROWS_PER_CHUNK)]
+                rows -= ROWS_PER_CHUNK
         if rows:
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+            writer.write_batch(pa.concat_batches(waiting))
+
+
+def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
+    rendered = [entry.rendered for entry in entries]
+    columns = {
+        "token_ids": _lists(np.int32, [each.token_ids for each in rendered]),
+        "target_weights": _lists(np.float32, [each.target_weights for each in rendered]),
+        "fork_starts": _lists(np.int32, [[fork.start for fork in each.forks] for each in rendered]),
+        "fork_depths": _lists(np.int32, [[fork.depth for fork in each.forks] for each in rendered]),
+        "turn_ends": _lists(np.int32, [each.turn_ends for each in rendered]),
+        "num_targets": [each.num_targets for each in rendered],
+        "target_bytes": [entry.target_bytes for entry in entries],
+        "truncated": [entry.truncated for entry in entries],
+        "source": [entry.source for entry in entries],
+        "keys": [entry.keys for entry in entries],
+        "conversation": [None if each.conversation is None else _to_json(each.conversation) for each in entries],
+    }
+    return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+
+
+def _lists(kind: type[np.generic], lists: Sequence[Sequence[float]]) -> pa.ListArray:
+    """Of numbers; faster than pa.array, which looks at each of them."""
+    ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    values = np.fromiter(itertools.chain.from_iterable(lists), dtype=kind, count=int(ends[-1]))
+    return pa.ListArray.from_arrays(ends, values)
 
 
 def digest_of(path: Path) -> str:
@@ -165,10 +189,15 @@ class TokenStore:
         chunk, inside = self._locate(index)
         return tuple(map(Fork, *(_slice(column[chunk], inside).tolist() for column in self._forks)))
 
+    @property
+    def num_trees(self) -> int:
+        """The number of conversations that fork."""
+        return sum(int((np.diff(chunk.offsets.to_numpy()) > 0).sum()) for chunk in self._forks[0]) if self._forks else 0
+
     @cached_property
     def has_forks(self) -> bool:
         """Whether any conversation is a tree, not a path."""
-        return any(len(chunk.flatten()) > 0 for column in self._forks for chunk in column)
+        return self.num_trees > 0
 
     def conversation_of(self, row: int) -> int:
         """Returns the conversation that a row belongs to. Here each is one row; see SeparateRows."""
@@ -216,10 +245,13 @@ _CONVERSATION = TypeAdapter(Conversation)
 
 
 def _to_json(conversation: Conversation) -> str:
-    tree = asdict(conversation)
+    tree = {field.name: getattr(conversation, field.name) for field in fields(conversation)}
     if conversation.expect is None:
         del tree["expect"]
-    tree["messages"] = [_rename_keys(message, {"loss_weight": "loss"}) for message in tree["messages"]]
+    tree["messages"] = [
+        {"loss" if name == "loss_weight" else name: getattr(message, name) for name in MESSAGE_FIELDS}
+        for message in conversation.messages
+    ]
     return json.dumps(tree)
 
 

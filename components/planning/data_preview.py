@@ -27,6 +27,7 @@ from components.data.parallel_rendering import Renderer
 from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
 from components.data.split import read_side
+from components.data.workers import Workers
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
 from components.models.base.context import context_of
@@ -129,8 +130,9 @@ def preview_data(
     spec = format_spec_in(directory, chat_format)
     try:
         loaded = load_chat_format(tokenizer, spec)
-        renderer = Renderer(loaded, model_path=directory, spec=spec)
-        rendered = rendered_records(read.conversations, renderer, max_tokens)
+        with Workers() as workers:
+            renderer = Renderer(chat_format=loaded, model_path=directory, spec=spec, workers=workers)
+            rendered = rendered_records(read.conversations, renderer, max_tokens)
     except InputError as error:
         raise InputError(f"{error}\n{describe_conversations(read.conversations)}") from None
     unused = unused_keys_sentences(read.unused_keys, read.ignored_keys)

@@ -14,6 +14,7 @@ from components.conversations.chat_formats.bounded_template import (
 )
 from components.conversations.messages import Conversation
 from components.data.parallel_rendering import Renderer
+from components.data.workers import Workers
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 from tests.support.template_kinds import KINDS
@@ -73,7 +74,8 @@ def test_a_template_that_does_not_end_for_one_conversation_ends_the_rendering(tm
     tokenizer.chat_template = f"{{% if 'bye' in messages[0].content %}}{LOOPS}{{% endif %}}{tokenizer.chat_template}"
     tokenizer.save_pretrained(tmp_path)
     spec = ChatFormatSpec()
-    renderer = Renderer(load_chat_format(tokenizer, spec), model_path=tmp_path, spec=spec, processes=1)
+    chat_format = load_chat_format(tokenizer, spec)
+    renderer = Renderer(chat_format=chat_format, model_path=tmp_path, spec=spec, workers=Workers(1))
     plain, hangs = (
         Conversation(messages=(user(text), assistant("yo")), source=f"a.jsonl, line {number}")
         for number, text in enumerate(("hi", "bye"), start=2)

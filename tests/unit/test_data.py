@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
-from components.data import parallel_rendering as rendering
 from components.data import prepare as prepare_module
+from components.data import workers
 from components.data.collate import collate
 from components.data.packing import pack_rows
 from components.data.prepare import prepare
@@ -264,10 +264,10 @@ def test_of_two_preparations_at_once_the_slower_takes_the_result_of_the_faster(t
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(20))
     faster = []
 
-    def overtaken(data):
+    def overtaken(*arguments):
         monkeypatch.setattr(prepare_module, "read_records", read_records)
         faster.append(prepared(tmp_path, tokenizer))
-        return read_records(data)
+        return read_records(*arguments)
 
     monkeypatch.setattr(prepare_module, "read_records", overtaken)
     slower = prepared(tmp_path, tokenizer)
@@ -457,7 +457,7 @@ def test_a_split_without_conversations_is_an_error(tmp_path, tokenizer, train, h
 
 
 def test_several_processes_render_what_one_does(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(rendering, "FEWER_IN_PROCESS", 100)
+    monkeypatch.setattr(workers, "FEWER_IN_PROCESS", 100)
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(150))
     (tmp_path / "again").mkdir()
     write_messages_jsonl(tmp_path / "again" / "train.jsonl", toy_conversations(150))

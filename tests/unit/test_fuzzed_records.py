@@ -9,8 +9,10 @@ import pytest
 
 from components.conversations.readers.data_problems import ConversationError
 from components.conversations.readers.read import read_conversations
+from components.data.conversation_file import Conversations
 from components.data.parallel_rendering import Renderer
 from components.data.sides import keep_apart
+from components.data.workers import Workers
 from components.experiment.spec import ChatFormatSpec
 from tests.support.fuzzing import MAX_MESSAGE, cases, mutate_bytes, mutate_tree, num_inputs
 from tests.support.template_kinds import KINDS
@@ -109,12 +111,15 @@ def renderer(tmp_path_factory):
 
     spec = ChatFormatSpec()
     chat_format = load_chat_format(KINDS["thought_since_question"].tokenizer(), spec)
-    return Renderer(chat_format, model_path=tmp_path_factory.getbasetemp(), spec=spec, processes=1)
+    folder = tmp_path_factory.getbasetemp()
+    return Renderer(chat_format=chat_format, model_path=folder, spec=spec, workers=Workers(1))
 
 
 def said_of(result, renderer):
     """Goes on with what was read as preparing data does, and returns all that is said of it."""
-    keep_apart(result.conversations, (), (), threshold=0.7)
+    kept = Conversations.of(result.conversations)
+    assert list(kept) == list(result.conversations)
+    keep_apart(kept, kept[:0], kept[:0], threshold=0.7)
     refused = [text for text in renderer.render(result.conversations) if isinstance(text, str)]
     return "".join(map(str, (*result.dropped, *result.mended, *refused)))
 

@@ -37,10 +37,10 @@ def test_a_file_that_grows_while_it_is_read_is_read_again(tmp_path, tokenizer, m
     more = toy_conversations(14)
     read, times = prepare_module.read_records, []
 
-    def grows(data):
+    def grows(*arguments):
         if not times:
             write_messages_jsonl(tmp_path / "train.jsonl", more)
-        records = read(data)
+        records = read(*arguments)
         times.append(len(records.train.conversations))
         return records
 
@@ -56,9 +56,9 @@ def test_a_file_that_never_rests_is_an_error(tmp_path, tokenizer, monkeypatch):
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(10))
     read, counts = prepare_module.read_records, itertools.count(11)
 
-    def grows(data):
+    def grows(*arguments):
         write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(next(counts)))
-        return read(data)
+        return read(*arguments)
 
     monkeypatch.setattr(prepare_module, "read_records", grows)
     with pytest.raises(ValueError, match=r"data: files of .*train\.jsonl changed each of the 3 times they were read"):

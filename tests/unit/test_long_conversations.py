@@ -2,7 +2,7 @@
 
 import pytest
 
-from components.conversations.chat_formats import jinja_template, load_chat_format
+from components.conversations.chat_formats import conversation_bounds, jinja_template, load_chat_format
 from components.conversations.chat_formats.template_renderer import TemplateRenderer
 from components.conversations.messages import Conversation, Message
 from components.errors import InputError
@@ -97,7 +97,7 @@ def test_a_text_that_turns_share_is_encoded_once_and_has_the_tokens_of_the_whole
 )
 def test_a_conversation_beyond_all_bounds_is_refused_in_words(kind, bound, text, monkeypatch):
     chat_format = load_chat_format(TOKENIZERS[kind])
-    monkeypatch.setattr(jinja_template, bound, 39)
+    monkeypatch.setattr(conversation_bounds, bound, 39)
     with pytest.raises(InputError, match=r"^a\.jsonl, line 7: ") as caught:
         chat_format.render(talk(40))
     assert text in str(caught.value)

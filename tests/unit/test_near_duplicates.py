@@ -7,7 +7,7 @@ import pytest
 
 from components.conversations.messages import Conversation, Message
 from components.conversations.readers.read import read_conversations
-from components.data.near_duplicates import FEWEST, NearDuplicates, words_of
+from components.data.near_duplicates import FEWEST, NearDuplicates, words_in
 from tests.support.toy import assistant, toy_conversations, user
 
 QUICKSTART = "experiments/data/quickstart.jsonl"
@@ -29,9 +29,13 @@ def talk(question, answer, **fields):
     return Conversation(messages=(user(question), assistant(answer)), **fields)
 
 
+def finder_of(talks, threshold=0.7):
+    return NearDuplicates([words_in(each) for each in talks], threshold=threshold)
+
+
 def similarity(one, other, threshold=0.7):
     """None if they are not near."""
-    found = NearDuplicates([one, other], threshold=threshold).find([0], [1])
+    found = finder_of([one, other], threshold).find([0], [1])
     return found[0].similarity if found else None
 
 
@@ -56,7 +60,7 @@ def test_a_word_that_is_changed_here_and_there_leaves_a_near_duplicate(words, ch
 def test_case_blanks_and_width_make_no_difference_at_any_threshold():
     one, other = talk("What is １＋１ ?", "Two,  I think"), talk("what is 1+1 ?", "two, i\nthink")
     assert similarity(one, other) == similarity(one, other, threshold=1.0) == 1.0
-    assert len(words_of(one)) < FEWEST
+    assert len(words_in(one)) < FEWEST
 
 
 @pytest.mark.parametrize(("one", "other"), [("2 + 2 = ?", "2 * 2 = ?"), ("say ab", "say ac"), ("你好吗", "你好呀")])
@@ -78,7 +82,7 @@ def test_what_many_conversations_share_is_no_evidence():
     talks = [talk(f"{instruction}{each} film", "positive") for each in words]
     assert similarity(talks[0], talks[1]) > 0.7  # two alone cannot know it
     numbers = range(len(talks))
-    assert not any(NearDuplicates(talks, threshold=0.7).find([number], numbers[number + 1 :]) for number in numbers)
+    assert not any(finder_of(talks).find([number], numbers[number + 1 :]) for number in numbers)
 
 
 def test_planted_near_duplicates_are_found_and_only_these():
@@ -103,13 +107,13 @@ def test_planted_near_duplicates_are_found_and_only_these():
 
     every = talks([*near, *fresh, *held_out])
     others = range(len(every) - len(held_out), len(every))
-    found = NearDuplicates(every, threshold=0.7).find(range(others.start), others)
+    found = finder_of(every).find(range(others.start), others)
     assert {index: pair.other - others.start for index, pair in found.items()} == {n: 3 * n for n in range(len(near))}
 
 
 def test_the_quickstart_repeats_itself_on_purpose_and_only_a_few_are_near():
     talks = read_conversations(QUICKSTART).conversations
-    finder, numbers = NearDuplicates(talks, threshold=0.7), range(len(talks))
+    finder, numbers = finder_of(talks), range(len(talks))
     near = set()
     for bit in range(8):  # any two numbers differ in a bit
         found = finder.find([n for n in numbers if n >> bit & 1], [n for n in numbers if not n >> bit & 1])
@@ -119,5 +123,5 @@ def test_the_quickstart_repeats_itself_on_purpose_and_only_a_few_are_near():
 
 def test_the_toy_conversations_of_these_tests_are_all_different():
     talks = list(dict.fromkeys(toy_conversations(300)))
-    finder = NearDuplicates(talks, threshold=0.7)
+    finder = finder_of(talks)
     assert not finder.find(range(0, len(talks), 2), range(1, len(talks), 2))

@@ -172,7 +172,7 @@ def test_of_a_file_for_eval_the_lower_half_judges_if_it_can(tmp_path):
     assert keys(split.verdict) == keys([t for t in numbered(60, start=500) if mark_of(keys_of(t), 0) < 0.5])
     assert keys(split.eval) | keys(split.verdict) == keys(numbered(60, start=500))
     whole = split_of(tmp_path, numbered(20), eval=str(file), verdict_fraction=0)
-    assert (len(whole.eval), whole.verdict) == (60, ())
+    assert (len(whole.eval), len(whole.verdict)) == (60, 0)
 
 
 def test_problems_of_all_three_files_are_said_together(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from components.conversations.chat_formats.rendered import RenderedConversation
@@ -29,6 +30,10 @@ class ChatFormat(Protocol):
 
     def digest(self) -> str:
         """Changes whenever some conversation could be rendered differently: it covers tokenizer, template and version."""
+        ...
+
+    def ahead(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]:
+        """Prepares many conversations together, which is faster: inside this context `render` is given the same objects."""
         ...
 
     def render(self, conversation: Conversation) -> RenderedConversation:

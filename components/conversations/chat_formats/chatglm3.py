@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +126,9 @@ class ChatGLM3Format:
         hashed = hashlib.sha256(f"{self.name} {VERSION}\n{self.pad_token_id}\n".encode())
         hashed.update(self.tokenizer.backend_tokenizer.to_str().encode())
         return hashed.hexdigest()
+
+    def ahead(self, conversations: Sequence[Conversation]) -> AbstractContextManager[None]:
+        return nullcontext()  # nothing here is slow alone
 
     def render(self, conversation: Conversation) -> RenderedConversation:
         self._check_reasoning(conversation.messages, conversation.source or "conversation")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from components.conversations.canonical_tools import canonicalize
 from components.conversations.chat_formats.assistant_turns import AssistantTurn, NeverSaidError, TurnReader
+from components.conversations.chat_formats.bounded_template import TemplateCall
+from components.conversations.chat_formats.calls_ahead import calls_ahead
 from components.conversations.chat_formats.chatml import knows_chatml
 from components.conversations.chat_formats.control_tokens import AddedTokens, ControlTokenEncoder
+from components.conversations.chat_formats.conversation_bounds import check_size, check_turns_one_by_one
 from components.conversations.chat_formats.listed_arguments import learn_listed_arguments
 from components.conversations.chat_formats.named_templates import templates_of
 from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
@@ -39,8 +42,6 @@ from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
 VERSION = 4  # raise it when a change here renders anything differently: it is part of the digest of prepared data
-MAX_TURNS_ONE_BY_ONE = 1000  # of a template that rewrites turns: the time grows with the square of their number
-MAX_LETTERS_OF_TURNS = 10**9  # turns times letters: the texts up to each turn have half of that
 OWN_TEXT_KEYS = ("content", *REASONING_KEYS)  # the keys of an assistant's own text
 
 
@@ -94,6 +95,7 @@ class TemplateFormat:
         )
         self._before, self._after = self._around_answer()
         self._marked = self._thoughts_in_control_tokens()
+        self._ahead: dict[int, _Prepared] = {}
         self.calls = learn_tool_calls(self._write_calls) or learn_listed_arguments(self._write_calls)
 
     @property
@@ -115,12 +117,34 @@ class TemplateFormat:
         hashed.update(vocabulary.encode())
         return hashed.hexdigest()
 
+    @contextlib.contextmanager
+    def ahead(self, conversations: Sequence[Conversation]) -> Iterator[None]:
+        calls: list[TemplateCall] = []
+        marks: list[str] = []
+        for conversation in conversations:
+            with contextlib.suppress(Exception):  # `render` raises it again, and says whose it is
+                prepared = self._prepare(conversation.messages, conversation.tools, conversation.source)
+                asked = list(calls_ahead(prepared.raw, prepared.tools))
+                calls += asked
+                marks += [prepared.mark] * len(asked)
+                self._ahead[id(conversation)] = prepared
+        try:
+            written = zip(self.renderer.write_ahead(calls), marks, calls, strict=True)
+            self.encoder.encode_ahead(
+                [TemplateText(text, mark) for text, mark, call in written if text and not call.ask]
+            )
+            yield
+        finally:
+            self._ahead.clear()
+            self.renderer.write_ahead([])
+            self.encoder.encode_ahead([])
+
     def render(self, conversation: Conversation) -> RenderedConversation:
         source = conversation.source or "conversation"
         self.encoder.forget()  # segments are shared within a conversation
-        prepared = self._prepare(conversation.messages, conversation.tools, source)
+        prepared = self._ahead.get(id(conversation)) or self._prepare(conversation.messages, conversation.tools, source)
         whole = self._whole(prepared, source)
-        _check_size(whole, prepared, source)
+        check_size(whole, prepared.raw, source)
         turns = self._turns(prepared, source)
         scored = [turn for turn in turns if prepared.weights[turn.position] > 0]
         if not scored:
@@ -219,11 +243,7 @@ class TemplateFormat:
             with contextlib.suppress(NeverSaidError):
                 if found := find_turns(self.turns, prepared.raw, prepared.tools, positions, source):
                     return found
-        if len(positions) > MAX_TURNS_ONE_BY_ONE:
-            raise InputError(
-                f"{source}: chat_format {self.name} rewrites earlier turns, so each of its {len(positions):,} is rendered"
-                f" with all before it; that is done for at most {MAX_TURNS_ONE_BY_ONE:,}: split it"
-            )
+        check_turns_one_by_one(len(positions), self.name, source)
         turns = []
         for position in positions:
             try:
@@ -271,12 +291,11 @@ class TemplateFormat:
         """Raises InputError unless each scored turn follows the tokens of its own prompt, and is scored up to one stop."""
         for number in sample(len(scored)):
             turn, end = scored[number], rendered.turn_ends[number]
-            path = rendered.path_to(end)
             prompt = self._prompt_ids(turn.prompt, turns[: turns.index(turn)], prepared, source)
-            token_ids = [rendered.token_ids[node] for node in path]
-            said = path[len(prompt) :]
-            stops = [node for node in said if rendered.token_ids[node] in self.stop_token_ids]
-            if token_ids[: len(prompt)] != prompt or stops != [end - 1] or not rendered.target_weights[end - 1] > 0:
+            token_ids = rendered.tokens_to(end)
+            *said, stop = token_ids[len(prompt) :] or (None,)
+            stops_once = stop in self.stop_token_ids and not any(token in said for token in self.stop_token_ids)
+            if token_ids[: len(prompt)] != tuple(prompt) or not (stops_once and rendered.target_weights[end - 1] > 0):
                 raise InputError(
                     f"{source}: message {turn.position + 1}: its tokens are not those of its prompt in use, followed by the"
                     " answer and one stop"
@@ -368,16 +387,6 @@ class TemplateFormat:
         own = [int(convert(added.last_in(text))) for text in self.stops.texts()]
         within = {int(convert(text)) for text in inside}
         return tuple(dict.fromkeys([*own, *(end for end in self.spec.end_token_ids or () if end not in within)]))
-
-
-def _check_size(whole: str, prepared: _Prepared, source: str) -> None:
-    """Raises InputError for a conversation whose prompts, one for each turn, would together fill the memory."""
-    turns = sum(message["role"] == "assistant" for message in prepared.raw)
-    if turns * len(whole) > MAX_LETTERS_OF_TURNS:
-        raise InputError(
-            f"{source}: {turns:,} turns in {len(whole):,} letters are too much for one conversation; split it (the product of"
-            f" the two is at most {MAX_LETTERS_OF_TURNS:,})"
-        )
 
 
 def _pinned(template: str, name: str, tokenizer: PreTrainedTokenizerBase) -> str:

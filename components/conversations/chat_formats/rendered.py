@@ -44,7 +44,7 @@ class RenderedConversation:
 
     @property
     def num_targets(self) -> int:
-        return sum(weight > 0 for weight in self.target_weights)
+        return len(self.target_weights) - self.target_weights.count(0.0)
 
     @property
     def longest_path(self) -> int:
@@ -59,6 +59,12 @@ class RenderedConversation:
         sequences = sequences_of(len(self.token_ids), self.forks)
         spans = next(sequence.spans for sequence in sequences if sequence.spans[-1][0] < end <= sequence.spans[-1][1])
         return [number for start, stop in spans for number in range(start, min(stop, end))]
+
+    def tokens_to(self, end: int) -> tuple[int, ...]:
+        """Returns the tokens that the token before `end` sees, itself the last."""
+        if not self.forks:
+            return self.token_ids[:end]
+        return tuple(self.token_ids[number] for number in self.path_to(end))
 
     def cut(self, length: int) -> RenderedConversation:
         """Returns the first `length` tokens; `length` must be one of turn_ends."""

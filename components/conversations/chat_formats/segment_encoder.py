@@ -14,6 +14,8 @@ from components.conversations.chat_formats.shared_prefix import shared_prefix
 from components.errors import InputError
 
 MAX_REMEMBERED = 4096  # segments: the prompts of a conversation share most of theirs
+SHORT = 64  # letters: segments between what is said, which all conversations share
+MAX_TURNS_REMEMBERED = 64  # of a conversation: the tokens up to each
 
 
 class TemplateText(NamedTuple):
@@ -32,14 +34,26 @@ class TokenSpan(NamedTuple):
     end: int
 
 
+class _Encoded(NamedTuple):
+    """The tokens of a text up to the stop of the last of these turns, the span of each, and where that stop begins."""
+
+    turns: tuple[AssistantTurn, ...]
+    ids: tuple[int, ...]
+    spans: tuple[TokenSpan, ...]
+    begin: int
+
+
 class SegmentEncoder:
     """`stops` are the texts with which the template ends turns; no token crosses one."""
 
     def __init__(
         self, control: ControlTokenEncoder, *, last_token_of: Callable[[str], str], stops: Sequence[str]
     ) -> None:
-        self._encode = lru_cache(maxsize=MAX_REMEMBERED)(lambda text, mark: tuple(control.encode(text, mark)))
-        self.forget = self._encode.cache_clear
+        remembered = lru_cache(maxsize=MAX_REMEMBERED)
+        self._encode = remembered(lambda text, mark: tuple(control.encode(text, mark)))
+        self._encode_short = remembered(lambda text, mark: tuple(control.encode(text, mark)))
+        self._encoded: dict[tuple[str, AssistantTurn], _Encoded] = {}
+        self._ahead: dict[tuple[str, str], tuple[int, ...]] = {}
         self.control = control
         ends = tuple(dict.fromkeys(last_token_of(stop) for stop in stops))
         self._leads = (*ends, "\n")
@@ -56,10 +70,11 @@ class SegmentEncoder:
         would merge across the start. All other text is tokenized as by the model's own tooling. It need not be tokenized
         from the beginning, because no token crosses a stop token.
         """
-        ids: list[int] = []
-        spans = []
-        begin = kept = 0  # the text from `begin` on is still to be tokenized; ids[:kept] are the tokens before it
-        for turn in turns:
+        known = self._longest_known(turns, written.mark)
+        ids, spans = list(known.ids), list(known.spans)
+        # The text from `begin` on is still to be tokenized; ids[:kept] are the tokens before it.
+        begin, kept = known.begin, len(ids)
+        for turn in turns[len(spans) :]:
             end = len(turn.text)
             prompt_ids = self._ids(written, begin, turn.start, source)
             turn_ids = self._ids(written, begin, end, source)
@@ -78,7 +93,31 @@ class SegmentEncoder:
             )
             ids[kept:] = turn_ids
             begin, kept = turn.stop, len(ids) - 1
+            if len(self._encoded) == MAX_TURNS_REMEMBERED:
+                self._encoded.clear()
+            encoded = _Encoded(tuple(turns[: len(spans)]), tuple(ids[:kept]), tuple(spans), begin)
+            self._encoded[written.mark, turn] = encoded
         return ids[:kept] + self._ids(written, begin, len(written.text), source), spans
+
+    def encode_ahead(self, texts: Sequence[TemplateText]) -> None:
+        """Encodes the segments of many texts at once, which is faster, until others are encoded ahead."""
+        cut = self._cut
+        pieces = [] if cut is None else [(piece, mark) for text, mark in texts for piece in cut.split(text)]
+        long = list(dict.fromkeys(piece for piece in pieces if len(piece[0]) >= SHORT))
+        self._ahead = dict(zip(long, self.control.encode_many(long), strict=False))
+
+    def forget(self) -> None:
+        """Forgets the segments and turns of a conversation."""
+        self._encode.cache_clear()
+        self._encoded.clear()
+
+    def _longest_known(self, turns: Sequence[AssistantTurn], mark: str) -> _Encoded:
+        """Returns what is remembered of the first turns: of all of them, as in the prompt after them, or of all but one."""
+        for count in range(len(turns), max(0, len(turns) - 2), -1):
+            found = self._encoded.get((mark, turns[count - 1]))
+            if found is not None and found.turns == tuple(turns[:count]):
+                return found
+        return _Encoded((), (), (), 0)
 
     def _continuation(
         self, written: TemplateText, prompt_ids: list[int], turn_ids: list[int], turn: AssistantTurn, source: str
@@ -105,9 +144,14 @@ class SegmentEncoder:
         text = written.text[start:end]
         try:
             pieces = [text] if self._cut is None else filter(None, self._cut.split(text))
-            return list(chain.from_iterable(self._encode(piece, written.mark) for piece in pieces))
+            return list(chain.from_iterable(self._piece(piece, written.mark) for piece in pieces))
         except ValueError as error:
             raise InputError(f"{source}: {error}") from None
+
+    def _piece(self, text: str, mark: str) -> tuple[int, ...]:
+        if len(text) < SHORT:
+            return self._encode_short(text, mark)
+        return self._ahead.get((text, mark)) or self._encode(text, mark)
 
     def _stands_apart(self, end: str) -> bool:
         """Whether a text before this token, and the text from it on, have the same tokens alone as together."""

@@ -10,8 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from components.conversations.chat_formats.bounded_template import (
+    TemplateCall,
     TemplateRefusedError,
     UnboundedTemplateError,
+    render_ahead,
     render_template,
 )
 from components.conversations.chat_formats.chatml import knows_chatml
@@ -44,6 +46,7 @@ class TemplateRenderer:
         self.tokenizer, self.name, self.template, self.added = tokenizer, name, template, added
         self.templates, self.prepends_system = templates, prepends_system
         self.calls_alone = self.inline_thoughts = False
+        self.write_ahead(())
         self._special = {
             name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
             for name, token in tokenizer.special_tokens_map.items()
@@ -61,6 +64,22 @@ class TemplateRenderer:
             raise UnboundedTemplateError(f"{source}: {error}") from None
         except TemplateRefusedError as error:
             raise InputError(self._refusal(raw, tools, ask, source, error)) from None
+
+    def write_ahead(self, calls: Sequence[TemplateCall]) -> list[str | None]:
+        """Renders what will be asked for: `write` has these texts at hand, until others are rendered ahead.
+
+        Returns the text of each call; None for one that `write` must be asked for.
+
+        A call is known by its messages themselves, not by what they say: they must not change.
+        """
+        shapes = {id(message): self._shape(message) for call in calls for message in call.messages}
+        shaped = [call._replace(messages=[shapes[id(message)] for message in call.messages]) for call in calls]
+        texts = render_ahead(self.template, shaped, self._special) if calls else []
+        self._calls_ahead = calls  # as long as they are here, nothing else has their identity
+        self._texts_ahead = {
+            _identity(*call): text for call, text in zip(calls, texts, strict=True) if text is not None
+        }
+        return texts
 
     def limitation(self, what: str, chatml: str = "") -> str:
         """Returns what the format cannot do; `chatml` is how ChatML can, if this tokenizer has its tokens."""
@@ -124,6 +143,8 @@ class TemplateRenderer:
         return {**message, "content": [{"type": "text", "text": message["content"]}]} if self.takes_parts else message
 
     def _render(self, raw: Sequence[Raw], tools: list[Any], ask: bool) -> str:
+        if (ahead := self._texts_ahead.get(_identity(raw, tools, ask))) is not None:
+            return ahead
         messages = [self._shape(message) for message in raw]
         try:
             return render_template(self.template, messages, tools, ask=ask, special=self._special)
@@ -155,6 +176,10 @@ class TemplateRenderer:
 
     def offers_chatml(self) -> bool:
         return self.name != "chatml" and knows_chatml(self.tokenizer)
+
+
+def _identity(messages: Sequence[Raw], tools: Sequence[Any], ask: bool) -> tuple[tuple[int, ...], bool, bool]:
+    return tuple(map(id, messages)), bool(tools), ask
 
 
 def _same_role_twice(raw: Sequence[Raw]) -> int:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal
 
 from components.conversations.messages import Conversation
+from components.conversations.readers.chunks import Chunk, ChunkedFile
 from components.conversations.readers.data_problems import ConversationError, DataProblem, of_one_record
 from components.conversations.readers.groups import add_group
 from components.conversations.readers.mending import mend
 from components.conversations.readers.raw_message import RecordFormatError
-from components.conversations.readers.record_formats import RECORD_FORMATS, RawConversation, detect_record_format
-from components.conversations.readers.sources import (
-    SourceRecord,
-    content_digest,
-    digest_of_files,
-    files_of,
-    read_records,
-)
+from components.conversations.readers.record_formats import RECORD_FORMATS, RawConversation
+from components.conversations.readers.sources import SourceRecord, content_digest, digest_of_files, files_of
 from components.conversations.readers.unknown_keys import is_absent
 from components.conversations.readers.validation import Validation, validate
 
@@ -40,13 +35,23 @@ class ReadResult:
     bytes that were read: it equals content_digest(source) unless the source has changed since.
     """
 
-    conversations: tuple[Conversation, ...]
+    conversations: Sequence[Conversation]
     dropped: tuple[DataProblem, ...]
     mended: tuple[DataProblem, ...] = ()
     mended_kinds: dict[str, int] = field(default_factory=dict)
     unused_keys: dict[str, int] = field(default_factory=dict)
     ignored_keys: dict[str, int] = field(default_factory=dict)
     digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRules:
+    """As the arguments of read_conversations."""
+
+    on_bad_row: OnBadRow = "fail"
+    unknown_keys: OnUnknownKeys = "fail"
+    group_by: str | None = None
+    tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,27 @@ class _Reading:
     mended_kinds: tuple[str, ...] = ()
     unused_keys: tuple[str, ...] = ()
     ignored_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkReading:
+    """What a chunk of a file gave. `unparsed` are problems of records that could not even be parsed; `records` counts all.
+
+    `conversations` are those that can be used, or what somebody made of each.
+    """
+
+    file: str
+    records: int
+    conversations: Sequence[Any]
+    unparsed: Sequence[DataProblem]
+    problems: Sequence[DataProblem]
+    mended: Sequence[DataProblem]
+    mended_kinds: Counter[str]
+    unused_keys: Counter[str]
+    ignored_keys: Counter[str]
+
+
+ReadChunks = Callable[[Iterable[Chunk]], Iterator[ChunkReading]]
 
 
 def read_conversations(
@@ -85,40 +111,94 @@ def read_conversations(
     Raises:
         ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
     """
-    readings: list[_Reading] = []
+    rules = ReadRules(on_bad_row=on_bad_row, unknown_keys=unknown_keys, group_by=group_by, tag=tag)
+    conversations: list[Conversation] = []
+    read = read_source(
+        source,
+        rules,
+        format=format,
+        read_chunks=lambda chunks: (read_chunk(chunk, rules) for chunk in chunks),
+        keep=conversations.extend,
+    )
+    return replace(read, conversations=tuple(conversations))
+
+
+def read_source(
+    source: str | Sequence[str],
+    rules: ReadRules,
+    *,
+    format: str,
+    read_chunks: ReadChunks,
+    keep: Callable[[Sequence[Any]], None],
+) -> ReadResult:
+    """As read_conversations, but the result has no conversations: they are given to `keep`, a chunk at a time, in order.
+
+    Args:
+        read_chunks: makes of each chunk what read_chunk makes of it, in order.
+    """
     problems: list[DataProblem] = []
     unreadable: list[DataProblem] = []
+    mended: list[DataProblem] = []
+    mended_kinds, unused_keys, ignored_keys = Counter[str](), Counter[str](), Counter[str]()
     counts: dict[str, int] = {}
     digests: list[str] = []
+    kept = 0
     for file in files_of(source):
+        of_file: list[DataProblem] = []
+        records = 0
         try:
-            content = read_records(file)
-            record_format = _record_format_of(file, content.records, format)
+            chunks = ChunkedFile(file, format)
+            for reading in read_chunks(chunks):
+                keep(reading.conversations)
+                kept += len(reading.conversations)
+                records += reading.records
+                problems.extend(reading.unparsed)
+                of_file.extend(reading.problems)
+                mended.extend(reading.mended)
+                mended_kinds += reading.mended_kinds
+                unused_keys += reading.unused_keys
+                ignored_keys += reading.ignored_keys
         except ConversationError as error:
             unreadable.extend(error.problems)
             continue
-        counts[file] = len(content.records) + len({problem.location for problem in content.problems})
-        digests.append(content.digest)
-        problems.extend(content.problems)
-        for record in content.records:
-            reading = _read(record, record_format, on_bad_row, unknown_keys, group_by)
-            reading = _with_tag(reading, record.value, tag)
-            problems.extend(map(record.problem, of_one_record(reading.problems)))
-            readings.append(reading)
-    if unreadable or (problems and on_bad_row == "fail"):
+        counts[file] = records
+        digests.append(chunks.digest)
+        problems.extend(of_file)
+    if unreadable or (problems and rules.on_bad_row == "fail"):
         raise ConversationError([*unreadable, *problems], counts)
-    read = [reading for reading in readings if reading.conversation is not None]
-    if not read:
+    if not kept:
         empty = [DataProblem(file=file, location="", text="holds no conversations") for file in counts]
         raise ConversationError(problems or empty, counts if problems else {})
     return ReadResult(
-        conversations=tuple(reading.conversation for reading in read if reading.conversation is not None),
+        conversations=(),
         dropped=tuple(problems),
-        mended=tuple(reading.mended for reading in read if reading.mended is not None),
-        mended_kinds=_counts(reading.mended_kinds for reading in read),
-        unused_keys=_counts(reading.unused_keys for reading in read),
-        ignored_keys=_counts(reading.ignored_keys for reading in read),
+        mended=tuple(mended),
+        mended_kinds=dict(sorted(mended_kinds.items())),
+        unused_keys=dict(sorted(unused_keys.items())),
+        ignored_keys=dict(sorted(ignored_keys.items())),
         digest=digest_of_files(digests),
+    )
+
+
+def read_chunk(chunk: Chunk, rules: ReadRules) -> ChunkReading:
+    records, unparsed = chunk.parse()
+    problems: list[DataProblem] = []
+    read: list[_Reading] = []
+    for record in records:
+        reading = _with_tag(_read(record, chunk.record_format, rules), record.value, rules.tag)
+        problems.extend(map(record.problem, of_one_record(reading.problems)))
+        if reading.conversation is not None:
+            read.append(reading)
+    return ChunkReading(
+        file=chunk.file,
+        records=len(records) + len({problem.location for problem in unparsed}),
+        conversations=[reading.conversation for reading in read],
+        unparsed=unparsed,
+        problems=problems,
+        mended=[reading.mended for reading in read if reading.mended is not None],
+        mended_kinds=Counter(chain.from_iterable(reading.mended_kinds for reading in read)),
+        unused_keys=Counter(chain.from_iterable(reading.unused_keys for reading in read)),
+        ignored_keys=Counter(chain.from_iterable(reading.ignored_keys for reading in read)),
     )
 
 
@@ -139,50 +219,28 @@ def _with_tag(reading: _Reading, record: Any, key: str | None) -> _Reading:
     return replace(reading, conversation=replace(reading.conversation, tag=label), unused_keys=unused)
 
 
-def _counts(names: Iterable[Iterable[str]]) -> dict[str, int]:
-    return dict(sorted(Counter(chain.from_iterable(names)).items()))
-
-
-def _record_format_of(file: str, records: Sequence[SourceRecord], format: str) -> str:
-    """Detects the format by the first record whose keys determine one: a bad first record does not hide it."""
-    if format != "auto" or not records:
-        return format
-    for record in records:
-        if record_format := detect_record_format(record.value):
-            return record_format
-    text = (
-        'is in no known layout: records have "messages" (OpenAI), "conversations" (ShareGPT), "instruction" (Alpaca),'
-        ' "prompt" and "response" (pairs), or are lists of messages; say which by data.format'
-    )
-    raise ConversationError([DataProblem(file=file, location=records[0].location, text=text)], {})
-
-
-def _read(
-    record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys, group_by: str | None
-) -> _Reading:
+def _read(record: SourceRecord, record_format: str, rules: ReadRules) -> _Reading:
     """Reads one record. Whatever that raises is a problem of this record, and the others are read on."""
     try:
-        return _checked(record, record_format, on_bad_row, on_unknown, group_by)
+        return _checked(record, record_format, rules)
     except RecordFormatError as error:
         return _Reading(problems=[str(error)])
     except Exception as error:  # noqa: BLE001 - a record holds anything, also what no rule has foreseen
         return _Reading(problems=[f"cannot be read ({type(error).__name__}: {error})"])
 
 
-def _checked(
-    record: SourceRecord, record_format: str, on_bad_row: OnBadRow, on_unknown: OnUnknownKeys, group_by: str | None
-) -> _Reading:
-    raw = add_group(RECORD_FORMATS[record_format](record.value), record.value, group_by)
+def _checked(record: SourceRecord, record_format: str, rules: ReadRules) -> _Reading:
+    raw = add_group(RECORD_FORMATS[record_format](record.value), record.value, rules.group_by)
     source = f"{record.file}, {record.location}"
-    validation = _validated(raw, source, on_unknown)
+    validation = _validated(raw, source, rules.unknown_keys)
     if validation.conversation is not None:
         return _reading(validation, raw)
     messages, mends = mend(raw.messages)
-    mended = _validated(replace(raw, messages=messages), source, on_unknown) if mends else validation
+    mended = _validated(replace(raw, messages=messages), source, rules.unknown_keys) if mends else validation
     if mended.conversation is None:
         return _Reading(problems=validation.problems)
     done = "; ".join(each.text for each in mends)
-    if on_bad_row == "fail":
+    if rules.on_bad_row == "fail":
         *others, last = validation.problems
         return _Reading(problems=[*others, f"{last}; with data.on_bad_row=drop {done}"])
     return replace(

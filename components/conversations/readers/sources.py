@@ -8,6 +8,7 @@ default) must be kept as JSON text, which is not changed, as in JSON files. Null
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -113,14 +114,17 @@ def read_records(file: str) -> FileContent:
     if suffix == ".parquet":
         return FileContent(records=_number_records(file, _parquet_rows(file, content)), problems=[], digest=digest)
     content = content.removeprefix(codecs.BOM_UTF8)
-    records, problems = _json_lines(file, content) if suffix == ".jsonl" else _json_records(file, content)
+    records, problems = parse_lines(file, content.split(b"\n")) if suffix == ".jsonl" else _json_records(file, content)
     return FileContent(records=records, problems=problems, digest=digest)
 
 
 def _digest_of(file: str) -> str:
     if file.startswith(HUB_PREFIX):
         return _digest_of_rows(_hub_rows(file))
-    return hashlib.sha256(_bytes_of(file)).hexdigest()
+    if is_remote(file):
+        return hashlib.sha256(_bytes_of(file)).hexdigest()
+    with refuses_unreadable(file), Path(file).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _digest_of_rows(rows: list[Any]) -> str:
@@ -136,23 +140,31 @@ def _refusal(file: str, text: str) -> ConversationError:
 
 
 def _bytes_of(file: str) -> bytes:
-    try:
+    with refuses_unreadable(file):
         if is_remote(file):
             return folder_at(file).parent.read_bytes(folder_at(file).name)
         return Path(file).read_bytes()
+
+
+@contextlib.contextmanager
+def refuses_unreadable(file: str) -> Iterator[None]:
+    """Raises ConversationError instead of OSError."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise _refusal(file, f"cannot be read: {reason}") from None
 
 
-def _json_lines(file: str, content: bytes) -> tuple[list[SourceRecord], list[DataProblem]]:
+def parse_lines(file: str, lines: Sequence[bytes], first: int = 1) -> tuple[list[SourceRecord], list[DataProblem]]:
+    """Returns the records in lines of a JSONL file, of which `first` is the number of the first, and what is no record."""
     records, problems = [], []
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    for number, line in enumerate(lines, start=first):
         if not line.strip():
             continue
         location = f"line {number}"
         try:
-            value, faults = read_json(_text_of(line))
+            value, faults = read_json(_text_of(line.removesuffix(b"\n")))
         except ValueError as error:
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             problems.append(DataProblem(file=file, location=location, text=f"{_reason(error)}{column}"))
