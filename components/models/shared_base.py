@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -63,7 +64,7 @@ class SharedBase:
         try:
             layers = {name: layer for name, layer in self.base.named_modules() if isinstance(layer, BaseTunerLayer)}
             if reason := _why_apart(layers, method):
-                raise InputError(f"{reason}; train one trial at a time")
+                raise InputError(f"{reason}, or train one trial at a time")
         except InputError:
             detach_lora(model)
             raise
@@ -158,9 +159,13 @@ def why_rows_depend(base: PreTrainedModel) -> str:
 
 def _why_apart(layers: Mapping[str, BaseTunerLayer], method: LoraMethod) -> str:
     if method.dora:
-        return "method.dora: true looks at each weight together with its adapter, which no other trial's tokens may see"
+        return "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
     for name, layer in layers.items():
         if not (isinstance(layer, LeanLoraLinear) and layer.is_plain(ADAPTER)):
-            below = type(layer.get_base_layer()).__name__
-            return f"method.target_modules: {name} is a {below}, and only linear layers take several trials' adapters"
+            whole = isinstance(layer, ParamWrapper)  # experts
+            kind = "adapted as a whole parameter" if whole else f"a {type(layer.get_base_layer()).__name__}"
+            return (
+                f"method.target_modules: {name} is {kind}, and only plain linear layers take several trials' adapters: name"
+                " such layers"
+            )
     return ""

@@ -29,7 +29,7 @@ class CoTraining:
     def join(self, trainer: Trainer) -> None:
         """Takes in a trial whose model is one of the base's. Raises InputError if it cannot be trained beside the others."""
         if reason := why_alone(trainer.spec, trainer.workers):
-            raise InputError(f"{reason}; train one trial at a time")
+            raise InputError(f"{reason}; train it alone")
         for other in self._members:
             if reason := why_apart(trainer, other):
                 raise InputError(f"trials with {reason} cannot be trained in one pass; train them in other slots")
@@ -96,7 +96,7 @@ def why_alone(spec: TrialSpec, workers: Workers) -> str:
     if not isinstance(spec.method, LoraMethod):
         return "full fine-tuning changes the base, which other trials would train on"
     if spec.method.dora:
-        return "method.dora: true computes with an adapter's whole weight, and not by tokens"
+        return "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
     if spec.method.quantize is not None:
         return f"method.quantize: {spec.method.quantize} computes its own products, which take one adapter at a time"
     if workers.count > 1:

@@ -40,7 +40,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="(default: all)")
     parser.add_argument("--trials", nargs="+", type=int, default=[1, 2, 4, 8], help="in one pass (default: 1 2 4 8)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each, at most (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each line, at most (default: 5)")
     parser.add_argument("--seconds", type=float, default=180.0, help="for each line, about (default: 180)")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="(default: smollm2-135m-instruct)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
@@ -71,8 +71,8 @@ def main() -> int:
                     )
                 )
                 print(page(found, facts), flush=True)
-    if arguments.write:
-        arguments.write.write_text(page(found, facts), encoding="utf-8")
+                if arguments.write:
+                    arguments.write.write_text(page(found, facts), encoding="utf-8")
     return 0
 
 

@@ -70,14 +70,14 @@ def test_trials_together_have_the_curves_of_each_alone(toy, tmp_path, attention)
 
 
 def test_trials_whose_layers_are_computed_again_draw_their_dropout_once(toy, tmp_path):
-    specs = [spec.model_copy(update={"gradient_checkpointing": True}) for spec in FOUR]
+    specs = [spec.model_copy(update={"gradient_checkpointing": True}) for spec in FOUR[1:3]]
     together, alone = (of(toy, tmp_path, specs) for of in (all_together, each_alone))
     for mine, other in zip(together, alone, strict=True):
         assert mine == pytest.approx(other, abs=1e-5)
 
 
 def test_in_bf16_trials_together_have_the_curves_of_each_alone(toy, tmp_path):
-    specs = [spec.model_copy(update={"precision": "bf16"}) for spec in FOUR]
+    specs = [spec.model_copy(update={"precision": "bf16"}) for spec in FOUR[:2]]
     together, alone = (of(toy, tmp_path, specs) for of in (all_together, each_alone))
     for mine, other in zip(together, alone, strict=True):
         assert mine == pytest.approx(other, abs=2e-2)
@@ -157,7 +157,7 @@ def play(toy, folder, specs, generator):
     return found, most
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_whoever_joins_leaves_resumes_or_diverges_changes_no_other_trial(toy, tmp_path, seed):
     generator = random.Random(seed)
     specs = some_trials(generator)
@@ -267,9 +267,7 @@ def test_a_trial_with_two_workers_is_trained_alone(toy, tmp_path):
     trainer = trainer_of(of, group, LORA)
     trainer.workers = OneWorker()
     trainer.workers.count = 2
-    with pytest.raises(
-        InputError, match=r"a trial with 2 workers adds gradients up over them.*train one trial at a time"
-    ):
+    with pytest.raises(InputError, match=r"a trial with 2 workers adds gradients up over them.*train it alone"):
         group.join(trainer)
 
 
@@ -287,7 +285,10 @@ def test_trials_that_compute_otherwise_are_not_in_one_group(toy, tmp_path, chang
     ("method", "reason"),
     [
         (LoraMethod(dora=True), "method.dora: true"),
-        (LoraMethod(target_modules=("embed_tokens",)), "method.target_modules: model.embed_tokens is a Embedding"),
+        (
+            LoraMethod(target_modules=("embed_tokens",)),
+            r"model.embed_tokens is a Embedding, and only plain linear layers",
+        ),
     ],
 )
 def test_adapters_that_take_no_tokens_of_their_own_leave_no_trace_on_the_base(method, reason):

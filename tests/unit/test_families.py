@@ -7,6 +7,8 @@ import json
 
 import pytest
 import torch
+from peft.tuners.lora.layer import Linear
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from components.conversations.chat_formats.rendered import RenderedConversation, merge_sequences
@@ -14,6 +16,7 @@ from components.data.collate import collate
 from components.data.prepare import PreparedDataset, prepare
 from components.data.rows import rows_of
 from components.data.token_store import Entry, TokenStore, write_store
+from components.errors import InputError
 from components.experiment.spec import (
     BatchSpec,
     BudgetSpec,
@@ -41,6 +44,7 @@ from components.training.model_settings import abilities_for, settle
 from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker, TorchWorkers
+from tests.support.co_trials import group_of, joined, reports_together
 from tests.support.families import scored_model
 from tests.support.processes import run_together
 from tests.support.sessions import curve, reports
@@ -216,6 +220,30 @@ def test_a_family_is_trained_saved_loaded_and_answers(family, method, prepared, 
     recomputed, _ = runner(directory, prepared, tmp_path / "recomputed")
     again = reports(recomputed, spec_of(method, settings, gradient_checkpointing=True))
     assert curve(again) == pytest.approx(curve(progress), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_two_trials_in_one_pass_train_as_each_alone(family, prepared, tmp_path):
+    torch.set_num_threads(1)
+    directory = family_directory(tmp_path / "model", family, THINKING)
+    alone, settings = runner(directory, prepared, tmp_path / "alone")
+    one = spec_of("lora", settings)
+    other = spec_of("lora", settings, seed=1).model_copy(
+        update={"batch": one.batch.model_copy(update={"rows_per_step": 3, "rows_per_micro_batch": 3})}
+    )
+    of, _ = runner(directory, prepared, tmp_path / "together")
+    group = group_of(of, one)
+    adapted = [
+        layer for layer in attach_lora(family_model(family), METHODS["lora"]).modules() if hasattr(layer, "lora_A")
+    ]
+    if not all(type(layer.get_base_layer()) is nn.Linear and isinstance(layer, Linear) for layer in adapted):
+        with pytest.raises(InputError, match="only plain linear layers take several trials' adapters"):
+            joined(of, group, one)
+        return
+    trainers = [joined(of, group, spec) for spec in (one, other)]
+    expected = [curve(reports(alone, spec)) for spec in (one, other)]
+    for progress, losses in zip(reports_together(group, trainers), expected, strict=True):
+        assert curve(progress) == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", EACH)
