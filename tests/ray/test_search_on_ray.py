@@ -21,9 +21,10 @@ from components.cluster.driver.trial_control import controller_of
 from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search
 from components.cluster.slots.search_context import SearchContext
-from components.data.prepare import prepare
+from components.data.prepare import PreparedDataset, prepare
 from components.errors import InputError
 from components.experiment.load_experiment import load_experiment
+from components.experiment.report_marks import rungs_of
 from components.experiment.spec import WorkersSpec
 from components.models.base.reference import BaseReference
 from components.records.commands import Request, StopTrial
@@ -38,6 +39,7 @@ from components.records.stop_flag import StopRequest
 from components.search.decide_outcome import outcome_of_no_success
 from components.search.prepare_search import prepare_search
 from components.storage.retry import StorageError
+from components.training.rung_sample import RungSample
 from components.training.workers import UnfitWorkersError
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder
@@ -77,12 +79,14 @@ def cluster():
 def context_of(files, name, *overrides):
     experiment = load_experiment(files / "toy.yaml", overrides)
     dataset = prepare(experiment.data, model_path=files / "model", chat_format="auto", storage=experiment.folder)
+    budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
     return SearchContext(
         experiment=experiment,
         search_id=name,
         folder=experiment.folder / name,
         prepared=dataset.directory,
-        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
+        budget=budget,
+        rungs=rungs_of(experiment, budget),
         pad_token_id=0,
         base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
@@ -141,11 +145,23 @@ def test_an_ended_trial_keeps_the_weights_of_its_best_checkpoint_only(plain):
 
 
 def test_the_scheduler_stops_a_trial_in_the_middle_by_its_global_loss(files, cluster):
+    """That over the two conversations which decide rungs; at regular evaluations it is over all."""
     overrides = ["search.scheduler={name: asha, reduction_factor: 2}", "trial.budget.evaluations=4"]
-    records = searched(context_of(files, "asha", *overrides))
-    states = collections.Counter(history.state for history in replay(records).values())
+    context = context_of(files, "asha", *overrides, "evaluation.conversations_at_rungs=2")
+    histories = replay(searched(context)).values()
+    states = collections.Counter(history.state for history in histories)
     assert states["stopped"] >= 1
     assert states["completed"] >= 1
+    sample, decided = RungSample.of(PreparedDataset.open(context.prepared).eval, 2), collections.Counter()
+    for history in histories:
+        for report in history.reports:
+            kept = EvaluationRecord.read(context.folder, history.trial_id, report.step)
+            assert (kept is None) == report.is_sampled
+            if kept is not None and report.rung is not None:
+                assert report.rung.eval_loss == kept.metrics["eval_loss"].only(sample.conversations).value
+            decided[report.is_sampled, report.rung is not None] += 1
+        assert (history.best is None) == all(report.is_sampled for report in history.reports)
+    assert set(decided) == {(True, True), (False, True), (False, False)}
 
 
 def test_a_budget_in_worker_seconds_is_kept_within_one_report_of_each_running_trial(files, cluster):

@@ -51,8 +51,9 @@ def with_rungs(toy, folder, workers=None, **training):
 
 
 def test_a_sample_is_of_the_same_conversations_also_where_others_are_added(toy, held_out, tmp_path):
-    """By their text: in the larger split they stand at other places."""
-    write_messages_jsonl(tmp_path / "more.jsonl", toy_conversations(60, seed=0))  # the first 25 are those of `toy`
+    """By their text: in the larger split they stand at other places, and in another order."""
+    conversations = toy_conversations(60, seed=0)  # the first 25 are those of `toy`
+    write_messages_jsonl(tmp_path / "more.jsonl", conversations[::-1])
     data = DataSpec(train=str(tmp_path / "more.jsonl"), eval_fraction=0.15, max_tokens=MAX_TOKENS)
     more = prepare(data, model_path=toy[0], chat_format="auto", storage=folder_at(tmp_path)).eval
     known, before = set(held_out.keys), []
@@ -115,6 +116,17 @@ def test_a_sample_has_the_losses_that_its_conversations_have_among_all(toy, tmp_
     assert curve(again) == curve(found)
 
 
+def test_at_a_rung_alone_the_model_sees_the_sample_and_no_other(toy, held_out, tmp_path):
+    of = with_rungs(toy, tmp_path)
+    of.start("trial", FULL)
+    seen = []
+    embeddings = of.running.model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda _, ids: None if torch.is_grad_enabled() else seen.append(len(ids[0])))
+    for expected in (SIZE, len(held_out)):
+        of.advance()
+        assert seen[-1] == expected  # one batch holds them
+
+
 def test_a_trial_that_ends_at_a_rung_is_evaluated_on_all(toy, tmp_path):
     of = with_rungs(toy, tmp_path)
     of.start("trial", FULL)
@@ -161,12 +173,22 @@ SAID = MetricSpec(name="chrf", direction="maximize")
 
 @pytest.mark.parametrize("metric", [SAID, MetricSpec()], ids=["search by chrf", "search by loss"])
 def test_the_questions_of_the_sample_are_asked_where_the_search_goes_by_the_answers(toy, tmp_path, metric):
-    plan = GenerationPlan(generate=GenerateSpec(scores=("chrf",), max_new_tokens=8))
+    asked = tmp_path / "asked"
+    (tmp_path / f"asked_by_{metric.name}.py").write_text(
+        "def said(conversations, answers):\n"
+        f"    open({str(asked)!r}, 'a').write(f'{{len(answers)}} ')\n"
+        "    return [1.0 for _ in answers]\n"
+    )
+    counting = MetricSpec(name=f"asked_by_{metric.name}:said", direction="maximize")
+    generate = GenerateSpec(scores=("chrf", counting), max_new_tokens=8)
+    plan = GenerationPlan(generate=generate, working_directory=str(tmp_path))
     of = with_rungs(toy, tmp_path, metric=metric, generation=plan)
     alone, both, *_ = reports(of, FULL)
     by_answers = metric == SAID
     assert ("chrf" in alone.rung.scores, "chrf" in both.rung.scores) == (by_answers, by_answers)
     assert "chrf" in both.scores
+    everybody = len(of.data.dataset.eval)
+    assert asked.read_text().split() == [str(n) for n in ([SIZE] if by_answers else []) + 3 * [everybody]]
     if by_answers:
         chrf = EvaluationRecord.read(folder_at(tmp_path), "trial", both.step).metrics["chrf"]
         assert both.rung_objective == -chrf.only(of.data.sample.conversations).value

@@ -30,9 +30,7 @@ class PlateauRule:
         return f"on a plateau: {self.evaluations} evaluations without an improvement of {self.min_improvement:g}"
 
     def stops(self, histories: Mapping[str, TrialHistory], trial_id: str, report: Progress) -> bool:
-        if report.is_sampled:
-            return False
-        earlier = (each for each in histories[trial_id].reports if each.step < report.step and not each.is_sampled)
+        earlier = (each for each in histories[trial_id].reports if each.step < report.step)
         regular: dict[int, float] = {}  # by the number of the evaluation
         for each in (*earlier, report):
             regular.setdefault(self._number(each.target_tokens), as_recorded(each.objective))
