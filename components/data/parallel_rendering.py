@@ -1,18 +1,20 @@
-"""Renders many conversations: in this process, or in several processes that each load the tokenizer once."""
+"""Renders many conversations: in this process, or in several processes with a chat format each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
+from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.bounded_template import UnboundedTemplateError
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
-from components.conversations.load_format import load_format_of
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import shorten
 from components.data.workers import Chunk, Workers
@@ -28,11 +30,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renderer:
-    """A chat format, in this process and in those of `workers`."""
+    """A chat format, in this process and in those of `workers`: see `rendering`."""
 
     chat_format: ChatFormat
-    model_path: Path
-    spec: ChatFormatSpec
     workers: Workers
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
@@ -42,8 +42,22 @@ class Renderer:
 
     def map(self, work: Callable[[ChatFormat, C], R], chunks: Iterable[C]) -> Iterator[R]:
         """Yields what `work`, a function of a module or a partial of one, makes of each chunk, in order."""
-        in_process = partial(_with_format, work, self.model_path, self.spec.model_dump_json())
-        return self.workers.map(in_process, chunks, here=partial(work, self.chat_format))
+        return self.workers.map(partial(_with_format, work), chunks, here=partial(work, self.chat_format))
+
+
+@contextmanager
+def rendering(
+    tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec, processes: int | None = None
+) -> Iterator[Renderer]:
+    """Renders in `processes` processes, by default one per core, while the context lasts.
+
+    They are given the tokenizer itself: to load one imports all of torch, seconds and 150 MB in each process.
+
+    Raises InputError as load_chat_format does.
+    """
+    chat_format = load_chat_format(tokenizer, spec)
+    with Workers(processes, start=partial(_use_format, tokenizer, spec.model_dump_json())) as workers:
+        yield Renderer(chat_format=chat_format, workers=workers)
 
 
 def render_chunk(chat_format: ChatFormat, conversations: Sequence[Conversation]) -> list[RenderResult]:
@@ -66,10 +80,13 @@ def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> Re
         return shorten(f"{conversation.source}: cannot be rendered ({type(error).__name__}: {error})")
 
 
-def _with_format(work: Callable[[ChatFormat, C], R], model_path: Path, spec_json: str, chunk: C) -> R:
-    return work(_load_format(model_path, spec_json), chunk)
+_OF_PROCESS: dict[str, Callable[[], ChatFormat]] = {}
 
 
-@cache  # once per process
-def _load_format(model_path: Path, spec_json: str) -> ChatFormat:
-    return load_format_of(model_path, ChatFormatSpec.model_validate_json(spec_json))
+def _use_format(tokenizer: PreTrainedTokenizerBase, spec_json: str) -> None:
+    """In a process as it starts. The format is loaded when a conversation is rendered."""
+    _OF_PROCESS["format"] = cache(partial(load_chat_format, tokenizer, ChatFormatSpec.model_validate_json(spec_json)))
+
+
+def _with_format(work: Callable[[ChatFormat, C], R], chunk: C) -> R:
+    return work(_OF_PROCESS["format"](), chunk)

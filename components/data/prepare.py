@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.load_format import format_spec_in
 from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
@@ -18,11 +17,10 @@ from components.conversations.readers.mending import mended_sentence
 from components.conversations.readers.read import content_digest
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
-from components.data.parallel_rendering import Renderer
+from components.data.parallel_rendering import Renderer, rendering
 from components.data.rows import rows_of
 from components.data.split import Records, Split, read_records, read_side
 from components.data.token_store import TokenStore, check_file, digest_of
-from components.data.workers import Workers
 from components.data.written_sides import SideWriter, WrittenSide
 from components.errors import InputError
 from components.experiment.spec import PREPARED, ChatFormatSpec, DataSpec, ExperimentSpec
@@ -182,13 +180,11 @@ def prepare(
     """
     context = context if context is not None and context < data.max_tokens else None  # no path is longer than its tree
     format_spec = format_spec_in(model_path, chat_format)
-    loaded = load_chat_format(load_tokenizer(model_path), format_spec)
     sources = data.train, data.eval, data.verdict
-    with Workers(processes) as workers:
-        renderer = Renderer(chat_format=loaded, model_path=model_path, spec=format_spec, workers=workers)
+    with rendering(load_tokenizer(model_path), format_spec, processes) as renderer:
         for _ in range(MAX_READS):
             contents = [None if source is None else content_digest(source) for source in sources]
-            digest = _digest(data, loaded, contents, context, shared)
+            digest = _digest(data, renderer.chat_format, contents, context, shared)
             directory = storage / PREPARED / digest
             if directory.is_complete():
                 return PreparedDataset.open(directory).verify()

@@ -24,10 +24,11 @@ R = TypeVar("R")
 
 
 class Workers:
-    """A context with `processes` processes, by default one per core."""
+    """A context with `processes` processes, by default one per core; each calls `start` first."""
 
-    def __init__(self, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None, *, start: Callable[[], None] | None = None) -> None:
         self.processes = processes or os.cpu_count() or 1
+        self._start = start
         self._pool: Executor | None = None
 
     def __enter__(self) -> Self:
@@ -54,7 +55,8 @@ class Workers:
             if self.processes == 1 or sum(map(len, first)) < FEWER_IN_PROCESS:
                 yield from map(here or work, itertools.chain(first, chunks))
                 return
-            self._pool = ProcessPoolExecutor(self.processes, get_context("spawn"), initializer=_use_one_core)
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, context, initializer=_begin, initargs=(self._start,))
         yield from self._in_order(self._pool, work, itertools.chain(first, chunks))
 
     def _until_enough(self, chunks: Iterator[C]) -> list[C]:
@@ -79,5 +81,7 @@ class Workers:
                 each.cancel()
 
 
-def _use_one_core() -> None:
+def _begin(start: Callable[[], None] | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the other cores have processes of their own
+    if start is not None:
+        start()

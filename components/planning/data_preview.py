@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from components.conversations.chat_formats import load_chat_format
 from components.conversations.format_facts import date_remarks
 from components.conversations.load_format import format_spec_in, load_format_of
 from components.conversations.preview.data_summary import describe_conversations
@@ -23,11 +22,10 @@ from components.conversations.preview.mask_preview import (
 from components.conversations.readers.read import OnUnknownKeys, read_conversations
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
-from components.data.parallel_rendering import Renderer
+from components.data.parallel_rendering import rendering
 from components.data.prepare import prepare_experiment
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
 from components.data.split import read_side
-from components.data.workers import Workers
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
 from components.models.base.context import context_of
@@ -129,9 +127,7 @@ def preview_data(
     tokenizer = load_tokenizer(directory)
     spec = format_spec_in(directory, chat_format)
     try:
-        loaded = load_chat_format(tokenizer, spec)
-        with Workers() as workers:
-            renderer = Renderer(chat_format=loaded, model_path=directory, spec=spec, workers=workers)
+        with rendering(tokenizer, spec) as renderer:
             rendered = rendered_records(read.conversations, renderer, max_tokens)
     except InputError as error:
         raise InputError(f"{error}\n{describe_conversations(read.conversations)}") from None
@@ -141,7 +137,7 @@ def preview_data(
         title=f"{data} as {model} sees it",
         records=rendered[:records],
         totals=totals_of_records(rendered),
-        remarks=[*date_remarks(loaded), *unused, *_first(dropped)],
+        remarks=[*date_remarks(renderer.chat_format), *unused, *_first(dropped)],
         decode=verbatim(tokenizer),
     )
 

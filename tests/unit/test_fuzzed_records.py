@@ -106,13 +106,12 @@ def fuzzed(chance):
 
 
 @pytest.fixture(scope="module")
-def renderer(tmp_path_factory):
+def renderer():
     from components.conversations.chat_formats import load_chat_format
 
     spec = ChatFormatSpec()
     chat_format = load_chat_format(KINDS["thought_since_question"].tokenizer(), spec)
-    folder = tmp_path_factory.getbasetemp()
-    return Renderer(chat_format=chat_format, model_path=folder, spec=spec, workers=Workers(1))
+    return Renderer(chat_format=chat_format, workers=Workers(1))
 
 
 def said_of(result, renderer):

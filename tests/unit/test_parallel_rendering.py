@@ -77,7 +77,7 @@ def talks_of_every_shape():
 def test_whatever_a_conversation_raises_is_its_own_problem(tmp_path):
     spec = ChatFormatSpec()
     chat_format = load_chat_format(KINDS["appends"].tokenizer(), spec)
-    renderer = Renderer(chat_format=chat_format, model_path=tmp_path, spec=spec, workers=Workers(1))
+    renderer = Renderer(chat_format=chat_format, workers=Workers(1))
     good = Conversation(messages=(user("hi"), assistant("yo")))
     odd = Conversation(messages=(user(None), assistant("yo")), source="a.jsonl, line 2")  # a reader would refuse it
     first, second, third = renderer.render([good, odd, good])
