@@ -79,14 +79,12 @@ def cluster():
 def context_of(files, name, *overrides):
     experiment = load_experiment(files / "toy.yaml", overrides)
     dataset = prepare(experiment.data, model_path=files / "model", chat_format="auto", storage=experiment.folder)
-    budget = experiment.trial.budget.in_target_tokens(dataset.train.total_targets)
     return SearchContext(
         experiment=experiment,
         search_id=name,
         folder=experiment.folder / name,
         prepared=dataset.directory,
-        budget=budget,
-        rungs=rungs_of(experiment, budget),
+        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
         pad_token_id=0,
         base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
     )
@@ -148,6 +146,7 @@ def test_the_scheduler_stops_a_trial_in_the_middle_by_its_global_loss(files, clu
     """That over the two conversations which decide rungs; at regular evaluations it is over all."""
     overrides = ["search.scheduler={name: asha, reduction_factor: 2}", "trial.budget.evaluations=4"]
     context = context_of(files, "asha", *overrides, "evaluation.conversations_at_rungs=2")
+    context = replace(context, rungs=rungs_of(context.experiment, context.budget))
     histories = replay(searched(context)).values()
     states = collections.Counter(history.state for history in histories)
     assert states["stopped"] >= 1
