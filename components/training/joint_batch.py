@@ -34,7 +34,7 @@ class JointBatch:
 def in_one_row(batches: Sequence[Batch]) -> JointBatch:
     """Lays all rows out one after the other: there is no padding but what each trial has alone.
 
-    For attention that is told each conversation's length, or looks for restarts in a single row.
+    For attention that gets each conversation's length, or looks for restarts in a single row.
     """
     sizes = [batch.token_ids_BT.numel() for batch in batches]
     starts = [0, *itertools.accumulate(sizes)]

@@ -12,10 +12,12 @@ from components.errors import InputError
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, OptimizerSpec, ScheduleSpec
 from components.models.shared_base import SharedBase, TrialPart
 from components.storage.open_folder import folder_at
+from components.training import joint_step
 from components.training.co_training import why_alone
 from components.training.joint_step import step_together
 from components.training.workers import OneWorker
 from tests.support.co_trials import group_of, joined, reports_together, trainer_of, weights_in
+from tests.support.reads import Reads
 from tests.support.sessions import LORA, Signals, curve, reports, session, weights
 from tests.support.toy import tiny_llama
 
@@ -246,6 +248,15 @@ def test_the_time_of_a_joint_step_is_counted_once(toy, tmp_path):
     tokens = [trainer.interval.num_tokens for trainer in trainers]
     assert len(set(tokens)) > 1  # a trial with more tokens pays more
     assert max(trainers, key=lambda trainer: trainer.counters.worker_seconds).interval.num_tokens == max(tokens)
+
+
+def test_nothing_is_waited_for_while_the_passes_of_a_joint_step_are_queued(toy, tmp_path):
+    of = session(toy, tmp_path)
+    group = group_of(of, FOUR[0])
+    steps = [joint_step._drawn(joined(of, group, spec)) for spec in FOUR]
+    with Reads() as reads:
+        joint_step._backward(group.base, steps, 0)
+    assert reads.count == 0
 
 
 REFUSED = {

@@ -11,7 +11,6 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import OPTConfig, OPTForCausalLM
 
 from components.experiment.spec import (
@@ -30,6 +29,7 @@ from components.training.loss import ScoredModel, isolates_packed_rows, target_l
 from components.training.optimizer import learning_rate_factor, make_optimizer
 from components.training.workers import OneWorker, TorchWorkers
 from tests.support.casts import Casts
+from tests.support.reads import Reads
 from tests.support.sessions import FULL, LORA, Signals, curve, reports, session, weights
 from tests.support.toy import letter_tokenizer
 
@@ -68,16 +68,6 @@ def test_the_loss_curve_does_not_depend_on_micro_batches(toy, tmp_path, spec):
         batch = BatchSpec(rows_per_step=4, rows_per_micro_batch=rows)
         split = curve(reports(session(toy, tmp_path), spec.model_copy(update={"batch": batch})))
         assert split == pytest.approx(whole, abs=2e-5)
-
-
-class Reads(TorchDispatchMode):
-    """Counts how often a program reads from a tensor what it would have to wait for if that were on a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return func(*args, **(kwargs or {}))
 
 
 def test_nothing_is_waited_for_while_the_passes_of_a_step_are_queued(toy, tmp_path):

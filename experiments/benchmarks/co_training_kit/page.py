@@ -14,6 +14,9 @@ One step of every trial, together and then one after another (or the other way r
 are those of neighbouring steps, and of these the median. Above 1: together is faster. Trials have ranks of 4 to 32, and every
 second one has dropout. Peak: the most resident memory of the steps together, beyond what the process has when its libraries
 are loaded; as many slots as there are trials would take the first line's peak each, less what of the base they share.
+
+No GPU has been measured. There a step of few tokens waits for its kernels to start, and a joint one starts the base's once
+for all trials; the adapters' are still started trial by trial. A step that fills the GPU can gain memory only.
 """
 
 
