@@ -15,6 +15,7 @@ from components.models.adapters import attach_lora
 from components.models.attention_backend import usable_attention
 from components.models.base.load_base import Quantize
 from components.models.dtypes import DTYPES
+from components.models.lean_layers import make_layers_lean
 from components.models.meta_tensors import empty_model
 from components.models.modality_towers import train_what_text_reaches
 
@@ -30,6 +31,7 @@ def meta_model(config: PreTrainedConfig, method: LoraMethod | FullMethod, *, dty
     Raises ValueError if transformers has no causal LM for this configuration, or target_modules name none of its modules.
     """
     base = empty_model(config, dtype=DTYPES[dtype], attention=attention)
+    make_layers_lean(base)
     with torch.device("meta"):
         base.config.use_cache = False
         if isinstance(method, LoraMethod):

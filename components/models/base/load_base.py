@@ -22,6 +22,7 @@ from components.models.chatglm.load_original import load_original
 from components.models.chatglm.read_weights import glm_weights
 from components.models.chatglm.weight_files import shards_of
 from components.models.dtypes import torch_dtype
+from components.models.lean_layers import make_layers_lean
 from components.models.load_causal_lm import check_finite, check_release, check_weights, load_causal_lm
 from components.models.model_config import read_model_config
 from components.models.quantization_backend import INSTALL_ADVICE, why_unusable
@@ -113,6 +114,7 @@ def load_base_model(
         quantization_config=_quantization_config(model, quantize),
         device_map={"": device} if quantize else None,
     )
+    make_layers_lean(loaded)
     if quantize is not None:
         _keep_differentiable(loaded)
     return loaded
@@ -134,6 +136,7 @@ def _load_streaming(
         device=device,
     )
     check_finite(loaded, directory)
+    make_layers_lean(loaded)
     return loaded
 
 

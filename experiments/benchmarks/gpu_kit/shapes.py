@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GlmConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from components.models.dtypes import DTYPES
+from components.models.lean_layers import make_layers_lean
 from experiments.benchmarks.gpu_kit.settings import Settings
 
 
@@ -108,6 +109,7 @@ def random_model(
         model.load_state_dict(weights)
     if quantize is not None:
         _quantize(model, quantize, DTYPES[dtype], device)
+    make_layers_lean(model)  # as what is loaded computes
     return cast(PreTrainedModel, model.eval())
 
 
