@@ -24,7 +24,7 @@ def written(folder, count):
         if number % 5 == 3:
             messages.append({"role": "user", "content": "and?"})
         if number % 7 == 4:
-            messages[1]["wieght"] = 2
+            messages[1]["timestamp"] = 2
         lines.append(json.dumps({"messages": messages, "id": number}) if number % 6 != 5 else '{"messages": [')
         lines += [""] * (number % 4 == 1)
     file = folder / "data.jsonl"
