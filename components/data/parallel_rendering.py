@@ -9,9 +9,7 @@ from functools import cache, partial
 from itertools import chain
 from typing import TypeVar
 
-from transformers import PreTrainedTokenizerBase
-
-from components.conversations.chat_formats import load_chat_format
+from components.conversations.chat_formats import Tokenizer, load_chat_format
 from components.conversations.chat_formats.bounded_template import UnboundedTemplateError
 from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
@@ -46,9 +44,7 @@ class Renderer:
 
 
 @contextmanager
-def rendering(
-    tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec, processes: int | None = None
-) -> Iterator[Renderer]:
+def rendering(tokenizer: Tokenizer, spec: ChatFormatSpec, processes: int | None = None) -> Iterator[Renderer]:
     """Renders in `processes` processes, by default one per core, while the context lasts.
 
     They are given the tokenizer itself: to load one imports all of torch, seconds and 150 MB in each process.
@@ -83,7 +79,7 @@ def _render_or_reason(chat_format: ChatFormat, conversation: Conversation) -> Re
 _OF_PROCESS: dict[str, Callable[[], ChatFormat]] = {}
 
 
-def _use_format(tokenizer: PreTrainedTokenizerBase, spec_json: str) -> None:
+def _use_format(tokenizer: Tokenizer, spec_json: str) -> None:
     """In a process as it starts. The format is loaded when a conversation is rendered."""
     _OF_PROCESS["format"] = cache(partial(load_chat_format, tokenizer, ChatFormatSpec.model_validate_json(spec_json)))
 

@@ -65,7 +65,9 @@ def records():
 def lines():
     written = [json.dumps(record) for record in records()]
     written[20] = '{"messages": [{"role": "user"'
-    written[30] = '{"messages": [{"role": "user", "content": 5}, {"role": "assistant", "content": "hi", "wieght": 2}]}'
+    misspelt = "wieght"  # codespell:ignore
+    messages = [{"role": "user", "content": 5}, {"role": "assistant", "content": "hi", misspelt: 2}]
+    written[30] = json.dumps({"messages": messages})
     written.insert(40, "")
     return "\n".join(written) + "\n"
 

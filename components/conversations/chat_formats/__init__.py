@@ -15,6 +15,8 @@ from components.conversations.chat_formats.named_templates import template_of
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
+Tokenizer = PreTrainedTokenizerBase  # for rooms that hand one on
+
 
 def _template(tokenizer: PreTrainedTokenizerBase, spec: ChatFormatSpec) -> ChatFormat:
     return TemplateFormat(tokenizer, spec, name="template", template=template_of(tokenizer, spec.template))
