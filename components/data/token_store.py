@@ -73,11 +73,16 @@ def write_batches(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
             rows += batch.num_rows
             while rows >= ROWS_PER_CHUNK:
                 joined = pa.concat_batches(waiting)
-                writer.write_batch(joined.slice(0, ROWS_PER_CHUNK))
+                writer.write_batch(_whole(joined, ROWS_PER_CHUNK))
                 waiting = [joined.slice(ROWS_PER_CHUNK)]
                 rows -= ROWS_PER_CHUNK
         if rows:
-            writer.write_batch(pa.concat_batches(waiting))
+            writer.write_batch(_whole(pa.concat_batches(waiting), rows))
+
+
+def _whole(batch: pa.RecordBatch, rows: int) -> pa.RecordBatch:
+    """Returns the first rows as a copy: a slice would be written with what remains of its bitmaps."""
+    return batch.take(pa.array(range(rows)))
 
 
 def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:

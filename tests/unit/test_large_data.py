@@ -69,10 +69,8 @@ def test_a_store_has_the_same_bytes_in_whatever_batches_its_rows_are_given(tmp_p
     from components.conversations.chat_formats import load_chat_format
 
     chat_format = load_chat_format(letter_tokenizer())
-    talks = list(itertools.islice(itertools.cycle(toy_conversations(30)), ROWS_PER_CHUNK + 100))
-    entries = [
-        Entry(source=f"line {n}", rendered=chat_format.render(talk), keys=("a",)) for n, talk in enumerate(talks)
-    ]
+    rendered = itertools.cycle([chat_format.render(talk) for talk in toy_conversations(10)])
+    entries = [Entry(source=f"line {n}", rendered=next(rendered), keys=("a",)) for n in range(ROWS_PER_CHUNK + 100)]
     write_store(tmp_path / "whole.arrow", entries)
     for size in (1, 7, 1000, 5000):
         parts = [entries[start : start + size] for start in range(0, len(entries), size)]
