@@ -40,7 +40,7 @@ def test_no_more_chunks_wait_for_their_reader_than_keep_the_workers_busy(tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_conversations_that_are_rendered_together_have_the_tokens_that_each_has_alone(kind):
+def test_conversations_rendered_together_have_the_tokens_that_each_has_alone(kind):
     chat_format = load_chat_format(KINDS[kind].tokenizer(), ChatFormatSpec())
     talks = [*talks_of_every_shape(), talks_of_every_shape()[0]]
     alone = [render_chunk(chat_format, [each])[0] for each in talks]
