@@ -23,15 +23,9 @@ from experiments.benchmarks.co_training_kit.measure import Measured, measured_in
 from experiments.benchmarks.co_training_kit.page import page
 from experiments.benchmarks.co_training_kit.trials import SIZES
 from experiments.benchmarks.gpu_kit.table import facts_of_machine
+from experiments.benchmarks.step_kit.environment import ENVIRONMENT
 
 LIBRARIES = ("torch", "transformers", "peft")
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TQDM_DISABLE": "1",
-}
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experimen
 
 from experiments.benchmarks.gpu_kit.table import facts_of_machine
 from experiments.benchmarks.step_kit.contestants import CONTESTANTS, OURS, YARDSTICK
+from experiments.benchmarks.step_kit.environment import ENVIRONMENT
 from experiments.benchmarks.step_kit.page import append_line, history_line, page
 from experiments.benchmarks.step_kit.profile import STEPS, profiled
 from experiments.benchmarks.step_kit.race import run_race, steps_needed
@@ -29,13 +30,6 @@ from experiments.benchmarks.step_kit.works import WORKS, Work, sizes, works, wor
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "trl")
 MOST_STEPS_PER_BLOCK = 3
-ENVIRONMENT = {  # of each process that is started here: one thread, no look-ups on the hub, no progress bars
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TQDM_DISABLE": "1",
-}
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
