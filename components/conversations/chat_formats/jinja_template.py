@@ -119,20 +119,16 @@ class TemplateFormat:
 
     @contextlib.contextmanager
     def ahead(self, conversations: Sequence[Conversation]) -> Iterator[None]:
-        calls: list[TemplateCall] = []
-        marks: list[str] = []
+        asked: list[tuple[TemplateCall, str]] = []
         for conversation in conversations:
             with contextlib.suppress(Exception):  # `render` raises it again, and says whose it is
                 prepared = self._prepare(conversation.messages, conversation.tools, conversation.source)
-                asked = list(calls_ahead(prepared.raw, prepared.tools))
-                calls += asked
-                marks += [prepared.mark] * len(asked)
+                asked += [(call, prepared.mark) for call in calls_ahead(prepared.raw, prepared.tools)]
                 self._ahead[id(conversation)] = prepared
         try:
-            written = zip(self.renderer.write_ahead(calls), marks, calls, strict=True)
-            self.encoder.encode_ahead(
-                [TemplateText(text, mark) for text, mark, call in written if text and not call.ask]
-            )
+            written = zip(self.renderer.write_ahead([call for call, _ in asked]), asked, strict=True)
+            texts = [TemplateText(text, mark) for text, (call, mark) in written if text and not call.ask]
+            self.encoder.encode_ahead(texts)
             yield
         finally:
             self._ahead.clear()
