@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -15,23 +15,23 @@ from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import shorten
-from components.data.workers import Chunk, Workers
+from components.data.process_pool import ProcessPool
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
 CHUNK = 64
 
 RenderResult = RenderedConversation | str  # a text is the reason why the format refuses a conversation
-C = TypeVar("C", bound=Chunk)
+C = TypeVar("C", bound=Sized)
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renderer:
-    """A chat format, in this process and in those of `workers`: see `rendering`."""
+    """A chat format, in this process and in those of `pool`: see `rendering`."""
 
     chat_format: ChatFormat
-    workers: Workers
+    pool: ProcessPool
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
         """Yields results in order; the reason instead of tokens for a conversation that the format refuses."""
@@ -40,7 +40,7 @@ class Renderer:
 
     def map(self, work: Callable[[ChatFormat, C], R], chunks: Iterable[C]) -> Iterator[R]:
         """Yields what `work`, a function of a module or a partial of one, makes of each chunk, in order."""
-        return self.workers.map(partial(_with_format, work), chunks, here=partial(work, self.chat_format))
+        return self.pool.map(partial(_with_format, work), chunks, here=partial(work, self.chat_format))
 
 
 @contextmanager
@@ -52,8 +52,8 @@ def rendering(tokenizer: Tokenizer, spec: ChatFormatSpec, processes: int | None 
     Raises InputError as load_chat_format does.
     """
     chat_format = load_chat_format(tokenizer, spec)
-    with Workers(processes, start=partial(_use_format, tokenizer, spec.model_dump_json())) as workers:
-        yield Renderer(chat_format=chat_format, workers=workers)
+    with ProcessPool(processes, start=partial(_use_format, tokenizer, spec.model_dump_json())) as pool:
+        yield Renderer(chat_format=chat_format, pool=pool)
 
 
 def render_chunk(chat_format: ChatFormat, conversations: Sequence[Conversation]) -> list[RenderResult]:

@@ -313,7 +313,7 @@ class _Tally:
 def _read_records(data: DataSpec, renderer: Renderer) -> Records:
     """Raises InputError for conversations that cannot be read, together with those that can, but cannot be rendered."""
     try:
-        return read_records(data, renderer.workers)
+        return read_records(data, renderer.pool)
     except ConversationError as error:
         sources = [source for source in (data.train, data.eval, data.verdict) if source is not None]
         refused = [text for source in sources for text in _refusals(source, data, renderer)]
@@ -325,7 +325,7 @@ def _read_records(data: DataSpec, renderer: Renderer) -> Records:
 
 def _refusals(source: str | Sequence[str], data: DataSpec, renderer: Renderer) -> list[str]:
     try:
-        read = read_side(source, data, drop=True, workers=renderer.workers)
+        read = read_side(source, data, drop=True, pool=renderer.pool)
     except ConversationError:
         return []
     return [rendered for rendered in renderer.render(read.conversations) if isinstance(rendered, str)]

@@ -13,10 +13,10 @@ from components.conversations.readers.chunks import Chunk
 from components.conversations.readers.data_problems import ConversationError, DataProblem
 from components.conversations.readers.read import ChunkReading, ReadResult, ReadRules, read_chunk, read_source
 from components.data.conversation_file import ConversationFile, Conversations, pack
+from components.data.process_pool import ProcessPool
 from components.data.sides import Sides, keep_apart
 from components.data.split_errors import check_not_empty, check_some_left
 from components.data.split_membership import mark_of
-from components.data.workers import Workers
 from components.experiment.spec import DataSpec
 from components.statistics.paired_bootstrap import LEAST
 
@@ -120,14 +120,14 @@ class Records:
         return self.train.conversations, held_out, verdict
 
 
-def read_records(data: DataSpec, workers: Workers | None = None) -> Records:
+def read_records(data: DataSpec, pool: ProcessPool | None = None) -> Records:
     """Reads all conversations. Raises ConversationError with the problems of all files together."""
     sides: list[ReadSide | None] = []
     errors: list[ConversationError] = []
     kept = ConversationFile()
     for source in (data.train, data.eval, data.verdict):
         try:
-            sides.append(None if source is None else read_side(source, data, kept=kept, workers=workers))
+            sides.append(None if source is None else read_side(source, data, kept=kept, pool=pool))
         except ConversationError as error:
             errors.append(error)
     if errors:
@@ -144,14 +144,14 @@ def read_side(
     *,
     drop: bool = False,
     kept: ConversationFile | None = None,
-    workers: Workers | None = None,
+    pool: ProcessPool | None = None,
 ) -> ReadSide:
     """Reads one of the sources by the rules of `data`.
 
     Args:
         drop: leaves bad records out whatever the rules say.
         kept: the conversations are appended to it; by default to a file of their own.
-        workers: that read; by default this process does.
+        pool: reads; by default this process does.
     """
     rules = ReadRules(
         on_bad_row="drop" if drop else data.on_bad_row,
@@ -166,7 +166,7 @@ def read_side(
         source,
         rules,
         format=data.format,
-        read_chunks=lambda chunks: (workers or Workers(1)).map(work, chunks),
+        read_chunks=lambda chunks: (pool or ProcessPool(1)).map(work, chunks),
         keep=file.extend,
     )
     return ReadSide(read=read, conversations=Conversations(file, range(before, len(file))))

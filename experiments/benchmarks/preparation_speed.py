@@ -19,6 +19,8 @@ from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments` and `components` lie
+
 from components.experiment.spec import ModelSpec
 from components.models.base.load_base import resolve_model
 from experiments.benchmarks.preparation_kit.by_hand import with_proof, without_proof

@@ -11,8 +11,8 @@ from components.conversations.readers.data_problems import ConversationError
 from components.conversations.readers.read import read_conversations
 from components.data.conversation_file import Conversations
 from components.data.parallel_rendering import Renderer
+from components.data.process_pool import ProcessPool
 from components.data.sides import keep_apart
-from components.data.workers import Workers
 from components.experiment.spec import ChatFormatSpec
 from tests.support.fuzzing import MAX_MESSAGE, cases, mutate_bytes, mutate_tree, num_inputs
 from tests.support.template_kinds import KINDS
@@ -111,7 +111,7 @@ def renderer():
 
     spec = ChatFormatSpec()
     chat_format = load_chat_format(KINDS["thought_since_question"].tokenizer(), spec)
-    return Renderer(chat_format=chat_format, workers=Workers(1))
+    return Renderer(chat_format=chat_format, pool=ProcessPool(1))
 
 
 def said_of(result, renderer):

@@ -10,7 +10,7 @@ import pytest
 from components.conversations.chat_formats import load_chat_format
 from components.conversations.messages import Conversation, Message
 from components.data.parallel_rendering import Renderer, render_chunk
-from components.data.workers import AHEAD, Workers
+from components.data.process_pool import AHEAD, ProcessPool
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 from tests.support.template_kinds import KINDS
@@ -29,7 +29,7 @@ def test_no_more_chunks_wait_for_their_reader_than_keep_the_workers_busy(tmp_pat
     chat_format = load_chat_format(KINDS["appends"].tokenizer(), ChatFormatSpec())
     endless = (Conversation(messages=(user("hi"), assistant("yo" * n))) for n in itertools.count(1))
     with CountingPool(1) as pool:
-        workers = Workers(2)
+        workers = ProcessPool(2)
         workers._pool = pool
         rendered = workers.map(partial(render_chunk, chat_format), ([each] for each in endless))
         read = list(itertools.chain.from_iterable(itertools.islice(rendered, 20)))
@@ -77,7 +77,7 @@ def talks_of_every_shape():
 def test_whatever_a_conversation_raises_is_its_own_problem(tmp_path):
     spec = ChatFormatSpec()
     chat_format = load_chat_format(KINDS["appends"].tokenizer(), spec)
-    renderer = Renderer(chat_format=chat_format, workers=Workers(1))
+    renderer = Renderer(chat_format=chat_format, pool=ProcessPool(1))
     good = Conversation(messages=(user("hi"), assistant("yo")))
     odd = Conversation(messages=(user(None), assistant("yo")), source="a.jsonl, line 2")  # a reader would refuse it
     first, second, third = renderer.render([good, odd, good])

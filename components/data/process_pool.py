@@ -9,21 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 FEWER_IN_PROCESS = 500  # with fewer records, starting processes costs more than it saves
 AHEAD = 3  # chunks for each process: one that is worked on, one that is next, one whose result is read
 
 
-class Chunk(Sized, Protocol):
-    """So many records, for a process."""
-
-
-C = TypeVar("C", bound=Chunk)
+C = TypeVar("C", bound=Sized)  # so many records, for a process
 R = TypeVar("R")
 
 
-class Workers:
+class ProcessPool:
     """A context with `processes` processes, by default one per core; each calls `start` first."""
 
     def __init__(self, processes: int | None = None, *, start: Callable[[], None] | None = None) -> None:
