@@ -14,7 +14,7 @@ from components.conversations.chat_formats.bounded_template import (
 )
 from components.conversations.messages import Conversation
 from components.data.parallel_rendering import Renderer
-from components.data.workers import Workers
+from components.data.process_pool import ProcessPool
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 from tests.support.template_kinds import KINDS
@@ -75,7 +75,7 @@ def test_a_template_that_does_not_end_for_one_conversation_ends_the_rendering(tm
     tokenizer.save_pretrained(tmp_path)
     spec = ChatFormatSpec()
     chat_format = load_chat_format(tokenizer, spec)
-    renderer = Renderer(chat_format=chat_format, workers=Workers(1))
+    renderer = Renderer(chat_format=chat_format, pool=ProcessPool(1))
     plain, hangs = (
         Conversation(messages=(user(text), assistant("yo")), source=f"a.jsonl, line {number}")
         for number, text in enumerate(("hi", "bye"), start=2)
