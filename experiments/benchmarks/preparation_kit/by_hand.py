@@ -29,7 +29,7 @@ def _prepare(file: Path, model: Path, out: Path, processes: int, *, proves: bool
     from transformers import AutoTokenizer
 
     datasets.disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(str(model, trust_remote_code=False))
+    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
     rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(out / "cache"))
     rows = rows.map(
         partial(_render, tokenizer, proves),
