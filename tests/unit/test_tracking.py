@@ -556,11 +556,11 @@ def test_a_mirror_that_broke_owes_everything_it_did_not_deliver(tmp_path):
 def test_the_end_waits_for_an_mlflow_that_is_slow_as_long_as_it_takes_something(runs, tmp_path):
     made = runs()
     together = made.apply_together
-    made.apply_together = lambda group: (time.sleep(0.6), together(group))
+    made.apply_together = lambda group: (time.sleep(1.0), together(group))
     mirror = JournalSync(Journal(folder_at(tmp_path)), lambda: made, system_metrics=False)
     for number in range(1, 7):
         mirror.append(started(f"t{number}", number=number))
-    assert mirror.close(patience_seconds=2.5) == 0
+    assert mirror.close(patience_seconds=4.5) == 0
 
 
 def test_a_stop_request_shortens_the_wait_for_an_mlflow_that_is_away(tmp_path):
