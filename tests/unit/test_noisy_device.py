@@ -236,17 +236,19 @@ def test_a_version_is_proven_by_its_loss_and_its_base_is_not(toy, tmp_path, name
 
 
 def test_a_model_beats_its_base_and_not_itself(trials):
-    """It is measured twice, with other noise each time."""
+    """It is measured twice, with other noise each time. At 95 % one noise in forty looks better than another."""
     checkpoint, _ = trials.trained("full")
     loaded, base = load_trained(checkpoint), load_base_of(checkpoint)
+    beats_itself = 0
     for seed in SEEDS:
         with last_bit_noise(seed):
             found, again, of_base = (losses_of(each, trials.dataset.eval) for each in (loaded, loaded, base))
         targets = [loss.num_targets for loss in found]
         first, second, third = ([loss.loss_sum for loss in losses] for losses in (found, again, of_base))
         assert first != second
-        assert not paired_bootstrap("itself", first, second, targets, confidence=0.95).beats
+        beats_itself += paired_bootstrap("itself", first, second, targets, confidence=0.95).beats
         assert paired_bootstrap("base", first, third, targets, confidence=0.95).beats
+    assert beats_itself <= 1
 
 
 @pytest.mark.parametrize("name", ["lora", "lora in bf16", "nf4"])
