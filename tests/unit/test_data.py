@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
 from components.data import prepare as prepare_module
-from components.data import workers
+from components.data import process_pool
 from components.data.collate import collate
 from components.data.packing import pack_rows
 from components.data.prepare import prepare
@@ -457,7 +457,7 @@ def test_a_split_without_conversations_is_an_error(tmp_path, tokenizer, train, h
 
 
 def test_several_processes_render_what_one_does(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(workers, "FEWER_IN_PROCESS", 100)
+    monkeypatch.setattr(process_pool, "FEWER_IN_PROCESS", 100)
     write_messages_jsonl(tmp_path / "train.jsonl", toy_conversations(150))
     (tmp_path / "again").mkdir()
     write_messages_jsonl(tmp_path / "again" / "train.jsonl", toy_conversations(150))

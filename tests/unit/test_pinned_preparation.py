@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from components.data import workers
+from components.data import process_pool
 from components.data.prepare import prepare
 from components.experiment.spec import DataSpec
 from components.storage.open_folder import folder_at
@@ -95,7 +95,7 @@ def all_of(dataset):
 @pytest.mark.parametrize(("kind", "processes"), [*((kind, 1) for kind in PINNED), ("thought_in_newest", 2)])
 def test_prepared_data_is_what_it_has_always_been(tmp_path, monkeypatch, kind, processes):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "FEWER_IN_PROCESS", 100)
+    monkeypatch.setattr(process_pool, "FEWER_IN_PROCESS", 100)
     KINDS[kind].tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "train.jsonl").write_text(lines(), encoding="utf-8")
     dataset = prepare(
