@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -26,6 +26,9 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     reasoning_content: str = ""
+
+
+MESSAGE_FIELDS = tuple(field.name for field in fields(Message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,18 +8,21 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
+from operator import attrgetter
 from typing import overload
 
 import numpy as np
 
-from components.conversations.messages import Conversation, Message
+from components.conversations.messages import MESSAGE_FIELDS, Conversation, Message
 from components.data.near_duplicates import words_in
 from components.data.split_membership import keys_of
 
 IN_MEMORY = 32_000_000  # bytes, of fewer of which no file is made
 KEY_BYTES = 16
+OTHER_FIELDS = tuple(field.name for field in fields(Conversation) if field.name != "messages")
+_values_of_message, _other_values = attrgetter(*MESSAGE_FIELDS), attrgetter(*OTHER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +40,10 @@ class PackedConversation:
 
 
 def pack(conversation: Conversation) -> PackedConversation:
-    messages = [
-        (
-            each.role,
-            each.content,
-            each.loss_weight,
-            each.tool_calls,
-            each.tool_call_id,
-            each.name,
-            each.reasoning_content,
-        )
-        for each in conversation.messages
-    ]
+    messages = [_values_of_message(each) for each in conversation.messages]
     says = json.dumps([messages, conversation.tools, conversation.expect], sort_keys=True)
-    of_record = conversation.tools, conversation.source, conversation.group, conversation.expect, conversation.tag
     return PackedConversation(
-        content=pickle.dumps((messages, *of_record), protocol=pickle.HIGHEST_PROTOCOL),
+        content=pickle.dumps((messages, _other_values(conversation)), protocol=pickle.HIGHEST_PROTOCOL),
         words=words_in(conversation),
         keys=keys_of(conversation),
         equals=blake2b(says.encode(), digest_size=KEY_BYTES).digest(),
@@ -61,25 +52,10 @@ def pack(conversation: Conversation) -> PackedConversation:
 
 def unpack(content: bytes) -> Conversation:
     """Returns the conversation of PackedConversation.content."""
-    messages, tools, source, group, expect, tag = pickle.loads(content)  # of this program's own file, that has no name
+    messages, others = pickle.loads(content)  # of this program's own file, that has no name
     return Conversation(
-        messages=tuple(
-            Message(
-                role=role,
-                content=text,
-                loss_weight=weight,
-                tool_calls=calls,
-                tool_call_id=call_id,
-                name=name,
-                reasoning_content=reasoning,
-            )
-            for role, text, weight, calls, call_id, name, reasoning in messages
-        ),
-        tools=tools,
-        source=source,
-        group=group,
-        expect=expect,
-        tag=tag,
+        messages=tuple(Message(**dict(zip(MESSAGE_FIELDS, values, strict=True))) for values in messages),
+        **dict(zip(OTHER_FIELDS, others, strict=True)),
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from components.conversations.chat_formats.rendered import Fork, RenderedConversation
-from components.conversations.messages import Conversation, Message
+from components.conversations.messages import MESSAGE_FIELDS, Conversation
 from components.errors import InputError
 
 SCHEMA = pa.schema(
@@ -37,7 +37,6 @@ SCHEMA = pa.schema(
 )
 FORKS = ("fork_starts", "fork_depths")
 ROWS_PER_CHUNK = 1024
-MESSAGE_FIELDS = tuple(field.name for field in fields(Message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,14 +114,13 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_NI: Tensor, up_NI: Tensor) -> Tensor:
         ctx.save_for_backward(gate_NI, up_NI)
-        return F.silu(gate_NI).mul_(up_NI)
+        return _gated(gate_NI, up_NI)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NI: Tensor) -> tuple[Tensor, Tensor]:
         gate_NI, up_NI = ctx.saved_tensors
-        of_up_NI = F.silu(gate_NI).mul_(gradient_NI)
-        return torch.ops.aten.silu_backward(gradient_NI * up_NI, gate_NI), of_up_NI
+        return torch.ops.aten.silu_backward(gradient_NI * up_NI, gate_NI), _gated(gate_NI, gradient_NI)
 
 
 class _GatedHalves(torch.autograd.Function):
@@ -131,7 +130,7 @@ class _GatedHalves(torch.autograd.Function):
     def forward(ctx: Any, both_NJ: Tensor) -> Tensor:
         ctx.save_for_backward(both_NJ)
         gate_NI, up_NI = both_NJ.chunk(2, dim=-1)
-        return F.silu(gate_NI).mul_(up_NI)
+        return _gated(gate_NI, up_NI)
 
     @staticmethod
     @once_differentiable
@@ -140,6 +139,10 @@ class _GatedHalves(torch.autograd.Function):
         gate_NI, up_NI = both_NJ.chunk(2, dim=-1)
         of_both_NJ = torch.empty_like(both_NJ)
         of_gate_NI, of_up_NI = of_both_NJ.chunk(2, dim=-1)
-        of_up_NI.copy_(F.silu(gate_NI).mul_(gradient_NI))
+        of_up_NI.copy_(_gated(gate_NI, gradient_NI))
         of_gate_NI.copy_(torch.ops.aten.silu_backward(gradient_NI * up_NI, gate_NI))
         return of_both_NJ
+
+
+def _gated(gate_NI: Tensor, up_NI: Tensor) -> Tensor:
+    return F.silu(gate_NI).mul_(up_NI)

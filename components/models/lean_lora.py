@@ -4,7 +4,7 @@ peft adds the adapter's output to the layer's: it scales one matrix of all outpu
 in the backward pass. Here the adapter's narrow middle is scaled, and both products are added up where they are made. Where
 peft keeps two copies of a layer's input for its dropout, here a mask of one byte a number is kept.
 
-One adapter adapts all tokens, or several adapt each a part of them (joint_adapters.py): the layer's own product is made once
+One adapter adapts all tokens, or several adapt each a part of them (shared_base.py): the layer's own product is made once
 for all tokens, and the narrow ones of an adapter for its own tokens only.
 
 B rows, T tokens in a row, N tokens of one adapter, I inputs and O outputs of the layer, R the rank.
@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
+
+from components.models.precision import computed_in
 
 Place = tuple[slice, slice]  # rows and columns of [B, T]
 WHOLE: Place = (slice(None), slice(None))
@@ -82,11 +84,6 @@ class LeanLoraLinear(Linear):  # type: ignore[misc]
         if self.disable_adapters or self.merged or len(names) != 1 or not self.is_plain(names[0]):
             return None
         return cast(str, names[0])
-
-
-def computed_in(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def adapted_linear(x_BTI: Tensor, layer: nn.Linear, parts: Sequence[AdapterPart]) -> Tensor:

@@ -23,6 +23,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from components.models.cpu_attention import attend_within
+from components.models.precision import computed_in
 
 NAME = "turnwise_packed"  # transformers makes no masks for an attention that it does not know
 LARGEST_HEAD = 256  # that torch's flash attention has kernels for
@@ -76,7 +77,7 @@ def attend(
     batch, _, tokens, _ = query.shape
     if batch * tokens != sum(_present.lengths):
         raise ValueError(f"{batch} rows of {tokens} tokens, of which {sum(_present.lengths)} are in conversations")
-    dtype = _computed_in(query)
+    dtype = computed_in(query)
     query_NHD, key_NKD, value_NKD = (_flat(heads, dtype) for heads in (query, key, value))
     if not dropout and _has_kernel(query_NHD, value_NKD):
         found_NHD = _by_kernel(query_NHD, key_NKD, value_NKD, _present, scaling)
@@ -119,12 +120,6 @@ def _flat(heads_BHTD: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns [N, H, D], each head's numbers side by side, as the kernels take them without asking."""
     flat_NHD = heads_BHTD.transpose(1, 2).flatten(0, 1).to(dtype)
     return flat_NHD if flat_NHD.stride(-1) == 1 else flat_NHD.contiguous()
-
-
-def _computed_in(query: Tensor) -> torch.dtype:
-    """Autocast knows sdpa by name, not these kernels."""
-    device = query.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _has_kernel(query_NHD: Tensor, value_NKD: Tensor) -> bool:

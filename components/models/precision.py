@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def computing(precision: str, device: torch.device) -> torch.autocast:
@@ -12,6 +13,15 @@ def computing(precision: str, device: torch.device) -> torch.autocast:
     float32, and a model computes as it was trained. The context holds for one thread.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def computed_in(tensor: Tensor) -> torch.dtype:
+    """Returns the dtype in which autocast multiplies such a tensor here; its own where there is none.
+
+    For operations that autocast does not know by name.
+    """
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def scores_dtype(precision: str) -> torch.dtype:

@@ -23,11 +23,15 @@ from transformers import PreTrainedModel
 from components.errors import InputError
 from components.experiment.spec import LoraMethod
 from components.models.adapters import attach_lora, detach_lora, forget_adapters
-from components.models.lean_lora import AdapterPart, Drawing, LeanLoraLinear, Place, adapted_linear, computed_in
+from components.models.lean_lora import AdapterPart, Drawing, LeanLoraLinear, Place, adapted_linear
+from components.models.precision import computed_in
 
 ADAPTER = "default"  # the name that peft gives to a model's only adapter
 # Frequencies that depend on the longest row of a batch, and so on other trials' rows.
 ROTARY_BY_LENGTH = ("dynamic", "longrope")
+
+
+NOT_BY_TOKENS = "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +163,7 @@ def why_rows_depend(base: PreTrainedModel) -> str:
 
 def _why_apart(layers: Mapping[str, BaseTunerLayer], method: LoraMethod) -> str:
     if method.dora:
-        return "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
+        return NOT_BY_TOKENS
     for name, layer in layers.items():
         if not (isinstance(layer, LeanLoraLinear) and layer.is_plain(ADAPTER)):
             whole = isinstance(layer, ParamWrapper)  # experts

@@ -107,6 +107,8 @@ class Estimator:
         self.settings = settle(experiment, self.config, abilities, has_trees=any(store.has_forks for store in stores))
         self.experiment = self.settings.experiment
         self.train, self.eval = (rows_of(store, separate=self.settings.layout == "separate") for store in stores)
+        sample = RungSample.of(self.dataset.eval, self.experiment.evaluation.conversations_at_rungs)
+        self.sampled_rows = None if sample is None else sample.rows_of(self.eval)
         tokenizer = load_tokenizer(directory)
         chat_format = load_chat_format(tokenizer, format_spec_in(directory, experiment.format_spec))
         check_vocabulary(self.config, tokenizer, chat_format, self.dataset, name=experiment.model.path)
@@ -115,7 +117,6 @@ class Estimator:
     def estimate(self, case: PlanCase) -> Estimate:
         """Takes seconds. Raises ValueError for a model that cannot run without the values of its weights."""
         spec, workers = case.spec, case.workers
-        sample = RungSample.of(self.dataset.eval, self.experiment.evaluation.conversations_at_rungs)
         work = workload(
             self.train,
             self.eval,
@@ -123,7 +124,7 @@ class Estimator:
             max_tokens=self.experiment.data.max_tokens,
             workers=workers.min_workers,
             rungs=rungs_of(self.experiment, spec.budget.in_target_tokens(self.train.total_targets)),
-            sample=None if sample is None else sample.rows_of(self.eval),
+            sample=self.sampled_rows,
         )
         group = WorkerGroup(
             count=workers.min_workers,

@@ -93,9 +93,8 @@ def verify_candidate(
     request: VerificationRequest, version_uri: str, timeout_seconds: float, *, more: bool = False
 ) -> VerificationReport:
     """Runs the phases of the candidate and, unless that one was scored with it, of its base. `more`: one will follow."""
-    has_adapter = (
-        package_in(request.model) / ADAPTER
-    ).is_dir()  # it can be switched off, so mostly no phase of the base
+    # An adapter can be switched off, so that mostly no phase of the base is needed.
+    has_adapter = (package_in(request.model) / ADAPTER).is_dir()
     try:
         found = run_phase(request, timeout_seconds, more=more or not has_adapter)
     except _PhaseError as error:

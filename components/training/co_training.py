@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from components.errors import InputError
 from components.experiment.spec import LoraMethod, TrialSpec
-from components.models.shared_base import SharedBase
+from components.models.shared_base import NOT_BY_TOKENS, SharedBase
 from components.records.events import Progress
 from components.training.joint_step import step_together
 from components.training.signals import NO_SIGNALS, TrialSignals
@@ -96,7 +96,7 @@ def why_alone(spec: TrialSpec, workers: Workers) -> str:
     if not isinstance(spec.method, LoraMethod):
         return "full fine-tuning changes the base, which other trials would train on"
     if spec.method.dora:
-        return "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
+        return NOT_BY_TOKENS
     if spec.method.quantize is not None:
         return f"method.quantize: {spec.method.quantize} computes its own products, which take one adapter at a time"
     if workers.count > 1:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.models.precision import computed_in
+
 
 def is_plain(head: nn.Module) -> bool:
     """Whether a head multiplies by its weight and does nothing else: no bias, no adapter, no packed weight, no hook."""
@@ -47,8 +49,7 @@ class _WeightedLossSum(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, head_VH: Tensor, labels_N: Tensor, weights_N: Tensor, positions: int
     ) -> Tensor:
-        device = hidden_NH.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VH.dtype
+        device, dtype = hidden_NH.device.type, computed_in(head_VH)
         of_hidden, of_head = ctx.needs_input_grad[:2]
         factor_VH, total = head_VH.to(dtype), hidden_NH.new_zeros((), dtype=torch.float32)
         hidden_gradients, head_gradient_VH = [], None

@@ -73,7 +73,6 @@ class ChunkReading:
     `conversations` are those that can be used, or what somebody made of each.
     """
 
-    file: str
     records: int
     conversations: Sequence[Any]
     unparsed: Sequence[DataProblem]
@@ -190,7 +189,6 @@ def read_chunk(chunk: Chunk, rules: ReadRules) -> ChunkReading:
         if reading.conversation is not None:
             read.append(reading)
     return ChunkReading(
-        file=chunk.file,
         records=len(records) + len({problem.location for problem in unparsed}),
         conversations=[reading.conversation for reading in read],
         unparsed=unparsed,
