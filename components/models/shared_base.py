@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from components.errors import InputError
+from components.experiment.shared_slots import NOT_BY_TOKENS
 from components.experiment.spec import LoraMethod
 from components.models.adapters import attach_lora, detach_lora, forget_adapters
 from components.models.lean_lora import AdapterPart, Drawing, LeanLoraLinear, Place, adapted_linear
@@ -29,9 +30,6 @@ from components.models.precision import computed_in
 ADAPTER = "default"  # the name that peft gives to a model's only adapter
 # Frequencies that depend on the longest row of a batch, and so on other trials' rows.
 ROTARY_BY_LENGTH = ("dynamic", "longrope")
-
-
-NOT_BY_TOKENS = "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,25 @@
-"""Trials that are trained together on one base: each as it would be alone, and they come and go between steps."""
+"""Trials that are trained together on one base: each as it would be alone, and they come and go between steps.
+
+Each member may have a thread of its own. One of them computes at a time, and they take turns in the order in which they ask.
+Whoever trains makes steps of all members that are within an interval, so no thread waits for one that does something else.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator
+
+from torch import nn
 
 from components.errors import InputError
-from components.experiment.spec import LoraMethod, TrialSpec
-from components.models.shared_base import NOT_BY_TOKENS, SharedBase
+from components.experiment.spec import LoraMethod
+from components.models.shared_base import SharedBase
 from components.records.events import Progress
 from components.training.joint_step import step_together
 from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.trainer import Trainer
-from components.training.workers import Workers
+from components.training.turns import Turns
 
 
 class CoTraining:
@@ -20,55 +27,98 @@ class CoTraining:
 
     def __init__(self, base: SharedBase) -> None:
         self.base = base
-        self._members: dict[Trainer, bool] = {}  # whether it is within an interval
+        self._turns = Turns()
+        self._members: dict[Trainer, TrialSignals | None] = {}  # its signals, while it is within an interval
+        self._said: dict[Trainer, Progress | None] = {}  # and not been heard yet
+        self._error: Exception | None = None
 
     @property
     def members(self) -> tuple[Trainer, ...]:
         return tuple(self._members)
 
+    @property
+    def within(self) -> tuple[Trainer, ...]:
+        """The members that are within an interval."""
+        return tuple(trainer for trainer, signals in self._members.items() if signals is not None)
+
+    def add(self, method: LoraMethod, seed: int) -> nn.Module:
+        """Returns a new trial's model on the base, as SharedBase.add does."""
+        with self._turns.mine():
+            return self.base.add(method, seed)
+
     def join(self, trainer: Trainer) -> None:
-        """Takes in a trial whose model is one of the base's. Raises InputError if it cannot be trained beside the others."""
-        if reason := why_alone(trainer.spec, trainer.workers):
-            raise InputError(f"{reason}; train it alone")
-        for other in self._members:
-            if reason := why_apart(trainer, other):
-                raise InputError(f"trials with {reason} cannot be trained in one pass; train them in other slots")
-        with self.alone(trainer):
-            if trainer.scored.whole_logits is None:
-                trainer.scored.look_at_head()
-        self._members[trainer] = False
+        """Takes in a trial whose model is one of the base's, and that could be trained beside others (shared_slots.py).
+
+        Raises InputError if it differs from these in what one pass has only one of.
+        """
+        with self._turns.mine():
+            for other in self._members:
+                if reason := why_apart(trainer, other):
+                    raise InputError(f"trials with {reason} cannot be trained in one pass; train them in other slots")
+            with self.base.alone(trainer.model):
+                if trainer.scored.whole_logits is None:
+                    trainer.scored.look_at_head()
+            self._members[trainer] = None
 
     def leave(self, trainer: Trainer) -> None:
         """Forgets a member and its weights. The others go on as if it had never been there."""
-        del self._members[trainer]
-        self.base.remove(trainer.model)
+        with self._turns.mine():
+            self._members.pop(trainer)
+            self._said.pop(trainer, None)
+            self.base.remove(trainer.model)
 
-    def alone(self, trainer: Trainer) -> contextlib.AbstractContextManager[None]:
-        """Inside, this trial's model computes, is saved and is loaded as if it were the only one."""
-        return self.base.alone(trainer.model)
+    def forget(self, model: nn.Module) -> None:
+        """Of a trial that could not begin."""
+        with self._turns.mine():
+            self.base.remove(model)
 
-    def advance(self, signals: Mapping[Trainer, TrialSignals]) -> dict[Trainer, Progress | None]:
-        """Trains all members until at least one of them has something to say: its report, or None if it is preempted.
+    @contextlib.contextmanager
+    def alone(self, model: nn.Module) -> Iterator[None]:
+        """Inside, this trial's model computes, is saved and is loaded as if it were the only one. No other trial goes on."""
+        with self._turns.mine(), self.base.alone(model):
+            yield
 
-        As Trainer.advance has it. The others are between two steps, and go on in the next call; a member that has diverged,
-        is done or is preempted is to leave before that. Members without signals are interrupted by nothing.
+    def advance(self, trainer: Trainer, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
+        """Trains a member to its next report, as Trainer.advance does. Each member's thread may call it at the same time.
+
+        A member that has diverged, is done or is preempted is to leave, or begins another interval. An error of a step is
+        one of all that it was made for: every thread that waits for it raises it.
         """
-        for trainer, within in self._members.items():
-            if not within:
-                with self.alone(trainer):
-                    trainer.begin_interval(signals.get(trainer, NO_SIGNALS))
-                self._members[trainer] = True
-        said: dict[Trainer, Progress | None] = {}
-        while self._members and not said:
-            said = self._step(signals)
-        for trainer in said:
-            self._members[trainer] = False
-        return said
+        self.begin(trainer, signals)
+        while True:
+            with self._turns.mine():
+                if self._error is not None:
+                    raise self._error
+                if trainer not in self._said:
+                    self._step()
+                if trainer in self._said:
+                    return self._said.pop(trainer)
 
-    def _step(self, signals: Mapping[Trainer, TrialSignals]) -> dict[Trainer, Progress | None]:
+    def begin(self, trainer: Trainer, signals: TrialSignals = NO_SIGNALS) -> None:
+        """A member begins an interval: from now on steps are made of it, too, up to its next report."""
+        with self._turns.mine(), self.base.alone(trainer.model):
+            trainer.begin_interval(signals)
+            self._members[trainer] = signals
+
+    def step(self) -> dict[Trainer, Progress | None]:
+        """Makes one step of all members that are within an interval. Returns what those say whose interval ends with it."""
+        with self._turns.mine():
+            self._step()
+            said, self._said = self._said, {}
+            return said
+
+    def _step(self) -> None:
+        try:
+            self._said |= self._reports_after_step()
+        except Exception as error:
+            self._error = error
+            raise
+
+    def _reports_after_step(self) -> dict[Trainer, Progress | None]:
         """Makes a step of the members that want one. Returns what has been said after it, or before the first."""
         said: dict[Trainer, Progress | None] = {}
-        wanting = [trainer for trainer in self._members if trainer.wants_step]
+        within = {trainer: signals for trainer, signals in self._members.items() if signals is not None}
+        wanting = [trainer for trainer in within if trainer.wants_step]
         with contextlib.ExitStack() as watched:
             for trainer in wanting:
                 watched.enter_context(trainer.pace.watched("step"))
@@ -77,31 +127,39 @@ class CoTraining:
                 if trainer in diverged:
                     said[trainer] = trainer.diverged(diverged[trainer])
                     continue
-                trainer.heed(signals.get(trainer, NO_SIGNALS))
+                trainer.heed(within[trainer])
                 trainer.pace.mark()
-        for trainer in self._members:
+        for trainer in within:
             if trainer not in said and not trainer.wants_step:
                 said[trainer] = self._report(trainer)
+        self._members |= dict.fromkeys(said)  # they are within none until their next report is asked for
         return said
 
     def _report(self, trainer: Trainer) -> Progress | None:
         if trainer.preempted:
             return None
-        with self.alone(trainer):
+        with self.base.alone(trainer.model):
             return trainer.report()
 
 
-def why_alone(spec: TrialSpec, workers: Workers) -> str:
-    """Returns why a trial can be trained beside no other one; empty if it can."""
-    if not isinstance(spec.method, LoraMethod):
-        return "full fine-tuning changes the base, which other trials would train on"
-    if spec.method.dora:
-        return NOT_BY_TOKENS
-    if spec.method.quantize is not None:
-        return f"method.quantize: {spec.method.quantize} computes its own products, which take one adapter at a time"
-    if workers.count > 1:
-        return f"a trial with {workers.count} workers adds gradients up over them, trial by trial"
-    return ""
+class SharedTraining:
+    """The one CoTraining of a process, whose base is loaded by the thread that needs it first."""
+
+    def __init__(self) -> None:
+        self._loading = threading.Lock()
+        self._group: CoTraining | None = None
+
+    @property
+    def current(self) -> CoTraining:
+        if self._group is None:
+            raise RuntimeError("no base model has been loaded")
+        return self._group
+
+    def group(self, load: Callable[[], SharedBase]) -> CoTraining:
+        with self._loading:
+            if self._group is None:
+                self._group = CoTraining(load())
+        return self._group
 
 
 def why_apart(one: Trainer, other: Trainer) -> str:

@@ -9,22 +9,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from components.errors import InputError
 from components.experiment.base_precisions import BaseVariant, base_variant
 from components.experiment.generation_rules import WITHOUT
-from components.experiment.spec import FLASH_ATTENTION, Dtype, ModelSpec, TrialSpec
+from components.experiment.shared_slots import why_alone
+from components.experiment.spec import FLASH_ATTENTION, Dtype, LoraMethod, ModelSpec, TrialSpec
 from components.models.attention_backend import INSTALL_ADVICE, attention_of, is_usable
 from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
 from components.models.base.reusable import ReusableBase
 from components.models.quantization_backend import WAYS_OUT, missing_package, why_unusable
+from components.models.shared_base import SharedBase
 from components.records.events import Extension, InterimCheckpoint, Progress
 from components.storage.background_upload import BackgroundUpload
 from components.storage.folder import Folder
 from components.training.checkpoint import load_weights
 from components.training.checkpoint_names import at_report, between_reports
+from components.training.co_training import CoTraining, SharedTraining
 from components.training.data_parallel import set_gradient_checkpointing
 from components.training.fsdp import ShardedBase
 from components.training.loss import ScoredModel
@@ -60,14 +64,19 @@ class TrialRunner:
         checkpoints: Folder,
         rungs: tuple[int, ...] = (),
         pace: Pace | None = None,
+        shared: SharedTraining | None = None,
     ) -> None:
-        """`rungs`: where every trial reports beside its regular evaluations, in target tokens. `pace`: that of its trials."""
+        """`rungs`: where every trial reports beside its regular evaluations, in target tokens. `pace`: that of its trials.
+
+        `shared`: of a slot where other runners train trials on the same base, each in a thread of its own.
+        """
         self.rungs = rungs
         self.model, self.data, self.workers, self.base, self.checkpoints = model, data, workers, base, checkpoints
         self.warm = ReusableBase(self._load)
         self.sharded = ShardedBase(self._load_mapped, workers)
         self.run: Trainer | None = None
         self.pace = pace or Pace()
+        self.shared = shared
         self.uploads = BackgroundUpload()
         self.trial_id = ""
         self._isolations: dict[tuple[BaseVariant, str], Isolation] = {}
@@ -109,7 +118,7 @@ class TrialRunner:
 
     def load(self, checkpoint: Folder) -> None:
         """Continues the running trial from a checkpoint; all workers call it."""
-        with self._clean_after_failure():
+        with self._clean_after_failure(), self._alone(self.running):
             self.running.load(checkpoint.download())
         self.workers.barrier()
         checkpoint.evict()
@@ -138,13 +147,18 @@ class TrialRunner:
             log.error("trial %s: its last checkpoint is lost: %s", self.trial_id, error)
 
     def _start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> None:
-        self.run = None  # frees the old optimizer before the new one is made
+        self._end()  # frees the old optimizer before the new one is made
         self.wait_for_uploads()
         self.trial_id = trial_id
         self.pace.begin()
         self._check_attention()
         self._check_quantization(spec)
-        scored = self._clean_model(spec)
+        if self.shared is None:
+            self.run = self._trainer(self._clean_model(spec), spec, warm_from, max_rows)
+        else:
+            self.run = self._joined(self.shared.group(lambda: self._base_of(spec)), spec, warm_from, max_rows)
+
+    def _trainer(self, scored: ScoredModel, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> Trainer:
         spec = self._with_packing(scored, spec)
         set_gradient_checkpointing(scored.model, spec)
         if warm_from is not None:
@@ -152,13 +166,25 @@ class TrialRunner:
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
         base = self.base.model_copy(update={"model": model})
-        self.run = Trainer(
-            spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows, self.pace
-        )
+        return Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows, self.pace)
+
+    def _joined(self, group: CoTraining, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> Trainer:
+        """Returns a trial that is trained with others from its next step on."""
+        if reason := why_alone(spec.method, self.workers.count):
+            raise InputError(f"{reason}; or set search.trials_per_slot: 1")
+        model = group.add(cast(LoraMethod, spec.method), spec.seed)
+        try:
+            with group.alone(model):
+                trainer = self._trainer(self._scored(model, spec), spec, warm_from, max_rows)
+            group.join(trainer)
+        except Exception:
+            group.forget(model)
+            raise
+        return trainer
 
     def _advance(self, run: Trainer, signals: TrialSignals) -> Progress | InterimCheckpoint:
         try:
-            progress = run.advance(signals)
+            progress = run.advance(signals) if self.shared is None else self.shared.current.advance(run, signals)
         except Exception as error:
             if is_out_of_memory(error):
                 raise RowsExceedMemory(f"{type(error).__name__}: {error}") from error
@@ -166,7 +192,7 @@ class TrialRunner:
         folder = self.checkpoints / self.trial_id
         if progress is None:
             interim = folder / between_reports(run.counters.reported_step, run.counters.step)
-            run.save(interim, self.uploads)
+            self._save(run, interim)
             self._flush_uploads()
             self._delete_earlier(interim)
             return InterimCheckpoint(step=run.counters.step, checkpoint=str(interim))
@@ -175,7 +201,7 @@ class TrialRunner:
         if run.evaluation is not None and self.workers.worker_rank == 0:
             run.evaluation.write(self.checkpoints.parent, self.trial_id, progress.step)
         directory = folder / at_report(progress.step)
-        run.save(directory, self.uploads)
+        self._save(run, directory)
         if progress.done:
             self._flush_uploads()
         return progress.model_copy(update={"checkpoint": str(directory)})
@@ -186,9 +212,23 @@ class TrialRunner:
         try:
             yield
         except Exception:
-            self.run = None
+            self._end()
             self.sharded.drop()
             raise
+
+    def _end(self) -> None:
+        """Forgets the trial before."""
+        run, self.run = self.run, None
+        if self.shared is not None and run is not None:
+            self.shared.current.leave(run)
+
+    def _alone(self, run: Trainer) -> contextlib.AbstractContextManager[None]:
+        """Inside, this trial's weights are the model's, whoever shares it."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.current.alone(run.model)
+
+    def _save(self, run: Trainer, directory: Folder) -> None:
+        with self._alone(run):
+            run.save(directory, self.uploads)
 
     def _flush_uploads(self) -> None:
         """Returns once the uploads of all workers have completed, so that any of them may leave."""
@@ -205,7 +245,12 @@ class TrialRunner:
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":
             return self.sharded.acquire(spec.precision, self.model.dtype_of(spec))
-        model = self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed)
+        return self._scored(self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed), spec)
+
+    def _base_of(self, spec: TrialSpec) -> SharedBase:
+        return SharedBase(self.warm.load(base_variant(self.model, spec)))
+
+    def _scored(self, model: nn.Module, spec: TrialSpec) -> ScoredModel:
         device = self.workers.device
         return ScoredModel(model, precision=spec.precision, attention=attention_of(model), device=device)
 

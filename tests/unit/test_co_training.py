@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from components.errors import InputError
+from components.experiment.shared_slots import why_alone
 from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, OptimizerSpec, ScheduleSpec
 from components.models.shared_base import SharedBase, TrialPart
 from components.storage.open_folder import folder_at
 from components.training import joint_step
-from components.training.co_training import why_alone
 from components.training.joint_step import step_together
-from components.training.workers import OneWorker
-from tests.support.co_trials import group_of, joined, reports_together, trainer_of, weights_in
+from tests.support.co_trials import group_of, joined, next_reports, reports_together, weights_in
 from tests.support.reads import Reads
 from tests.support.sessions import LORA, Signals, curve, reports, session, weights
 from tests.support.toy import tiny_llama
@@ -137,7 +136,7 @@ def play(toy, folder, specs, generator):
             trainer = joined(of, group, specs[number])
             numbers[trainer] = number
             if checkpoint:
-                with group.alone(trainer):
+                with group.alone(trainer.model):
                     trainer.load(Path(checkpoint))
         most = max(most, len(group.members))
         signals = {
@@ -145,11 +144,11 @@ def play(toy, folder, specs, generator):
             for trainer in group.members
             if generator.random() < 0.3
         }
-        for trainer, progress in group.advance(signals).items():
+        for trainer, progress in next_reports(group, signals).items():
             number = numbers[trainer]
             if progress is None:
                 place = folder / f"interim{number}_{trainer.counters.step}"
-                with group.alone(trainer):
+                with group.alone(trainer.model):
                     trainer.save(folder_at(place), of.uploads)
                 waiting.append((number, str(place)))
             else:
@@ -195,10 +194,10 @@ def test_a_checkpoint_written_beside_others_is_that_of_the_trial_alone(toy, tmp_
     of = session(toy, tmp_path / "together")
     group = group_of(of, FOUR[0])
     first, *_ = [joined(of, group, spec) for spec in FOUR]
-    while first not in (said := group.advance({})):
+    while first not in (said := next_reports(group)):
         for trainer in (trainer for trainer, progress in said.items() if progress.done):
             group.leave(trainer)
-    with group.alone(first):
+    with group.alone(first.model):
         first.save(folder_at(tmp_path / "written"), of.uploads)
     written = files_of(tmp_path / "written")
     assert written.keys() == expected.keys()
@@ -260,26 +259,25 @@ def test_nothing_is_waited_for_while_the_passes_of_a_joint_step_are_queued(toy, 
 
 
 REFUSED = {
-    "full fine-tuning changes the base": {"method": FullMethod()},
-    "method.dora: true": {"method": LoraMethod(dora=True)},
-    "method.quantize: nf4": {"method": LoraMethod(quantize="nf4")},
+    "full fine-tuning changes the base": FullMethod(),
+    "method.dora: true": LoraMethod(dora=True),
+    "method.quantize: nf4": LoraMethod(quantize="nf4"),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_changes_the_base_or_its_products_is_trained_alone(reason):
-    assert why_alone(LORA, OneWorker()) == ""
-    assert why_alone(LORA.model_copy(update=REFUSED[reason]), OneWorker()).startswith(reason)
+    assert why_alone(LORA.method, 1) == ""
+    assert why_alone(REFUSED[reason], 1).startswith(reason)
 
 
 def test_a_trial_with_two_workers_is_trained_alone(toy, tmp_path):
     of = session(toy, tmp_path)
     group = group_of(of, LORA)
-    trainer = trainer_of(of, group, LORA)
-    trainer.workers = OneWorker()
-    trainer.workers.count = 2
-    with pytest.raises(InputError, match=r"a trial with 2 workers adds gradients up over them.*train it alone"):
-        group.join(trainer)
+    of.workers.count = 2
+    with pytest.raises(InputError, match=r"a trial with 2 workers adds gradients up over them.*trials_per_slot: 1"):
+        joined(of, group, LORA)
+    assert not group.base.models
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"gradient_checkpointing": True}])

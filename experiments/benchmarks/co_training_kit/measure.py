@@ -100,7 +100,7 @@ def _together(group: CoTraining) -> None:
 
 def _in_turn(group: CoTraining) -> None:
     for trainer in group.members:
-        with group.alone(trainer):
+        with group.alone(trainer.model):
             trainer.step()
 
 
