@@ -16,7 +16,8 @@ from components.cluster.ray_internals.core import ended_processes, sigterm_left_
 from components.errors import InputError
 
 LOCAL = "local"
-MAX_PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"
+MAX_PENDING_TRIALS, CLEANUP_SECONDS = "TUNE_MAX_PENDING_TRIALS_PG", "TUNE_FORCE_TRIAL_CLEANUP_S"
+A_MONTH = 30 * 24 * 3600
 NONE = "none"  # a cluster may run without a dashboard
 WITHOUT_THESE_NO_CLUSTER = ("raylet", "gcs_server")
 LOOK_SECONDS = 1.0
@@ -98,19 +99,23 @@ def _naming_what_has_ended() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def max_pending_trials(trials: int) -> Iterator[None]:
-    """Sets how many trials Tune lets wait for a slot inside the block, unless the user's environment says how many.
+def tune_limits(*, pending: int, slots_wait: bool) -> Iterator[None]:
+    """Sets Tune's limits inside the block, unless the user's environment says others.
 
-    Tune reads this limit from the environment only, when its loop begins.
+    Tune reads them from the environment only, when its loop begins.
+
+    Args:
+        pending: how many trials wait for a slot.
+        slots_wait: a slot that has no trial any more may wait for others before it ends: Tune is not to kill it meanwhile.
     """
-    by_user = os.environ.get(MAX_PENDING_TRIALS)
-    os.environ[MAX_PENDING_TRIALS] = by_user or str(trials)
+    limits = {MAX_PENDING_TRIALS: str(pending)} | ({CLEANUP_SECONDS: str(A_MONTH)} if slots_wait else {})
+    added = {name: value for name, value in limits.items() if not os.environ.get(name)}
+    os.environ.update(added)
     try:
         yield
     finally:
-        os.environ.pop(MAX_PENDING_TRIALS)
-        if by_user:
-            os.environ[MAX_PENDING_TRIALS] = by_user
+        for name in added:
+            os.environ.pop(name)
 
 
 def workers_are_here() -> bool:

@@ -26,7 +26,7 @@ from components.cluster.driver.spending import Spending
 from components.cluster.driver.trial_control import TrialController, attached
 from components.cluster.ray_internals.tune import keep_keys_here
 from components.cluster.ray_internals.tune_loop import interruptible
-from components.cluster.ray_session import max_pending_trials
+from components.cluster.ray_session import tune_limits
 from components.cluster.scheduling.manual_stopper import ControlledStopper
 from components.cluster.scheduling.overdue_ends import overdue_ends
 from components.cluster.scheduling.scheduler import ending_rules, make_scheduler, pending_trials
@@ -38,6 +38,7 @@ from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.trainable import Slot
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.report_marks import report_marks
+from components.experiment.shared_slots import kind_of
 from components.records.budget_rule import BudgetRule
 from components.records.commands import RequestInbox
 from components.records.disk_use import DiskUse
@@ -82,7 +83,8 @@ def run_search(
     keep_keys_here()
     gauges, retention = TrialGauges(context.search_id, histories), CheckpointRetention(context, histories)
     clock = SlotClock()
-    clock.resume(list(histories.values()), last_sign)
+    shared = lambda trial: context.experiment.workers_of(trial.method).trials_at_once  # noqa: E731
+    clock.resume(list(histories.values()), last_sign, shared)
     spending = _spending(context, histories, clock, running_seconds)
     with running_board(KnownTrials.of(histories), context.folder, hangs or HangRule()) as board:
         controller = TrialController(context, board, histories, gauges, inbox, clock, spending, disk)
@@ -131,7 +133,7 @@ def _fit(context: SearchContext, controller: TrialController, stop: StopRequest)
     pending, interrupt = pending_trials(context.experiment, capacity_of_cluster()), threading.Event()
     with (
         tempfile.TemporaryDirectory(prefix="turnwise-tune-", ignore_cleanup_errors=True) as scratch,
-        max_pending_trials(pending),
+        tune_limits(pending=pending, slots_wait=context.experiment.search.trials_per_slot > 1),
         interruptible(interrupt),
         GracefulShutdown(controller.board, stop, interrupt),
     ):
@@ -142,8 +144,10 @@ def _make_tuner(context: SearchContext, controller: TrialController, scratch: st
     experiment, histories = context.experiment, controller.histories
 
     def placement(config: dict[str, Any]) -> SlotPlacement:
-        workers = experiment.resources.of(TrialConfig.of(config).spec.method)
-        return SlotPlacement(workers, workers.min_workers)  # the scheduler gives elastic trials more
+        trial = TrialConfig.of(config)
+        workers = experiment.workers_of(trial.spec.method)
+        kind = "" if workers.trials_at_once == 1 else kind_of(context.base_of(trial.branch).model, trial.spec)
+        return SlotPlacement(workers, workers.min_workers, kind)  # the scheduler gives elastic trials more
 
     ended = [history for history in histories.values() if history.state is not TrialState.RUNNING]
     drawn = [history for history in ended if history.started.parent is None]

@@ -31,7 +31,7 @@ def base_variants(experiment: ExperimentSpec, workers: WorkersSpec) -> set[BaseV
     return {
         base_variant(branch.model, trial)
         for branch, trial in _corners(experiment)
-        if experiment.resources.of(trial.method) == workers
+        if experiment.workers_of(trial.method) == workers
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from components.experiment.space import (
     trial_spec,
     worker_problems,
 )
-from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, SearchSpec, TrialSpec
+from components.experiment.spec import ExperimentSpec, NoSchedulerSpec, SearchSpec, TrialSpec, why_alone
 from components.experiment.start_points import start_problems
 
 
@@ -48,11 +48,21 @@ def check_search(experiment: ExperimentSpec) -> None:
             *_shared_points(experiment),
             *start_problems(experiment),
             *generation_problems(experiment, trials),
+            *_sharing_problems(experiment, trials),
             *gate_problems(experiment),
         )
         problems = {str(problem): problem for problem in rest}
     if problems:
         raise ExperimentError(list(problems.values()))
+
+
+def _sharing_problems(experiment: ExperimentSpec, trials: Sequence[TrialSpec]) -> Iterator[Problem]:
+    """Trials that cannot share a slot beside others that can have slots of their own."""
+    reasons = [why_alone(trial.method, experiment.resources.of(trial.method).max_workers) for trial in trials]
+    if experiment.search.trials_per_slot > 1 and all(reasons):
+        several = f"{experiment.search.trials_per_slot} trials of this search can share no slot"
+        text = f"{several}: {'; '.join(dict.fromkeys(reasons))}; set it to 1"
+        yield Problem(location="search.trials_per_slot", text=text)
 
 
 def _branch_problems(experiment: ExperimentSpec, branch: Branch) -> Iterator[Problem]:

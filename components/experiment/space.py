@@ -148,7 +148,7 @@ def branch_order(experiment: ExperimentSpec) -> list[Branch]:
     room at the end. Branches with equal workers take turns, so that the scheduler soon has results of each.
     """
     branches = list(branches_of(experiment).values())
-    workers = [experiment.resources.of(some_trial(experiment, branch).method) for branch in branches]
+    workers = [experiment.workers_of(some_trial(experiment, branch).method) for branch in branches]
     groups: dict[WorkersSpec, list[tuple[int, int]]] = {}
     for turn, position in _turns(experiment, branches):
         groups.setdefault(workers[position], []).append((turn, position))

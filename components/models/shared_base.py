@@ -18,13 +18,13 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from components.errors import InputError
-from components.experiment.shared_slots import NOT_BY_TOKENS
-from components.experiment.spec import LoraMethod
+from components.experiment.spec import NOT_BY_TOKENS, LoraMethod
 from components.models.adapters import attach_lora, detach_lora, forget_adapters
 from components.models.lean_lora import AdapterPart, Drawing, LeanLoraLinear, Place, adapted_linear
+from components.models.meta_tensors import empty_model
 from components.models.precision import computed_in
 
 ADAPTER = "default"  # the name that peft gives to a model's only adapter
@@ -141,6 +141,16 @@ class _JointLinear(nn.Module):
         x_BTI = x.to(computed_in(x)).reshape(rows, tokens, x.shape[-1])
         found_BTO = adapted_linear(x_BTI, self.base_layer, self.parts)
         return found_BTO.view(*x.shape[:-1], self.base_layer.out_features)
+
+
+def why_not_shared(config: PreTrainedConfig, method: LoraMethod) -> str:
+    """Returns why no such trials of this model can be trained together; empty if they can. Found without its weights."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            SharedBase(empty_model(config, dtype=torch.float32, attention="eager")).add(method, seed=0)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def why_rows_depend(base: PreTrainedModel) -> str:

@@ -37,6 +37,7 @@ class WorkerGroup:
     on_gpu: bool = True
     parallel: Parallel = "ddp"
     cpu_offload: bool = False
+    trials: int = 1  # that are trained together, on one base
 
     @property
     def synced(self) -> bool:
@@ -81,20 +82,22 @@ def memory_plan(dry_run: DryRun, spec: TrialSpec, group: WorkerGroup) -> MemoryP
 def _moment(dry_run: DryRun, spec: TrialSpec, group: WorkerGroup, *, evaluates: bool) -> MemoryPlan:
     peak = dry_run.evaluation if evaluates else dry_run.training
     held = {kind: peak.bytes.get(kind, 0) for kind in ("gradients", "weight casts", "activations", "logits")}
+    in_pass = 1 if evaluates else group.trials  # one trial at a time is evaluated
     full = isinstance(spec.method, FullMethod)
     parts = {
-        "weights": dry_run.weight_bytes,
+        "weights": dry_run.weight_bytes + (group.trials - 1) * dry_run.trained_bytes,
         "clean copy": dry_run.weight_bytes if full else 0,
-        "gradients": held["gradients"] + (dry_run.trained_bytes if group.synced else 0),
-        "optimizer": optimizer_bytes(
+        "gradients": held["gradients"] * in_pass + (dry_run.trained_bytes if group.synced else 0),
+        "optimizer": group.trials
+        * optimizer_bytes(
             spec.optimizer,
             parameters=dry_run.trained_parameters,
             tensors=dry_run.trained_tensors,
             weight_bytes=dry_run.trained_bytes,
         ),
         "weight casts": held["weight casts"],
-        "activations": held["activations"],
-        "logits": held["logits"],
+        "activations": held["activations"] * in_pass,
+        "logits": held["logits"] * in_pass,
     }
     if full and group.parallel == "fsdp" and group.count > 1:
         parts |= _shares(dry_run, spec, group, parts, evaluates=evaluates)

@@ -10,7 +10,7 @@ from components.experiment.base_precisions import dtype_warnings
 from components.experiment.branch_models import branches_by_model, view_of
 from components.experiment.report_marks import rungs_of
 from components.experiment.space import Branch, branch_order, branches_of, corners, trial_spec
-from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec
+from components.experiment.spec import ExperimentSpec, LoraMethod, TrialSpec, WorkersSpec
 from components.planning.branch_plan import BranchPlan, NodeFit, Span
 from components.planning.calibrate import Calibration, CalibrationRequest, calibrate_trial
 from components.planning.disk_plan import DiskCase, disk_use
@@ -111,7 +111,7 @@ def _worst_corner(estimator: Estimator, branch: Branch) -> tuple[dict[str, Any],
         spec = trial_spec(experiment, branch, values)
         sizes = _sizes(spec)
         if sizes.model_dump_json() not in estimated and not _is_smaller(branch, values):
-            case = PlanCase(model=experiment.model, spec=sizes, workers=experiment.resources.of(spec.method))
+            case = PlanCase(model=experiment.model, spec=sizes, workers=experiment.workers_of(spec.method))
             estimated[sizes.model_dump_json()] = dict(values), estimator.estimate(case)
     return max(estimated.values(), key=lambda corner: corner[1].memory.total)
 
@@ -182,7 +182,7 @@ def _branch_plan(
     return BranchPlan(
         branch=name,
         base=experiment.model.path,
-        method=f"{spec.method.kind}, {quantize}" if quantize else spec.method.kind,
+        method=", ".join(filter(None, [spec.method.kind, quantize, _together(workers)])),
         corner=corner,
         workers=workers.min_workers,
         parallel=workers.parallel,
@@ -200,6 +200,10 @@ def _branch_plan(
         remedies=() if any(fit.fits for fit in fits) else tuple(remedies(estimator, estimate)),
         calibration=measured,
     )
+
+
+def _together(workers: WorkersSpec) -> str:
+    return f"{workers.trials_at_once} trials a slot" if workers.trials_at_once > 1 else ""
 
 
 def _node_fit(

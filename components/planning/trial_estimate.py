@@ -131,6 +131,7 @@ class Estimator:
             on_gpu=workers.gpus_per_worker > 0,
             parallel=workers.parallel,
             cpu_offload=workers.cpu_offload,
+            trials=workers.trials_at_once,
         )
         dry_run = dry_run_step(self.config, case.model, spec, work.batch, evaluated=work.evaluated, synced=group.synced)
         memory = memory_plan(dry_run, spec, group)

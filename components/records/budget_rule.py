@@ -35,7 +35,7 @@ class BudgetRule:
         """Returns the limit that is reached, e.g. `search.budget.hours=8`; None if there is none."""
         return next((self._name(unit) for unit, rest in self._rests(spent).items() if rest <= 0), None)
 
-    def refuses(self, spent: Spent, histories: Iterable[TrialHistory], branch: str, *, at_work: int) -> str | None:
+    def refuses(self, spent: Spent, histories: Iterable[TrialHistory], branch: str, *, at_work: float) -> str | None:
         """Returns the limit that leaves too little for a new trial of a branch to come to its first report.
 
         Beside it `at_work` workers go on, one of which it takes over. What it needs is what trials of its branch have taken,

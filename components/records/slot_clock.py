@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from components.experiment.spec import TrialSpec
 from components.records.events import TrialHistory, TrialState
 
 
 @dataclass(slots=True)
 class _Held:
-    workers: int
+    workers: float  # less than one where trials share it
     since: float | None  # None: it holds no slot now
     before: float = 0.0  # worker-seconds that no event has yet
 
@@ -23,7 +24,7 @@ class SlotClock:
         self._clock = clock
         self._held: dict[str, _Held] = {}
 
-    def starts(self, trial_id: str, workers: int) -> None:
+    def starts(self, trial_id: str, workers: float) -> None:
         """A trial has got a slot; the one it had is gone."""
         before = self.held(trial_id)
         self._held[trial_id] = _Held(workers=workers, since=self._clock(), before=before)
@@ -49,17 +50,22 @@ class SlotClock:
         return known.before + (0.0 if known.since is None else (self._clock() - known.since) * known.workers)
 
     @property
-    def at_work(self) -> dict[str, int]:
+    def at_work(self) -> dict[str, float]:
         """The workers of every trial that holds a slot now."""
         return {trial_id: held.workers for trial_id, held in self._held.items() if held.since is not None}
 
-    def resume(self, histories: list[TrialHistory], last_sign: float) -> None:
+    def resume(
+        self, histories: list[TrialHistory], last_sign: float, trials_at_once: Callable[[TrialSpec], int] = lambda _: 1
+    ) -> None:
         """Counts what the driver before this one did not live to record: from a trial's last event to its last sign.
 
-        `last_sign` is that driver's, in Unix seconds: its heartbeat is at most ten seconds old when it dies.
+        Args:
+            last_sign: that driver's, in Unix seconds: its heartbeat is at most ten seconds old when it dies.
+            trials_at_once: how many share the workers of such a trial.
         """
         for history in histories:
             if history.state is TrialState.RUNNING:
                 workers = history.last.workers if history.last else history.started.workers
-                lost = max(0.0, last_sign - history.heard_at) * workers
-                self._held[history.trial_id] = _Held(workers=workers, since=None, before=lost)
+                share = workers / trials_at_once(history.started.spec)
+                lost = max(0.0, last_sign - history.heard_at) * share
+                self._held[history.trial_id] = _Held(workers=share, since=None, before=lost)

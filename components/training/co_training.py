@@ -1,7 +1,8 @@
 """Trials that are trained together on one base: each as it would be alone, and they come and go between steps.
 
 Each member may have a thread of its own. One of them computes at a time, and they take turns in the order in which they ask.
-Whoever trains makes steps of all members that are within an interval, so no thread waits for one that does something else.
+The one that trains makes steps of all members that are within an interval, so none waits for another that does something
+else.
 """
 
 from __future__ import annotations

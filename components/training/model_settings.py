@@ -16,8 +16,9 @@ from components.data.layout import Layout
 from components.errors import InputError
 from components.experiment.experiment_errors import ExperimentError, Problem
 from components.experiment.space import branches_of, corner_trials
-from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, TrialSpec
+from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, LoraMethod, TrialSpec
 from components.models.attention_backend import has_sdpa, is_usable, usable_attention
+from components.models.shared_base import why_not_shared
 from components.training.model_abilities import ModelAbilities, probe_model
 
 
@@ -46,7 +47,8 @@ def abilities_for(experiment: ExperimentSpec, config: PreTrainedConfig) -> Model
         abilities = probe_model(config, attention, longest=experiment.data.max_tokens)
     except ValueError as error:
         raise InputError(f"model.path={model.path}: {error}") from None
-    problems = {str(problem): problem for problem in _problems(experiment, abilities, config.model_type)}
+    found = (*_problems(experiment, abilities, config.model_type), *_sharing_problems(experiment, config))
+    problems = {str(problem): problem for problem in found}
     if problems:
         raise ExperimentError(list(problems.values()))
     return abilities
@@ -89,6 +91,21 @@ def _problems(experiment: ExperimentSpec, abilities: ModelAbilities, kind: str) 
         if experiment.resources.of(trial.method).parallel == "fsdp" and not abilities.shards:
             text = f"a {kind} does not say what its layers are, so it cannot be sharded; set parallel: ddp"
             yield Problem(location=f"resources.{trial.method.kind}", text=text)
+
+
+def _sharing_problems(experiment: ExperimentSpec, config: PreTrainedConfig) -> Iterator[Problem]:
+    """Each way of adapting the model is tried once: ranks make no difference."""
+    known: dict[str, str] = {}
+    for name, trial in _trials(experiment):
+        method, together = trial.method, experiment.workers_of(trial.method).trials_at_once
+        if not isinstance(method, LoraMethod) or together == 1:
+            continue
+        way = method.model_copy(update={"rank": 1}).model_dump_json()
+        if way not in known:
+            known[way] = why_not_shared(config, method)
+        if known[way]:
+            text = f"search.trials_per_slot: {together}: {known[way]}: set it to 1"
+            yield Problem(location=f"search.space.{name}", text=text)
 
 
 def _trials(experiment: ExperimentSpec) -> Iterator[tuple[str, TrialSpec]]:

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from components.errors import InputError
 from components.experiment.base_precisions import BaseVariant, base_variant
 from components.experiment.generation_rules import WITHOUT
-from components.experiment.shared_slots import why_alone
-from components.experiment.spec import FLASH_ATTENTION, Dtype, LoraMethod, ModelSpec, TrialSpec
+from components.experiment.spec import FLASH_ATTENTION, Dtype, LoraMethod, ModelSpec, TrialSpec, why_alone
 from components.models.attention_backend import INSTALL_ADVICE, attention_of, is_usable
 from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
@@ -90,8 +89,13 @@ class TrialRunner:
     def warm_up(self, kind: BaseVariant) -> None:
         """Loads the base model before the first trial needs it."""
         missing = not is_usable(self.model.attention) or (kind.quantize is not None and why_unusable())
-        if self.workers.parallel == "ddp" and not missing:  # else the first trial says what is missing
+        if self.workers.parallel == "fsdp" or missing:  # the first trial says what is missing
+            return
+        if self.shared is None:
             self.warm.load(kind)
+            return
+        with contextlib.suppress(InputError):  # as the first trial says
+            self.shared.group(lambda: self._base_of(kind))
 
     def start(
         self, trial_id: str, spec: TrialSpec, warm_from: Folder | None = None, max_rows: int | None = None
@@ -136,6 +140,12 @@ class TrialRunner:
                     f"the steps to the report at {step}, repeated for a lost checkpoint: {progress.diverged}"
                 )
 
+    def end(self) -> None:
+        """Forgets the trial, if there is one."""
+        run, self.run = self.run, None
+        if self.shared is not None and run is not None:
+            self.shared.current.leave(run)
+
     def wait_for_uploads(self) -> None:
         """Waits until no upload is running. A failed upload is logged, and its checkpoint is lost.
 
@@ -147,7 +157,7 @@ class TrialRunner:
             log.error("trial %s: its last checkpoint is lost: %s", self.trial_id, error)
 
     def _start(self, trial_id: str, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> None:
-        self._end()  # frees the old optimizer before the new one is made
+        self.end()  # frees the old optimizer before the new one is made
         self.wait_for_uploads()
         self.trial_id = trial_id
         self.pace.begin()
@@ -156,7 +166,8 @@ class TrialRunner:
         if self.shared is None:
             self.run = self._trainer(self._clean_model(spec), spec, warm_from, max_rows)
         else:
-            self.run = self._joined(self.shared.group(lambda: self._base_of(spec)), spec, warm_from, max_rows)
+            group = self.shared.group(lambda: self._base_of(base_variant(self.model, spec)))
+            self.run = self._joined(group, spec, warm_from, max_rows)
 
     def _trainer(self, scored: ScoredModel, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> Trainer:
         spec = self._with_packing(scored, spec)
@@ -212,18 +223,12 @@ class TrialRunner:
         try:
             yield
         except Exception:
-            self._end()
+            self.end()
             self.sharded.drop()
             raise
 
-    def _end(self) -> None:
-        """Forgets the trial before."""
-        run, self.run = self.run, None
-        if self.shared is not None and run is not None:
-            self.shared.current.leave(run)
-
     def _alone(self, run: Trainer) -> contextlib.AbstractContextManager[None]:
-        """Inside, this trial's weights are the model's, whoever shares it."""
+        """Inside, this trial's weights are the model's, and no other's."""
         return contextlib.nullcontext() if self.shared is None else self.shared.current.alone(run.model)
 
     def _save(self, run: Trainer, directory: Folder) -> None:
@@ -247,8 +252,8 @@ class TrialRunner:
             return self.sharded.acquire(spec.precision, self.model.dtype_of(spec))
         return self._scored(self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed), spec)
 
-    def _base_of(self, spec: TrialSpec) -> SharedBase:
-        return SharedBase(self.warm.load(base_variant(self.model, spec)))
+    def _base_of(self, kind: BaseVariant) -> SharedBase:
+        return SharedBase(self.warm.load(kind))
 
     def _scored(self, model: nn.Module, spec: TrialSpec) -> ScoredModel:
         device = self.workers.device

@@ -4,13 +4,11 @@ import collections
 import contextlib
 import os
 import re
-import signal
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import psutil
 import pytest
 import ray
 
@@ -20,19 +18,17 @@ from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.driver.trial_control import controller_of
 from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search
-from components.cluster.slots.search_context import SearchContext
-from components.data.prepare import PreparedDataset, prepare
+from components.data.prepare import PreparedDataset
 from components.errors import InputError
 from components.experiment.load_experiment import load_experiment
 from components.experiment.report_marks import rungs_of
 from components.experiment.spec import WorkersSpec
-from components.models.base.reference import BaseReference
 from components.records.commands import Request, StopTrial
 from components.records.evaluation_record import EvaluationRecord
 from components.records.events import TrialEnded, TrialInstructed, TrialProgressed, TrialStarted, replay
 from components.records.finalists import repeats_of
 from components.records.histories import TrialHistories
-from components.records.journal import JOURNAL, Journal
+from components.records.journal import JOURNAL
 from components.records.outcome import Outcome
 from components.records.search_cost import TrialCost
 from components.records.stop_flag import StopRequest
@@ -41,6 +37,7 @@ from components.search.prepare_search import prepare_search
 from components.storage.retry import StorageError
 from components.training.rung_sample import RungSample
 from components.training.workers import UnfitWorkersError
+from tests.support.recorded_searches import SLOT, context_of, final_losses, kill_process, recorded
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder
 
@@ -76,40 +73,9 @@ def cluster():
             yield
 
 
-def context_of(files, name, *overrides):
-    experiment = load_experiment(files / "toy.yaml", overrides)
-    dataset = prepare(experiment.data, model_path=files / "model", chat_format="auto", storage=experiment.folder)
-    return SearchContext(
-        experiment=experiment,
-        search_id=name,
-        folder=experiment.folder / name,
-        prepared=dataset.directory,
-        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
-        pad_token_id=0,
-        base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
-    )
-
-
 def searched(context, when=None):
     """All events of a search; `when` is called with each as it comes."""
     return recorded(context, *([] if when is None else [when]))
-
-
-def recorded(context, *subscribers, **options):
-    """All events of a search that is run with these options, or goes on."""
-    journal = Journal(context.folder)
-    histories = TrialHistories(journal.read())
-    for subscriber in (journal.append, *subscribers):
-        histories.subscribe(subscriber)
-    try:
-        run_search(context, histories, **options)
-    finally:
-        journal.close()
-    return journal.read()
-
-
-def final_losses(records):
-    return {history.started.number: history.reports[-1].eval_loss for history in replay(records).values()}
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +222,7 @@ def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain, capl
 
     def kill_one(record):
         if isinstance(record, TrialProgressed) and victims:
-            killed.append(_kill(victims.pop(0)))
+            killed.append(kill_process(victims.pop(0)))
 
     records = searched(context_of(files, "killed", "search.max_failures=5"), kill_one)
     assert len(killed) == 5
@@ -326,7 +292,7 @@ def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(
 
     def kill_slot(record):
         if isinstance(record, TrialProgressed) and not killed:
-            killed.append(_kill(SLOT))
+            killed.append(kill_process(SLOT))
 
     (lost,) = replay(searched(context, kill_slot)).values()
     assert (lost.state, lost.impossible, len(lost.reports)) == ("failed", False, 1)
@@ -337,17 +303,6 @@ def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(
     assert (found.state, len(found.reports)) == ("completed", 2)
     assert found.reports[0] == lost.reports[0]
     assert searched(context) == records  # all has ended, and nothing is done again
-
-
-SLOT = "ray::[Ss]lot|ResourceTrainable"  # idle, and while it trains
-
-
-def _kill(name):
-    """SIGKILL to one process of that name in this test's cluster, whose processes are all children of this one."""
-    processes = psutil.Process().children(recursive=True)
-    victim = next(process for process in processes if any(re.search(name, word) for word in process.cmdline()))
-    os.kill(victim.pid, signal.SIGKILL)
-    return victim.pid
 
 
 class RequestInbox:

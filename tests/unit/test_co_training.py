@@ -9,41 +9,31 @@ import pytest
 import torch
 
 from components.errors import InputError
-from components.experiment.shared_slots import why_alone
-from components.experiment.spec import BatchSpec, BudgetSpec, FullMethod, LoraMethod, OptimizerSpec, ScheduleSpec
+from components.experiment.spec import (
+    FullMethod,
+    LoraMethod,
+    why_alone,
+)
 from components.models.shared_base import SharedBase, TrialPart
 from components.storage.open_folder import folder_at
 from components.training import joint_step
 from components.training.joint_step import step_together
-from tests.support.co_trials import group_of, joined, next_reports, reports_together, weights_in
+from tests.support.co_trials import (
+    FOUR,
+    WILD,
+    after,
+    group_of,
+    joined,
+    lora,
+    next_reports,
+    reports_together,
+    weights_in,
+)
 from tests.support.reads import Reads
 from tests.support.sessions import LORA, Signals, curve, reports, session, weights
 from tests.support.toy import tiny_llama
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["sdpa", "eager"], ids=["in one row", "row by row"])
-
-
-def lora(rank, *, rows, at_once=8, dropout=0.0, learning_rate=1e-2, seed=0, epochs=1.5, **others):
-    """Another number of epochs and rows makes another number of steps."""
-    return LORA.model_copy(
-        update={
-            "method": LoraMethod(rank=rank, alpha=2.0 * rank + seed, dropout=dropout, **others),
-            "optimizer": OptimizerSpec(learning_rate=learning_rate, weight_decay=0.01 * seed),
-            "schedule": ScheduleSpec(name=("cosine", "linear", "constant")[seed % 3]),
-            "batch": BatchSpec(rows_per_step=rows, rows_per_micro_batch=at_once, packing=seed != 3),
-            "budget": BudgetSpec(epochs=epochs, evaluations=2),
-            "seed": seed,
-        }
-    )
-
-
-FOUR = [
-    lora(4, rows=4, dropout=0.1, seed=0),
-    lora(2, rows=2, learning_rate=3e-3, seed=1),
-    lora(8, rows=8, at_once=3, dropout=0.5, seed=2, epochs=2.5),
-    lora(1, rows=6, at_once=2, seed=3, target_modules=("q_proj", "up_proj")),
-]
-WILD = lora(3, rows=3, learning_rate=1e30, seed=5)
 
 
 def each_alone(toy, folder, specs, **of_the_model):
@@ -92,11 +82,6 @@ def test_a_head_with_an_adapter_is_each_trials_own(toy, tmp_path):
         lora(3, rows=5, seed=2, target_modules=("lm_head",)),
     ]
     assert all_together(toy, tmp_path, specs) == each_alone(toy, tmp_path, specs)
-
-
-def after(steps):
-    """A signal that is set after so many steps."""
-    return iter([*[False] * (steps - 1), *[True] * 1000]).__next__
 
 
 def some_trials(generator):

@@ -234,6 +234,15 @@ def test_the_8_bit_optimizer_takes_two_bytes_a_weight_and_a_little():
     assert memory_plan(DRY_RUN, spec, WorkerGroup()).parts["optimizer"] == 2_031_250
 
 
+def test_trials_that_share_a_slot_have_one_base_and_each_what_is_its_own():
+    """The numbers of what one of them trains here are those of a full one, so the clean copy is left aside."""
+    (alone, three) = (memory_plan(DRY_RUN, FULL, WorkerGroup(trials=trials)).parts for trials in (1, 3))
+    assert three["weights"] == alone["weights"] + 2 * DRY_RUN.trained_bytes
+    for part in ("gradients", "optimizer", "activations", "logits"):
+        assert three[part] == 3 * alone[part]
+    assert three["weight casts"] == alone["weight casts"]
+
+
 def test_data_parallel_workers_hold_a_bucket_for_every_gradient():
     assert memory_plan(DRY_RUN, FULL, WorkerGroup(count=2)).parts["gradients"] == 4_000_500
 

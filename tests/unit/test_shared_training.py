@@ -11,8 +11,8 @@ from components.storage.open_folder import folder_at
 from components.training.co_training import SharedTraining
 from components.training.out_of_memory import RowsExceedMemory
 from components.training.turns import Turns
+from tests.support.co_trials import FOUR, WILD, after
 from tests.support.sessions import FULL, LORA, Signals, curve, reports, session
-from tests.unit.test_co_training import FOUR, WILD, after
 
 
 def in_threads(work, items):

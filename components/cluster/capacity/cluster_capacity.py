@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from components.errors import TurnwiseError
 from components.experiment.space import branches_of, some_trial
 from components.experiment.spec import ExperimentSpec, WorkersSpec
+
+RAY_UNIT = 1e-4  # Ray counts resources in ten-thousandths
 
 
 class InsufficientCapacityError(TurnwiseError):
@@ -70,7 +73,7 @@ def check_capacity(experiment: ExperimentSpec, capacity: ClusterCapacity) -> Non
     problems = []
     for branch in branches_of(experiment).values():
         method = some_trial(experiment, branch).method
-        workers = experiment.resources.of(method)
+        workers = experiment.workers_of(method)
         if not capacity.trials_at_once(workers):
             problems += [f"  resources.{method.kind} (branch {branch.name}): {_needs(workers)}"]
             problems += [f"    {_offers(kind, workers)}" for kind in capacity.types]
@@ -99,9 +102,16 @@ def _offers(kind: NodeType, workers: WorkersSpec) -> str:
 
 
 def bundle(workers: WorkersSpec) -> dict[str, float]:
-    """Returns what one worker reserves."""
+    """Returns what a trial reserves of one worker: all of it, or its share where trials share workers."""
     resources = {"CPU": workers.cpus_per_worker}
-    return resources | {"GPU": workers.gpus_per_worker} if workers.gpus_per_worker else resources
+    if workers.gpus_per_worker:
+        resources["GPU"] = workers.gpus_per_worker
+    return {name: _share(amount, workers.trials_at_once) for name, amount in resources.items()}
+
+
+def _share(amount: float, trials: int) -> float:
+    """Rounded down to what Ray counts in, so that all shares of a worker fit into it."""
+    return amount if trials == 1 else math.floor(amount / trials / RAY_UNIT) * RAY_UNIT
 
 
 def workers_on_node(kind: NodeType, workers: WorkersSpec) -> int:

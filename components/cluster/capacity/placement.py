@@ -15,15 +15,20 @@ class SlotPlacement(PlacementGroupFactory):  # type: ignore[misc]
     equal: the same WorkersSpec and number of workers. A slot that shards its model has no whole one for other trials.
     """
 
-    def __init__(self, workers: WorkersSpec, count: int) -> None:
+    def __init__(self, workers: WorkersSpec, count: int, kind: str = "") -> None:
+        """`kind`: of the trials that may share these workers (shared_slots.py); they get no others."""
         super().__init__(
             [{}] + [bundle(workers)] * count,
             strategy=workers.placement.upper(),
             bundle_label_selector=[workers.node_labels] * count,
         )
-        self.workers, self.count = workers, count
+        self.workers, self.count, self.kind = workers, count, kind
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SlotPlacement) and (self.workers, self.count) == (other.workers, other.count)
+        return isinstance(other, SlotPlacement) and self._facts == other._facts
+
+    @property
+    def _facts(self) -> tuple[WorkersSpec, int, str]:
+        return self.workers, self.count, self.kind
 
     __hash__ = PlacementGroupFactory.__hash__

@@ -42,14 +42,15 @@ class TrialEventCallback(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         config = TrialConfig.of(trial)
-        self.controller.clock.starts(trial.trial_id, trial.placement_group_factory.count)
+        placement = trial.placement_group_factory
+        self.controller.clock.starts(trial.trial_id, placement.count / placement.workers.trials_at_once)
         self._record(
             TrialStarted(
                 trial_id=trial.trial_id,
                 number=config.number,
                 branch=config.branch,
                 spec=config.spec,
-                workers=trial.placement_group_factory.count,
+                workers=placement.count,
                 varied=config.varied,
                 parent=config.parent,
                 warm_from=config.warm_from,

@@ -72,7 +72,7 @@ def on_slots(
 
 def workers_of(experiment: ExperimentSpec, trial: Trial) -> WorkersSpec:
     """Returns what the experiment gives to the method of a trial."""
-    return experiment.resources.of(TrialConfig.of(trial).spec.method)
+    return experiment.workers_of(TrialConfig.of(trial).spec.method)
 
 
 def is_clone(trial: Trial) -> bool:
@@ -108,7 +108,7 @@ def places(experiment: ExperimentSpec, capacity: ClusterCapacity) -> dict[str, i
     """Returns how many trials of each branch can run at once, if no others do."""
     at_once = _at_once(experiment, capacity)
     branches = branches_of(experiment).values()
-    return {branch.name: at_once[experiment.resources.of(some_trial(experiment, branch).method)] for branch in branches}
+    return {branch.name: at_once[experiment.workers_of(some_trial(experiment, branch).method)] for branch in branches}
 
 
 def trials_at_once(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int:
@@ -121,7 +121,7 @@ def trials_at_once(experiment: ExperimentSpec, capacity: ClusterCapacity) -> int
 
 def _shapes(experiment: ExperimentSpec) -> list[WorkersSpec]:
     """The workers of every trial, in the planned order."""
-    return [experiment.resources.of(some_trial(experiment, branch).method) for branch in branch_order(experiment)]
+    return [experiment.workers_of(some_trial(experiment, branch).method) for branch in branch_order(experiment)]
 
 
 def _at_once(experiment: ExperimentSpec, capacity: ClusterCapacity) -> dict[WorkersSpec, int]:

@@ -34,11 +34,13 @@ from components.cluster.slots.protocol import (
     Wait,
     Witness,
 )
+from components.cluster.slots.seats import Seat, Seats
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, TrialHistory, TrialState, budget_at
 from components.training.pace import PaceReading
 
 POLL_SECONDS = 30.0  # how long a call waits before the first worker makes it again
+GUESTS_SECONDS = 1.0  # how often a worker looks whether its guests live
 HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
 GOING_ON = (
     TrialState.RUNNING,
@@ -120,12 +122,16 @@ class CommandBoard:
         self._extensions, self._last_reports = dict(known.extensions), dict(known.last_reports)
         self._max_rows, self._stop_requests = dict(known.max_rows), list(known.stop_requests)
         self._new_stop_request = asyncio.Event()
+        self.seats = Seats()
+        self._new_guest = asyncio.Event()
 
-    async def submit(self, slot: str, command: SlotCommand, resume: Resume) -> SlotAnswer:
+    async def submit(self, slot: str, command: SlotCommand, resume: Resume, seat: Seat | None = None) -> SlotAnswer:
         """Hands a command to the slot's workers and returns their answer. A command that comes again is carried out once.
 
-        `resume` is what a worker group would take over that started now.
+        `resume` is what a worker group would take over that started now. `seat` is the slot's in a shared Train run.
         """
+        if seat is not None:
+            self.seats.note(seat)
         if self._search_stops.is_set() and not isinstance(command, EndSlot):
             return Left(number=command.number, reason=ExitReason.STOP)
         state = self._slots.setdefault(slot, _Slot())
@@ -299,6 +305,35 @@ class CommandBoard:
     async def last_report(self, trial_id: str) -> int:
         """For a slot that begins a trial: the step of the last report that the journal has; 0 if there is none."""
         return self._last_reports.get(trial_id, 0)
+
+    async def take_seat(self, wanted: Seat) -> Seat:
+        """For a slot whose trials are trained with others, before its first command."""
+        seat = self.seats.take(wanted)
+        self._new_guest.set()
+        self._new_guest = asyncio.Event()
+        return seat
+
+    async def keep_waiting(self) -> None:
+        """A promise that is never kept, by which others see whether its owner lives (seats.Seat)."""
+        await asyncio.Event().wait()
+
+    async def seat_of(self, slot: str) -> Seat | None:
+        """For a guest: its host's seat, by which it sees whether the host lives."""
+        return self.seats.of(slot)
+
+    async def leave_seat(self, slot: str) -> None:
+        """For a slot that has ended its trials, and for others that have seen it dead."""
+        self.seats.leave(slot)
+
+    async def guests(self, host: str, known: frozenset[str]) -> list[Seat]:
+        """For the worker of a shared run: its guests, once there is one that it does not know, or after GUESTS_SECONDS."""
+        if all(seat.slot in known for seat in self.seats.guests(host)):
+            await _happens_within(GUESTS_SECONDS, self._new_guest)
+        return self.seats.guests(host)
+
+    async def close_seats(self, host: str) -> bool:
+        """For a host without a trial: whether its run may end."""
+        return self.seats.close(host)
 
     def _take(self, state: _Slot, command: SlotCommand, resume: Resume) -> None:
         if isinstance(command, Start | EndSlot):  # the trial before has ended, whatever it left here

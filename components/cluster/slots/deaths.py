@@ -8,7 +8,7 @@ MAX_STRIKES = 2  # failures of a trial's own at the same place
 MAX_DEATHS = 8  # from outside, without a new report
 WAYS_OUT = (
     "set gradient_checkpointing: true or a smaller data.max_tokens, quantize the base (method.quantize: nf4), or give each"
-    " worker more memory"
+    " worker more memory, or fewer trials at once where search.trials_per_slot is set"
 )
 
 

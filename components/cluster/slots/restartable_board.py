@@ -15,6 +15,8 @@ from components.records.events import replay
 from components.records.journal import Journal
 from components.storage.folder import Folder
 
+MAX_CALLS = 10_000  # that wait at once: a few of every slot and every worker
+
 
 class RestartableBoard(CommandBoard):
     """Started again, it takes from the journal what people have asked for since; what was under way is asked for again."""
@@ -34,7 +36,7 @@ def running_board(known: KnownTrials, search: Folder, hangs: HangRule) -> Iterat
     """
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(RestartableBoard).options(
-        num_cpus=0, max_concurrency=1000, scheduling_strategy=driver_node, max_restarts=-1, max_task_retries=-1
+        num_cpus=0, max_concurrency=MAX_CALLS, scheduling_strategy=driver_node, max_restarts=-1, max_task_retries=-1
     )
     actor = board.remote(known, search, hangs)
     try:

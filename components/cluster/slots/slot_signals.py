@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -22,8 +23,11 @@ from components.training.pace import Pace
 class SlotSignals:
     """Each worker has one; only the first worker's talks with the board, and tells it how the trial gets on."""
 
-    def __init__(self, board: Any, slot: str, pace: Pace, *, first: bool) -> None:
-        self._pace = pace
+    def __init__(
+        self, board: Any, slot: str, pace: Pace, *, first: bool, gone: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`gone`: whether the slot has died, while its workers, which are another slot's, go on."""
+        self._pace, self._gone, self._closed = pace, gone, False
         self._search_stops = threading.Event()
         self._stop_requests: frozenset[str] = frozenset()
         if first:
@@ -32,7 +36,11 @@ class SlotSignals:
 
     def must_leave(self) -> bool:
         """Whether the trial leaves its slot before its next report."""
-        return self._search_stops.is_set() or preemption_notice()
+        return self._search_stops.is_set() or self._gone() or preemption_notice()
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        self._closed = True
 
     @property
     def exit_reason(self) -> ExitReason:
@@ -46,11 +54,12 @@ class SlotSignals:
     def _wait_for_stop(self, board: Any, slot: str) -> None:
         # The search ends if its board dies; this thread adds nothing to that.
         with contextlib.suppress(RayError):
-            while not ray.get(board.wait_for_stop.remote(slot, self._pace.read())):
-                pass
-            self._search_stops.set()
+            while not self._closed:
+                if ray.get(board.wait_for_stop.remote(slot, self._pace.read())):
+                    self._search_stops.set()
+                    return
 
     def _collect_requests(self, board: Any) -> None:
         with contextlib.suppress(RayError):
-            while True:
+            while not self._closed:
                 self._stop_requests = frozenset(ray.get(board.stop_requests.remote(len(self._stop_requests))))

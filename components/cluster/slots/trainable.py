@@ -3,11 +3,13 @@
 To Tune it is a class Trainable with actor reuse. It is a stub in front of one long-lived Ray Train run: it sends commands
 over the search's board (command_board.py), which the Train workers execute (worker.py). So only the first trial of a slot
 pays for processes, imports and the loading of the model.
+
+Slots whose trials are trained together (search.trials_per_slot) share a run: the first one on a node hosts it, and others
+have seats there.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from dataclasses import replace
@@ -15,13 +17,10 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.util import get_current_placement_group, placement_group_table
 
-from components.cluster.capacity.cluster_capacity import bundle
 from components.cluster.capacity.node_history import SLOT
-from components.cluster.ray_internals.train import BorrowedGroupTrainer
-from components.cluster.slots.death_witness import DeathWitness, evidence_in
+from components.cluster.slots.death_witness import evidence_in
 from components.cluster.slots.hang_guard import HangGuard
 from components.cluster.slots.protocol import (
     Advance,
@@ -36,7 +35,9 @@ from components.cluster.slots.protocol import (
     Start,
 )
 from components.cluster.slots.search_context import SearchContext
+from components.cluster.slots.seats import Seat
 from components.cluster.slots.slot_result import ExitReason, SlotResult
+from components.cluster.slots.train_run import HostedRun, OwnRun, TrainRun
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Progress
 
@@ -53,8 +54,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], context: SearchContext, board: Any) -> None:
         self.context, self.board = context, board
         self.slot = uuid.uuid4().hex[:8]
-        self.train_run: threading.Thread | None = None  # started by the first step: Tune never steps some slots
-        self.train_error: BaseException | None = None
+        self.train_run: TrainRun | None = None  # begun by the first step: Tune never steps some slots
+        self.seat: Seat | None = None  # in a shared run
         self.placement_lost = False
         self.num_commands, self.resume = 0, Resume()
         self._new_trial(config)
@@ -68,7 +69,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _new_trial(self, config: dict[str, Any]) -> None:
         self.trial = TrialConfig.of(config)
-        self.workers = self.context.experiment.resources.of(self.trial.spec.method)
+        self.workers = self.context.experiment.workers_of(self.trial.spec.method)
         self.started = False
         self.last: Progress | None = None
         self.node: str | None = None
@@ -90,14 +91,23 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         return self._result(done=self.last is not None and self.last.done)
 
     def cleanup(self) -> None:
-        if self.train_run is None or not self.train_run.is_alive() or self.placement_lost:
+        if self.train_run is None:
             return
+        if self.train_run.alive and not self.placement_lost:
+            self._end_run(self.train_run)
+        if self.seat is not None:
+            ray.get(self.board.leave_seat.remote(self.slot))
+
+    def _end_run(self, run: TrainRun) -> None:
+        if isinstance(run, OwnRun) and self.seat is not None:
+            while run.alive and not ray.get(self.board.close_seats.remote(self.slot)):
+                time.sleep(1.0)  # its guests go on; no trial waits for what this slot holds meanwhile
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would also end by itself, seconds later; the trials that wait for its resources would wait for that.
         exited = self._submit(EndSlot())
         timeout = EXIT_SECONDS if self.context.folder.complete_on_commit else LAST_UPLOAD_SECONDS
         deadline = time.monotonic() + timeout
-        while not ray.wait([exited], timeout=1.0)[0] and self.train_run.is_alive() and time.monotonic() < deadline:
+        while not ray.wait([exited], timeout=1.0)[0] and run.alive and time.monotonic() < deadline:
             pass
 
     def _result(self, **values: Any) -> dict[str, Any]:
@@ -120,17 +130,19 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Raises RuntimeError if the slot's Train run has ended: Tune restarts the trial in another slot.
 
         A node that is gone takes its part of the placement with it, and Ray looks for a replacement without end. Then the
-        trial leaves: it can be placed elsewhere as a whole or, if it is elastic, with fewer workers.
+        trial leaves: it can be placed elsewhere as a whole or, if it is elastic, with fewer workers. So does a guest whose
+        host has died.
         """
         if self.train_run is None:
-            self.train_run = threading.Thread(target=self._run_train, name=f"slot-{self.slot}", daemon=True)
-            self.train_run.start()
+            self.train_run = self._begin_run()
         answer, last_placed, guard = self._submit(command), time.monotonic(), HangGuard(self.board, self.slot)
         while not ray.wait([answer], timeout=1.0)[0]:
-            if not self.train_run.is_alive():
-                if evidence := evidence_in([self.train_error]):
+            if not self.train_run.alive:
+                if isinstance(self.train_run, HostedRun):
+                    return Left(reason=ExitReason.PREEMPTED)
+                if evidence := evidence_in([self.train_run.error]):
                     ray.get(self.board.lose_slot.remote(self.slot, evidence))
-                raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_error}")
+                raise RuntimeError(f"the workers of slot {self.slot} are gone: {self.train_run.error}")
             guard.poll()
             if is_placed():
                 last_placed = time.monotonic()
@@ -141,43 +153,32 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self.resume = self.resume.after(command, result)
         return result
 
+    def _begin_run(self) -> TrainRun:
+        if self.workers.trials_at_once > 1:
+            self.seat, host = self._take_seat(self.workers.trials_at_once)
+            if host is not None:
+                return HostedRun(host)
+        return OwnRun(self.context, self.board, self.slot, self.workers, self.trial_resources.count)
+
+    def _take_seat(self, count: int) -> tuple[Seat, Seat | None]:
+        """Returns this slot's seat, and that of its host; None if this slot is the host."""
+        node, kind = ray.get_runtime_context().get_node_id(), self.trial_resources.kind
+        wanted = Seat(slot=self.slot, kind=kind, node=node, count=count, alive=[self.board.keep_waiting.remote()])
+        while True:
+            seat: Seat = ray.get(self.board.take_seat.remote(wanted))
+            if seat.host == self.slot:
+                return seat, None
+            host: Seat | None = ray.get(self.board.seat_of.remote(seat.host))
+            if host is not None and not host.has_died():
+                return seat, host
+            ray.get(self.board.leave_seat.remote(seat.host))
+
     def _submit(self, command: SlotCommand) -> Any:
         """Returns Ray's promise of an answer. The board that gives it may be another one than the one that is asked."""
         self.num_commands += 1
-        return self.board.submit.remote(self.slot, replace(command, number=self.num_commands), self.resume)
-
-    def _run_train(self) -> None:
-        config = {"context": self.context, "board": self.board, "slot": self.slot, "workers": self.workers}
-        trainer = BorrowedGroupTrainer(
-            _serve_commands,
-            train_loop_config=config,
-            scaling_config=ScalingConfig(
-                num_workers=self.trial_resources.count,
-                use_gpu=self.workers.gpus_per_worker > 0,
-                resources_per_worker=bundle(self.workers),
-            ),
-            run_config=RunConfig(
-                name=f"slot-{self.slot}",
-                storage_path=str(self.context.folder / "slots"),
-                # A dead worker always restarts the group: the board judges why, and what follows for the trial.
-                failure_config=FailureConfig(max_failures=-1),
-                callbacks=[DeathWitness(self.board, self.slot)],
-            ),
-        )
-        try:
-            trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - _execute raises it again, in Tune's thread
-            self.train_error = error
+        return self.board.submit.remote(self.slot, replace(command, number=self.num_commands), self.resume, self.seat)
 
 
 def is_placed() -> bool:
     """Whether all nodes of this process' placement group are up, as far as the cluster's head knows."""
     return bool(placement_group_table(get_current_placement_group())["state"] == "CREATED")
-
-
-def _serve_commands(config: dict[str, Any]) -> None:
-    """The train loop. It is imported where it runs: neither the slot nor Train's controller needs transformers, and each
-    would spend seconds of CPU on that import before the first trial."""
-    from components.cluster.slots.worker import serve_commands
-
-    serve_commands(config)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from components.cluster.ray_session import this_node
 from components.cluster.slots.deaths import WAYS_OUT, Evidence
 from components.cluster.slots.faults import noting_faults, take_faults
+from components.cluster.slots.guests import Guests
 from components.cluster.slots.oom_kills import oom_kills
 from components.cluster.slots.protocol import (
     Advance,
@@ -42,12 +44,15 @@ from components.records.events import Extension, InterimCheckpoint
 from components.storage.open_folder import folder_at
 from components.storage.retry import StorageError
 from components.training.budget_units import ranked_by
+from components.training.co_training import SharedTraining
 from components.training.out_of_memory import RowsExceedMemory, is_out_of_memory
 from components.training.pace import Pace
 from components.training.rung_sample import RungSample
 from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
+
+LOOK_SECONDS = 1.0  # how often a worker that waits for a command looks whether it must end
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,41 +70,85 @@ class _TrialSignals:
         return self.slot.must_report(self.trial_id)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Service:
+    """What a worker needs to know to serve one slot.
+
+    Args:
+        first: whether it is the worker that talks with the board.
+        shared: with the other slots that this process serves.
+        gone: whether the slot has died without this process.
+        check: raises if this process must end for a reason of another slot's.
+    """
+
+    context: SearchContext
+    spec: WorkersSpec
+    board: Any
+    slot: str
+    first: bool = True
+    shared: SharedTraining | None = None
+    gone: Callable[[], bool] = lambda: False
+    check: Callable[[], None] = lambda: None
+
+
 def serve_commands(config: dict[str, Any]) -> None:
     """The train loop of a slot. config: context (SearchContext), board (actor handle), slot (str), workers (WorkersSpec)."""
-    slot = config["slot"]
-    if first := ray.train.get_context().get_world_rank() == 0:
-        ray.get(config["board"].register_worker_group.remote(slot))
-    faults = take_faults(slot)
-    with noting_faults(slot):
-        _serve_commands(config["context"], config["workers"], config["board"], slot, faults, first=first)
+    first = ray.train.get_context().get_world_rank() == 0
+    own = _Service(
+        context=config["context"], spec=config["workers"], board=config["board"], slot=config["slot"], first=first
+    )
+    if own.spec.trials_at_once > 1:
+        shared = replace(own, shared=SharedTraining())
+        guests = Guests(own.board, own.slot, lambda slot, gone: _serve(replace(shared, slot=slot, gone=gone)))
+        own = replace(shared, check=guests.check)
+    faults = take_faults(own.slot)
+    with noting_faults(own.slot):
+        _serve(own, faults)
 
 
-def _serve_commands(
-    context: SearchContext, spec: WorkersSpec, board: Any, slot: str, faults: Sequence[str], *, first: bool
-) -> None:
-    pace = Pace()
+def _serve(service: _Service, faults: Sequence[str] = ()) -> None:
+    board, slot, first, pace = service.board, service.slot, service.first, Pace()
+    if first:
+        ray.get(board.register_worker_group.remote(slot))
     try:
-        workers = workers_of_this_run(spec)
+        workers = workers_of_this_run(service.spec)
         resume = _take_over(workers, board, slot, faults)
-        signals = SlotSignals(board, slot, pace, first=first)
-        runners = _restore_runners(Runners(context, workers, pace), spec, workers, resume)
+        signals = SlotSignals(board, slot, pace, first=first, gone=service.gone)
+        runners = Runners(service.context, workers, pace, service.shared)
+        _restore_runners(runners, service.spec, workers, resume)
     except Exception as error:
         if not _is_broken_collective(error):
             ray.get(board.testify.remote(slot, _evidence_of(error)))
         raise
+    with contextlib.closing(signals), contextlib.closing(runners):
+        _carry_out_all(service, runners, workers, signals)
+
+
+def _carry_out_all(service: _Service, runners: Runners, workers: Workers, signals: SlotSignals) -> None:
+    """Carries out commands until the slot ends, or has died."""
+    board, slot = service.board, service.slot
     answer: SlotAnswer | None = None
     done: SlotAnswer | None = None
-    while True:
-        command = workers.from_first(ray.get(board.next_command.remote(slot, answer)) if first else None)
+    while not service.gone():
+        command = workers.from_first(_next_command(service, answer) if service.first else None)
         if isinstance(command, EndSlot):
             runners.wait_for_uploads()
-            if first:
+            if service.first:
                 ray.get(board.next_command.remote(slot, Done(number=command.number)))
             return
         if not isinstance(command, Wait) and (done is None or done.number != command.number):
             done = carry_out(command, runners, workers, signals, board, slot)
         answer = None if isinstance(command, Wait) else done  # a board that replaces another may ask a second time
+
+
+def _next_command(service: _Service, answer: SlotAnswer | None) -> SlotCommand:
+    asked = service.board.next_command.remote(service.slot, answer)
+    while not ray.wait([asked], timeout=LOOK_SECONDS)[0]:
+        service.check()
+        if service.gone():
+            return Wait()
+    command: SlotCommand = ray.get(asked)
+    return command
 
 
 def _take_over(workers: Workers, board: Any, slot: str, faults: Sequence[str]) -> Resume:
@@ -113,9 +162,13 @@ def _take_over(workers: Workers, board: Any, slot: str, faults: Sequence[str]) -
 
 
 def make_runner(
-    context: SearchContext, workers: Workers, base: SearchBase | None = None, pace: Pace | None = None
+    context: SearchContext,
+    workers: Workers,
+    base: SearchBase | None = None,
+    pace: Pace | None = None,
+    shared: SharedTraining | None = None,
 ) -> TrialRunner:
-    """`base`: by default the experiment's. `pace`: that of its trials."""
+    """`base`: by default the experiment's. `pace`: that of its trials. `shared`: with other runners of this process."""
     base = base or context.base_of("")
     dataset = PreparedDataset.open(base.prepared)
     data = TrainingData(
@@ -129,15 +182,17 @@ def make_runner(
         general=base.general,
         sample=RungSample.of(dataset.eval, context.experiment.evaluation.conversations_at_rungs),
     )
-    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs, pace)
+    return TrialRunner(base.model, data, workers, base.reference, context.checkpoints, context.rungs, pace, shared)
 
 
 class Runners:
     """The runner of one base model at a time: two might not fit beside each other."""
 
-    def __init__(self, context: SearchContext, workers: Workers, pace: Pace) -> None:
+    def __init__(
+        self, context: SearchContext, workers: Workers, pace: Pace, shared: SharedTraining | None = None
+    ) -> None:
         self.context = context
-        self._workers, self._pace = workers, pace
+        self._workers, self._pace, self._shared = workers, pace, shared
         self._held: tuple[SearchBase, TrialRunner] | None = None
 
     @property
@@ -154,16 +209,21 @@ class Runners:
             self._held = None
             gc.collect()  # the hooks of models make reference cycles
         if self._held is None:
-            self._held = base, make_runner(self.context, self._workers, base, self._pace)
+            self._held = base, make_runner(self.context, self._workers, base, self._pace, self._shared)
         return self._held[1]
 
     def wait_for_uploads(self) -> None:
         if self._held is not None:
             self._held[1].wait_for_uploads()
 
+    def close(self) -> None:
+        """Forgets the last trial: where others go on in this process, it takes no memory."""
+        if self._held is not None:
+            self._held[1].end()
 
-def _restore_runners(runners: Runners, spec: WorkersSpec, workers: Workers, resume: Resume) -> Runners:
-    """Returns the runners with a base model. In a group that replaces a dead one, it has resumed the dead one's trial."""
+
+def _restore_runners(runners: Runners, spec: WorkersSpec, workers: Workers, resume: Resume) -> None:
+    """Loads the base model. In a group that replaces a dead one, the dead one's trial is resumed."""
     context = runners.context
     mine = [each for each in branches_of(context.experiment).values() if _workers_of(context, each) == spec]
     kinds = base_variants(context.experiment, spec)
@@ -173,11 +233,10 @@ def _restore_runners(runners: Runners, spec: WorkersSpec, workers: Workers, resu
         _start(runners, resume.start)
         if resume.reported_step is not None:
             go_on_after(runners.current, resume.reported_step, workers, resume.extensions)
-    return runners
 
 
 def _workers_of(context: SearchContext, branch: Branch) -> WorkersSpec:
-    return context.experiment.resources.of(some_trial(context.experiment, branch).method)
+    return context.experiment.workers_of(some_trial(context.experiment, branch).method)
 
 
 def go_on_after(runner: TrialRunner, reported_step: int, workers: Workers, extensions: Sequence[Extension]) -> None:

@@ -7,7 +7,7 @@ from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.evaluation import EvaluationSpec, GenerateSpec
 from components.experiment.spec.experiment import ExperimentSpec
-from components.experiment.spec.method import FullMethod, LoraMethod, Method
+from components.experiment.spec.method import NOT_BY_TOKENS, FullMethod, LoraMethod, Method, why_alone
 from components.experiment.spec.metric import EVAL_LOSS, GENERAL_LOSS, SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.objectives import GROW_WITH_THE_BUDGET, OTHER_METRICS
@@ -34,6 +34,7 @@ __all__ = [
     "FLASH_ATTENTION",
     "GENERAL_LOSS",
     "GROW_WITH_THE_BUDGET",
+    "NOT_BY_TOKENS",
     "OTHER_METRICS",
     "PREPARED",
     "SCORES_OF_REPLIES",
@@ -74,5 +75,6 @@ __all__ = [
     "TrackingSpec",
     "TrialSpec",
     "WorkersSpec",
+    "why_alone",
     "written_in_tokens",
 ]

@@ -9,10 +9,11 @@ from pydantic import AfterValidator, Field, JsonValue
 from components.experiment.spec.chat_format import ChatFormatSpec
 from components.experiment.spec.data import DataSpec
 from components.experiment.spec.evaluation import EvaluationSpec, GenerateSpec
+from components.experiment.spec.method import FullMethod, LoraMethod, why_alone
 from components.experiment.spec.metric import SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import ModelSpec
 from components.experiment.spec.registry import RegistrySpec, TrackingSpec
-from components.experiment.spec.resources import ResourcesSpec
+from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.search import SearchSpec
 from components.experiment.spec.section import Name, Spec
 from components.experiment.spec.storage import PREPARED, StorageSpec
@@ -85,6 +86,11 @@ class ExperimentSpec(Spec):
         if not wanted:
             return None
         return (self.generation or GenerateSpec()).model_copy(update={"scores": tuple(wanted.values())})
+
+    def workers_of(self, method: LoraMethod | FullMethod) -> WorkersSpec:
+        """What the trials of a method occupy: workers of their own, or one that several share."""
+        own = self.resources.of(method)
+        return own if why_alone(method, own.max_workers) else own.shared_by(self.search.trials_per_slot)
 
     @property
     def registered_model(self) -> str:

@@ -31,3 +31,18 @@ class FullMethod(Spec):
 
 
 Method = Annotated[LoraMethod | FullMethod, Field(discriminator="kind")]
+
+NOT_BY_TOKENS = "method.dora: true computes with an adapter's whole weight, and not by tokens: set dora: false"
+
+
+def why_alone(method: LoraMethod | FullMethod, workers: int) -> str:
+    """Returns why a trial can be trained beside no other one on the same base model; empty if it can."""
+    if not isinstance(method, LoraMethod):
+        return "full fine-tuning changes the base, which other trials would train on"
+    if method.dora:
+        return NOT_BY_TOKENS
+    if method.quantize is not None:
+        return f"method.quantize: {method.quantize} computes its own products, which take one adapter at a time"
+    if workers > 1:
+        return f"a trial with {workers} workers adds gradients up over them, trial by trial"
+    return ""

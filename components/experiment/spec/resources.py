@@ -106,6 +106,27 @@ class WorkersSpec(Spec):
     def elastic(self) -> bool:
         return self.min_workers < self.max_workers
 
+    @property
+    def trials_at_once(self) -> int:
+        """How many trials these workers train together."""
+        return 1
+
+    def shared_by(self, trials: int) -> WorkersSpec:
+        """Returns the same workers where so many trials share them."""
+        return SharedWorkersSpec(**self.model_dump(), trials=trials) if trials > 1 else self
+
+
+class SharedWorkersSpec(WorkersSpec):
+    """What trials occupy together while they run; nobody writes it (search.trials_per_slot)."""
+
+    trials: Count
+
+    __hash__ = WorkersSpec.__hash__
+
+    @property
+    def trials_at_once(self) -> int:
+        return self.trials
+
 
 class ResourcesSpec(Spec):
     """The workers of each method: full fine-tuning needs several times the memory of LoRA."""

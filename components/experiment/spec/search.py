@@ -13,6 +13,7 @@ from components.experiment.spec.search_budget import SearchBudgetSpec
 from components.experiment.spec.section import Name, Repeats, Seed, Spec, Trials, fill_in_tag
 
 LEARNING = "tpe, gp or cmaes"
+MAX_TRIALS_PER_SLOT = 32
 
 
 class ConfirmSpec(Spec):
@@ -62,6 +63,11 @@ class SearchSpec(Spec):
         None, description="Trials in all, shared evenly by the branches. By default all points of a grid, else 8."
     )
     max_concurrent_trials: Trials | None = Field(None, description="By default as many as the cluster holds.")
+    trials_per_slot: Annotated[int, Field(ge=1, le=MAX_TRIALS_PER_SLOT)] = Field(
+        1,
+        description="LoRA trials that one worker trains together, in one pass over one base model in memory; each as it would"
+        " be alone.",
+    )
     confirm: ConfirmSpec | None = Field(
         None, description="Repeats of the best configurations with new seeds; by default none."
     )

@@ -1,0 +1,118 @@
+"""Trials that share a slot, on a real Ray cluster: each as it would be alone, also when its host or the worker is killed."""
+
+import json
+
+import pytest
+
+from components.cluster.ray_session import connected
+from components.records.events import TrialEnded, TrialProgressed, TrialStarted, replay
+from tests.support.recorded_searches import SLOT, context_of, final_losses, kill_process, recorded
+from tests.support.toy_search import toy_search_folder
+
+CHANGES = """
+data: {eval_fraction: 0.15}
+trial: {budget: {epochs: 6, evaluations: 3}, batch: {rows_per_step: 4, rows_per_micro_batch: 4}}
+search:
+  trials: 5
+  trials_per_slot: 3
+  space:
+    lora:
+      method: {kind: lora, rank: {choice: [2, 4]}, dropout: 0.1}
+      optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}
+"""
+BOTH = """search.space={
+  lora: {method: {kind: lora, rank: 4}, optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}},
+  full: {method: {kind: full}, optimizer: {learning_rate: {log_uniform: [2.0e-3, 1.0e-2]}}}}"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return toy_search_folder(tmp_path_factory.mktemp("shared"), CHANGES, conversations=25, absolute=True)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(num_cpus=1):
+            yield
+
+
+@pytest.fixture(scope="module")
+def alone(files, cluster):
+    """The losses of trials that share nothing."""
+    return final_losses(recorded(context_of(files, "alone", "search.trials_per_slot=1")))
+
+
+def runs_of(context):
+    return list((context.folder / "slots").path.glob("slot-*"))
+
+
+def most_at_once(records):
+    running, most = set(), 0
+    for record in records:
+        if isinstance(record, TrialStarted):
+            running.add(record.trial_id)
+        if isinstance(record, TrialEnded):
+            running.discard(record.trial_id)
+        most = max(most, len(running))
+    return most
+
+
+def test_trials_that_share_a_slot_are_as_they_are_alone(files, cluster, alone):
+    context = context_of(files, "together")
+    records = recorded(context)
+    histories = replay(records).values()
+    assert [(history.state, len(history.reports)) for history in histories] == [("completed", 3)] * 5
+    assert most_at_once(records) == 3
+    assert len(runs_of(context)) == 1  # whoever came later had a seat in it
+    assert final_losses(records) == pytest.approx(alone, abs=1e-5)
+
+
+def test_other_trials_of_the_search_have_slots_of_their_own(files, cluster):
+    context = context_of(files, "both", BOTH, "search.trials=4")
+    records = recorded(context)
+    states = [(history.started.branch, history.state) for history in replay(records).values()]
+    assert sorted(states) == [("full", "completed")] * 2 + [("lora", "completed")] * 2
+
+
+def test_a_host_without_a_trial_waits_for_its_guests(files, cluster):
+    """The first trial is the shorter one, and no other waits for its place."""
+    short, long = ({"method": {"kind": "lora", "rank": 2}, "budget": {"epochs": epochs}} for epochs in (1, 8))
+    context = context_of(
+        files, "waits", f"search.space={json.dumps({'short': short, 'long': long})}", "search.trials=2"
+    )
+    records = recorded(context)
+    ends = [record.trial_id for record in records if isinstance(record, TrialEnded)]
+    histories = replay(records)
+    assert [histories[trial].started.branch for trial in ends] == ["short", "long"]
+    assert {history.state for history in histories.values()} == {"completed"}
+    assert len(runs_of(context)) == 1
+
+
+def test_when_their_worker_is_killed_all_of_its_trials_go_on(files, cluster, alone):
+    context, killed = context_of(files, "worker"), []
+
+    def kill(event):
+        if isinstance(event, TrialProgressed) and not killed:
+            killed.append(kill_process("RayTrainWorker"))
+
+    records = recorded(context, kill)
+    assert len(killed) == 1
+    assert len(runs_of(context)) == 1
+    assert final_losses(records) == pytest.approx(alone, abs=1e-5)
+
+
+def test_when_a_slot_is_killed_the_others_go_on_in_its_run_or_in_another(files, cluster, alone):
+    """It is the host, whose run ends with it, or a guest, whose seat another one takes."""
+    context, killed = context_of(files, "slots", "search.max_failures=3"), []
+
+    def kill(event):
+        if isinstance(event, TrialProgressed) and len(killed) < 3:
+            killed.append(kill_process(SLOT))
+
+    records = recorded(context, kill)
+    assert len(killed) == 3
+    assert len(runs_of(context)) >= 2
+    assert {history.state for history in replay(records).values()} == {"completed"}
+    assert final_losses(records) == pytest.approx(alone, abs=1e-5)
