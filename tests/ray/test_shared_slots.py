@@ -77,16 +77,18 @@ def test_other_trials_of_the_search_have_slots_of_their_own(files, cluster):
 
 
 def test_a_host_without_a_trial_waits_for_its_guests(files, cluster):
-    """The first trial is the shorter one, and no other waits for its place."""
-    short, long = ({"method": {"kind": "lora", "rank": 2}, "budget": {"epochs": epochs}} for epochs in (1, 8))
-    context = context_of(
-        files, "waits", f"search.space={json.dumps({'short': short, 'long': long})}", "search.trials=2"
+    """The first trial ends early, and no other waits for its place."""
+    wild, mild = (
+        {"method": {"kind": "lora", "rank": 2}, "optimizer": {"learning_rate": rate}} for rate in (1e30, 1e-3)
     )
+    context = context_of(files, "waits", f"search.space={json.dumps({'wild': wild, 'mild': mild})}", "search.trials=2")
     records = recorded(context)
     ends = [record.trial_id for record in records if isinstance(record, TrialEnded)]
     histories = replay(records)
-    assert [histories[trial].started.branch for trial in ends] == ["short", "long"]
-    assert {history.state for history in histories.values()} == {"completed"}
+    assert [(histories[trial].started.branch, histories[trial].state) for trial in ends] == [
+        ("wild", "failed"),
+        ("mild", "completed"),
+    ]
     assert len(runs_of(context)) == 1
 
 
