@@ -187,6 +187,10 @@ class ScoredModel(nn.Module):
         with computing(self.precision, self.device):
             return isolates_packed_rows(self.model, self.attention, self.device, apart=apart)
 
+    def keep_apart_if_it_can(self) -> None:
+        """For one worker alone, which need not agree with others."""
+        self.keeps_apart = self.may_keep_apart and self.isolates_packed_rows(apart=True)
+
     def attending(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         """For a forward pass over this batch together with its backward pass.
 

@@ -71,10 +71,10 @@ def group_of(size: Size, count: int, dataset: PreparedDataset, model: str, devic
     reference = BaseReference(model=spec, digest="not asked for", chat_format="auto")
     for number in range(count):
         trial = spec_of(number, size)
-        trained = group.base.add(trial.method, trial.seed)  # type: ignore[arg-type]
-        with group.base.alone(trained):
+        trained = group.add(trial.method, trial.seed)  # type: ignore[arg-type]
+        with group.alone(trained):
             scored = ScoredModel(trained, precision=trial.precision, attention=attention_of(base), device=device)
-            scored.keeps_apart = scored.may_keep_apart and scored.isolates_packed_rows(apart=True)
+            scored.keep_apart_if_it_can()
             trainer = Trainer(trial, scored, data, worker, reference)
         group.join(trainer)
     return group

@@ -152,7 +152,7 @@ class Trial:
             bench.workers,
             BaseReference(model=ModelSpec(path="random"), digest="random", chat_format="auto"),
         )
-        self.scored.keeps_apart = self.scored.may_keep_apart and self.scored.isolates_packed_rows(apart=True)
+        self.scored.keep_apart_if_it_can()
         self.scored.look_at_head()  # before transformers' Trainer wraps the model's forward pass
         self.scored.train()
         self.store = dataset.train

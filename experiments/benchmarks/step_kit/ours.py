@@ -43,7 +43,7 @@ def trainer_of(work: Work) -> Trainer:
     data = TrainingData(dataset=work.dataset(), max_tokens=work.max_tokens, pad_token_id=work.pad_token_id)
     reference = BaseReference(model=work.base, digest="not asked for", chat_format="auto")
     trainer = Trainer(work.spec, scored, data, worker, reference)
-    scored.keeps_apart = scored.may_keep_apart and scored.isolates_packed_rows(apart=True)
+    scored.keep_apart_if_it_can()
     scored.train()
     return trainer
 
