@@ -114,6 +114,7 @@ def read_conversations(
     unknown_keys: OnUnknownKeys = "fail",
     group_by: str | None = None,
     tag: str | None = None,
+    every: int = 1,
 ) -> ReadResult:
     """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT][@REVISION].
 
@@ -126,6 +127,7 @@ def read_conversations(
             record that change no token are only counted.
         group_by: the field of each record whose value is its group; by default `group`, which a record may lack.
         tag: the key of a record whose value becomes the conversation's tag, where it has one.
+        every: n reads only every n-th record, as a sample, which has no digest.
 
     Raises:
         ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
@@ -138,6 +140,7 @@ def read_conversations(
         format=format,
         read_chunks=lambda chunks: (read_chunk(chunk, rules) for chunk in chunks),
         keep=conversations.extend,
+        every=every,
     )
     return replace(read, conversations=tuple(conversations))
 
@@ -149,6 +152,7 @@ def read_source(
     format: str,
     read_chunks: ReadChunks,
     keep: Callable[[Sequence[Any]], None],
+    every: int = 1,
 ) -> ReadResult:
     """As read_conversations, but the result has no conversations: they are given to `keep`, a chunk at a time, in order.
 
@@ -157,7 +161,7 @@ def read_source(
     """
     mended: list[DataProblem] = []
     mended_kinds, unused_keys, ignored_keys = Counter[str](), Counter[str](), Counter[str]()
-    files = [_FileReading(chunks=ChunkedFile(file, format)) for file in files_of(source)]
+    files = [_FileReading(chunks=ChunkedFile(file, format, every=every)) for file in files_of(source)]
     file_of_next: deque[_FileReading] = deque()
     kept = 0
     for reading in read_chunks(_chunks_of(files, file_of_next)):
