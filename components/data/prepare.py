@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,7 +35,7 @@ PREPARED_MANIFEST = "manifest.json"
 MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, and mended ones, in the manifest
 MAX_READS = 3
 
-OpenCluster = Callable[[Folder], StartPool]  # given a folder for what is to outlast this process
+OpenCluster = Callable[[Folder], StartPool]  # given a folder for what a killed process leaves to the next one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +207,10 @@ def prepare(
         contents, directory = _place(data, loaded, storage, context, shared)
         if directory.is_complete():
             return PreparedDataset.open(directory).verify()
-        with (
-            _pool_for(data, directory, cluster, processes) as start_pool,
-            rendering(tokenizer, format_spec, loaded, start_pool) as renderer,
-        ):
+        start_pool = _pool_for(data, directory, cluster, processes)
+        with rendering(tokenizer, format_spec, loaded, start_pool) as renderer:
+            if directory.is_complete():  # another driver has prepared it while this one waited for its turn
+                return PreparedDataset.open(directory).verify()
             records = _read_records(data, renderer)
             if records.contents == contents:  # else the files changed between digest and reading
                 directory.publish(partial(_write, records, renderer, context, shared, directory.name))
@@ -240,22 +239,11 @@ def _place(
     return contents, storage / PREPARED / _digest(data, chat_format, contents, context, shared)
 
 
-@contextmanager
-def _pool_for(
-    data: DataSpec, directory: Folder, cluster: OpenCluster | None, processes: int | None
-) -> Iterator[StartPool]:
-    """What a cluster has made is kept for the next attempt, unless none needs it: the data is prepared, or cannot be."""
+def _pool_for(data: DataSpec, directory: Folder, cluster: OpenCluster | None, processes: int | None) -> StartPool:
     least = data.on_cluster_from
     if cluster is None or least is None or count_records(_sources(data), enough=least) < least:
-        yield partial(on_this_machine, processes=processes)
-        return
-    shards = directory.parent / f"{directory.name}.shards"
-    try:
-        yield cluster(shards)
-    except InputError:
-        shards.delete()
-        raise
-    shards.delete()
+        return partial(on_this_machine, processes=processes)
+    return cluster(directory.parent / f"{directory.name}.shards")
 
 
 def _write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions
@@ -28,6 +29,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import rendering
 from components.data.prepare import prepare_experiment, prepared_before
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
+from components.data.process_pool import on_this_machine
 from components.data.split import read_side
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
@@ -37,7 +39,7 @@ from components.notebook import html_of, text_of
 from components.visible import visible
 
 MAX_NAMED = 20
-LARGE, SAMPLE = 20_000, 2_000  # conversations: of more than LARGE a sample is rendered, which takes seconds
+LARGE, SAMPLE = 20_000, 1_000  # conversations: of more than LARGE a sample is rendered, which takes seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,9 @@ def _rendered(
     spec = format_spec_in(directory, chat_format)
     try:
         loaded = load_chat_format(tokenizer, spec)
-        with rendering(tokenizer, spec, loaded) as renderer:
+        # To start other processes takes longer than to render a sample in this one.
+        processes = None if sampled_of is None else 1
+        with rendering(tokenizer, spec, loaded, partial(on_this_machine, processes=processes)) as renderer:
             rendered = rendered_records(read.conversations, renderer, max_tokens)
     except InputError as error:
         raise InputError(f"{error}\n{describe_conversations(read.conversations)}") from None

@@ -23,6 +23,7 @@ from tests.support.odd_records import odd_lines
 from tests.support.programs import environment
 from tests.support.servers import until
 from tests.support.template_kinds import KINDS
+from tests.support.toy_search import toy_search_folder
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def small_shards(set_to, records):
 def prepared(folder, storage, *, cluster=None, **rules):
     rules = {"on_bad_row": "drop", "max_tokens": 700, "tag": "topic", "eval_fraction": 0.2, **rules}
     return prepare(
-        DataSpec(train="train.jsonl", on_cluster_from=100, **rules),
+        DataSpec(train="train.jsonl", on_cluster_from=100 if cluster else None, **rules),
         model_path=folder / "model",
         chat_format="auto",
         storage=folder_at(folder / storage),
@@ -127,6 +128,31 @@ def test_a_preparation_that_was_killed_goes_on_with_the_shards_that_are_missing(
     assert given[damaged.name] == 1
     assert not given.keys() & {file.name for file in there if file != damaged}
     assert bytes_of(dataset) == bytes_of(prepared(files, "here"))
+
+
+SEARCHED = """
+from components.data import process_pool
+from components.experiment.load_experiment import load_experiment
+from components.search.prepare_search import prepare_search
+from components.search.run import driver_session
+
+process_pool.FEWER_IN_PROCESS = 20
+experiment = load_experiment("toy.yaml", ["data.on_cluster_from=60"])
+with driver_session(prepare_search(experiment, on_message=print)) as search:
+    print(search.planned, "trials")
+"""
+
+
+def test_a_search_prepares_large_data_on_its_cluster_and_then_connects_again(tmp_path):
+    toy_search_folder(tmp_path, conversations=60)
+    variables = {name: value for name, value in environment().items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCHED], env=variables, cwd=tmp_path, timeout=300, check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    said = done.stdout.decode()
+    assert said.index("data: prepared on the cluster, 1 of 1 shards to read") < said.index("4 trials")
+    assert "Dataset" not in said + done.stderr.decode()  # what Ray Data has to say is for its own log
 
 
 def test_a_cluster_without_a_cpu_is_named(files, monkeypatch):

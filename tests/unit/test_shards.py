@@ -1,17 +1,20 @@
 """The shards of a preparation on a cluster: the same ones for the same work, and never half of one."""
 
 import json
+import threading
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from components.cluster.preparation import shards
+from components.cluster.preparation import cluster_pool, shards
 from components.cluster.preparation.cluster_pool import ClusterPool
 from components.cluster.preparation.shards import FAILED, MADE, LostShardError, ShardStore, shards_of
 from components.conversations.readers.record_count import count_records
+from components.errors import InputError
 from components.storage.open_folder import folder_at
+from tests.support.servers import until
 
 
 def times(factor, chunk):
@@ -71,10 +74,38 @@ def test_half_a_shard_counts_for_none(tmp_path, damage):
 
 
 def test_few_records_are_worked_on_here_and_no_cluster_is_asked(tmp_path):
-    with ClusterPool(ShardStore(folder_at(tmp_path)), start=lambda: None) as pool:
+    with ClusterPool(ShardStore(folder_at(tmp_path / "shards")), start=lambda: None) as pool:
         assert list(pool.map(partial(times, 2), [[1, 2], [3]])) == [[2, 4], [6]]
         assert list(pool.map(partial(times, 2), [[1]], here=partial(times, 5))) == [[5]]
     assert not list(tmp_path.iterdir())
+
+
+def test_one_driver_prepares_and_another_one_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_pool, "LOOK_SECONDS", 0.01)
+    store, heard, order = ShardStore(folder_at(tmp_path / "shards")), [], []
+
+    def second():
+        with ClusterPool(store, start=lambda: None, on_message=heard.append):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with ClusterPool(store, start=lambda: None):
+        thread.start()
+        until(lambda: heard, 60)
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "second"]
+    assert heard == [f"data: another driver prepares it in {tmp_path}/shards; waiting for its end"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "left"), [(InputError, []), (KeyboardInterrupt, ["shards"])])
+def test_what_was_made_stays_unless_nobody_needs_it(tmp_path, error, left):
+    store = ShardStore(folder_at(tmp_path / "shards"))
+    store.keep("a", [1], None)
+    with pytest.raises(error), ClusterPool(store, start=lambda: None):
+        raise error
+    assert [file.name for file in tmp_path.iterdir()] == left
 
 
 def test_records_are_counted_in_files_of_every_kind(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -26,12 +27,13 @@ from components.cluster.ray_session import connected
 from components.data import process_pool
 from components.data.prepare import OpenCluster
 from components.data.process_pool import C, R, StartPool, begin_process, until_enough
-from components.errors import PreparationError
+from components.errors import InputError, PreparationError
 from components.experiment.spec import WorkersSpec
 from components.records.on_message import OnMessage, ignore_message
-from components.storage.folder import Folder
+from components.storage.folder import Folder, Lock, UnreadableLockError
 
 BLOCK_BYTES = 1 << 20  # a row is a key: without this, Ray Data makes room for 128 MB a task and starts fewer of them
+LOCK, LOOK_SECONDS = "lock", 2.0
 ONE_CPU = WorkersSpec(workers=1, cpus_per_worker=1)
 
 
@@ -45,20 +47,42 @@ def on_cluster(on_message: OnMessage = ignore_message) -> OpenCluster:
 
 
 class ClusterPool:
-    """A WorkPool; each process calls `start` before its first work."""
+    """A WorkPool; each process calls `start` before its first work.
+
+    A context: one driver at a time is in it, and others wait. What the cluster has made stays for the next attempt, unless
+    none needs it: the work is done, or the data cannot be used.
+    """
 
     def __init__(self, store: ShardStore, start: Callable[[], None], on_message: OnMessage = ignore_message) -> None:
         self.store, self._start, self._on_message = store, start, on_message
         self._session = ExitStack()
+        self._lock: Lock | None = None
         self._shared_start: str | None = None
 
     def __enter__(self) -> Self:
+        waits = False
+        while self._lock is None:
+            try:
+                self._lock = self.store.folder.lock(LOCK)
+            except UnreadableLockError:
+                raise
+            except BlockingIOError:
+                if not waits:
+                    self._on_message(f"data: another driver prepares it in {self.store.folder}; waiting for its end")
+                waits = True
+                time.sleep(LOOK_SECONDS)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._session.close()
+        try:
+            self._session.close()
+            if kind is None or issubclass(kind, InputError):
+                self.store.folder.delete()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def map(self, work: Callable[[C], R], chunks: Iterable[C], *, here: Callable[[C], R] | None = None) -> Iterator[R]:
         """As WorkPool.map. Raises PreparationError if the cluster does not do the work, as when it ends."""
