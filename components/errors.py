@@ -21,6 +21,10 @@ class VerificationError(TurnwiseError, RuntimeError):
     """A candidate that cannot be made a version, or does not load, answer, or score what it scored in training."""
 
 
+class PreparationError(TurnwiseError):
+    """A cluster did not prepare the data, for no reason of the data's: the same command goes on where it ended."""
+
+
 def message_of(error: Exception) -> str:
     """What an error says; of the system's own, the file first."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -15,7 +15,7 @@ from components.conversations.chat_formats.chat_format import ChatFormat
 from components.conversations.chat_formats.rendered import RenderedConversation
 from components.conversations.messages import Conversation
 from components.conversations.readers.data_problems import shorten
-from components.data.process_pool import ProcessPool
+from components.data.process_pool import StartPool, WorkPool, on_this_machine
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec
 
@@ -31,7 +31,7 @@ class Renderer:
     """A chat format, in this process and in those of `pool`: see `rendering`."""
 
     chat_format: ChatFormat
-    pool: ProcessPool
+    pool: WorkPool
 
     def render(self, conversations: Sequence[Conversation]) -> Iterator[RenderResult]:
         """Yields results in order; the reason instead of tokens for a conversation that the format refuses."""
@@ -44,15 +44,17 @@ class Renderer:
 
 
 @contextmanager
-def rendering(tokenizer: Tokenizer, spec: ChatFormatSpec, processes: int | None = None) -> Iterator[Renderer]:
-    """Renders in `processes` processes, by default one per core, while the context lasts.
+def rendering(
+    tokenizer: Tokenizer, spec: ChatFormatSpec, chat_format: ChatFormat, start_pool: StartPool = on_this_machine
+) -> Iterator[Renderer]:
+    """Renders in the processes of a pool, by default one per core, while the context lasts.
 
     They are given the tokenizer itself: to load one imports all of torch, seconds and 150 MB in each process.
 
-    Raises InputError as load_chat_format does.
+    Args:
+        chat_format: what load_chat_format makes of the tokenizer and `spec`.
     """
-    chat_format = load_chat_format(tokenizer, spec)
-    with ProcessPool(processes, start=partial(_use_format, tokenizer, spec.model_dump_json())) as pool:
+    with start_pool(partial(_use_format, tokenizer, spec.model_dump_json())) as pool:
         yield Renderer(chat_format=chat_format, pool=pool)
 
 

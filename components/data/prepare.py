@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Self
 
+from components.conversations.chat_formats import load_chat_format
 from components.conversations.chat_formats.chat_format import ChatFormat
-from components.conversations.load_format import format_spec_in
+from components.conversations.load_format import format_spec_in, load_format_of
 from components.conversations.readers.data_problems import MAX_SHOWN, ConversationError
 from components.conversations.readers.mending import mended_sentence
 from components.conversations.readers.read import content_digest
+from components.conversations.readers.record_count import count_records
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import Renderer, rendering
+from components.data.process_pool import StartPool, on_this_machine
 from components.data.rows import rows_of
 from components.data.split import Records, Split, read_records, read_side
 from components.data.token_store import TokenStore, check_file, digest_of
@@ -31,6 +34,8 @@ STORE_VERSION = 5  # of the files below; part of the digest
 PREPARED_MANIFEST = "manifest.json"
 MAX_LEFT_OUT_LISTED = 1000  # conversations that were left out, and mended ones, in the manifest
 MAX_READS = 3
+
+OpenCluster = Callable[[Folder], StartPool]  # given a folder for what a killed process leaves to the next one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +149,12 @@ _LEFT_OUT_WORDS = {
 
 
 def prepare_experiment(
-    experiment: ExperimentSpec, model_path: Path, *, context: int | None, shared: Set[str] | None = None
+    experiment: ExperimentSpec,
+    model_path: Path,
+    *,
+    context: int | None,
+    shared: Set[str] | None = None,
+    cluster: OpenCluster | None = None,
 ) -> PreparedDataset:
     """Prepares an experiment's data on the storage that all experiments share, as `prepare` does."""
     return prepare(
@@ -154,7 +164,16 @@ def prepare_experiment(
         storage=experiment.folder.parent,
         context=context,
         shared=shared,
+        cluster=cluster,
     )
+
+
+def prepared_before(experiment: ExperimentSpec, model_path: Path, *, context: int | None) -> PreparedDataset | None:
+    """Returns an experiment's data if it has been prepared. Raises InputError as `prepare` does."""
+    chat_format = load_format_of(model_path, experiment.format_spec)
+    data = experiment.data
+    _, directory = _place(data, chat_format, experiment.folder.parent, _relevant(context, data), None)
+    return PreparedDataset.open(directory).verify() if directory.is_complete() else None
 
 
 def prepare(
@@ -166,6 +185,7 @@ def prepare(
     context: int | None = None,
     shared: Set[str] | None = None,
     processes: int | None = None,
+    cluster: OpenCluster | None = None,
 ) -> PreparedDataset:
     """Reads, splits, renders and stores conversations; returns the existing data if the same content was prepared before.
 
@@ -174,35 +194,60 @@ def prepare(
         context: the most tokens that the model sees at once; None for any number.
         shared: the sources of the conversations to use, if several base models have not the same words of the others.
         processes: for reading and rendering; by default one per core.
+        cluster: reads and renders data.on_cluster_from conversations and more, with the same result; by default processes do.
 
     Raises:
         InputError: with all problems of the conversations, or if a split would be empty.
     """
-    context = context if context is not None and context < data.max_tokens else None  # no path is longer than its tree
     format_spec = format_spec_in(model_path, chat_format)
-    sources = data.train, data.eval, data.verdict
-    with rendering(load_tokenizer(model_path), format_spec, processes) as renderer:
-        for _ in range(MAX_READS):
-            contents = [None if source is None else content_digest(source) for source in sources]
-            digest = _digest(data, renderer.chat_format, contents, context, shared)
-            directory = storage / PREPARED / digest
-            if directory.is_complete():
+    context = _relevant(context, data)
+    tokenizer = load_tokenizer(model_path)
+    loaded = load_chat_format(tokenizer, format_spec)
+    for _ in range(MAX_READS):
+        contents, directory = _place(data, loaded, storage, context, shared)
+        if directory.is_complete():
+            return PreparedDataset.open(directory).verify()
+        start_pool = _pool_for(data, directory, cluster, processes)
+        with rendering(tokenizer, format_spec, loaded, start_pool) as renderer:
+            if directory.is_complete():  # another driver has prepared it while this one waited for its turn
                 return PreparedDataset.open(directory).verify()
             records = _read_records(data, renderer)
             if records.contents == contents:  # else the files changed between digest and reading
-                break
-        else:
-            named = " or ".join(str(source) for source in sources if source is not None)
-            raise InputError(
-                f"data: files of {named} changed each of the {MAX_READS} times they were read; wait until they are written,"
-                " or name copies of them"
-            )
-        directory.publish(lambda scratch: _write(scratch, digest, records, renderer, context, shared))
-    return PreparedDataset.open(directory, reused=False).verify()
+                directory.publish(partial(_write, records, renderer, context, shared, directory.name))
+                return PreparedDataset.open(directory, reused=False).verify()
+    named = " or ".join(str(source) for source in _sources(data) if source is not None)
+    raise InputError(
+        f"data: files of {named} changed each of the {MAX_READS} times they were read; wait until they are written,"
+        " or name copies of them"
+    )
+
+
+def _sources(data: DataSpec) -> tuple[str | Sequence[str] | None, ...]:
+    return data.train, data.eval, data.verdict
+
+
+def _relevant(context: int | None, data: DataSpec) -> int | None:
+    """No path is longer than its tree."""
+    return context if context is not None and context < data.max_tokens else None
+
+
+def _place(
+    data: DataSpec, chat_format: ChatFormat, storage: Folder, context: int | None, shared: Set[str] | None
+) -> tuple[list[str | None], Folder]:
+    """Returns the digests of the sources as they are now, and the folder of what is made of them."""
+    contents = [None if source is None else content_digest(source) for source in _sources(data)]
+    return contents, storage / PREPARED / _digest(data, chat_format, contents, context, shared)
+
+
+def _pool_for(data: DataSpec, directory: Folder, cluster: OpenCluster | None, processes: int | None) -> StartPool:
+    least = data.on_cluster_from
+    if cluster is None or least is None or count_records(_sources(data), enough=least) < least:
+        return partial(on_this_machine, processes=processes)
+    return cluster(directory.parent / f"{directory.name}.shards")
 
 
 def _write(
-    scratch: Path, digest: str, records: Records, renderer: Renderer, context: int | None, shared: Set[str] | None
+    records: Records, renderer: Renderer, context: int | None, shared: Set[str] | None, digest: str, scratch: Path
 ) -> None:
     data = records.data
     sides = SideWriter(scratch, renderer, data, context=context, shared=shared)
@@ -257,7 +302,7 @@ def _digest(
     shared: Set[str] | None,
 ) -> str:
     hashed = hashlib.sha256(f"layout {STORE_VERSION}\n{chat_format.digest()}\n".encode())
-    hashed.update(data.model_dump_json(exclude={"train", "eval", "verdict"}).encode())
+    hashed.update(data.model_dump_json(exclude={"train", "eval", "verdict", "on_cluster_from"}).encode())
     if context is not None:
         hashed.update(f"context {context}\n".encode())
     if shared is not None:

@@ -13,7 +13,7 @@ from components.conversations.readers.chunks import Chunk
 from components.conversations.readers.data_problems import ConversationError, DataProblem
 from components.conversations.readers.read import ChunkReading, ReadResult, ReadRules, read_chunk, read_source
 from components.data.conversation_file import ConversationFile, Conversations, pack
-from components.data.process_pool import ProcessPool
+from components.data.process_pool import ProcessPool, WorkPool
 from components.data.sides import Sides, keep_apart
 from components.data.split_errors import check_not_empty, check_some_left
 from components.data.split_membership import mark_of
@@ -120,7 +120,7 @@ class Records:
         return self.train.conversations, held_out, verdict
 
 
-def read_records(data: DataSpec, pool: ProcessPool | None = None) -> Records:
+def read_records(data: DataSpec, pool: WorkPool | None = None) -> Records:
     """Reads all conversations. Raises ConversationError with the problems of all files together."""
     sides: list[ReadSide | None] = []
     errors: list[ConversationError] = []
@@ -144,7 +144,7 @@ def read_side(
     *,
     drop: bool = False,
     kept: ConversationFile | None = None,
-    pool: ProcessPool | None = None,
+    pool: WorkPool | None = None,
 ) -> ReadSide:
     """Reads one of the sources by the rules of `data`.
 

@@ -35,7 +35,7 @@ def model_digest(directory: Path) -> str:
     digest = f"sha256:{hashed.hexdigest()}"
     # A read-only model is read again next time; and another process may be reading the cache now.
     with contextlib.suppress(OSError), replacing(cache) as file:
-        file.write(json.dumps({"digest": digest, "stamp": stamp}))
+        file.write(json.dumps({"digest": digest, "stamp": stamp}).encode())
     return digest
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
+from components.conversations.chat_formats import load_chat_format
 from components.conversations.format_facts import date_remarks
 from components.conversations.load_format import format_spec_in, load_format_of
 from components.conversations.preview.data_summary import describe_conversations
@@ -19,12 +22,14 @@ from components.conversations.preview.mask_preview import (
     preview_texts,
     verbatim,
 )
-from components.conversations.readers.read import OnUnknownKeys, read_conversations
+from components.conversations.readers.read import OnUnknownKeys, ReadResult, read_conversations
+from components.conversations.readers.record_count import count_records
 from components.conversations.readers.unknown_keys import unused_keys_sentences
 from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.parallel_rendering import rendering
-from components.data.prepare import prepare_experiment
+from components.data.prepare import prepare_experiment, prepared_before
 from components.data.preview_records import rendered_records, stored_records, totals_of, totals_of_records
+from components.data.process_pool import on_this_machine
 from components.data.split import read_side
 from components.errors import InputError
 from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
@@ -34,6 +39,7 @@ from components.notebook import html_of, text_of
 from components.visible import visible
 
 MAX_NAMED = 20
+LARGE, SAMPLE = 20_000, 1_000  # conversations: of more than LARGE a sample is rendered, which takes seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,8 @@ class MaskPreview:
 def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> MaskPreview:
     """What a search of the experiment will train on. The data is prepared as the search prepares it, and kept for it.
 
+    Of more than LARGE conversations a sample of data.train is rendered instead, unless they have been prepared before.
+
     Args:
         records: how many conversations; None for all.
 
@@ -79,12 +87,25 @@ def preview_experiment(experiment: ExperimentSpec, records: int | None = 3) -> M
         ValueError: the model or the data cannot be used.
     """
     directory = resolve_model(experiment.model, weights=False)
+    data, title = experiment.data, f"{experiment.name}: what is trained on"
+    total = 0 if records is None else count_records([data.train])
+    if total > LARGE and prepared_before(experiment, directory, context=context_of(directory)) is None:
+        read = read_conversations(
+            data.train,
+            format=data.format,
+            on_bad_row=data.on_bad_row,
+            unknown_keys=data.unknown_keys,
+            group_by=data.group_by,
+            tag=data.tag,
+            every=_every(total),
+        )
+        return _rendered(read, directory, experiment.format_spec, title, records, data.max_tokens, total)
     try:
         dataset = prepare_experiment(experiment, directory, context=context_of(directory))
     except InputError as error:
         raise InputError(f"{error}{_what_the_data_has(experiment)}") from None
     return MaskPreview(
-        title=f"{experiment.name}: what is trained on",
+        title=title,
         records=stored_records(dataset.train, records),
         totals=totals_of(dataset),
         remarks=[
@@ -110,6 +131,8 @@ def preview_data(
 ) -> MaskPreview:
     """What a model would be trained on if it were given this data. Nothing is stored.
 
+    Of more than LARGE conversations a sample is read.
+
     Args:
         model: a directory or hub id; its tokenizer is enough.
         data: a file, a glob or hf:DATASET[:SPLIT][@REVISION].
@@ -122,22 +145,49 @@ def preview_data(
     Raises:
         ValueError: the model or the data cannot be used.
     """
-    read = read_conversations(data, format=format, unknown_keys=unknown_keys)
+    total = 0 if records is None else count_records([data])
+    every = _every(total)
+    read = read_conversations(data, format=format, unknown_keys=unknown_keys, every=every)
     directory = resolve_model(ModelSpec(path=model), weights=False)
+    title = f"{data} as {model} sees it"
+    return _rendered(read, directory, chat_format, title, records, max_tokens, total if every > 1 else None)
+
+
+def _every(total: int) -> int:
+    """Returns n where every n-th record is a sample of SAMPLE or a little more; 1 where all are looked at."""
+    return max(total // SAMPLE, 1) if total > LARGE else 1
+
+
+def _rendered(
+    read: ReadResult,
+    directory: Path,
+    chat_format: ChatFormatSpec | str,
+    title: str,
+    records: int | None,
+    max_tokens: int | None,
+    sampled_of: int | None,
+) -> MaskPreview:
     tokenizer = load_tokenizer(directory)
     spec = format_spec_in(directory, chat_format)
     try:
-        with rendering(tokenizer, spec) as renderer:
+        loaded = load_chat_format(tokenizer, spec)
+        # To start other processes takes longer than to render a sample in this one.
+        processes = None if sampled_of is None else 1
+        with rendering(tokenizer, spec, loaded, partial(on_this_machine, processes=processes)) as renderer:
             rendered = rendered_records(read.conversations, renderer, max_tokens)
     except InputError as error:
         raise InputError(f"{error}\n{describe_conversations(read.conversations)}") from None
+    sample = (
+        [] if sampled_of is None else [f"a sample of {len(rendered):,} of {sampled_of:,} records; --json takes all"]
+    )
     unused = unused_keys_sentences(read.unused_keys, read.ignored_keys)
     dropped = [f"{record.source}: {record.note}" for record in rendered if not record.token_ids]
+    left_out = [f"{problem.file}, {problem}" for problem in read.dropped]
     return MaskPreview(
-        title=f"{data} as {model} sees it",
+        title=title,
         records=rendered[:records],
-        totals=totals_of_records(rendered),
-        remarks=[*date_remarks(renderer.chat_format), *unused, *_first(dropped)],
+        totals=totals_of_records(rendered, len(read.dropped)),
+        remarks=[*date_remarks(loaded), *sample, *unused, *_first([*left_out, *dropped])],
         decode=verbatim(tokenizer),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from components.errors import InputError
 from components.experiment.space import num_trials
@@ -13,6 +14,7 @@ from components.storage.folder import Folder
 from components.storage.open_folder import folder_at
 
 NEWEST = "newest"  # in place of a search's id
+MAY_CHANGE: dict[str, Any] = {"tracking": True, "storage": {"budget_gb"}, "data": {"on_cluster_from"}}
 
 
 def find_search(experiment: ExperimentSpec, search_id: str = NEWEST, *, unfinished: bool = False) -> SearchManifest:
@@ -83,11 +85,11 @@ def find_interrupted(experiment: ExperimentSpec, search_id: str) -> SearchManife
 def differences(began: ExperimentSpec, now: ExperimentSpec) -> list[str]:
     """`path: was X, is Y` for each leaf in which they differ; defaults of `trials` count as written.
 
-    Tracking aside, and the disk budget: both may change while a search is unfinished.
+    Tracking aside, the disk budget, and where data is prepared: these may change while a search is unfinished.
     """
     before, after = (
         {
-            **leaves(spec.model_dump(mode="json", exclude={"tracking": True, "storage": {"budget_gb"}})),
+            **leaves(spec.model_dump(mode="json", exclude=MAY_CHANGE)),
             "search.trials": num_trials(spec),
         }
         for spec in (began, now)

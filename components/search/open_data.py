@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.cluster.preparation.cluster_pool import on_cluster
 from components.data.prepare import PreparedDataset, prepare_experiment
 from components.data.same_words import shared_sources
 from components.errors import InputError
@@ -30,7 +31,7 @@ def open_data(
     if manifest is not None and choice.keeps_data:
         datasets = [_prepared_for(manifest, base) for base in kept]
     else:
-        datasets = _prepare(views)
+        datasets = _prepare(views, on_message)
     if manifest is None:
         return datasets, None
     search_id = manifest.search_id
@@ -48,16 +49,20 @@ def open_data(
     return datasets, manifest
 
 
-def _prepare(views: Sequence[View]) -> list[PreparedDataset]:
+def _prepare(views: Sequence[View], on_message: OnMessage) -> list[PreparedDataset]:
     """Where there are several base models, without the conversations that are not the same words for every one."""
-    datasets = [prepare_experiment(view, directory, context=context_of(directory)) for view, directory in views]
+    cluster = on_cluster(on_message)
+    datasets = [
+        prepare_experiment(view, directory, context=context_of(directory), cluster=cluster) for view, directory in views
+    ]
     shared = shared_sources(datasets)
     if shared is None:
         return datasets
     if not shared:
         raise InputError("model: there is no conversation that every base model of the search can use whole")
     return [
-        prepare_experiment(view, directory, context=context_of(directory), shared=shared) for view, directory in views
+        prepare_experiment(view, directory, context=context_of(directory), shared=shared, cluster=cluster)
+        for view, directory in views
     ]
 
 

@@ -113,7 +113,10 @@ class Folder(ABC):
         """
 
     @abstractmethod
-    def write_text(self, name: str, text: str) -> None: ...
+    def write_bytes(self, name: str, content: bytes) -> None: ...
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
 
     @abstractmethod
     def delete_file(self, name: str, *, retry: bool = True) -> None:

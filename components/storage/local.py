@@ -57,11 +57,11 @@ class LocalFolder(Folder):
     def read_small(self, name: str, max_bytes: int) -> bytes:
         return read_small(self.path / name, max_bytes)
 
-    def write_text(self, name: str, text: str) -> None:
+    def write_bytes(self, name: str, content: bytes) -> None:
         def write() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
             with replacing(self.path / name) as file:
-                file.write(text)
+                file.write(content)
 
         wait_for_room(write, self.path / name)
 

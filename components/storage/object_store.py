@@ -98,8 +98,8 @@ class ObjectStoreFolder(Folder):
         check_small(info.size, max_bytes)
         return self.read_bytes(name)
 
-    def write_text(self, name: str, text: str) -> None:
-        with_retries(lambda: self._write(name, text.encode()), self.uri)
+    def write_bytes(self, name: str, content: bytes) -> None:
+        with_retries(lambda: self._write(name, content), self.uri)
 
     def delete_file(self, name: str, *, retry: bool = True) -> None:
         try:

@@ -29,14 +29,14 @@ def beside(path: Path, *, shared: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Inside, a new file is written beside `path`; it takes that name, durable, unless the block fails.
 
     It is the file that was opened, never one that a link leads to. Who may read it is for the process's umask to say.
     """
     scratch = beside(path)
     try:
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             yield file
             fsync_file(file)
         scratch.replace(path)

@@ -38,7 +38,7 @@ KNOWS_ONLY = {
 }
 # Rooms within a room: each may import those behind it, never those before it.
 SUB_ROOMS = {
-    "cluster": ["scheduling", "driver", "slots", "capacity"],
+    "cluster": ["scheduling", "driver", "slots", "preparation", "capacity"],
     "conversations": ["preview", "readers", "tokenizers", "chat_formats"],
     "models": ["base", "chatglm"],
 }

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from components.conversations.messages import Conversation, Message
@@ -46,6 +48,24 @@ def test_a_file_that_is_read_in_small_chunks_is_read_alike(tmp_path, monkeypatch
     assert str(refused_in_chunks.value) == str(refused.value)
     assert whole.digest == content_digest(file)
     assert (len(whole.dropped), len(whole.mended)) == (12, 6)
+
+
+def test_a_sample_is_every_nth_record_by_its_own_number(tmp_path):
+    file = written(tmp_path, 40)
+    lines = Path(file).read_bytes().split(b"\n")
+    all_of_it = {talk.source: talk for talk in read_conversations(file, on_bad_row="drop").conversations}
+    sample = read_conversations(file, on_bad_row="drop", every=3)
+    wanted = [f"{file}, line {number}" for number in range(1, len(lines) + 1, 3)]
+    assert [talk.source for talk in sample.conversations] == [name for name in wanted if name in all_of_it]
+    assert [all_of_it[talk.source] for talk in sample.conversations] == [*sample.conversations]
+    assert len(sample.conversations) > 5
+    records = [{"prompt": f"say {number}", "response": "ok"} for number in range(10)]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    for name in ("a.parquet", "a.json"):
+        sampled = read_conversations(str(tmp_path / name), every=4).conversations
+        assert [talk.source.partition(", ")[2] for talk in sampled] == ["record 1", "record 5", "record 9"]
+        assert [talk.messages[0].content for talk in sampled] == ["say 0", "say 4", "say 8"]
 
 
 def test_conversations_on_disk_are_those_that_were_put_there():

@@ -28,6 +28,7 @@ from components.data.prepare import prepare
 from components.data.preview_records import stored_records, totals_of_records
 from components.data.token_store import Entry, TokenStore, write_store
 from components.experiment.load_experiment import load_experiment
+from components.planning import data_preview
 from tests.support.toy import LETTERS, assistant, letter_tokenizer, save_letter_tokenizer, user, write_messages_jsonl
 from workflows import preview
 
@@ -284,6 +285,40 @@ def test_an_experiment_can_be_changed_and_printed_as_json(capsys, experiment):
     said = shown(capsys, experiment, "--set", "data.max_tokens=100", "--json")
     assert [len(json.loads(line)["token_ids"]) for line in said.out.splitlines()] == [25, 66, 72]
     assert "0 dropped, 0 truncated" in said.err
+
+
+# Of a million records, a sample
+
+
+@pytest.fixture
+def many(data, monkeypatch):
+    """41 lines, of which every fourth is a sample; those before these cannot be used."""
+    monkeypatch.setattr(data_preview, "LARGE", 40)
+    monkeypatch.setattr(data_preview, "SAMPLE", 10)
+    talks = [Conversation(messages=(user("a" * (n % 7 + 1)), assistant("b" * (n // 7 + 1)))) for n in range(41)]
+    write_messages_jsonl(data, talks)
+    lines = data.read_text(encoding="utf-8").splitlines()
+    lines[3::4] = ['{"messages": []}'] * 10
+    data.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return data
+
+
+def test_of_large_data_a_sample_is_shown_in_the_lines_own_numbers(capsys, model, many):
+    out = shown(capsys, "--model", model, "--data", many, "--records", 3).out
+    assert "a sample of 11 of 41 records; --json takes all" in out
+    assert [line for line in range(41) if f"line {line}:" in out] == [1, 5, 9]
+    assert "11 conversations, " in out
+    assert "10 of 41 conversations cannot be used" in refused(capsys, "--model", model, "--data", many, "--json")
+
+
+def test_an_experiment_with_large_data_is_prepared_by_its_search(capsys, experiment, many):
+    dropping = "--set", "data.on_bad_row=drop"
+    loaded = load_experiment(experiment)
+    out = shown(capsys, experiment, *dropping).out
+    assert "a sample of 11 of 41 records" in out
+    assert loaded.folder.parent.list_names() == []
+    assert "a sample" not in shown(capsys, experiment, *dropping, "--json").err
+    assert "conversations to train on" in shown(capsys, experiment, *dropping).out
 
 
 # What is refused

@@ -91,6 +91,8 @@ def test_only_an_unfinished_search_of_the_same_experiment_and_layout_is_resumed(
     other = experiment.model_copy(update={"data": experiment.data.model_copy(update={"max_tokens": 99})})
     with pytest.raises(InputError, match=r"data\.max_tokens: was .*, is 99"):
         find_interrupted(other, "one")
+    elsewhere = experiment.model_copy(update={"data": experiment.data.model_copy(update={"on_cluster_from": None})})
+    assert find_interrupted(elsewhere, "one").search_id == "one"
 
 
 @pytest.mark.parametrize(

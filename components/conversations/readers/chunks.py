@@ -46,22 +46,23 @@ class ChunkedFile:
 
     Args:
         format: of its records; auto detects it by the first record whose keys determine one.
+        every: n reads only every n-th record (of JSONL: line), as a sample, which has no digest.
 
     Reading raises ConversationError if none of it can be read.
     """
 
-    def __init__(self, file: str, format: str) -> None:
-        self.file, self.format = file, format
+    def __init__(self, file: str, format: str, *, every: int = 1) -> None:
+        self.file, self.format, self.every = file, format, every
         self.digest = ""
 
     def __iter__(self) -> Iterator[Chunk]:
         if Path(self.file).suffix.lower() == ".jsonl" and not is_remote(self.file):
-            return self._lines()
+            return self._lines() if self.every == 1 else self._some_of_the_lines()
         return self._records()
 
     def _records(self) -> Iterator[Chunk]:
-        content = read_records(self.file)
-        self.digest = content.digest
+        content = read_records(self.file, every=self.every)
+        self.digest = content.digest if self.every == 1 else ""
         detected = _detected(self.file, content.records, self.format)
         if content.problems:
             yield Chunk(file=self.file, record_format=detected, problems=content.problems)
@@ -80,6 +81,13 @@ class ChunkedFile:
                 yield Chunk(file=self.file, record_format=detected, lines=lines, first=first)
                 first += len(lines)
         self.digest = hashed.hexdigest()
+
+    def _some_of_the_lines(self) -> Iterator[Chunk]:
+        with refuses_unreadable(self.file), Path(self.file).open("rb") as file:
+            detected = _detected(self.file, _records_in(self.file), self.format)
+            for index, line in enumerate(itertools.islice(file, None, None, self.every)):
+                lines = [line.removeprefix(codecs.BOM_UTF8) if index == 0 else line]
+                yield Chunk(file=self.file, record_format=detected, lines=lines, first=1 + index * self.every)
 
 
 def _some_lines(file: IO[bytes]) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -83,6 +83,26 @@ class ChunkReading:
     ignored_keys: Counter[str]
 
 
+@dataclass(slots=True, kw_only=True)
+class _FileReading:
+    """What the chunks of a file gave so far; `unreadable` says why it has no more."""
+
+    chunks: ChunkedFile
+    records: int = 0
+    unparsed: list[DataProblem] = field(default_factory=list)
+    bad: list[DataProblem] = field(default_factory=list)
+    unreadable: Sequence[DataProblem] = ()
+
+    def add(self, reading: ChunkReading) -> None:
+        self.records += reading.records
+        self.unparsed.extend(reading.unparsed)
+        self.bad.extend(reading.problems)
+
+    @property
+    def problems(self) -> list[DataProblem]:
+        return [*self.unparsed, *self.bad]
+
+
 ReadChunks = Callable[[Iterable[Chunk]], Iterator[ChunkReading]]
 
 
@@ -94,6 +114,7 @@ def read_conversations(
     unknown_keys: OnUnknownKeys = "fail",
     group_by: str | None = None,
     tag: str | None = None,
+    every: int = 1,
 ) -> ReadResult:
     """Reads a file, a list of files, a glob, or hf:DATASET[:SPLIT][@REVISION].
 
@@ -106,6 +127,7 @@ def read_conversations(
             record that change no token are only counted.
         group_by: the field of each record whose value is its group; by default `group`, which a record may lack.
         tag: the key of a record whose value becomes the conversation's tag, where it has one.
+        every: n reads only every n-th record, as a sample, which has no digest.
 
     Raises:
         ConversationError: a file that cannot be read at all, or (fail) any bad record, or nothing left.
@@ -118,6 +140,7 @@ def read_conversations(
         format=format,
         read_chunks=lambda chunks: (read_chunk(chunk, rules) for chunk in chunks),
         keep=conversations.extend,
+        every=every,
     )
     return replace(read, conversations=tuple(conversations))
 
@@ -129,40 +152,29 @@ def read_source(
     format: str,
     read_chunks: ReadChunks,
     keep: Callable[[Sequence[Any]], None],
+    every: int = 1,
 ) -> ReadResult:
     """As read_conversations, but the result has no conversations: they are given to `keep`, a chunk at a time, in order.
 
     Args:
-        read_chunks: makes of each chunk what read_chunk makes of it, in order.
+        read_chunks: makes of each chunk, of all files one after the other, what read_chunk makes of it, in order.
     """
-    problems: list[DataProblem] = []
-    unreadable: list[DataProblem] = []
     mended: list[DataProblem] = []
     mended_kinds, unused_keys, ignored_keys = Counter[str](), Counter[str](), Counter[str]()
-    counts: dict[str, int] = {}
-    digests: list[str] = []
+    files = [_FileReading(chunks=ChunkedFile(file, format, every=every)) for file in files_of(source)]
+    file_of_next: deque[_FileReading] = deque()
     kept = 0
-    for file in files_of(source):
-        of_file: list[DataProblem] = []
-        records = 0
-        try:
-            chunks = ChunkedFile(file, format)
-            for reading in read_chunks(chunks):
-                keep(reading.conversations)
-                kept += len(reading.conversations)
-                records += reading.records
-                problems.extend(reading.unparsed)
-                of_file.extend(reading.problems)
-                mended.extend(reading.mended)
-                mended_kinds += reading.mended_kinds
-                unused_keys += reading.unused_keys
-                ignored_keys += reading.ignored_keys
-        except ConversationError as error:
-            unreadable.extend(error.problems)
-            continue
-        counts[file] = records
-        digests.append(chunks.digest)
-        problems.extend(of_file)
+    for reading in read_chunks(_chunks_of(files, file_of_next)):
+        file_of_next.popleft().add(reading)
+        keep(reading.conversations)
+        kept += len(reading.conversations)
+        mended.extend(reading.mended)
+        mended_kinds += reading.mended_kinds
+        unused_keys += reading.unused_keys
+        ignored_keys += reading.ignored_keys
+    unreadable = [problem for file in files for problem in file.unreadable]
+    problems = [problem for file in files for problem in file.problems]
+    counts = {file.chunks.file: file.records for file in files if not file.unreadable}
     if unreadable or (problems and rules.on_bad_row == "fail"):
         raise ConversationError([*unreadable, *problems], counts)
     if not kept:
@@ -175,8 +187,19 @@ def read_source(
         mended_kinds=dict(sorted(mended_kinds.items())),
         unused_keys=dict(sorted(unused_keys.items())),
         ignored_keys=dict(sorted(ignored_keys.items())),
-        digest=digest_of_files(digests),
+        digest=digest_of_files([file.chunks.digest for file in files]),
     )
+
+
+def _chunks_of(files: Sequence[_FileReading], file_of_next: deque[_FileReading]) -> Iterator[Chunk]:
+    """Yields the chunks of all files, and says of which file each is. One file that cannot be read ends no other."""
+    for file in files:
+        try:
+            for chunk in file.chunks:
+                file_of_next.append(file)
+                yield chunk
+        except ConversationError as error:
+            file.unreadable = error.problems
 
 
 def read_chunk(chunk: Chunk, rules: ReadRules) -> ChunkReading:

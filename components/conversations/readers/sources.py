@@ -101,21 +101,22 @@ def digest_of_files(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def read_records(file: str) -> FileContent:
-    """Reads all records of one file. Raises ConversationError if none of it can be read."""
+def read_records(file: str, *, every: int = 1) -> FileContent:
+    """Reads all records of one file, or every n-th of a table's. Raises ConversationError if none of it can be read."""
     if file.startswith(HUB_PREFIX):
-        rows = _hub_rows(file)
-        return FileContent(records=_number_records(file, rows), problems=[], digest=_digest_of_rows(rows))
+        rows = _hub_rows(file, every)
+        return FileContent(records=_number_records(file, rows, every), problems=[], digest=_digest_of_rows(rows))
     suffix = Path(urlsplit(file).path if is_remote(file) else file).suffix.lower()
     if suffix not in SUFFIXES:
         raise _refusal(file, f"not a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
     content = _bytes_of(file)
     digest = hashlib.sha256(content).hexdigest()
     if suffix == ".parquet":
-        return FileContent(records=_number_records(file, _parquet_rows(file, content)), problems=[], digest=digest)
+        rows = _parquet_rows(file, content, every)
+        return FileContent(records=_number_records(file, rows, every), problems=[], digest=digest)
     content = content.removeprefix(codecs.BOM_UTF8)
     records, problems = parse_lines(file, content.split(b"\n")) if suffix == ".jsonl" else _json_records(file, content)
-    return FileContent(records=records, problems=problems, digest=digest)
+    return FileContent(records=records[::every], problems=problems, digest=digest)
 
 
 def _digest_of(file: str) -> str:
@@ -248,16 +249,26 @@ def _problem_of(file: str, fault: Fault, *, is_list: bool) -> DataProblem:
     return DataProblem(file=file, location="record 1", text=str(fault))
 
 
-def _parquet_rows(file: str, content: bytes) -> list[Any]:
+def _parquet_rows(file: str, content: bytes, every: int) -> list[Any]:
     try:
         table = pyarrow.parquet.read_table(pa.BufferReader(content), page_checksum_verification=True)
+        table = table if every == 1 else table.take(pa.array(range(0, table.num_rows, every)))
         rows: list[Any] = table.to_pylist(maps_as_pydicts="strict")
         return [_drop_nulls(row) for row in rows]
     except Exception as error:  # noqa: BLE001 - of damaged bytes Arrow says this and that, and Python's types, too
         raise _refusal(file, f"not Parquet, or damaged: {type(error).__name__}: {error}") from None
 
 
-def _hub_rows(file: str) -> list[Any]:
+def _hub_rows(file: str, every: int = 1) -> list[Any]:
+    rows = hub_table(file)
+    try:
+        return [_drop_nulls(row) for row in (rows if every == 1 else rows.select(range(0, len(rows), every)))]
+    except (OSError, ValueError) as error:
+        raise _refusal(file, f"its rows cannot be read: {error}") from None
+
+
+def hub_table(file: str) -> Any:
+    """Returns the rows of a dataset of the hub, none of which is in memory. Raises ConversationError."""
     try:
         import datasets  # no other source needs this package
     except ImportError as error:
@@ -266,8 +277,7 @@ def _hub_rows(file: str) -> list[Any]:
     if named is None:
         raise _refusal(file, A_DATASET)
     try:
-        rows = datasets.load_dataset(named["name"], split=named["split"] or "train", revision=named["revision"])
-        return [_drop_nulls(row) for row in rows]
+        return datasets.load_dataset(named["name"], split=named["split"] or "train", revision=named["revision"])
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise _refusal(file, f"no dataset {file.removeprefix(HUB_PREFIX)} to be had: {reason}") from None
@@ -281,8 +291,8 @@ def _drop_nulls(value: Any) -> Any:
     return value
 
 
-def _number_records(file: str, values: Sequence[Any]) -> list[SourceRecord]:
+def _number_records(file: str, values: Sequence[Any], every: int = 1) -> list[SourceRecord]:
     return [
-        SourceRecord(file=file, location=f"record {number}", value=value)
-        for number, value in enumerate(values, start=1)
+        SourceRecord(file=file, location=f"record {1 + index * every}", value=value)
+        for index, value in enumerate(values)
     ]

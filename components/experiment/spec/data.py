@@ -79,6 +79,12 @@ class DataSpec(Spec):
         "truncate", description="`truncate` cuts at the end of an assistant turn, so that its stop token stays."
     )
 
+    on_cluster_from: Annotated[int, Field(ge=1)] | None = Field(
+        100_000,
+        description="From so many conversations on the CPUs of the search's cluster prepare them, and an interrupted"
+        " preparation goes on where it was; processes of this machine prepare fewer. null: always they. Changes no token.",
+    )
+
     @model_validator(mode="after")
     def _are_uris(self) -> Self:
         check_uris(train=self.train, eval=self.eval, verdict=self.verdict)
