@@ -66,6 +66,14 @@ def keep_token_private() -> None:
             file.chmod(0o600)
 
 
+def own_secret() -> bytes:
+    """Returns a secret of this user on this machine, the same one until its temporary files are removed."""
+    file = session_folder() / "secret"
+    if not file.exists():
+        _create(file, secrets.token_hex(32))
+    return file.read_bytes()
+
+
 def _create(file: Path, content: str) -> None:
     """Another process may do so at the same time: the first one's content stays, and is whole."""
     file.parent.mkdir(mode=0o700, exist_ok=True)

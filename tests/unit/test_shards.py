@@ -1,6 +1,7 @@
 """The shards of a preparation on a cluster: the same ones for the same work, and never half of one."""
 
 import json
+import stat
 import threading
 from functools import partial
 
@@ -11,10 +12,13 @@ import pytest
 from components.cluster.preparation import cluster_pool, shards
 from components.cluster.preparation.cluster_pool import ClusterPool
 from components.cluster.preparation.shards import FAILED, MADE, LostShardError, ShardStore, shards_of
+from components.cluster.private_session import own_secret
 from components.conversations.readers.record_count import count_records
 from components.errors import InputError
 from components.storage.open_folder import folder_at
 from tests.support.servers import until
+
+SECRET = b"of this user"
 
 
 def times(factor, chunk):
@@ -42,7 +46,7 @@ def test_a_shard_takes_no_more_bytes_than_a_node_should_hold(monkeypatch):
 
 
 def test_a_shard_gives_back_what_was_put_in(tmp_path):
-    store = ShardStore(folder_at(tmp_path))
+    store = ShardStore(folder_at(tmp_path), SECRET)
     (shard,) = shards_of(times, [[1, 2], [3]])
     store.give(shard)
     assert list(store.given(shard.key)) == [[1, 2], [3]]
@@ -55,16 +59,40 @@ def test_a_shard_gives_back_what_was_put_in(tmp_path):
 
 
 def test_work_that_failed_is_not_there_for_the_next_attempt(tmp_path):
-    store = ShardStore(folder_at(tmp_path))
+    store = ShardStore(folder_at(tmp_path), SECRET)
     assert store.keep("a", [1], ValueError("no")) == FAILED
     assert store.made() == set()
     results, error = store.results("a", FAILED)
     assert (results, str(error)) == ([1], "no")
 
 
+def test_what_somebody_else_wrote_is_never_unpickled(tmp_path, monkeypatch):
+    """Nor is one file of ours in place of another."""
+    folder = folder_at(tmp_path)
+    ShardStore(folder, b"of another user").keep("a", [1], None)
+    ours = ShardStore(folder, SECRET)
+    ours.keep("b", [2], None)
+    monkeypatch.setattr(shards.pickle, "loads", lambda content: pytest.fail("a stranger's pickle was read"))
+    assert not ours.is_whole("a")
+    with pytest.raises(LostShardError, match="not of this preparation"):
+        ours.results("a", MADE)
+    (tmp_path / MADE / "c").write_bytes((tmp_path / MADE / "b").read_bytes())
+    assert ours.is_whole("b")
+    assert not ours.is_whole("c")
+
+
+def test_the_secret_of_a_user_stays_and_is_for_nobody_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    secret = own_secret()
+    assert len(secret) == 64
+    assert own_secret() == secret
+    (file,) = tmp_path.rglob("secret")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:20], lambda content: b""])
 def test_half_a_shard_counts_for_none(tmp_path, damage):
-    store = ShardStore(folder_at(tmp_path))
+    store = ShardStore(folder_at(tmp_path), SECRET)
     store.keep("a", [1, 2, 3], None)
     file = tmp_path / MADE / "a"
     file.write_bytes(damage(file.read_bytes()))
@@ -74,7 +102,7 @@ def test_half_a_shard_counts_for_none(tmp_path, damage):
 
 
 def test_few_records_are_worked_on_here_and_no_cluster_is_asked(tmp_path):
-    with ClusterPool(ShardStore(folder_at(tmp_path / "shards")), start=lambda: None) as pool:
+    with ClusterPool(ShardStore(folder_at(tmp_path / "shards"), SECRET), start=lambda: None) as pool:
         assert list(pool.map(partial(times, 2), [[1, 2], [3]])) == [[2, 4], [6]]
         assert list(pool.map(partial(times, 2), [[1]], here=partial(times, 5))) == [[5]]
     assert not list(tmp_path.iterdir())
@@ -82,7 +110,7 @@ def test_few_records_are_worked_on_here_and_no_cluster_is_asked(tmp_path):
 
 def test_one_driver_prepares_and_another_one_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_pool, "LOOK_SECONDS", 0.01)
-    store, heard, order = ShardStore(folder_at(tmp_path / "shards")), [], []
+    store, heard, order = ShardStore(folder_at(tmp_path / "shards"), SECRET), [], []
 
     def second():
         with ClusterPool(store, start=lambda: None, on_message=heard.append):
@@ -101,7 +129,7 @@ def test_one_driver_prepares_and_another_one_waits_for_it(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("error", "left"), [(InputError, []), (KeyboardInterrupt, ["shards"])])
 def test_what_was_made_stays_unless_nobody_needs_it(tmp_path, error, left):
-    store = ShardStore(folder_at(tmp_path / "shards"))
+    store = ShardStore(folder_at(tmp_path / "shards"), SECRET)
     store.keep("a", [1], None)
     with pytest.raises(error), ClusterPool(store, start=lambda: None):
         raise error

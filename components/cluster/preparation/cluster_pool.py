@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError
 from components.cluster.preparation.shards import MADE, ShardStore, shards_of
+from components.cluster.private_session import own_secret
 from components.cluster.ray_session import connected
 from components.data import process_pool
 from components.data.prepare import OpenCluster
@@ -41,7 +42,7 @@ def on_cluster(on_message: OnMessage = ignore_message) -> OpenCluster:
     """For `prepare`. Ray is connected when there is something to do, and no longer once it is done."""
 
     def open_cluster(folder: Folder) -> StartPool:
-        return lambda start: ClusterPool(ShardStore(folder), start, on_message)
+        return lambda start: ClusterPool(ShardStore(folder, own_secret()), start, on_message)
 
     return open_cluster
 

@@ -1,16 +1,17 @@
 """What a preparation on a cluster keeps in the storage until it is done: work for the nodes, and what they made of it.
 
-Each file begins with the SHA-256 of the rest, so half a file counts for none. The rest are pickles: who writes the storage is
-trusted, as README.md says.
+Each file begins with a signature of the rest, by a secret of the driver's user: half a file counts for none, and nor does one
+that somebody else wrote. The rest are pickles, which must not be read from a stranger.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import io
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from components.storage.folder import Folder
@@ -19,7 +20,7 @@ from components.storage.retry import StorageError
 LAYOUT = 1  # of what the files hold; part of a shard's key
 RECORDS = 1024  # of a shard, beyond which it takes no other chunk
 BYTES = 16_000_000
-DIGEST_BYTES = 32
+SIGNATURE_BYTES = 32
 GIVEN, MADE, FAILED = "given", "made", "failed"
 
 
@@ -62,6 +63,7 @@ class ShardStore:
     """The shards of one preparation in a folder that all nodes see."""
 
     folder: Folder
+    secret: bytes = field(repr=False)
 
     def give(self, shard: Shard) -> None:
         self._write(GIVEN, shard.key, shard.content)
@@ -87,7 +89,7 @@ class ShardStore:
         return set((self.folder / MADE).list_names())
 
     def is_whole(self, key: str) -> bool:
-        """Whether results are there and have their digest."""
+        """Whether results are there, and of this user."""
         try:
             self._read(MADE, key)
         except LostShardError:
@@ -105,17 +107,23 @@ class ShardStore:
         return pickle.loads(self._read("shared", name))
 
     def _write(self, place: str, key: str, content: bytes) -> None:
-        (self.folder / place).write_bytes(key, hashlib.sha256(content).digest() + content)
+        (self.folder / place).write_bytes(key, self._signature(place, key, content) + content)
 
     def _read(self, place: str, key: str) -> bytes:
         try:
             written = (self.folder / place).read_bytes(key)
         except FileNotFoundError:
             raise LostShardError(f"{self.folder}/{place}/{key} is not there") from None
-        content = written[DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != written[:DIGEST_BYTES]:
-            raise LostShardError(f"{self.folder}/{place}/{key} is damaged: its digest is another")
+        content = written[SIGNATURE_BYTES:]
+        if not hmac.compare_digest(self._signature(place, key, content), written[:SIGNATURE_BYTES]):
+            raise LostShardError(
+                f"{self.folder}/{place}/{key} is damaged, or not of this preparation: its signature is another"
+            )
         return content
+
+    def _signature(self, place: str, key: str, content: bytes) -> bytes:
+        """It is of the file's place, too: one file in place of another is none of ours."""
+        return hmac.digest(self.secret, f"{place}/{key}\n".encode() + content, "sha256")
 
 
 def _unpickled(content: bytes) -> Iterator[Any]:
