@@ -16,7 +16,7 @@ from components.cluster.ray_session import connected
 from components.conversations.readers import chunks
 from components.data import process_pool, written_sides
 from components.data.prepare import prepare
-from components.errors import InputError
+from components.errors import InputError, PreparationError
 from components.experiment.spec import DataSpec
 from components.storage.open_folder import folder_at
 from tests.support.odd_records import odd_lines
@@ -128,6 +128,14 @@ def test_a_preparation_that_was_killed_goes_on_with_the_shards_that_are_missing(
     assert given[damaged.name] == 1
     assert not given.keys() & {file.name for file in there if file != damaged}
     assert bytes_of(dataset) == bytes_of(prepared(files, "here"))
+
+
+def test_a_storage_that_nodes_do_not_see_ends_with_a_sentence(files, monkeypatch):
+    monkeypatch.setattr(ShardStore, "give", lambda store, shard: None)
+    with pytest.raises(
+        PreparationError, match=r"did not prepare the data \(.*is not there\)\. The same command goes on"
+    ):
+        prepared(files, "there", cluster=on_cluster())
 
 
 SEARCHED = """

@@ -45,8 +45,16 @@ def test_a_shard_takes_no_more_bytes_than_a_node_should_hold(monkeypatch):
     assert len(keys_of(times, [[b"a" * 60]] * 6)) == 3
 
 
-def test_a_shard_gives_back_what_was_put_in(tmp_path):
-    store = ShardStore(folder_at(tmp_path), SECRET)
+@pytest.fixture(params=["local", "bucket"])
+def folder(request, tmp_path):
+    if request.param == "local":
+        return folder_at(tmp_path / "shards")
+    server = request.getfixturevalue("s3_server")
+    return folder_at(f"s3://{server.bucket}/{tmp_path.name}/shards")
+
+
+def test_a_shard_gives_back_what_was_put_in(folder):
+    store = ShardStore(folder, SECRET)
     (shard,) = shards_of(times, [[1, 2], [3]])
     store.give(shard)
     assert list(store.given(shard.key)) == [[1, 2], [3]]
@@ -56,6 +64,10 @@ def test_a_shard_gives_back_what_was_put_in(tmp_path):
     assert store.results(shard.key, MADE) == ([[2, 4], [6]], None)
     with pytest.raises(LostShardError, match="is not there"):
         list(store.given(shard.key))
+    assert store.shared(store.share({"a": 1})) == {"a": 1}
+    with ClusterPool(store, start=lambda: None):
+        assert "lock" in folder.list_names()
+    assert folder.list_names() == []
 
 
 def test_work_that_failed_is_not_there_for_the_next_attempt(tmp_path):

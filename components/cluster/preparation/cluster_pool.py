@@ -28,7 +28,7 @@ from components.cluster.ray_session import connected
 from components.data import process_pool
 from components.data.prepare import OpenCluster
 from components.data.process_pool import C, R, StartPool, begin_process, until_enough
-from components.errors import InputError, PreparationError
+from components.errors import InputError, PreparationError, message_of
 from components.experiment.spec import WorkersSpec
 from components.records.on_message import OnMessage, ignore_message
 from components.storage.folder import Folder, Lock, UnreadableLockError
@@ -120,12 +120,17 @@ class ClusterPool:
         rows = _in_order(keys, partial(_make, self.store, started, work))
         try:
             for row in rows:
+                if row["away"]:
+                    raise self._refusal(row["away"])
                 yield row["place"]
         except RayError as error:
-            raise PreparationError(
-                f"{self.store.folder}: the cluster did not prepare the data ({_reason(error)}). The same command goes on with"
-                " the shards that are missing; data.on_cluster_from=null prepares it on this machine"
-            ) from None
+            raise self._refusal(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from None
+
+    def _refusal(self, reason: str) -> PreparationError:
+        return PreparationError(
+            f"{self.store.folder}: the cluster did not prepare the data ({reason}). The same command goes on with the shards"
+            " that are missing; data.on_cluster_from=null prepares it on this machine"
+        )
 
     def _begin(self, missing: int, of: int) -> str:
         """Connects to Ray once, and returns the name of what each process calls first."""
@@ -160,25 +165,25 @@ def _in_order(keys: Sequence[str], make: Callable[[dict[str, Any]], dict[str, An
 _BEGUN: dict[str, None] = {}  # what this process has called
 
 
-def _make(store: ShardStore, start: str, work: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, Any]:
-    """In a task. What the work raises is a result, which the driver raises in its turn."""
-    if start not in _BEGUN:
-        _BEGUN.clear()
-        begin_process(store.shared(start))
-        _BEGUN[start] = None
+def _make(store: ShardStore, start: str, work: Callable[[Any], Any], row: dict[str, Any]) -> dict[str, str]:
+    """In a task. What the work raises is a result, which the driver raises in its turn; `away` says why the storage was."""
     key = str(row["key"])
-    results: list[Any] = []
-    failed: Exception | None = None
     try:
-        for chunk in store.given(key):
+        if start not in _BEGUN:
+            _BEGUN.clear()
+            begin_process(store.shared(start))
+            _BEGUN[start] = None
+        chunks = list(store.given(key))
+        return {"place": store.keep(key, *_worked(work, chunks)), "away": ""}
+    except OSError as error:
+        return {"place": "", "away": message_of(error)}
+
+
+def _worked(work: Callable[[Any], Any], chunks: Iterable[Any]) -> tuple[list[Any], Exception | None]:
+    results: list[Any] = []
+    try:
+        for chunk in chunks:
             results.append(work(chunk))
-    except OSError:
-        raise  # the storage's, not the data's
     except Exception as error:  # noqa: BLE001 - as from a process of this machine
-        failed = error
-    return {"place": store.keep(key, results, failed)}
-
-
-def _reason(error: RayError) -> str:
-    """Returns the last line: before it is a page of traceback."""
-    return str(error).strip().rpartition("\n")[2]
+        return results, error
+    return results, None
