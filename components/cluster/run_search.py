@@ -31,14 +31,15 @@ from components.cluster.scheduling.manual_stopper import ControlledStopper
 from components.cluster.scheduling.overdue_ends import overdue_ends
 from components.cluster.scheduling.scheduler import ending_rules, make_scheduler, pending_trials
 from components.cluster.scheduling.tune_search import search_algorithm
-from components.cluster.slots.command_board import KnownTrials
 from components.cluster.slots.hang_watch import HangRule
+from components.cluster.slots.known_trials import KnownTrials
 from components.cluster.slots.restartable_board import running_board
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.trainable import Slot
 from components.cluster.slots.trial_config import TrialConfig
 from components.experiment.report_marks import report_marks
 from components.experiment.shared_slots import kind_of
+from components.experiment.spec import TrialSpec
 from components.records.budget_rule import BudgetRule
 from components.records.commands import RequestInbox
 from components.records.disk_use import DiskUse
@@ -83,8 +84,11 @@ def run_search(
     keep_keys_here()
     gauges, retention = TrialGauges(context.search_id, histories), CheckpointRetention(context, histories)
     clock = SlotClock()
-    shared = lambda trial: context.experiment.workers_of(trial.method).trials_at_once  # noqa: E731
-    clock.resume(list(histories.values()), last_sign, shared)
+
+    def trials_at_once(trial: TrialSpec) -> int:
+        return context.experiment.workers_of(trial.method).trials_at_once
+
+    clock.resume(list(histories.values()), last_sign, trials_at_once)
     spending = _spending(context, histories, clock, running_seconds)
     with running_board(KnownTrials.of(histories), context.folder, hangs or HangRule()) as board:
         controller = TrialController(context, board, histories, gauges, inbox, clock, spending, disk)

@@ -61,7 +61,13 @@ class SharedBase:
         Raises InputError if no such adapters can be trained beside others.
         """
         torch.manual_seed(seed)
-        model = attach_lora(self.base, method)
+        plain = {name: module for name, module in self.base.named_modules() if isinstance(module, nn.Linear)}
+        try:
+            model = attach_lora(self.base, method)
+        except InputError:  # some layers may have adapters already
+            self._put_in(plain)
+            forget_adapters(self.base)
+            raise
         model.train()
         try:
             layers = {name: layer for name, layer in self.base.named_modules() if isinstance(layer, BaseTunerLayer)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
 
@@ -22,6 +22,8 @@ from components.training.signals import NO_SIGNALS, TrialSignals
 from components.training.trainer import Trainer
 from components.training.turns import Turns
 
+Said = Progress | None | Exception  # by a member at the end of its interval
+
 
 class CoTraining:
     """Outside of its methods a member is trained, saved and loaded inside `alone`, as if there were no other."""
@@ -30,8 +32,7 @@ class CoTraining:
         self.base = base
         self._turns = Turns()
         self._members: dict[Trainer, TrialSignals | None] = {}  # its signals, while it is within an interval
-        self._said: dict[Trainer, Progress | None] = {}  # and not been heard yet
-        self._error: Exception | None = None
+        self._said: dict[Trainer, Said] = {}  # and not been heard yet
 
     @property
     def members(self) -> tuple[Trainer, ...]:
@@ -82,18 +83,16 @@ class CoTraining:
     def advance(self, trainer: Trainer, signals: TrialSignals = NO_SIGNALS) -> Progress | None:
         """Trains a member to its next report, as Trainer.advance does. Each member's thread may call it at the same time.
 
-        A member that has diverged, is done or is preempted is to leave, or begins another interval. An error of a step is
-        one of all that it was made for: every thread that waits for it raises it.
+        A member that has diverged, is done, is preempted or raises is to leave, or begins another interval. An error of a
+        step is one of all members that it was made for; one of an evaluation is that member's alone.
         """
         self.begin(trainer, signals)
         while True:
             with self._turns.mine():
-                if self._error is not None:
-                    raise self._error
                 if trainer not in self._said:
                     self._step()
                 if trainer in self._said:
-                    return self._said.pop(trainer)
+                    return _heard(self._said.pop(trainer))
 
     def begin(self, trainer: Trainer, signals: TrialSignals = NO_SIGNALS) -> None:
         """A member begins an interval: from now on steps are made of it, too, up to its next report."""
@@ -106,41 +105,51 @@ class CoTraining:
         with self._turns.mine():
             self._step()
             said, self._said = self._said, {}
-            return said
+            return {trainer: _heard(word) for trainer, word in said.items()}
 
     def _step(self) -> None:
-        try:
-            self._said |= self._reports_after_step()
-        except Exception as error:
-            self._error = error
-            raise
-
-    def _reports_after_step(self) -> dict[Trainer, Progress | None]:
-        """Makes a step of the members that want one. Returns what has been said after it, or before the first."""
-        said: dict[Trainer, Progress | None] = {}
+        """Makes a step of the members that want one, and notes what is said after it, or before the first."""
         within = {trainer: signals for trainer, signals in self._members.items() if signals is not None}
         wanting = [trainer for trainer in within if trainer.wants_step]
-        with contextlib.ExitStack() as watched:
-            for trainer in wanting:
-                watched.enter_context(trainer.pace.watched("step"))
-            diverged = step_together(self.base, wanting) if wanting else {}
-            for trainer in wanting:
-                if trainer in diverged:
-                    said[trainer] = trainer.diverged(diverged[trainer])
-                    continue
-                trainer.heed(within[trainer])
-                trainer.pace.mark()
+        said = self._ends_in_step(wanting, within) if wanting else {}
         for trainer in within:
             if trainer not in said and not trainer.wants_step:
                 said[trainer] = self._report(trainer)
         self._members |= dict.fromkeys(said)  # they are within none until their next report is asked for
+        self._said |= said
+
+    def _ends_in_step(self, wanting: Sequence[Trainer], signals: Mapping[Trainer, TrialSignals]) -> dict[Trainer, Said]:
+        """Makes a step. Returns the members that come no further than it."""
+        said: dict[Trainer, Said] = {}
+        with contextlib.ExitStack() as watched:
+            for trainer in wanting:
+                watched.enter_context(trainer.pace.watched("step"))
+            try:
+                diverged = step_together(self.base, wanting)
+            except Exception as error:  # noqa: BLE001 - each member's thread raises it
+                return dict.fromkeys(wanting, error)
+            for trainer in wanting:
+                if trainer in diverged:
+                    said[trainer] = trainer.diverged(diverged[trainer])
+                    continue
+                trainer.heed(signals[trainer])
+                trainer.pace.mark()
         return said
 
-    def _report(self, trainer: Trainer) -> Progress | None:
+    def _report(self, trainer: Trainer) -> Said:
         if trainer.preempted:
             return None
-        with self.base.alone(trainer.model):
-            return trainer.report()
+        try:
+            with self.base.alone(trainer.model):
+                return trainer.report()
+        except Exception as error:  # noqa: BLE001 - its own thread raises it
+            return error
+
+
+def _heard(word: Said) -> Progress | None:
+    if isinstance(word, Exception):
+        raise word
+    return word
 
 
 class SharedTraining:

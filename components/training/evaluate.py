@@ -69,13 +69,15 @@ def conversation_losses(
     was_training = scored.training
     scored.eval()
     sums: dict[int, tuple[float, int]] = {}
-    with torch.no_grad(), scored.evaluating():
-        for packed in mine:
-            batch = collate(store, packed, pad_token_id, max_tokens).to(workers.device)
-            _add_batch_losses(sums, scored, store, packed, batch, turns)
-            if after_batch is not None:
-                after_batch()
-    scored.train(was_training)
+    try:
+        with torch.no_grad(), scored.evaluating():
+            for packed in mine:
+                batch = collate(store, packed, pad_token_id, max_tokens).to(workers.device)
+                _add_batch_losses(sums, scored, store, packed, batch, turns)
+                if after_batch is not None:
+                    after_batch()
+    finally:
+        scored.train(was_training)  # other trials may go on with the same layers
     return [
         ConversationLoss(index=index, loss_sum=loss_sum, num_targets=num_targets)
         for index, (loss_sum, num_targets) in sums.items()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 from torch import nn
@@ -122,8 +123,10 @@ class TrialRunner:
 
     def load(self, checkpoint: Folder) -> None:
         """Continues the running trial from a checkpoint; all workers call it."""
-        with self._clean_after_failure(), self._alone(self.running):
-            self.running.load(checkpoint.download())
+        with self._clean_after_failure():
+            directory = checkpoint.download()
+            with self._alone(self.running):
+                self.running.load(directory)
         self.workers.barrier()
         checkpoint.evict()
 
@@ -163,30 +166,31 @@ class TrialRunner:
         self.pace.begin()
         self._check_attention()
         self._check_quantization(spec)
+        weights = None if warm_from is None else warm_from.download()
         if self.shared is None:
-            self.run = self._trainer(self._clean_model(spec), spec, warm_from, max_rows)
+            self.run = self._trainer(self._clean_model(spec), spec, weights, max_rows)
         else:
             group = self.shared.group(lambda: self._base_of(base_variant(self.model, spec)))
-            self.run = self._joined(group, spec, warm_from, max_rows)
+            self.run = self._joined(group, spec, weights, max_rows)
 
-    def _trainer(self, scored: ScoredModel, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> Trainer:
+    def _trainer(self, scored: ScoredModel, spec: TrialSpec, weights: Path | None, max_rows: int | None) -> Trainer:
         spec = self._with_packing(scored, spec)
         set_gradient_checkpointing(scored.model, spec)
-        if warm_from is not None:
-            load_weights(scored.model, warm_from.download())
+        if weights is not None:
+            load_weights(scored.model, weights)
         # A trained model is loaded later with the same base as here, even where the experiment says `auto`.
         model = self.base.model.for_trial(spec).model_copy(update={"attention": scored.attention})
         base = self.base.model_copy(update={"model": model})
         return Trainer(spec, scored, self.data, self.workers, base, self.rungs, self._reply_scores, max_rows, self.pace)
 
-    def _joined(self, group: CoTraining, spec: TrialSpec, warm_from: Folder | None, max_rows: int | None) -> Trainer:
+    def _joined(self, group: CoTraining, spec: TrialSpec, weights: Path | None, max_rows: int | None) -> Trainer:
         """Returns a trial that is trained with others from its next step on."""
         if reason := why_alone(spec.method, self.workers.count):
             raise InputError(f"{reason}; or set search.trials_per_slot: 1")
         model = group.add(cast(LoraMethod, spec.method), spec.seed)
         try:
             with group.alone(model):
-                trainer = self._trainer(self._scored(model, spec), spec, warm_from, max_rows)
+                trainer = self._trainer(self._scored(model, spec), spec, weights, max_rows)
             group.join(trainer)
         except Exception:
             group.forget(model)
@@ -232,6 +236,8 @@ class TrialRunner:
         return contextlib.nullcontext() if self.shared is None else self.shared.current.alone(run.model)
 
     def _save(self, run: Trainer, directory: Folder) -> None:
+        if self.shared is not None:
+            self.uploads.wait()  # while others go on
         with self._alone(run):
             run.save(directory, self.uploads)
 

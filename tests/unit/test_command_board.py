@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from components.cluster.slots.command_board import CommandBoard, KnownTrials
+from components.cluster.slots.command_board import CommandBoard
 from components.cluster.slots.deaths import Evidence
+from components.cluster.slots.known_trials import KnownTrials
 from components.cluster.slots.protocol import Advance, Done, EndSlot, Left, Reported, Resume
 from components.cluster.slots.slot_result import ExitReason
 from components.records.events import Extension, Stop, TrialInstructed, TrialProgressed, replay

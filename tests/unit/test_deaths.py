@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.cluster.slots.command_board import KnownTrials
 from components.cluster.slots.death_witness import evidence_in
 from components.cluster.slots.deaths import MAX_DEATHS, MAX_STRIKES, Evidence
+from components.cluster.slots.known_trials import KnownTrials
 from components.cluster.slots.oom_kills import oom_kills
 from components.cluster.slots.protocol import Advance, Witness
 from components.cluster.slots.slot_result import SlotResult

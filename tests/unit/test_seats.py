@@ -4,7 +4,8 @@ import asyncio
 from dataclasses import replace
 
 from components.cluster.slots.command_board import CommandBoard
-from components.cluster.slots.protocol import Left, Resume, Start
+from components.cluster.slots.deaths import Evidence
+from components.cluster.slots.protocol import Done, Left, Resume, Start
 from components.cluster.slots.seats import Seat, Seats
 from components.experiment.spec import TrialSpec
 
@@ -87,3 +88,44 @@ async def _a_worker_hears_at_once_of_a_new_guest():
     assert [guest.slot for guest in await board.guests("a", frozenset("b"))] == ["b"]  # after a while, as nobody came
     await board.leave_seat("b")
     assert await board.guests("a", frozenset("b")) == []
+
+
+def test_the_death_of_a_shared_worker_is_one_of_every_trial_in_it():
+    asyncio.run(_the_death_of_a_shared_worker())
+
+
+async def _the_death_of_a_shared_worker():
+    """What Ray's memory monitor says reaches the host's slot only."""
+    board, slots = CommandBoard(), ("a", "b")
+    for slot in slots:
+        await board.take_seat(seat(slot))
+    spec = TrialSpec(batch={"rows_per_micro_batch": 8})
+    starts = {slot: Start(number=1, trial_id=f"trial-{slot}", spec=spec) for slot in slots}
+    calls = [asyncio.ensure_future(board.submit(slot, starts[slot], Resume(), seat(slot, host="a"))) for slot in slots]
+    await asyncio.sleep(0)
+    for slot in slots:
+        await board.register_worker_group(slot)
+        taken = await board.next_command(slot, None)
+        answer = asyncio.ensure_future(board.next_command(slot, Done(number=taken.number)))
+        await asyncio.sleep(0)
+        answer.cancel()
+    await asyncio.gather(*calls)
+    await board.note_death("a", Evidence(reason="the node's memory ran out", out_of_memory=True))
+    for slot in slots:
+        await board.register_worker_group(slot)
+        assert (await board.take_over(slot)).start.max_rows == 4
+
+
+def test_a_new_worker_trains_nothing_for_a_host_that_has_no_trial():
+    asyncio.run(_a_new_worker_trains_nothing_for_a_host())
+
+
+async def _a_new_worker_trains_nothing_for_a_host():
+    board = CommandBoard(replaces=True)
+    for slot in "ab":
+        await board.take_seat(seat(slot))
+    taking_over = asyncio.ensure_future(board.take_over("a"))
+    await asyncio.sleep(0)
+    assert not taking_over.done()  # this board does not know yet what the host was at
+    assert not await board.close_seats("a")
+    assert (await asyncio.wait_for(taking_over, 1)).start is None

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from components.errors import InputError
+from components.experiment.spec import LoraMethod
 from components.records.events import InterimCheckpoint
 from components.storage.open_folder import folder_at
 from components.training.co_training import SharedTraining
@@ -91,6 +92,28 @@ def test_an_error_of_a_joint_step_is_one_of_every_trial_in_it(toy, tmp_path):
     assert all(in_threads(advance, seats))
 
 
+def test_an_error_of_an_evaluation_is_that_trials_alone_and_later_ones_go_on(toy, tmp_path):
+    seats = sharing(toy, tmp_path / "shared", 3)
+
+    def odd(**_):
+        raise InputError("a reply that no score can be made of")
+
+    def serve(number, spec):
+        if number != 1:
+            return reports(seats[number], spec)
+        seats[1].start("odd", spec)
+        seats[1].running._measure = odd
+        with pytest.raises(InputError, match="no score"):
+            seats[1].advance()
+        return reports(seats[1], spec)  # the next trial of this seat
+
+    found = in_threads(serve, FOUR[:3])
+    assert not seats[0].shared.current._said
+    alone = session(toy, tmp_path / "alone")
+    for spec, together in zip(FOUR[:3], found, strict=True):
+        assert curve(together) == pytest.approx(curve(reports(alone, spec)), abs=1e-5)
+
+
 def test_what_cannot_share_a_base_leaves_no_trace_in_it(toy, tmp_path):
     first, second = sharing(toy, tmp_path, 2)
     first.start("first", LORA)
@@ -98,9 +121,13 @@ def test_what_cannot_share_a_base_leaves_no_trace_in_it(toy, tmp_path):
         second.start("second", FULL)
     with pytest.raises(InputError, match="precision bf16 and fp32 cannot be trained in one pass"):
         second.start("second", LORA.model_copy(update={"precision": "bf16"}))
+    for names in (("nowhere",), ("q_proj", "embed_tokens")):
+        with pytest.raises(InputError, match=r"method\.target_modules"):
+            second.start("second", LORA.model_copy(update={"method": LoraMethod(target_modules=names)}))
     group = first.shared.current
     assert group.members == (first.running,)
     assert group.base.models == (first.running.model,)
+    assert not any("lora" in name for name, _ in group.base.base.named_parameters())
 
 
 def test_threads_take_turns_in_the_order_in_which_they_ask():

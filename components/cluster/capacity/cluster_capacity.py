@@ -73,7 +73,7 @@ def check_capacity(experiment: ExperimentSpec, capacity: ClusterCapacity) -> Non
     problems = []
     for branch in branches_of(experiment).values():
         method = some_trial(experiment, branch).method
-        workers = experiment.workers_of(method)
+        workers = experiment.resources.of(method)  # all of it, also where trials share it
         if not capacity.trials_at_once(workers):
             problems += [f"  resources.{method.kind} (branch {branch.name}): {_needs(workers)}"]
             problems += [f"    {_offers(kind, workers)}" for kind in capacity.types]
@@ -111,7 +111,7 @@ def bundle(workers: WorkersSpec) -> dict[str, float]:
 
 def _share(amount: float, trials: int) -> float:
     """Rounded down to what Ray counts in, so that all shares of a worker fit into it."""
-    return amount if trials == 1 else math.floor(amount / trials / RAY_UNIT) * RAY_UNIT
+    return amount if trials == 1 else math.floor(round(amount / RAY_UNIT) / trials) * RAY_UNIT
 
 
 def workers_on_node(kind: NodeType, workers: WorkersSpec) -> int:

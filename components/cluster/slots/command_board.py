@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 from components.cluster.slots.deaths import Deaths, Evidence, FewerRows, GiveUp
 from components.cluster.slots.hang_watch import HangRule, HangWatch
+from components.cluster.slots.known_trials import KnownTrials
 from components.cluster.slots.protocol import (
     Advance,
     EndSlot,
@@ -36,16 +36,12 @@ from components.cluster.slots.protocol import (
 )
 from components.cluster.slots.seats import Seat, Seats
 from components.cluster.slots.slot_result import ExitReason
-from components.records.events import Extension, TrialHistory, TrialState, budget_at
+from components.records.events import Extension, budget_at
 from components.training.pace import PaceReading
 
 POLL_SECONDS = 30.0  # how long a call waits before the first worker makes it again
 GUESTS_SECONDS = 1.0  # how often a worker looks whether its guests live
 HEARTBEAT_SECONDS = 5.0  # how often the first worker calls while its group trains
-GOING_ON = (
-    TrialState.RUNNING,
-    TrialState.FAILED,
-)  # trials that may need a slot; a failed one may have been lost with its slot
 
 
 @dataclass(slots=True)
@@ -70,38 +66,6 @@ class _Slot:
     def trial_id(self) -> str:
         """Of the trial that runs here; empty before its start is acknowledged."""
         return self.resume.start.trial_id if self.resume.start is not None else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownTrials:
-    """What the journal says about trials that their slots and workers ask the board for, by trial id.
-
-    `last_reports` are steps; `max_rows` is what fits into memory of trials that had run out of it; `stop_requests` are the
-    trials that are to end, in the order of the requests.
-    """
-
-    extensions: Mapping[str, tuple[Extension, ...]] = field(default_factory=dict)
-    last_reports: Mapping[str, int] = field(default_factory=dict)
-    max_rows: Mapping[str, int] = field(default_factory=dict)
-    stop_requests: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, histories: Mapping[str, TrialHistory]) -> Self:
-        going_on = {name: history for name, history in histories.items() if history.state in GOING_ON}
-        return cls(
-            extensions={name: history.extensions for name, history in going_on.items() if history.extensions},
-            last_reports={name: history.last.step for name, history in going_on.items() if history.last},
-            max_rows={name: history.max_rows for name, history in going_on.items() if history.max_rows},
-            stop_requests=tuple(name for name, history in histories.items() if history.stop is not None),
-        )
-
-    def updated(self, later: KnownTrials) -> KnownTrials:
-        return KnownTrials(
-            extensions={**self.extensions, **later.extensions},
-            last_reports={**self.last_reports, **later.last_reports},
-            max_rows={**self.max_rows, **later.max_rows},
-            stop_requests=tuple(dict.fromkeys((*self.stop_requests, *later.stop_requests))),
-        )
 
 
 class CommandBoard:
@@ -212,11 +176,12 @@ class CommandBoard:
             state.deaths.evidence.append(evidence)
 
     async def note_death(self, slot: str, evidence: Evidence | None) -> None:
-        """For Train's controller: the group has died, or is ended because a part of it has."""
-        state = self._slots.setdefault(slot, _Slot())
-        state.watch.forget_group()
-        if evidence is not None:
-            state.deaths.evidence.append(evidence)
+        """For Train's controller: the group has died, or is ended because a part of it has. It was that of guests, too."""
+        for each in (slot, *(seat.slot for seat in self.seats.guests(slot))):
+            state = self._slots.setdefault(each, _Slot())
+            state.watch.forget_group()
+            if evidence is not None:
+                state.deaths.evidence.append(evidence)
 
     async def lose_slot(self, slot: str, evidence: Evidence) -> None:
         """For a slot whose Train run has ended, so that its trial goes on in another one."""
@@ -332,7 +297,10 @@ class CommandBoard:
         return self.seats.guests(host)
 
     async def close_seats(self, host: str) -> bool:
-        """For a host without a trial: whether its run may end."""
+        """For a host without a trial: whether its run may end. A new group of its workers has nothing to go on with there."""
+        state = self._slots.setdefault(host, _Slot())
+        state.resume = Resume()
+        state.introduced.set()
         return self.seats.close(host)
 
     def _take(self, state: _Slot, command: SlotCommand, resume: Resume) -> None:

@@ -32,6 +32,9 @@ class Guests:
         self._error: BaseException | None = None
         threading.Thread(target=self._receive, name="guests", daemon=True).start()
 
+    def failed(self) -> bool:
+        return self._error is not None
+
     def check(self) -> None:
         """Raises the error of a thread: the worker ends with it, as it does with an error of its own."""
         if self._error is not None:
@@ -48,10 +51,11 @@ class Guests:
         for seat in seats:
             if seat.has_died():
                 ray.get(self._board.leave_seat.remote(seat.slot))
-                if seat.slot in self._served:
-                    self._served[seat.slot].gone.set()
             elif seat.slot not in self._served:
                 self._begin(seat)
+        for served in self._served.values():  # also those of whom a new board has not heard
+            if served.seat.has_died():
+                served.gone.set()
         for slot in self._served.keys() - {seat.slot for seat in seats}:
             thread = self._served[slot].thread
             if thread is not None and not thread.is_alive():

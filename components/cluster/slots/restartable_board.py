@@ -9,8 +9,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.cluster.slots.command_board import CommandBoard, KnownTrials
+from components.cluster.slots.command_board import CommandBoard
 from components.cluster.slots.hang_watch import HangRule
+from components.cluster.slots.known_trials import KnownTrials
 from components.records.events import replay
 from components.records.journal import Journal
 from components.storage.folder import Folder

@@ -41,7 +41,7 @@ from components.cluster.slots.train_run import HostedRun, OwnRun, TrainRun
 from components.cluster.slots.trial_config import TrialConfig
 from components.records.events import Progress
 
-EXIT_SECONDS, LAST_UPLOAD_SECONDS = 5.0, 540.0  # Tune ends what has not ended after 600
+EXIT_SECONDS, LAST_UPLOAD_SECONDS = 5.0, 540.0  # Tune ends what has not ended after 600, a host of others much later
 PLACEMENT_LOST_SECONDS = 10.0  # for another node to take the place of one that is gone
 
 
@@ -97,11 +97,12 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             self._end_run(self.train_run)
         if self.seat is not None:
             ray.get(self.board.leave_seat.remote(self.slot))
+            ray.cancel(self.seat.alive[0])
 
     def _end_run(self, run: TrainRun) -> None:
         if isinstance(run, OwnRun) and self.seat is not None:
             while run.alive and not ray.get(self.board.close_seats.remote(self.slot)):
-                time.sleep(1.0)  # its guests go on; no trial waits for what this slot holds meanwhile
+                time.sleep(1.0)  # its guests go on, and others may come
         # Once the workers have left their loop nothing is lost with them: the Train run ends with this process, its owner.
         # It would also end by itself, seconds later; the trials that wait for its resources would wait for that.
         exited = self._submit(EndSlot())

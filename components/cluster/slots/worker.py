@@ -52,7 +52,7 @@ from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
 
-LOOK_SECONDS = 1.0  # how often a worker that waits for a command looks whether it must end
+LOOK_SECONDS = 1.0  # how often a worker that waits for a command looks whether it serves in vain
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class _Service:
     Args:
         first: whether it is the worker that talks with the board.
         shared: with the other slots that this process serves.
-        gone: whether the slot has died without this process.
-        check: raises if this process must end for a reason of another slot's.
+        gone: whether the slot needs this process no more, or this process must end for a reason of another slot's.
+        check: raises that reason.
     """
 
     context: SearchContext
@@ -100,10 +100,11 @@ def serve_commands(config: dict[str, Any]) -> None:
     if own.spec.trials_at_once > 1:
         shared = replace(own, shared=SharedTraining())
         guests = Guests(own.board, own.slot, lambda slot, gone: _serve(replace(shared, slot=slot, gone=gone)))
-        own = replace(shared, check=guests.check)
+        own = replace(shared, check=guests.check, gone=guests.failed)
     faults = take_faults(own.slot)
     with noting_faults(own.slot):
-        _serve(own, faults)
+        # Whose trial it was that brought a shared process down, nobody knows: a strike might be another one's.
+        _serve(own, faults if own.shared is None else ())
 
 
 def _serve(service: _Service, faults: Sequence[str] = ()) -> None:
@@ -129,7 +130,10 @@ def _carry_out_all(service: _Service, runners: Runners, workers: Workers, signal
     board, slot = service.board, service.slot
     answer: SlotAnswer | None = None
     done: SlotAnswer | None = None
-    while not service.gone():
+    while True:
+        service.check()
+        if service.gone():
+            return
         command = workers.from_first(_next_command(service, answer) if service.first else None)
         if isinstance(command, EndSlot):
             runners.wait_for_uploads()
@@ -144,8 +148,7 @@ def _carry_out_all(service: _Service, runners: Runners, workers: Workers, signal
 def _next_command(service: _Service, answer: SlotAnswer | None) -> SlotCommand:
     asked = service.board.next_command.remote(service.slot, answer)
     while not ray.wait([asked], timeout=LOOK_SECONDS)[0]:
-        service.check()
-        if service.gone():
+        if service.gone():  # or another thread of this process has failed
             return Wait()
     command: SlotCommand = ray.get(asked)
     return command
