@@ -20,7 +20,7 @@ from components.data.batch import Batch
 from components.data.collate import collate
 from components.data.general_text import PassageRows
 from components.data.rows import RowStore, rows_of
-from components.data.sampler import Position, StepSampler, micro_batches
+from components.data.sampler import PackedRow, Position, StepSampler, micro_batches
 from components.experiment.report_marks import next_mark, passes_evaluation
 from components.experiment.spec import EVAL_LOSS, GENERAL_LOSS, TrialSpec
 from components.models.base.reference import BaseReference
@@ -202,9 +202,12 @@ class Trainer:
         began, step = time.perf_counter(), self.counters.step + 1
         # Randomness in a step (dropout) does not depend on earlier steps, so a checkpoint needs no random state.
         torch.manual_seed((self.spec.seed * 1_000_003 + step) * 1_009 + self.workers.worker_rank)
-        batches = self._next_batches()
-        num_targets, num_tokens = self._sizes(batches)
-        return StepDraw(began=began, batches=batches, num_targets=num_targets, num_tokens=num_tokens)
+        rows, self.position = self.sampler.next_step(self.position)
+        # Each worker knows the rows of all, so none has to ask the others how much the step has.
+        indices = [index for row in rows for index in row]
+        sizes = (self.train_store.num_targets, self.train_store.lengths)
+        num_targets, num_tokens = (int(of_rows[indices].sum()) for of_rows in sizes)
+        return StepDraw(began=began, batches=self._batches_of(rows), num_targets=num_targets, num_tokens=num_tokens)
 
     def finish(self, draw: StepDraw, losses: Sequence[Tensor], share: float = 1.0) -> None:
         """Ends a step whose gradient has been made: changes the weights, and counts. Raises Diverged instead.
@@ -243,16 +246,8 @@ class Trainer:
             metrics, loss_sum=loss_sum, num_targets=num_targets, num_tokens=draw.num_tokens, seconds=elapsed
         )
 
-    def _sizes(self, batches: list[Batch]) -> tuple[int, int]:
-        """Returns (targets, tokens without padding) of a step over all workers. The batches are in CPU memory."""
-        num_targets = sum(batch.num_targets for batch in batches)
-        num_tokens = sum(int((batch.segment_ids_BT > 0).sum()) for batch in batches)
-        all_targets, all_tokens = self.workers.sum([float(num_targets), float(num_tokens)])
-        return int(all_targets), int(all_tokens)
-
-    def _next_batches(self) -> list[Batch]:
-        """Returns this worker's micro-batches of the next step, in CPU memory. Their number is the same on every worker."""
-        rows, self.position = self.sampler.next_step(self.position)
+    def _batches_of(self, rows: list[PackedRow]) -> list[Batch]:
+        """Returns this worker's micro-batches of a step, in CPU memory. Their number is the same on every worker."""
         shares = micro_batches(
             rows,
             worker_rank=self.workers.worker_rank,

@@ -14,8 +14,10 @@ from components.conversations.chat_formats.rendered import (
 from components.conversations.chat_formats.truncation import fit_length
 from components.data.collate import collate
 from components.data.rows import SeparateRows, rows_of
+from components.data.sampler import StepSampler
 from components.data.token_store import Entry, TokenStore, write_store
 from components.data.tree_layout import depths_of, subtree_ends_of
+from components.experiment.spec import BatchSpec
 
 # A template that shows only the newest thought (8, 9): questions are 11.., 21.., answers 41.., 51.., and 2 is the stop.
 THINKING = [
@@ -203,3 +205,16 @@ def test_a_store_of_paths_needs_no_separate_rows(tmp_path):
 def test_sequences_of_a_path_are_the_path():
     assert [sequence.spans for sequence in sequences_of(5, ())] == [((0, 5),)]
     assert np.array_equal(depths_of(5, ()), np.arange(5))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("separate", [True, False])
+def test_the_store_knows_how_many_tokens_and_targets_the_batches_of_a_step_have(tmp_path, separate, packing):
+    """So no worker asks the others: see Trainer.draw."""
+    store = rows_of(store_of(tmp_path, TREE, PATH, TREE, PATH, PATH), separate=separate)
+    batch = BatchSpec(rows_per_step=2, rows_per_micro_batch=1, packing=packing)
+    for rows in StepSampler(store.lengths, batch, max_tokens=32, seed=0).plan(0):
+        batches = [collate(store, [row], 0, 32) for row in rows]
+        indices = [index for row in rows for index in row]
+        assert sum(batch.num_targets for batch in batches) == store.num_targets[indices].sum()
+        assert sum(int((batch.segment_ids_BT > 0).sum()) for batch in batches) == store.lengths[indices].sum()

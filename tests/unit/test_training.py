@@ -76,7 +76,7 @@ def test_nothing_is_waited_for_while_the_passes_of_a_step_are_queued(toy, tmp_pa
         of = session(toy, tmp_path)
         of.start("trial", FULL.model_copy(update={"batch": BatchSpec(rows_per_step=4, rows_per_micro_batch=rows)}))
         of.running.step()  # the first one also looks at the head
-        batches = of.running._next_batches()
+        batches = of.running.draw().batches
         with Reads() as reads:
             of.running._backward(batches, num_targets=1)
         counts.append(reads.count)
@@ -488,7 +488,7 @@ def test_a_weight_is_cast_once_a_step_and_gradients_are_the_same_bits(toy, tmp_p
         if not kept:
             monkeypatch.setattr(ScoredModel, "accumulating", lambda _: contextlib.nullcontext())
         with Casts(of.running.model) as casts:
-            of.running._backward(of.running._next_batches(), num_targets=1)
+            of.running._backward(of.running.draw().batches, num_targets=1)
         counts.append(casts.count)
         gradients.append([weight.grad for weight in of.running.model.parameters()])
     assert counts[0] < counts[1] / 2
