@@ -52,7 +52,7 @@ from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import UnfitWorkersError, Workers
 
-LOOK_SECONDS = 1.0  # how often a worker that waits for a command looks whether it serves in vain
+LOOK_SECONDS = 1.0  # how often a worker that waits for a command looks whether it is still needed
 
 
 @dataclass(frozen=True, slots=True)
