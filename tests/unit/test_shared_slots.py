@@ -85,7 +85,7 @@ def test_the_number_of_trials_has_bounds(trials):
         experiment(trials)
 
 
-def test_a_model_whose_trials_cannot_be_trained_together_is_refused_before_the_search():
+def test_a_model_whose_trials_cannot_share_a_slot_is_refused_before_the_search():
     llama = config_of("llama")
     abilities_for(experiment(2), llama)
     dropping = config_of("llama")
