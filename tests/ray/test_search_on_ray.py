@@ -218,11 +218,14 @@ def test_a_diverged_trial_fails_with_its_reason(files, cluster):
 
 
 def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain, caplog):
-    victims, killed = ["RayTrainWorker", "RestartableBoard", "TrainController", "RestartableBoard", SLOT], []
+    victims, killed = (
+        [*[(name,) for name in ("RayTrainWorker", "RestartableBoard", "TrainController", "RestartableBoard")], SLOT],
+        [],
+    )
 
     def kill_one(record):
         if isinstance(record, TrialProgressed) and victims:
-            killed.append(kill_process(victims.pop(0)))
+            killed.append(kill_process(*victims.pop(0)))
 
     records = searched(context_of(files, "killed", "search.max_failures=5"), kill_one)
     assert len(killed) == 5
@@ -292,7 +295,7 @@ def test_a_trial_that_was_lost_with_its_slot_goes_on_when_the_search_is_resumed(
 
     def kill_slot(record):
         if isinstance(record, TrialProgressed) and not killed:
-            killed.append(kill_process(SLOT))
+            killed.append(kill_process(*SLOT))
 
     (lost,) = replay(searched(context, kill_slot)).values()
     assert (lost.state, lost.impossible, len(lost.reports)) == ("failed", False, 1)

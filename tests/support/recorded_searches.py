@@ -47,12 +47,12 @@ def final_losses(records):
     return {history.started.number: history.reports[-1].eval_loss for history in replay(records).values()}
 
 
-SLOT = "ray::[Ss]lot|ResourceTrainable"  # idle, and while it trains
+SLOT = (r"ResourceTrainable\.train", "ray::[Ss]lot")  # one that trains, else an idle one
 
 
-def kill_process(name):
-    """SIGKILL to one process of that name in this test's cluster, whose processes are all children of this one."""
-    processes = psutil.Process().children(recursive=True)
-    victim = next(process for process in processes if any(re.search(name, word) for word in process.cmdline()))
-    os.kill(victim.pid, signal.SIGKILL)
-    return victim.pid
+def kill_process(*names):
+    """SIGKILL to one process in this test's cluster, whose processes are all children of this one: of the first such name."""
+    processes = [(child.pid, " ".join(child.cmdline())) for child in psutil.Process().children(recursive=True)]
+    victim = next(pid for name in names for pid, command in processes if re.search(name, command))
+    os.kill(victim, signal.SIGKILL)
+    return victim
