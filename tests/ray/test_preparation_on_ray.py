@@ -12,7 +12,6 @@ from components.cluster.capacity.cluster_capacity import InsufficientCapacityErr
 from components.cluster.preparation import cluster_pool, shards
 from components.cluster.preparation.cluster_pool import on_cluster
 from components.cluster.preparation.shards import ShardStore
-from components.cluster.ray_session import connected
 from components.conversations.readers import chunks
 from components.data import process_pool, written_sides
 from components.data.prepare import prepare
@@ -21,6 +20,7 @@ from components.experiment.spec import DataSpec
 from components.storage.open_folder import folder_at
 from tests.support.odd_records import odd_lines
 from tests.support.programs import environment
+from tests.support.recorded_searches import own_cluster
 from tests.support.servers import until
 from tests.support.template_kinds import KINDS
 from tests.support.toy_search import toy_search_folder
@@ -28,10 +28,8 @@ from tests.support.toy_search import toy_search_folder
 
 @pytest.fixture(scope="module")
 def two_cpus():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with connected(num_cpus=2):
-            yield
+    with own_cluster(num_cpus=2):
+        yield
 
 
 @pytest.fixture

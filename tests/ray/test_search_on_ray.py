@@ -16,7 +16,6 @@ from components.cluster.capacity.autoscaler_config import capacity_of_cluster
 from components.cluster.capacity.cluster_capacity import InsufficientCapacityError, check_capacity
 from components.cluster.driver.run_on_worker import run_on_worker
 from components.cluster.driver.trial_control import controller_of
-from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search
 from components.data.prepare import PreparedDataset
 from components.errors import InputError
@@ -37,7 +36,7 @@ from components.search.prepare_search import prepare_search
 from components.storage.retry import StorageError
 from components.training.rung_sample import RungSample
 from components.training.workers import UnfitWorkersError
-from tests.support.recorded_searches import SLOT, context_of, final_losses, kill_process, recorded
+from tests.support.recorded_searches import SLOT, context_of, final_losses, kill_process, own_cluster, recorded
 from tests.support.servers import until
 from tests.support.toy_search import toy_search_folder
 
@@ -67,10 +66,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with connected(num_cpus=2):
-            yield
+    with own_cluster(num_cpus=2):
+        yield
 
 
 def searched(context, when=None):

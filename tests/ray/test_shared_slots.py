@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from components.cluster.ray_session import connected
 from components.cluster.slots.worker import make_runner
 from components.records.events import TrialEnded, TrialProgressed, TrialStarted, replay
 from components.training.workers import OneWorker
-from tests.support.recorded_searches import SLOT, context_of, final_losses, kill_process, recorded
+from tests.support.recorded_searches import SLOT, context_of, final_losses, kill_process, own_cluster, recorded
 from tests.support.toy_search import toy_search_folder
 
 CHANGES = """
@@ -36,10 +35,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with connected(num_cpus=1):
-            yield
+    with own_cluster(num_cpus=1):
+        yield
 
 
 def alone(context, records):

@@ -1,6 +1,7 @@
 """Trials whose workers run out of memory, hang and crash, on a real Ray cluster: a user's own function brings it about."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +11,11 @@ from components.cluster.run_search import run_search
 from components.cluster.slots.hang_watch import HangRule
 from components.cluster.slots.search_context import SearchContext
 from components.cluster.slots.worker import make_runner
-from components.data.prepare import prepare
-from components.experiment.load_experiment import load_experiment
-from components.models.base.reference import BaseReference
 from components.records.events import TrialProgressed
 from components.records.histories import TrialHistories
 from components.scoring.score_model import GenerationPlan
 from components.training.workers import OneWorker
+from tests.support.recorded_searches import context_of
 from tests.support.sessions import curve
 from tests.support.toy_search import toy_search_folder
 
@@ -75,18 +74,9 @@ def said(conversations, answers):
 def context(tmp_path):
     folder = toy_search_folder(tmp_path, CHANGES, conversations=25, absolute=True)
     (folder / "plants.py").write_text(PLANTS)
-    experiment = load_experiment(folder / "toy.yaml")
-    dataset = prepare(experiment.data, model_path=folder / "model", chat_format="auto", storage=experiment.folder)
-    return SearchContext(
-        experiment=experiment,
-        search_id="wrong",
-        folder=experiment.folder / "wrong",
-        prepared=dataset.directory,
-        budget=experiment.trial.budget.in_target_tokens(dataset.train.total_targets),
-        pad_token_id=0,
-        base=BaseReference(model=experiment.model, digest="sha256:toy", chat_format="auto"),
-        generation=GenerationPlan(generate=experiment.generation, working_directory=str(folder)),
-    )
+    context = context_of(folder, "wrong")
+    plan = GenerationPlan(generate=context.experiment.generation, working_directory=str(folder))
+    return replace(context, generation=plan)
 
 
 def undisturbed(context, spec):

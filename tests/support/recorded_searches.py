@@ -1,11 +1,14 @@
 """Searches of a tiny model on a test's own cluster, with all that they record."""
 
+import contextlib
 import os
 import re
 import signal
 
 import psutil
+import pytest
 
+from components.cluster.ray_session import connected
 from components.cluster.run_search import run_search
 from components.cluster.slots.search_context import SearchContext
 from components.data.prepare import prepare
@@ -14,6 +17,15 @@ from components.models.base.reference import BaseReference
 from components.records.events import replay
 from components.records.histories import TrialHistories
 from components.records.journal import Journal
+
+
+@contextlib.contextmanager
+def own_cluster(num_cpus):
+    """Inside, a cluster of this test's own is connected."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(num_cpus=num_cpus):
+            yield
 
 
 def context_of(files, name, *overrides):

@@ -271,20 +271,16 @@ class CommandBoard:
         """For a slot that begins a trial: the step of the last report that the journal has; 0 if there is none."""
         return self._last_reports.get(trial_id, 0)
 
-    async def take_seat(self, wanted: Seat) -> Seat:
-        """For a slot whose trials are trained with others, before its first command."""
-        seat = self.seats.take(wanted)
+    async def take_seat(self, wanted: Seat) -> tuple[Seat, Seat]:
+        """For a slot whose trials are trained with others, before its first command: its seat, and its host's."""
+        taken = self.seats.take(wanted)
         self._new_guest.set()
         self._new_guest = asyncio.Event()
-        return seat
+        return taken
 
     async def keep_waiting(self) -> None:
         """A promise that is never kept, by which others see whether its owner lives (seats.Seat)."""
         await asyncio.Event().wait()
-
-    async def seat_of(self, slot: str) -> Seat | None:
-        """For a guest: its host's seat, by which it sees whether the host lives."""
-        return self.seats.of(slot)
 
     async def leave_seat(self, slot: str) -> None:
         """For a slot that has ended its trials, and for others that have seen it dead."""

@@ -42,21 +42,17 @@ class Seats:
         self._seats: dict[str, Seat] = {}  # by slot, in the order in which they came
         self._closed: set[str] = set()  # hosts whose runs end
 
-    def take(self, wanted: Seat) -> Seat:
-        """Returns a guest's seat in a run of its kind on its node, or a host's, if no such run has room."""
+    def take(self, wanted: Seat) -> tuple[Seat, Seat]:
+        """Returns a guest's seat in a run of its kind on its node, or a host's if no such run has room; and its host's."""
         hosts = (seat for seat in self._seats.values() if seat.host == seat.slot and seat.suits(wanted))
         free = (seat.slot for seat in hosts if seat.slot not in self._closed and len(self._in(seat.slot)) < seat.count)
         seat = replace(wanted, host=next(free, wanted.slot))
         self.note(seat)
-        return seat
+        return seat, self._seats[seat.host]
 
     def note(self, seat: Seat) -> None:
         """A slot says which seat it has."""
         self._seats[seat.slot] = seat
-
-    def of(self, slot: str) -> Seat | None:
-        """Returns a slot's seat; None if it has none, or has not said it to this board."""
-        return self._seats.get(slot)
 
     def leave(self, slot: str) -> None:
         """The slot needs its seat no more, or has died. A host's run ends with it: its guests find out by themselves."""

@@ -166,11 +166,10 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         node, kind = ray.get_runtime_context().get_node_id(), self.trial_resources.kind
         wanted = Seat(slot=self.slot, kind=kind, node=node, count=count, alive=[self.board.keep_waiting.remote()])
         while True:
-            seat: Seat = ray.get(self.board.take_seat.remote(wanted))
+            seat, host = ray.get(self.board.take_seat.remote(wanted))
             if seat.host == self.slot:
                 return seat, None
-            host: Seat | None = ray.get(self.board.seat_of.remote(seat.host))
-            if host is not None and not host.has_died():
+            if not host.has_died():
                 return seat, host
             ray.get(self.board.leave_seat.remote(seat.host))
 
