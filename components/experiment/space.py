@@ -97,6 +97,9 @@ def change_trial(
         changed = TrialSpec.model_validate(_with_values(spec, values))
     except ValidationError as error:
         raise ExperimentError(problems_of(error, TrialSpec)) from None
+    if values.get("precision") == "auto":
+        text = "auto is decided when a search begins; give fp32 or bf16, or leave it out"
+        raise ExperimentError([Problem(location="precision", text=text)])
     if problems := list(worker_problems(experiment, changed, "", model or experiment.model)):
         raise ExperimentError(problems)
     return changed

@@ -7,7 +7,7 @@ import logging
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components.errors import InputError
-from components.experiment.spec import ExperimentSpec
+from components.experiment.spec import Dtype, ExperimentSpec
 from components.storage.folder import Folder
 from components.storage.foreign_files import explain_foreign, reason_of
 
@@ -39,6 +39,7 @@ class SearchManifest(BaseModel):
         None, description="Of each trial, in target tokens (bytes if bases differ); old manifests do not have it."
     )
     attention: str | None = Field(None, description="Of the base model, decided when the search began.")
+    precisions: dict[str, Dtype] = Field({}, description="What `precision: auto` came to, by branch.")
     other_bases: dict[str, ManifestBase] = Field({}, description="Of branches with another base, by their name.")
     started_from: tuple[str, ...] = Field((), description="Earlier searches that it learned from, as EXPERIMENT/ID.")
     finished: bool = False

@@ -24,7 +24,8 @@ from components.data.passage import Passage
 from components.data.prepare import PreparedDataset
 from components.experiment.branch_models import branches_by_model, joined, view_of
 from components.experiment.learning_rate_prior import settle_learning_rates
-from components.experiment.spec import ChatFormatSpec, ExperimentSpec, ModelSpec
+from components.experiment.precisions import with_precisions
+from components.experiment.spec import ChatFormatSpec, Dtype, ExperimentSpec, ModelSpec
 from components.models.base.bundled_models import BUNDLED_MODELS
 from components.models.base.load_base import check_base, config_of, resolve_model
 from components.models.base.reference import BaseReference
@@ -40,7 +41,7 @@ from components.search.choose_search import ChosenSearch
 from components.search.open_data import open_data
 from components.search.plan_generation import plan_generation
 from components.training.budget_units import BudgetUnits, rescaled
-from components.training.model_settings import abilities_for, settle
+from components.training.model_settings import abilities_for, precisions_here, settle
 from components.training.vocabulary_check import check_vocabulary
 
 
@@ -135,6 +136,11 @@ class OpenedBases:
         """The digest of the prepared data, by branch."""
         return {name: base.dataset.digest for base in self.bases for name in base.branches}
 
+    @property
+    def precisions(self) -> dict[str, Dtype]:
+        """What `precision: auto` came to, by branch."""
+        return {name: precision for base in self.bases for name, precision in precisions_here(base.experiment).items()}
+
     def of_branch(self, branch: str) -> OpenedBase:
         return next(base for base in self.bases if branch in base.branches)
 
@@ -162,7 +168,7 @@ def open_bases(
     for number, (base, dataset) in enumerate(zip(files, datasets, strict=True)):
         say = on_message if number == 0 else ignore_message  # all are asked the same
         plans.append(plan_generation(base.experiment, dataset, base.chat_format, base.config, probes, say))
-        bases.append(_settled(base, _with_attention_of(base, begun), dataset))
+        bases.append(_settled(base, _as_it_began(base, begun), dataset))
     if datasets[0].verdict_note:
         on_message(datasets[0].verdict_note)
     experiment = joined(written, [base.experiment for base in bases])
@@ -214,13 +220,15 @@ def _read(view: ExperimentSpec, on_message: OnMessage) -> BaseFiles:
     )
 
 
-def _with_attention_of(base: BaseFiles, begun: SearchManifest | None) -> ExperimentSpec:
-    """Returns the view with the attention that the search began with, whatever this machine has."""
-    kept = None if begun is None else begun.base_of(base.branches[0]).attention
-    if kept is None:
+def _as_it_began(base: BaseFiles, begun: SearchManifest | None) -> ExperimentSpec:
+    """Returns the view with the precisions and the attention that the search began with, whatever this machine has."""
+    if begun is None:
         return base.experiment
-    model = base.experiment.model.model_copy(update={"attention": kept})
-    return base.experiment.model_copy(update={"model": model})
+    view = with_precisions(base.experiment, begun.precisions)
+    kept = begun.base_of(base.branches[0]).attention
+    return (
+        view if kept is None else view.model_copy(update={"model": view.model.model_copy(update={"attention": kept})})
+    )
 
 
 def _settled(base: BaseFiles, view: ExperimentSpec, dataset: PreparedDataset) -> OpenedBase:

@@ -291,6 +291,7 @@ def _new_manifest(written: ExperimentSpec, opened: OpenedBases, started_from: tu
         prepared=default.prepared,
         budget=opened.budget,
         attention=default.attention,
+        precisions=opened.precisions,
         other_bases=opened.others_in_manifest(),
         started_from=started_from,
         layout=LAYOUT,

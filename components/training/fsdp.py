@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,6 @@ from components.models.sharded_safetensors import Rows
 from components.training.loss import ScoredModel
 from components.training.workers import Workers
 
-Precision = Literal["fp32", "bf16"]
-
 
 class ShardedBase:
     """Provides one sharded model at a time, with all weights trainable and no trace of earlier training.
@@ -47,10 +45,10 @@ class ShardedBase:
         """
         self._load, self.workers = load, workers
         self._scored: ScoredModel | None = None
-        self._kept_as: tuple[Precision, Dtype] = "fp32", "fp32"
+        self._kept_as: tuple[Dtype, Dtype] = "fp32", "fp32"
         self._clean: dict[str, Tensor] = {}
 
-    def acquire(self, precision: Precision, dtype: Dtype) -> ScoredModel:
+    def acquire(self, precision: Dtype, dtype: Dtype) -> ScoredModel:
         """Returns a clean model in training mode that computes at this precision.
 
         `dtype` is the dtype of the shares, which the optimizer updates. In float32 no update is rounded away, and a layer is
@@ -73,7 +71,7 @@ class ShardedBase:
         """The next trial loads a model of its own."""
         self._scored, self._clean = None, {}
 
-    def _load_sharded(self, precision: Precision, dtype: Dtype) -> ScoredModel:
+    def _load_sharded(self, precision: Dtype, dtype: Dtype) -> ScoredModel:
         base = self._load(dtype)
         base.config.use_cache = False
         train_what_text_reaches(base)
@@ -84,7 +82,7 @@ class ShardedBase:
         return scored
 
 
-def shard(scored: ScoredModel, workers: Workers, dtype: torch.dtype, precision: Precision) -> None:
+def shard(scored: ScoredModel, workers: Workers, dtype: torch.dtype, precision: Dtype) -> None:
     """Leaves every worker its rows of each weight. Decoder layers are gathered one at a time, while they compute.
 
     Layers are moved to the device and sharded there one after the other, so no device ever holds the whole model.

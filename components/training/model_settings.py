@@ -1,4 +1,4 @@
-"""Decides what an experiment leaves to the model: its attention, whether rows are packed, and how trees are laid out.
+"""Decides what an experiment leaves to the model and the machine: precision, attention, packing, and how trees are laid out.
 
 The decision is made when a search is opened, and again when it is resumed or planned: everything after it has an experiment
 that says what is done, and nothing is found out in a worker.
@@ -15,9 +15,11 @@ from transformers import PreTrainedConfig
 from components.data.layout import Layout
 from components.errors import InputError
 from components.experiment.experiment_errors import ExperimentError, Problem
+from components.experiment.precisions import AUTO, precisions, settled_value, with_precisions
 from components.experiment.space import branches_of, corner_trials
-from components.experiment.spec import FLASH_ATTENTION, ExperimentSpec, LoraMethod, TrialSpec
+from components.experiment.spec import FLASH_ATTENTION, Dtype, ExperimentSpec, LoraMethod, TrialSpec
 from components.models.attention_backend import has_sdpa, is_usable, usable_attention
+from components.models.precision import fast_on_cpu, fast_on_gpu
 from components.models.shared_base import why_not_shared
 from components.training.model_abilities import ModelAbilities, probe_model
 
@@ -58,6 +60,7 @@ def settle(
     experiment: ExperimentSpec, config: PreTrainedConfig, abilities: ModelAbilities, *, has_trees: bool
 ) -> ModelSettings:
     """Makes the decision. `has_trees`: some conversations of the data are trees, which flash attention cannot see."""
+    written, experiment = experiment, with_precisions(experiment, precisions_here(experiment))
     if experiment.model.attention == "auto" and not has_trees and _all_can_use_flash(experiment, abilities):
         abilities = probe_model(config, FLASH_ATTENTION, longest=experiment.data.max_tokens)
     settled = experiment.model_copy(
@@ -72,8 +75,13 @@ def settle(
     return ModelSettings(
         experiment=settled,
         layout=abilities.layout,
-        sentence=_sentence(settled, abilities, has_trees),
+        sentence=", ".join([_precision(written, settled), *_model_decisions(settled, abilities, has_trees)]),
     )
+
+
+def precisions_here(experiment: ExperimentSpec) -> dict[str, Dtype]:
+    """Returns what `precision: auto` comes to in each branch, as far as this machine can say (_all_can_use_flash)."""
+    return precisions(experiment, on_cpu=fast_on_cpu(), on_gpu=fast_on_gpu())
 
 
 def _problems(experiment: ExperimentSpec, abilities: ModelAbilities, kind: str) -> Iterator[Problem]:
@@ -134,19 +142,20 @@ def _with_packing(trial: TrialSpec, packs: bool) -> TrialSpec:
 
 
 def _space_with_packing(space: Mapping[str, Mapping[str, Any]], packs: bool) -> dict[str, dict[str, Any]]:
-    def decided(value: Any) -> Any:
-        if isinstance(value, Mapping):  # a domain
-            return {name: list(dict.fromkeys(map(decided, values))) for name, values in value.items()}
-        return False if value == "auto" else value
-
     settled = {name: dict(tree) for name, tree in space.items()}
     for tree in () if packs else settled.values():
         if isinstance(batch := tree.get("batch"), Mapping) and "packing" in batch:
-            tree["batch"] = {**batch, "packing": decided(batch["packing"])}
+            tree["batch"] = {**batch, "packing": settled_value(batch["packing"], False)}
     return settled
 
 
-def _sentence(settled: ExperimentSpec, abilities: ModelAbilities, has_trees: bool) -> str:
+def _precision(written: ExperimentSpec, settled: ExperimentSpec) -> str:
+    found = dict.fromkeys(trial.precision for _, trial in _trials(settled))
+    slow = "fp32" in found and any(trial.precision == AUTO for _, trial in _trials(written))
+    return f"precision {' or '.join(found)}{' (no instructions for bf16 here)' if slow else ''}"
+
+
+def _model_decisions(settled: ExperimentSpec, abilities: ModelAbilities, has_trees: bool) -> list[str]:
     packing = {trial.batch.packing is not False for _, trial in _trials(settled)}  # True, or `auto` where they can be
     rows = (
         "rows packed"
@@ -161,4 +170,4 @@ def _sentence(settled: ExperimentSpec, abilities: ModelAbilities, has_trees: boo
         parts.append("each conversation in one pass, whatever its template rewrites")
     elif has_trees:
         parts.append(f"what a template rewrites in rows of its own ({abilities.why_no_trees})")
-    return ", ".join(parts)
+    return parts

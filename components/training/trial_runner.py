@@ -255,7 +255,7 @@ class TrialRunner:
 
     def _clean_model(self, spec: TrialSpec) -> ScoredModel:
         if self.workers.parallel == "fsdp":
-            return self.sharded.acquire(spec.precision, self.model.dtype_of(spec))
+            return self.sharded.acquire(spec.computed_in, self.model.dtype_of(spec))
         return self._scored(self.warm.acquire(base_variant(self.model, spec), spec.method, spec.seed), spec)
 
     def _base_of(self, kind: BaseVariant) -> SharedBase:
@@ -263,7 +263,7 @@ class TrialRunner:
 
     def _scored(self, model: nn.Module, spec: TrialSpec) -> ScoredModel:
         device = self.workers.device
-        return ScoredModel(model, precision=spec.precision, attention=attention_of(model), device=device)
+        return ScoredModel(model, precision=spec.computed_in, attention=attention_of(model), device=device)
 
     @cached_property
     def _reply_scores(self) -> ReplyScores | None:
@@ -320,7 +320,7 @@ class TrialRunner:
 
         Without masks if that keeps them apart on every worker, else with them.
         """
-        kind = base_variant(self.model, spec), spec.precision
+        kind = base_variant(self.model, spec), spec.computed_in
         if kind not in self._isolations:
             # Where one worker has no such kernel, another may not try without it: a sharded model computes on all or none.
             (cannot,) = self.workers.sum([float(not self._may_keep_apart(scored))])

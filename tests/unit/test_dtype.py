@@ -51,6 +51,7 @@ def dtypes(model):
 @pytest.mark.parametrize(
     ("of_model", "trial", "expected"),
     [
+        ("auto", {"method": FullMethod(), "precision": "auto"}, "fp32"),
         ("auto", {"method": FullMethod()}, "fp32"),
         ("auto", {"method": FullMethod(), "precision": "fp32"}, "fp32"),
         ("auto", {"method": LoraMethod()}, "bf16"),
@@ -66,14 +67,14 @@ def dtypes(model):
     ],
 )
 def test_a_trials_dtype_is_its_own_else_the_models_else_by_method_and_precision(of_model, trial, expected):
-    assert ModelSpec(path="a", dtype=of_model).dtype_of(TrialSpec(**trial)) == expected
+    assert ModelSpec(path="a", dtype=of_model).dtype_of(TrialSpec(**{"precision": "bf16", **trial})) == expected
 
 
 EXPERIMENT = """
 name: toy
 model: {path: a, %s}
 data: {train: b}
-trial: {budget: {epochs: 1}}
+trial: {budget: {epochs: 1}, precision: bf16}
 search:
   trials: 2
   space:
@@ -260,7 +261,9 @@ def test_shards_are_float32_unless_a_trial_names_another_dtype(toy, tmp_path):
 def test_a_plan_that_finds_no_room_for_lora_names_the_way_to_smaller_weights():
     def ways(trial, model="auto"):
         workers = WorkersSpec(gpus_per_worker=1)
-        case = PlanCase(model=ModelSpec(path="a", dtype=model), spec=TrialSpec(**trial), workers=workers)
+        case = PlanCase(
+            model=ModelSpec(path="a", dtype=model), spec=TrialSpec(**{"precision": "bf16", **trial}), workers=workers
+        )
         return [name for name, _ in smaller_cases(case)]
 
     few = {"gradient_checkpointing": True, "batch": {"rows_per_step": 1, "rows_per_micro_batch": 1}}

@@ -41,10 +41,11 @@ def with_adapters(monkeypatch, method, *, lean, dtype=torch.float32):
     return model
 
 
-def step(model, precision="fp32"):
-    """Loss and gradients of a pass."""
-    token_ids = torch.arange(24).view(2, 12)
-    torch.manual_seed(2)  # for dropout
+def step(model, precision="fp32", seed=2):
+    """Loss and gradients of a pass over tokens by this seed."""
+    torch.manual_seed(seed)  # for dropout, too
+    token_ids = torch.randint(64, (2, 12))
+    model.zero_grad()
     with computing(precision, CPU):
         loss = model(input_ids=token_ids, labels=token_ids).loss
     loss.backward()
@@ -59,7 +60,11 @@ def lean_layers(model):
 
 def furthest(gradients, others):
     assert gradients.keys() == others.keys()
-    return max(float((gradients[name] - others[name]).norm() / others[name].norm()) for name in others)
+    return max(distance(gradients[name], others[name]) for name in others)
+
+
+def distance(gradient, other):
+    return float((gradient - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
@@ -79,12 +84,17 @@ def test_loss_and_gradients_are_those_of_peft(monkeypatch, method, checkpointing
 
 @pytest.mark.parametrize("method", PLAIN)
 def test_in_bf16_gradients_are_as_near_to_float32_as_those_of_peft(monkeypatch, method):
-    exact = step(with_adapters(monkeypatch, method, lean=False))[1]
-    lean, plain = (
-        step(with_adapters(monkeypatch, method, lean=lean, dtype=torch.bfloat16), "bf16")[1] for lean in (True, False)
-    )
-    assert all(gradient.dtype == torch.float32 for gradient in lean.values())
-    assert furthest(lean, exact) < 1.1 * furthest(plain, exact)
+    """On the average of many passes: of one alone, either error may be three times the other's (0.91 to 0.98 of 150)."""
+    exact = with_adapters(monkeypatch, method, lean=False)
+    lean, plain = (with_adapters(monkeypatch, method, lean=lean, dtype=torch.bfloat16) for lean in (True, False))
+    errors = {"lean": 0.0, "plain": 0.0}
+    for seed in range(32):
+        _, wanted = step(exact, seed=seed)
+        for name, model in {"lean": lean, "plain": plain}.items():
+            _, found = step(model, "bf16", seed=seed)
+            assert all(gradient.dtype == torch.float32 for gradient in found.values())
+            errors[name] += sum(distance(found[each], wanted[each]) for each in wanted)
+    assert errors["lean"] < 1.25 * errors["plain"]
 
 
 def test_adapters_with_dora_are_left_to_peft(monkeypatch):

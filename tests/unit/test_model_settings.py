@@ -22,7 +22,7 @@ def experiment(*, attention="auto", space=None, trial=None, resources=None):
             "model": ModelSpec(path="a model", attention=attention),
             "data": DataSpec(train="a.jsonl", max_tokens=MAX_TOKENS),
             "search": SearchSpec(space=space or {"lora": {"method": {"kind": "lora"}}}),
-            "trial": trial or {},
+            "trial": {"precision": "bf16", **(trial or {})},
             "resources": resources or {},
         }
     )
@@ -116,23 +116,23 @@ def test_a_model_is_tried_once(monkeypatch):
 @pytest.mark.parametrize(
     ("family", "has_trees", "attention", "packing", "layout", "sentence"),
     [
-        ("llama", False, "sdpa", "auto", "trees", "attention sdpa, rows packed"),
+        ("llama", False, "sdpa", "auto", "trees", "precision bf16, attention sdpa, rows packed"),
         (
             "llama",
             True,
             "sdpa",
             "auto",
             "trees",
-            "attention sdpa, rows packed, each conversation in one pass, whatever its template rewrites",
+            "precision bf16, attention sdpa, rows packed, each conversation in one pass, whatever its template rewrites",
         ),
-        ("gemma2", False, "eager", "auto", "trees", "attention eager, rows packed"),
+        ("gemma2", False, "eager", "auto", "trees", "precision bf16, attention eager, rows packed"),
         (
             "opt",
             False,
             "sdpa",
             False,
             "trees",
-            "attention sdpa, rows not packed (packed conversations would see each other)",
+            "precision bf16, attention sdpa, rows not packed (packed conversations would see each other)",
         ),
         (
             "mamba2",
@@ -140,8 +140,8 @@ def test_a_model_is_tried_once(monkeypatch):
             "eager",
             False,
             "separate",
-            "attention eager, rows not packed (packed conversations would see each other), what a template rewrites in rows"
-            " of its own (the paths of a tree would see each other)",
+            "precision bf16, attention eager, rows not packed (packed conversations would see each other), what a"
+            " template rewrites in rows of its own (the paths of a tree would see each other)",
         ),
     ],
 )
@@ -154,7 +154,7 @@ def test_what_is_left_to_the_model_is_decided_and_said(family, has_trees, attent
 def test_what_is_written_stays_as_it_is():
     found = settled(experiment(attention="eager", trial={"batch": {"packing": False}}), "llama")
     assert (found.experiment.model.attention, found.experiment.trial.batch.packing) == ("eager", False)
-    assert found.sentence == "attention eager, rows not packed"
+    assert found.sentence == "precision bf16, attention eager, rows not packed"
 
 
 def test_a_branch_that_leaves_its_packing_to_the_model_gets_a_value_too():

@@ -29,6 +29,7 @@ from components.experiment.spec import (
     WorkersSpec,
 )
 from components.models.packed_attention import NAME, attend
+from components.models.precision import fast_on_cpu
 from components.planning.branch_plan import BranchPlan, NodeFit
 from components.planning.calibrate import CalibrationRequest, calibrate_trial
 from components.planning.dry_run import DryRun, MicroBatch, Peak, dry_run_step
@@ -59,7 +60,9 @@ EMBEDDINGS, NORMS = 512 * 64, 5 * 64
 
 
 def dry_run_of(config=None, *, batch=BATCH, model=MODEL, synced=False, **spec):
-    return dry_run_step(config or LlamaConfig(**SMALL), model, TrialSpec(**spec), batch, synced=synced)
+    return dry_run_step(
+        config or LlamaConfig(**SMALL), model, TrialSpec(**{"precision": "bf16", **spec}), batch, synced=synced
+    )
 
 
 # The dry_run
@@ -210,7 +213,7 @@ DRY_RUN = DryRun(
     training_flops=1,
     evaluation_flops=1,
 )
-FULL = TrialSpec(method=FullMethod())
+FULL = TrialSpec(method=FullMethod(), precision="bf16")
 WORK = Workload(
     batch=BATCH,
     evaluated=BATCH,
@@ -230,7 +233,7 @@ def test_a_full_trial_keeps_a_clean_copy_and_two_numbers_a_weight_for_adamw():
 
 
 def test_the_8_bit_optimizer_takes_two_bytes_a_weight_and_a_little():
-    spec = TrialSpec(method=FullMethod(), optimizer=OptimizerSpec(name="paged_adamw_8bit"))
+    spec = FULL.model_copy(update={"optimizer": OptimizerSpec(name="paged_adamw_8bit")})
     assert memory_plan(DRY_RUN, spec, WorkerGroup()).parts["optimizer"] == 2_031_250
 
 
@@ -346,6 +349,7 @@ def test_the_largest_micro_batch_and_all_computed_tokens_are_known_from_the_data
     spec = TrialSpec(
         batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=False),
         budget=BudgetSpec(epochs=2.0, evaluations=3),
+        precision="bf16",
     )
     work = workload(dataset.train, dataset.eval, spec, max_tokens=32, workers=1)
     # Longest first: rows of 30 and 16 together, padded to 32; then 16 and 16.
@@ -359,7 +363,7 @@ def test_the_largest_micro_batch_and_all_computed_tokens_are_known_from_the_data
 
 def test_the_work_on_trees_has_masks_and_that_on_their_separate_rows_has_none(tmp_path):
     dataset = dataset_of(tmp_path / "data", [16, 16], forks=(Fork(start=8, depth=4),))
-    spec = TrialSpec(batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=False))
+    spec = TrialSpec(batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=2, packing=False), precision="bf16")
     stores = dataset.train, dataset.eval
     whole = workload(*stores, spec, max_tokens=32, workers=1)
     assert whole.batch == MicroBatch(rows=1, tokens=16, targets=8, trees=True, longest=16)
@@ -409,6 +413,7 @@ def test_the_plan_is_within_15_percent_of_what_a_real_trial_takes(tmp_path, monk
         method=method,
         batch=BatchSpec(rows_per_step=4, rows_per_micro_batch=4, packing=False),
         budget=BudgetSpec(epochs=1.0, evaluations=1),
+        precision=fast_on_cpu(),  # what `auto` comes to here
     )
     model = ModelSpec(path=str(tmp_path / "model"))
     work = workload(dataset.train, dataset.eval, spec, max_tokens=512, workers=1)
@@ -440,7 +445,7 @@ EXPERIMENT = """
 name: toy
 model: {path: %(model)s}
 data: {train: %(data)s, eval_fraction: 0.15, max_tokens: 128}
-trial: {budget: {epochs: 1, evaluations: 2}, batch: {rows_per_step: 4, rows_per_micro_batch: 4}}
+trial: {budget: {epochs: 1, evaluations: 2}, batch: {rows_per_step: 4, rows_per_micro_batch: 4}, precision: bf16}
 storage: {path: %(storage)s}
 search:
   trials: 4

@@ -101,6 +101,6 @@ def test_the_probe_of_packed_rows_is_not_misled_by_bf16(dtype):
 def test_a_rehearsal_knows_what_a_trial_will_know_of_the_logits(family):
     config, operations = FAMILIES[family]
     batch = MicroBatch(rows=2, tokens=16, targets=8)
-    dry_run = dry_run_step(config, ModelSpec(path="a model"), TrialSpec(method=FullMethod()), batch)
+    dry_run = dry_run_step(config, ModelSpec(path="a model"), TrialSpec(method=FullMethod(), precision="bf16"), batch)
     assert dry_run.whole_logits == reason(model_of(config))
     assert bool(dry_run.whole_logits) == bool(operations)

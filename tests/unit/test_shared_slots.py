@@ -55,12 +55,13 @@ def test_what_cannot_share_has_workers_of_its_own(method):
 
 def test_a_slot_is_handed_on_to_trials_of_its_kind_only():
     workers, of = WorkersSpec().shared_by(2), experiment(2).model
+    trial = TrialSpec(precision="bf16")
     kinds = [
-        kind_of(of, TrialSpec()),
-        kind_of(of, TrialSpec(seed=3, method=LoraMethod(rank=2))),
-        kind_of(of, TrialSpec(precision="fp32")),
-        kind_of(of, TrialSpec(gradient_checkpointing=True)),
-        kind_of(of.model_copy(update={"path": "another"}), TrialSpec()),
+        kind_of(of, trial),
+        kind_of(of, trial.model_copy(update={"seed": 3, "method": LoraMethod(rank=2)})),
+        kind_of(of, trial.model_copy(update={"precision": "fp32"})),
+        kind_of(of, trial.model_copy(update={"gradient_checkpointing": True})),
+        kind_of(of.model_copy(update={"path": "another"}), trial),
     ]
     placements = [SlotPlacement(workers, 1, kind) for kind in kinds]
     assert [placement == placements[0] for placement in placements] == [True, True, False, False, False]

@@ -47,7 +47,7 @@ class ModelSpec(Spec):
         wanted = trial.dtype or self.dtype
         if wanted != "auto":
             return wanted
-        return "bf16" if isinstance(trial.method, LoraMethod) and trial.precision == "bf16" else "fp32"
+        return trial.computed_in if isinstance(trial.method, LoraMethod) else "fp32"
 
     def for_trial(self, trial: TrialSpec) -> Self:
         """Returns this model with the dtype that the trial uses, never `auto`."""

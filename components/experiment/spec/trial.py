@@ -91,12 +91,23 @@ class TrialSpec(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     batch: BatchSpec = BatchSpec()
     budget: BudgetSpec = BudgetSpec(epochs=3.0)
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="Of the forward and backward pass (autocast).")
+    precision: Literal["auto"] | Dtype = Field(
+        "auto",
+        description="Of the forward and backward pass (autocast). `auto`: bf16 where GPUs or CPUs multiply in it, else fp32;"
+        " decided when the search begins, by the machine of the driver.",
+    )
     dtype: Literal["auto"] | Dtype | None = Field(
         None, description="What the base's weights are kept in for this trial; by default what model.dtype says."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations instead of keeping them.")
     seed: Seed = 0
+
+    @property
+    def computed_in(self) -> Dtype:
+        """Returns the precision. Raises ValueError for `auto`, which is decided when a search begins (precisions.py)."""
+        if self.precision == "auto":
+            raise ValueError("precision=auto: nothing is computed before it is fp32 or bf16")
+        return self.precision
 
     @model_validator(mode="before")
     @classmethod
