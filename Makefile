@@ -17,8 +17,8 @@ test: $(VENV)/.installed-dev  ## every check, and every test but the longest
 test-fast: $(VENV)/.installed-dev  ## the pure tests only, one process a core with one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-long: $(VENV)/.installed-dev  ## the whole GPU kit on the CPU, and a search under more faults
-	$(BIN)/python -m pytest tests/end_to_end -m long
+test-long: $(VENV)/.installed-dev  ## the whole GPU kit on the CPU, searches under more faults, trials that go wrong
+	$(BIN)/python -m pytest tests/ray tests/end_to_end -m long
 
 families: $(VENV)/.installed-dev  ## every family of models through all that is done with one, half an hour
 	$(BIN)/python -m pytest tests/unit/test_families.py -m ""

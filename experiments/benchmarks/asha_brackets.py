@@ -33,6 +33,7 @@ from components.conversations.tokenizers.load_tokenizer import load_tokenizer
 from components.data.prepare import prepare_experiment
 from components.experiment.draw_trials import sample_trials
 from components.experiment.load_experiment import load_experiment
+from components.experiment.precisions import with_precisions
 from components.experiment.report_marks import largest_warmup
 from components.experiment.spec import AshaSpec, ExperimentSpec, TrialSpec
 from components.models.base.context import context_of
@@ -41,6 +42,7 @@ from components.models.base.reference import BaseReference
 from components.models.digest import model_digest
 from components.records.events import Progress, TrialHistory, TrialStarted
 from components.storage.open_folder import folder_at
+from components.training.model_settings import precisions_here
 from components.training.training_data import TrainingData
 from components.training.trial_runner import TrialRunner
 from components.training.workers import OneWorker
@@ -273,6 +275,7 @@ def main() -> None:
     known = read_curves(arguments.curves)
     with tempfile.TemporaryDirectory(prefix="asha-brackets-") as folder:
         experiment = load_experiment(EXPERIMENT, [*arguments.set, f"storage.path={folder}"])
+        experiment = with_precisions(experiment, precisions_here(experiment))
         for curve in train(experiment, Path(folder), known):
             known.append(curve)
             arguments.curves.write_text(json.dumps([asdict(each) for each in known]), encoding="utf-8")

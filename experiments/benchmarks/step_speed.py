@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # where `experiments` and `components` lie
 
+from components.models.precision import fast_on_cpu
 from experiments.benchmarks.gpu_kit.table import facts_of_machine
 from experiments.benchmarks.step_kit.contestants import CONTESTANTS, OURS, YARDSTICK
 from experiments.benchmarks.step_kit.environment import ENVIRONMENT
@@ -40,6 +41,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--contestants", nargs="+", choices=tuple(CONTESTANTS), default=list(CONTESTANTS), help="(default: all)"
     )
+    parser.add_argument(
+        "--precision", choices=("bf16", "fp32"), default=fast_on_cpu(), help="(default: what this CPU is fast in)"
+    )
     parser.add_argument("--blocks", type=int, default=8, help="of each contestant, at most (default: 8)")
     parser.add_argument("--seconds", type=float, default=420.0, help="for each work, about (default: 420)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there, beside other works'")
@@ -50,11 +54,11 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def raced(work: Work, arguments: argparse.Namespace) -> Result:
     chosen = [CONTESTANTS[name] for name in dict.fromkeys([OURS, *arguments.contestants])]
-    chosen = [each for each in chosen if work.method in each.methods]
+    chosen = [each for each in chosen if each.takes_part(work)]
     present = [each.name for each in chosen if not each.missing]
     race = run_race(work, [*present, YARDSTICK], rounds=arguments.blocks, seconds=arguments.seconds)
     race.lost |= {each.name: f"this Python has no package {each.missing}" for each in chosen if each.missing}
-    return result_of(work.name, race, sizes(work), work.steps_per_block)
+    return result_of(work.name, work.precision, race, sizes(work), work.steps_per_block)
 
 
 def main() -> int:
@@ -65,9 +69,9 @@ def main() -> int:
     results: list[Result] = []
     steps = STEPS if arguments.profile else steps_needed(arguments.blocks, MOST_STEPS_PER_BLOCK)
     with tempfile.TemporaryDirectory(prefix="step-speed-") as folder:
-        for work in works(tuple(arguments.works), Path(folder), steps=steps):
+        for work in works(tuple(arguments.works), Path(folder), steps=steps, precision=arguments.precision):
             if arguments.profile:
-                print(f"## {works_in_words(work.name)}\n\n{profiled(work)}\n")
+                print(f"## {works_in_words(work.name, work.precision)}\n\n{profiled(work)}\n")
                 continue
             results.append(raced(work, arguments))
             print(page("", results[-1:], facts).partition("\n## ")[2], flush=True)

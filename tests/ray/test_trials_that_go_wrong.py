@@ -95,6 +95,7 @@ def undisturbed(context, spec):
     return curve(found)
 
 
+@pytest.mark.long  # four minutes: two hangs are waited for
 def test_what_goes_wrong_in_a_trial_costs_rows_or_time_or_that_trial_alone(context, monkeypatch, caplog):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     histories, reported = TrialHistories(), []

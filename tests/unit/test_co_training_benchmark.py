@@ -5,7 +5,7 @@ import torch
 
 from experiments.benchmarks.co_training_kit.measure import Measured, Seconds, measured
 from experiments.benchmarks.co_training_kit.page import page, ratio
-from experiments.benchmarks.co_training_kit.trials import SIZES, Size
+from experiments.benchmarks.co_training_kit.trials import SIZES, Setting, Size
 
 
 def line(trials, *pairs, peak_bytes=10**9):
@@ -30,7 +30,7 @@ def test_ratios_are_those_of_neighbouring_steps_and_memory_that_of_each_more_tri
 def test_trials_of_the_benchmark_are_trained_together_and_in_turn(tiny_model, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.setitem(SIZES, "small", Size(rows=2, tokens=16))
-    found = measured("small", 3, model=str(tiny_model), device="cpu", folder=tmp_path / "data", rounds=2, seconds=100.0)
+    found = measured("small", 3, Setting(model=str(tiny_model)), folder=tmp_path / "data", rounds=2, seconds=100.0)
     assert (found.trials, found.tokens) == (3, 96)
     assert len(found.together) == len(found.in_turn) == 2
     assert all(each.cpu > 0 for each in (*found.together, *found.in_turn))
@@ -39,6 +39,6 @@ def test_trials_of_the_benchmark_are_trained_together_and_in_turn(tiny_model, tm
 
 def test_without_time_there_is_one_round(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "small", Size(rows=1, tokens=16))
-    found = measured("small", 1, model=str(tiny_model), device="cpu", folder=tmp_path / "data", rounds=5, seconds=0.0)
+    found = measured("small", 1, Setting(model=str(tiny_model)), folder=tmp_path / "data", rounds=5, seconds=0.0)
     assert ratio(found, "cpu") == pytest.approx(found.in_turn[0].cpu / found.together[0].cpu)
     assert len(found.together) == 1

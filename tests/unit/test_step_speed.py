@@ -1,6 +1,7 @@
 """The arithmetic of experiments/benchmarks/step_speed.py, and its contestants on a tiny model."""
 
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def race(*, theirs=(3.0, 8.0, 10.0), their_loss=2.0):
 
 
 def result(found):
-    return result_of("lora-1024", found, [SIZE] * 6, 1)
+    return result_of("lora-1024", "bf16", found, [SIZE] * 6, 1)
 
 
 def test_ratios_are_those_of_neighbouring_blocks_whatever_the_machine_does_meanwhile():
@@ -61,7 +62,7 @@ def test_another_loss_is_another_work():
 def test_who_is_lost_is_left_out_and_said():
     found = race()
     found.lost["hand"] = "its process died"
-    assert "| by hand, all in bf16 | left out: its process died |" in page("", [result(found)], FACTS)
+    assert "| by hand, all in one dtype | left out: its process died |" in page("", [result(found)], FACTS)
     found.lost[OURS] = "its process died"
     with pytest.raises(ValueError, match="lora-1024: its process died"):
         result(found)
@@ -69,7 +70,7 @@ def test_who_is_lost_is_left_out_and_said():
 
 def test_a_page_keeps_the_sections_of_other_works():
     one = page("", [result(race())], FACTS)
-    other = result_of("full-1024", race(), [SIZE] * 6, 1)
+    other = result_of("full-1024", "bf16", race(), [SIZE] * 6, 1)
     both = page(one, [other], FACTS)
     assert both.count("\n## ") == 2
     assert page(both, [other], FACTS) == both
@@ -83,14 +84,13 @@ def test_the_head_is_counted_for_targets_only(tiny_model):
     assert spared == 6 * 6 * config.hidden_size * config.vocab_size
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_contestants_compute_the_same_losses_on_the_same_rows(tiny_model, tmp_path, method):
+def test_contestants_compute_the_same_losses_on_the_same_rows(tiny_model, tmp_path, method, precision):
     torch.set_num_threads(1)
-    work = short_random(method, tmp_path, 4, str(tiny_model))
-    blocks = {
-        run: blocks_of(run, work)
-        for run in (ours.run, hand.run_in_bf16, hand.run_in_fp32, hugging_face.run_transformers)
-    }
+    work = replace(short_random(method, tmp_path, 4, str(tiny_model)), precision=precision)
+    runs = [ours.run, hand.run_in_one_dtype, hugging_face.run_transformers, *[hand.run_mixed] * (precision == "bf16")]
+    blocks = {run: blocks_of(run, work) for run in runs}
     mine = [loss for each in blocks[ours.run] for loss in each.losses]
     assert len(mine) == 3
     assert len(set(mine)) == 3  # the steps are different ones

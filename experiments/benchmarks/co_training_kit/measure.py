@@ -14,7 +14,7 @@ import torch
 from components.planning.calibrate import load_kernels, resident
 from components.training.co_training import CoTraining
 from components.training.joint_step import step_together
-from experiments.benchmarks.co_training_kit.trials import SIZES, dataset_of, group_of
+from experiments.benchmarks.co_training_kit.trials import SIZES, Setting, dataset_of, group_of
 from experiments.benchmarks.step_kit.contestants import forget_peak
 
 
@@ -42,12 +42,12 @@ class Measured:
 
 
 def measured_in_process(
-    size: str, count: int, *, model: str, device: str, folder: Path, rounds: int, seconds: float
+    size: str, count: int, setting: Setting, *, folder: Path, rounds: int, seconds: float
 ) -> Measured:
     """In a process of its own, so that its peak is that of these trials."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    arguments = (there, size, count, model, device, str(folder / f"{size}-{count}"), rounds, seconds)
+    arguments = (there, size, count, setting, str(folder / f"{size}-{count}"), rounds, seconds)
     process = context.Process(target=_enter, args=arguments)
     process.start()
     there.close()
@@ -61,20 +61,18 @@ def measured_in_process(
     return found
 
 
-def _enter(
-    pipe: Connection, size: str, count: int, model: str, device: str, folder: str, rounds: int, seconds: float
-) -> None:
+def _enter(pipe: Connection, size: str, count: int, setting: Setting, folder: str, rounds: int, seconds: float) -> None:
     torch.set_num_threads(1)
-    pipe.send(measured(size, count, model=model, device=device, folder=Path(folder), rounds=rounds, seconds=seconds))
+    pipe.send(measured(size, count, setting, folder=Path(folder), rounds=rounds, seconds=seconds))
 
 
-def measured(size: str, count: int, *, model: str, device: str, folder: Path, rounds: int, seconds: float) -> Measured:
+def measured(size: str, count: int, setting: Setting, *, folder: Path, rounds: int, seconds: float) -> Measured:
     """Ends after `rounds`, or before the next one would take longer than until `seconds` have passed."""
-    where = torch.device(device)
-    dataset = dataset_of(SIZES[size], model, folder)
-    load_kernels(where, "bf16")
+    where = torch.device(setting.device)
+    dataset = dataset_of(SIZES[size], setting.model, folder)
+    load_kernels(where, setting.precision)
     before = forget_peak()
-    group = group_of(SIZES[size], count, dataset, model, where)
+    group = group_of(SIZES[size], count, dataset, setting)
     for _ in range(2):  # kernels are chosen, optimizers get their state
         _together(group)
     peak = torch.cuda.max_memory_allocated(where) if where.type == "cuda" else resident("VmHWM") - before

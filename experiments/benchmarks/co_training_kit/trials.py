@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from components.data.prepare import PreparedDataset
-from components.experiment.spec import LoraMethod, ModelSpec, OptimizerSpec, ScheduleSpec, TrialSpec
+from components.experiment.spec import Dtype, LoraMethod, ModelSpec, OptimizerSpec, ScheduleSpec, TrialSpec
 from components.models.attention_backend import attention_of
 from components.models.base.load_base import load_base_model, resolve_model
 from components.models.base.reference import BaseReference
@@ -38,10 +38,19 @@ class Size:
         return self.rows * self.tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The base, and how and where it computes."""
+
+    model: str
+    device: str = "cpu"
+    precision: Dtype = "bf16"
+
+
 SIZES = {"small": Size(rows=2, tokens=128), "large": Size(rows=4, tokens=256)}
 
 
-def spec_of(number: int, size: Size) -> TrialSpec:
+def spec_of(number: int, size: Size, setting: Setting) -> TrialSpec:
     """Trials of several ranks and learning rates; every second one has dropout."""
     return trial_spec(
         LoraMethod(rank=RANKS[number % len(RANKS)], dropout=0.05 * (number % 2)),
@@ -51,6 +60,7 @@ def spec_of(number: int, size: Size) -> TrialSpec:
         optimizer=OptimizerSpec(learning_rate=1e-4 * (1 + number)),
         schedule=ScheduleSpec(name="constant", warmup_fraction=0.0),
         seed=number,
+        precision=setting.precision,
     )
 
 
@@ -61,16 +71,16 @@ def dataset_of(size: Size, model: str, folder: Path) -> PreparedDataset:
     return random_dataset(folder, config.vocab_size, train=lengths, evaluate=[9])
 
 
-def group_of(size: Size, count: int, dataset: PreparedDataset, model: str, device: torch.device) -> CoTraining:
+def group_of(size: Size, count: int, dataset: PreparedDataset, setting: Setting) -> CoTraining:
     """So many trials, all of whom have joined."""
-    spec = ModelSpec(path=model).for_trial(spec_of(0, size))
+    spec, device = ModelSpec(path=setting.model).for_trial(spec_of(0, size, setting)), torch.device(setting.device)
     base = load_base_model(spec, device=device)
     base.config.use_cache = False
     group, worker = CoTraining(SharedBase(base)), OneWorker(device)
     data = TrainingData(dataset=dataset, max_tokens=size.tokens, pad_token_id=0)
     reference = BaseReference(model=spec, digest="not asked for", chat_format="auto")
     for number in range(count):
-        trial = spec_of(number, size)
+        trial = spec_of(number, size, setting)
         trained = group.add(trial.method, trial.seed)  # type: ignore[arg-type]
         with group.alone(trained):
             scored = ScoredModel(trained, precision=trial.precision, attention=attention_of(base), device=device)

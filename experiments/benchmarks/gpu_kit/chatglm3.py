@@ -122,6 +122,7 @@ class _ChatGLM3:
             schedule=ScheduleSpec(name="constant", warmup_fraction=0.0),
             batch=BatchSpec(rows_per_step=1, rows_per_micro_batch=1),
             budget=BudgetSpec(epochs=float(STEPS), evaluations=1),  # an epoch is one row
+            precision="bf16",
         )
         assert self.runner is not None, "the model could not be converted"
         if self.settings.on_gpu:

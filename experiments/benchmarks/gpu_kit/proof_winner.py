@@ -28,7 +28,7 @@ from experiments.benchmarks.gpu_kit.shapes import random_model
 PAD, UNKNOWN, START, STOP = "<pad>", "<unk>", "<|im_start|>", "<|im_end|>"
 TOKENIZER_TOKENS = (PAD, UNKNOWN, START, STOP, *string.printable)
 # As the product chooses: weights in float32, computed in bf16.
-SPEC = TrialSpec(method=FullMethod(), batch=BatchSpec(rows_per_step=1, rows_per_micro_batch=1))
+SPEC = TrialSpec(method=FullMethod(), batch=BatchSpec(rows_per_step=1, rows_per_micro_batch=1), precision="bf16")
 
 
 TOKENS = 64  # in the longest conversation that is scored, and few: this is about the model

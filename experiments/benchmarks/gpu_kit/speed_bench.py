@@ -115,7 +115,7 @@ class Bench:
         self.subject, self.settings, self.checkpointing = subject, settings, checkpointing
         self.config, self.workers = config_of(subject.shape, settings), OneWorker(settings.device)
         method = METHODS[subject.method]
-        spec = TrialSpec(method=method)
+        spec = TrialSpec(method=method, precision="bf16")
         dtype = ModelSpec(path="random").dtype_of(spec)
         self.base = random_model(self.config, settings.device, dtype=dtype, attention=subject.attention)
         if isinstance(method, LoraMethod):

@@ -32,12 +32,14 @@ from experiments.benchmarks.gpu_kit.shapes import random_model
 def trial_spec(
     method: LoraMethod | FullMethod, *, rows: int, micro_rows: int, packing: bool, **others: Any
 ) -> TrialSpec:
-    """A trial of one epoch and one report; `others` are fields of TrialSpec."""
-    return TrialSpec(
-        method=method,
-        batch=BatchSpec(rows_per_step=rows, rows_per_micro_batch=micro_rows, packing=packing),
-        **{"budget": BudgetSpec(epochs=1.0, evaluations=1), "optimizer": OptimizerSpec(learning_rate=1e-4), **others},
-    )
+    """A trial of one epoch and one report, in bf16; `others` are fields of TrialSpec."""
+    usual = {
+        "budget": BudgetSpec(epochs=1.0, evaluations=1),
+        "optimizer": OptimizerSpec(learning_rate=1e-4),
+        "precision": "bf16",
+    }
+    batch = BatchSpec(rows_per_step=rows, rows_per_micro_batch=micro_rows, packing=packing)
+    return TrialSpec(method=method, batch=batch, **{**usual, **others})
 
 
 class RandomRunner(TrialRunner):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from components.experiment.spec import Dtype
 from components.planning.calibrate import load_kernels, resident
 from experiments.benchmarks.step_kit.turns import Turns
 from experiments.benchmarks.step_kit.works import Work
@@ -24,13 +25,20 @@ OURS, YARDSTICK = "turnwise", "product"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contestant:
-    """`place` is a module of this kit and its function; `needs` are packages, `methods` where it takes part."""
+    """`place` is a module of this kit and its function; `needs` are packages.
+
+    `methods` and `precisions` are those of the works in which it takes part.
+    """
 
     name: str
     words: str
     place: tuple[str, str]
     needs: tuple[str, ...] = ()
     methods: tuple[str, ...] = ("LoRA", "full")
+    precisions: tuple[Dtype, ...] = ("bf16", "fp32")
+
+    def takes_part(self, work: Work) -> bool:
+        return work.method in self.methods and work.precision in self.precisions
 
     @property
     def missing(self) -> str:
@@ -49,12 +57,13 @@ CONTESTANTS = {
             place=("hugging_face", "run_transformers"),
             needs=("accelerate",),
         ),
-        Contestant(name="hand", words="by hand, all in bf16", place=("hand", "run_in_bf16")),
+        Contestant(name="hand", words="by hand, all in one dtype", place=("hand", "run_in_one_dtype")),
         Contestant(
             name="hand-fp32",
-            words="by hand, fp32 weights",
-            place=("hand", "run_in_fp32"),
+            words="by hand, fp32 weights under bf16",
+            place=("hand", "run_mixed"),
             methods=("full",),
+            precisions=("bf16",),
         ),
     )
 }
@@ -89,7 +98,7 @@ def enter(pipe: Connection, name: str, work: Work) -> None:
         run: Callable[[Work, Turns], None] = getattr(
             import_module(f"experiments.benchmarks.step_kit.{module}"), function
         )
-        load_kernels(torch.device("cpu"), "bf16")
+        load_kernels(torch.device("cpu"), work.precision)
         before = forget_peak()
         run(work, Turns(pipe))
         pipe.send(Ended(peak_bytes=resident("VmHWM") - before))

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
 from components.conversations.chat_formats.rendered import IGNORE_INDEX
+from components.models.dtypes import DTYPES
 from experiments.benchmarks.gpu_kit.speed_bench import STANDS_STILL
 from experiments.benchmarks.gpu_kit.speed_rows import pad
 from experiments.benchmarks.step_kit.peer_models import peer_model, rows_of
@@ -19,12 +20,12 @@ from experiments.benchmarks.step_kit.turns import Turns
 from experiments.benchmarks.step_kit.works import Work
 
 
-def run_in_bf16(work: Work, turns: Turns) -> None:
-    """Everything in bfloat16: weights, adapters, gradients, the optimizer's state."""
-    _run(work, turns, torch.bfloat16, autocast=False)
+def run_in_one_dtype(work: Work, turns: Turns) -> None:
+    """Everything in the work's precision: weights, adapters, gradients, the optimizer's state."""
+    _run(work, turns, DTYPES[work.precision], autocast=False)
 
 
-def run_in_fp32(work: Work, turns: Turns) -> None:
+def run_mixed(work: Work, turns: Turns) -> None:
     """Weights in float32, and products in bfloat16 by autocast."""
     _run(work, turns, torch.float32, autocast=True)
 

@@ -63,7 +63,7 @@ def _arguments(work: Work, folder: str) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch_fused",
         "max_grad_norm": STANDS_STILL.max_grad_norm,
-        "bf16": True,
+        "bf16": work.precision == "bf16",
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,

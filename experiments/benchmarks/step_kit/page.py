@@ -16,10 +16,10 @@ HOW = """
 Each contestant runs in a process of its own with one thread. They take turns, a block of steps each, in an order that rotates
 from round to round; ratios are those of blocks of one round, and of these the median. Above 1: Turnwise is faster. Peak: the
 most resident memory, beyond what the process had when its libraries were loaded. Share: of the operations a CPU second that a
-product of two 4096 x 4096 matrices in bf16 reached on one thread in the same rounds; counted are those that a step cannot do
-without (the head for targets only, attention within a conversation only). Loss: its largest relative difference from
-Turnwise's, step by step; no weight moves (learning rate 1e-20), so every step can be compared. A slot that trains several
-full trials keeps a clean copy of the weights besides, which is not in Turnwise's peak.
+product of two 4096 x 4096 matrices in the same precision reached on one thread in the same rounds; counted are those that a
+step cannot do without (the head for targets only, attention within a conversation only). Loss: its largest relative
+difference from Turnwise's, step by step; no weight moves (learning rate 1e-20), so every step can be compared. A slot that
+trains several full trials keeps a clean copy of the weights besides, which is not in Turnwise's peak.
 """
 _SECTION = re.compile(r"^## ", re.MULTILINE)
 
@@ -44,7 +44,7 @@ def section(result: Result, facts: Mapping[str, str]) -> str:
     )
     return "\n".join(
         [
-            works_in_words(result.work),
+            works_in_words(result.work, result.precision),
             "",
             f"{result.tokens_per_step:,.0f} tokens a step, {result.targets_per_step:,.0f} of them targets; {result.rounds}"
             f" rounds of {result.steps_per_block} steps.{reached}",
@@ -72,7 +72,10 @@ def history_line(result: Result, facts: Mapping[str, str]) -> str:
         }
         for line in result.lines
     }
-    return json.dumps(dict(facts) | {"work": result.work, "rounds": result.rounds, "contestants": lines})
+    return json.dumps(
+        dict(facts)
+        | {"work": result.work, "precision": result.precision, "rounds": result.rounds, "contestants": lines}
+    )
 
 
 def append_line(file: Path, line: str) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from components.experiment.spec import LoraMethod
 from components.models.base.load_base import resolve_model
+from components.models.dtypes import DTYPES
 from experiments.benchmarks.gpu_kit.speed_rows import as_hugging_face_has_them
 from experiments.benchmarks.step_kit.adapters import with_adapters
 from experiments.benchmarks.step_kit.works import Work
@@ -42,7 +43,7 @@ def peer_model(work: Work, dtype: torch.dtype, *, adapters_in_base_dtype: bool =
 
 def base_dtype(work: Work) -> torch.dtype:
     """That of a frozen base, and of what is trained."""
-    return torch.bfloat16 if isinstance(work.method_spec, LoraMethod) else torch.float32
+    return DTYPES[work.precision] if isinstance(work.method_spec, LoraMethod) else torch.float32
 
 
 def rows_of(work: Work) -> list[list[list[dict[str, Tensor]]]]:

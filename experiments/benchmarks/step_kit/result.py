@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from components.experiment.spec import Dtype
 from experiments.benchmarks.step_kit.contestants import OURS, YARDSTICK
 from experiments.benchmarks.step_kit.race import WARM_UP, Race
 from experiments.benchmarks.step_kit.turns import Block
@@ -44,6 +45,7 @@ class Result:
     """lost: why others have no line. product_flops: operations in a CPU second, least and most of the rounds."""
 
     work: str
+    precision: Dtype
     rounds: int
     steps_per_block: int
     tokens_per_step: float
@@ -53,7 +55,7 @@ class Result:
     product_flops: tuple[float, float] | None
 
 
-def result_of(work: str, race: Race, sizes: Sequence[StepSize], steps_per_block: int) -> Result:
+def result_of(work: str, precision: Dtype, race: Race, sizes: Sequence[StepSize], steps_per_block: int) -> Result:
     """Raises ValueError if ours was lost, or nothing was measured."""
     if OURS in race.lost or not race.rounds:
         raise ValueError(f"{work}: {race.lost.get(OURS, 'no time was left for a round')}")
@@ -62,6 +64,7 @@ def result_of(work: str, race: Race, sizes: Sequence[StepSize], steps_per_block:
     products = [FLOPS / block.cpu_seconds for block in race.blocks(YARDSTICK)] if YARDSTICK in race.peaks else []
     return Result(
         work=work,
+        precision=precision,
         rounds=len(race.rounds),
         steps_per_block=steps_per_block,
         tokens_per_step=sum(size.tokens for size in measured) / len(measured),

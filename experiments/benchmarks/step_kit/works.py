@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -11,7 +11,7 @@ from components.conversations.load_format import load_format_of
 from components.data.prepare import PreparedDataset, prepare
 from components.data.sampler import PackedRow, Position, StepSampler, micro_batches
 from components.experiment.load_experiment import load_experiment
-from components.experiment.spec import BatchSpec, FullMethod, LoraMethod, ModelSpec, ScheduleSpec, TrialSpec
+from components.experiment.spec import BatchSpec, Dtype, FullMethod, LoraMethod, ModelSpec, ScheduleSpec, TrialSpec
 from components.models.base.context import context_of
 from components.models.base.load_base import resolve_model
 from components.planning.meta_model import meta_model
@@ -41,6 +41,7 @@ class Work:
     name: str
     model: str
     method: str
+    precision: Dtype
     prepared: Path
     batch: BatchSpec
     max_tokens: int
@@ -58,6 +59,7 @@ class Work:
             optimizer=STANDS_STILL,
             schedule=ScheduleSpec(name="constant", warmup_fraction=0.0),
             seed=SEED,
+            precision=self.precision,
         )
 
     @property
@@ -92,9 +94,11 @@ class StepSize:
     flops: float
 
 
-def works(names: tuple[str, ...], folder: Path, *, steps: int, model: str = MODEL) -> list[Work]:
+def works(
+    names: tuple[str, ...], folder: Path, *, steps: int, model: str = MODEL, precision: Dtype = "bf16"
+) -> list[Work]:
     """Prepares the data of these works in a folder."""
-    return [_KINDS[name](name, folder, steps, model) for name in names]
+    return [replace(_KINDS[name](name, folder, steps, model), precision=precision) for name in names]
 
 
 def sizes(work: Work) -> list[StepSize]:
@@ -166,6 +170,7 @@ def _work(
         name=name,
         model=model,
         method="LoRA" if name.startswith("lora") else "full",
+        precision="bf16",
         prepared=Path(str(dataset.directory)),
         batch=batch,
         max_tokens=max_tokens,
@@ -198,7 +203,7 @@ _KINDS = {
 WORKS = tuple(_KINDS)
 
 
-def works_in_words(name: str) -> str:
+def works_in_words(name: str, precision: Dtype) -> str:
     method, _, rows = name.partition("-")
     kinds = {"quickstart": QUICKSTART, "1024": LONG}
-    return f"{METHODS_IN_WORDS.get(method, method)}, {kinds.get(rows, rows)}"
+    return f"{METHODS_IN_WORDS.get(method, method)}, {kinds.get(rows, rows)}, in {precision}"
