@@ -51,9 +51,7 @@ def drawn(experiment, branch):
         ),
     ],
 )
-def test_a_branch_gets_what_its_devices_are_fast_in_unless_the_file_asks_for_what_computes_in_bf16(
-    loaded, changes, expected
-):
+def test_a_branch_gets_what_its_devices_are_fast_in_unless_bf16_is_asked_for(loaded, changes, expected):
     assert found(loaded(*changes)) == expected
 
 
