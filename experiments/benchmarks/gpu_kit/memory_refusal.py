@@ -147,6 +147,7 @@ def _experiment(directory: Path, rows: int, settings: Settings) -> ExperimentSpe
             "method": {"kind": "full"},
             "batch": {"rows_per_step": rows, "rows_per_micro_batch": rows, "packing": True},
             "budget": {"epochs": 1, "evaluations": 1},
+            "precision": "bf16",
         },
         "search": {"trials": 1, "space": {"full": {"method": {"kind": "full"}}}},
         "resources": {"full": {"gpus_per_worker": 1}},
