@@ -214,7 +214,6 @@ def test_a_diverged_trial_fails_with_its_reason(files, cluster):
     assert "lower optimizer.learning_rate" in history.reason
 
 
-@pytest.mark.long  # end_to_end/test_chaos.py kills processes of all kinds, too
 def test_killed_processes_cost_time_and_nothing_else(files, cluster, plain, caplog):
     victims, killed = (
         [*[(name,) for name in ("RayTrainWorker", "RestartableBoard", "TrainController", "RestartableBoard")], SLOT],
