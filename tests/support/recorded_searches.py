@@ -64,7 +64,14 @@ SLOT = (r"ResourceTrainable\.train", "ray::[Ss]lot")  # one that trains, else an
 
 def kill_process(*names):
     """SIGKILL to one process in this test's cluster, whose processes are all children of this one: of the first such name."""
-    processes = [(child.pid, " ".join(child.cmdline())) for child in psutil.Process().children(recursive=True)]
+    processes = [(child.pid, _command_of(child)) for child in psutil.Process().children(recursive=True)]
     victim = next(pid for name in names for pid, command in processes if re.search(name, command))
     os.kill(victim, signal.SIGKILL)
     return victim
+
+
+def _command_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it ends meanwhile, or has ended and nobody has asked how
+        return ""
