@@ -36,10 +36,7 @@ def with_precisions(experiment: ExperimentSpec, decided: Mapping[str, Dtype]) ->
         for name, tree in search.space.items()
     }
     points = tuple(
-        point
-        if isinstance(point, str) or PRECISION not in point or point.get("branch") not in decided
-        else {**point, PRECISION: settled_value(point[PRECISION], decided[point["branch"]])}
-        for point in search.start_from
+        point if isinstance(point, str) else _point_with_precision(point, decided) for point in search.start_from
     )
     return experiment.model_copy(update={"search": search.model_copy(update={"space": space, "start_from": points})})
 
@@ -58,3 +55,10 @@ def _with_precision(tree: Mapping[str, Any], decided: Dtype, *, by_default: bool
     if PRECISION in tree:
         return {**tree, PRECISION: settled_value(tree[PRECISION], decided)}
     return {**tree, PRECISION: decided} if by_default else tree
+
+
+def _point_with_precision(point: Mapping[str, Any], decided: Mapping[str, Dtype]) -> dict[str, Any]:
+    branch = str(point.get("branch"))
+    if PRECISION not in point or branch not in decided:
+        return dict(point)
+    return {**point, PRECISION: settled_value(point[PRECISION], decided[branch])}

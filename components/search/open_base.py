@@ -41,7 +41,7 @@ from components.search.choose_search import ChosenSearch
 from components.search.open_data import open_data
 from components.search.plan_generation import plan_generation
 from components.training.budget_units import BudgetUnits, rescaled
-from components.training.model_settings import abilities_for, precisions_here, settle
+from components.training.model_settings import abilities_for, settle
 from components.training.vocabulary_check import check_vocabulary
 
 
@@ -70,11 +70,12 @@ class BaseFiles:
 class OpenedBase(BaseFiles):
     """Ready for the trials of its branches: `experiment` has what was decided for them, which `settings` says.
 
-    `general` is the general text in its tokens.
+    `precisions` is what `precision: auto` came to, by branch. `general` is the general text in its tokens.
     """
 
     dataset: PreparedDataset
     layout: Layout
+    precisions: Mapping[str, Dtype]
     settings: str
     general: tuple[Passage, ...] = ()
 
@@ -139,7 +140,7 @@ class OpenedBases:
     @property
     def precisions(self) -> dict[str, Dtype]:
         """What `precision: auto` came to, by branch."""
-        return {name: precision for base in self.bases for name, precision in precisions_here(base.experiment).items()}
+        return {name: precision for base in self.bases for name, precision in base.precisions.items()}
 
     def of_branch(self, branch: str) -> OpenedBase:
         return next(base for base in self.bases if branch in base.branches)
@@ -226,9 +227,9 @@ def _as_it_began(base: BaseFiles, begun: SearchManifest | None) -> ExperimentSpe
         return base.experiment
     view = with_precisions(base.experiment, begun.precisions)
     kept = begun.base_of(base.branches[0]).attention
-    return (
-        view if kept is None else view.model_copy(update={"model": view.model.model_copy(update={"attention": kept})})
-    )
+    if kept is None:
+        return view
+    return view.model_copy(update={"model": view.model.model_copy(update={"attention": kept})})
 
 
 def _settled(base: BaseFiles, view: ExperimentSpec, dataset: PreparedDataset) -> OpenedBase:
@@ -238,6 +239,7 @@ def _settled(base: BaseFiles, view: ExperimentSpec, dataset: PreparedDataset) ->
         **{**vars(base), "experiment": settings.experiment},
         dataset=dataset,
         layout=settings.layout,
+        precisions=settings.precisions,
         settings=settings.sentence,
     )
 

@@ -26,9 +26,13 @@ from components.training.model_abilities import ModelAbilities, probe_model
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """`experiment` is the one that was asked for, without any `auto`. `sentence` says the decision to people."""
+    """`experiment` is the one that was asked for, without any `auto`. `sentence` says the decision to people.
+
+    `precisions` is what `precision: auto` comes to, by branch.
+    """
 
     experiment: ExperimentSpec
+    precisions: Mapping[str, Dtype]
     layout: Layout
     sentence: str
 
@@ -60,7 +64,8 @@ def settle(
     experiment: ExperimentSpec, config: PreTrainedConfig, abilities: ModelAbilities, *, has_trees: bool
 ) -> ModelSettings:
     """Makes the decision. `has_trees`: some conversations of the data are trees, which flash attention cannot see."""
-    written, experiment = experiment, with_precisions(experiment, precisions_here(experiment))
+    decided = precisions_here(experiment)
+    written, experiment = experiment, with_precisions(experiment, decided)
     if experiment.model.attention == "auto" and not has_trees and _all_can_use_flash(experiment, abilities):
         abilities = probe_model(config, FLASH_ATTENTION, longest=experiment.data.max_tokens)
     settled = experiment.model_copy(
@@ -74,6 +79,7 @@ def settle(
     )
     return ModelSettings(
         experiment=settled,
+        precisions=decided,
         layout=abilities.layout,
         sentence=", ".join([_precision(written, settled), *_model_decisions(settled, abilities, has_trees)]),
     )

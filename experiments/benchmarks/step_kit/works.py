@@ -41,13 +41,13 @@ class Work:
     name: str
     model: str
     method: str
-    precision: Dtype
     prepared: Path
     batch: BatchSpec
     max_tokens: int
     pad_token_id: int
     steps: tuple[Position, ...]
     steps_per_block: int
+    precision: Dtype = "bf16"
 
     @property
     def spec(self) -> TrialSpec:
@@ -170,7 +170,6 @@ def _work(
         name=name,
         model=model,
         method="LoRA" if name.startswith("lora") else "full",
-        precision="bf16",
         prepared=Path(str(dataset.directory)),
         batch=batch,
         max_tokens=max_tokens,
