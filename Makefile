@@ -18,7 +18,7 @@ test-fast: $(VENV)/.installed-dev  ## the pure tests only, one process a core wi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-long: $(VENV)/.installed-dev  ## the whole GPU kit on the CPU, searches under more faults, trials that go wrong
-	$(BIN)/python -m pytest tests/ray tests/end_to_end -m long
+	$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile
 
 families: $(VENV)/.installed-dev  ## every family of models through all that is done with one, half an hour
 	$(BIN)/python -m pytest tests/unit/test_families.py -m ""

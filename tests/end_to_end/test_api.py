@@ -119,6 +119,7 @@ def test_the_champion_replies_is_scored_compared_and_exported(searched, notebook
     assert abs(exported.merge.difference) < 1e-3
 
 
+@pytest.mark.long  # two minutes; ray/test_search_on_ray.py stops and resumes one
 def test_a_second_search_in_the_same_process_is_cancelled_and_resumed(searched, notebook):
     experiment = turnwise.load_experiment("toy.yaml", {"name": "second", "trial.budget.epochs": 20} | ONE_SLOT)
     search = turnwise.start(experiment, register=False)

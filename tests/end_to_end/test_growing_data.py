@@ -13,6 +13,8 @@ from components.storage.open_folder import folder_at
 from tests.support.programs import new_folder, ran, summary_of
 from tests.support.toy import toy_conversations, write_messages_jsonl
 
+pytestmark = pytest.mark.long  # five minutes: two searches; unit/test_verdict_split.py splits data that has grown
+
 COUNT, GROWN = 60, 63  # by 5 %
 
 

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 
+import pytest
 from mlflow import MlflowClient
 
 from components.records.journal import Journal
@@ -48,6 +49,7 @@ class Kept:
         return [int(found.version) for found in self.client.search_model_versions("name = 'recorded'")]
 
 
+@pytest.mark.long  # four minutes; test_journal_sync.py kills a server
 def test_a_search_without_a_server_is_finished_once_all_is_recorded(mlflow_server, tmp_path):
     folder = toy_search_folder(tmp_path, CHANGES)
     nobody = f"http://127.0.0.1:{free_port()}"

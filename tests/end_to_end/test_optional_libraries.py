@@ -22,6 +22,7 @@ def place(tmp_path_factory):
     return new_folder(tmp_path_factory.mktemp("place"), trials=2)
 
 
+@pytest.mark.long  # two minutes; the others refuse and plan
 def test_a_search_ends_with_a_champion_that_asks_for_nothing_it_does_without(python, place):
     installed = python.distributions(place)
     assert "mlflow" in installed

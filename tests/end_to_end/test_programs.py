@@ -84,6 +84,7 @@ def test_the_champion_is_scored_against_its_base_on_other_conversations(place, s
     assert result["verdict"]["other_loss"] == pytest.approx(searched["registry"]["base_loss"], rel=0.05)
 
 
+@pytest.mark.long  # three minutes; test_registration.py refuses a worse one
 def test_an_equal_model_of_a_second_search_over_prepared_data_is_no_champion(place, searched):
     again = ran(place, "tune", "toy.yaml", "--json")
     assert "reused from before" in again.stderr
@@ -149,6 +150,7 @@ def test_a_driver_that_is_killed_is_resumed_with_the_same_trials_runs_and_losses
         assert sorted(point.step for point in points) == list(range(1, len(points) + 1))
 
 
+@pytest.mark.long  # three minutes; the one before kills a driver
 def test_a_terminated_search_writes_interim_checkpoints_and_goes_on_from_them(tmp_path, searched):
     """SIGTERM is what `ray job stop` sends."""
     folder = new_folder(tmp_path, at_once=2)  # of two trials one is between two reports

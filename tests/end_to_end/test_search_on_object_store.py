@@ -101,6 +101,7 @@ def test_a_search_with_all_it_keeps_in_a_bucket_ends_with_a_champion(servers, se
     assert not folder.parent.has_file("lock")
 
 
+@pytest.mark.long  # four minutes; test_programs.py resumes one on a disk
 def test_a_killed_driver_is_resumed_from_another_machine_with_equal_results(tmp_path, bucket, servers, searched):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()

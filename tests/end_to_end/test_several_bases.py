@@ -18,6 +18,8 @@ from tests.support.programs import ran, summary_of
 from tests.support.toy import pair_tokenizer, tiny_model_directory
 from tests.support.toy_search import toy_search_folder
 
+pytestmark = pytest.mark.long  # two minutes; unit/test_several_bases.py trains and compares them
+
 CHANGES = """
 trial: {budget: {epochs: 4, evaluations: 2}}
 search:

@@ -18,6 +18,8 @@ from tests.support.servers import until
 from tests.support.sessions import curve, session
 from tests.support.toy_search import toy_search_folder
 
+pytestmark = pytest.mark.long  # three minutes; ray/test_autoscaling.py kills a node, too
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 400
 # So long that no machine comes to its end before the nodes have gone and come.

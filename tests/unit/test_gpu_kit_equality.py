@@ -20,6 +20,8 @@ from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.step_bounds import near_in_bf16, same_in_fp32
 from experiments.benchmarks.gpu_kit.steps import Step, difference
 
+pytestmark = pytest.mark.long  # the kit runs on a GPU once in a while, and its tests before that
+
 
 @pytest.fixture
 def settings(tmp_path):

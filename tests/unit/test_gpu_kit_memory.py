@@ -12,6 +12,8 @@ from experiments.benchmarks.gpu_kit.memory_trials import MemoryCase, Runners
 from experiments.benchmarks.gpu_kit.meters import Ledger
 from experiments.benchmarks.gpu_kit.settings import Settings
 
+pytestmark = pytest.mark.long  # the kit runs on a GPU once in a while, and its tests before that
+
 CASE = MemoryCase(shape="llama-1b", method="LoRA", tokens=1024)
 
 

@@ -11,6 +11,8 @@ from experiments.benchmarks.gpu_kit.proof_memory import PhasePeaks
 from experiments.benchmarks.gpu_kit.proof_winner import TOKENS, letter_tokenizer
 from experiments.benchmarks.gpu_kit.settings import Settings
 
+pytestmark = pytest.mark.long  # the kit runs on a GPU once in a while, and its tests before that
+
 
 def settings_in(folder):
     return Settings(device_name="cpu", shapes="tiny", scratch=folder, deadline=time.time() + 900)

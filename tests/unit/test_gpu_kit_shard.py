@@ -24,6 +24,8 @@ from experiments.benchmarks.gpu_kit.shard_of_one import (
 )
 from experiments.benchmarks.gpu_kit.shard_of_two import replicated_step, sharded_steps, two_process_cases
 
+pytestmark = pytest.mark.long  # the kit runs on a GPU once in a while, and its tests before that
+
 
 def settings_in(folder):
     torch.set_num_threads(1)

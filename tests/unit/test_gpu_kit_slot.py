@@ -14,6 +14,8 @@ from experiments.benchmarks.gpu_kit.settings import Settings
 from experiments.benchmarks.gpu_kit.shapes import config_of, random_model
 from experiments.benchmarks.gpu_kit.slot_turns import LORA, TURNS, digest_of
 
+pytestmark = pytest.mark.long  # the kit runs on a GPU once in a while, and its tests before that
+
 
 @pytest.fixture
 def settings(tmp_path):

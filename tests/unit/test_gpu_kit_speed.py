@@ -20,6 +20,8 @@ from experiments.benchmarks.gpu_kit.speed_peak import model_flops
 from experiments.benchmarks.gpu_kit.speed_profile import by_group, covered, group_of, lines_of
 from experiments.benchmarks.gpu_kit.speed_rows import as_hugging_face_has_them, pad, row_kinds
 
+pytestmark = pytest.mark.long  # the kit runs on a GPU once in a while, and its tests before that
+
 FULL_1B = Subject(shape="llama-1b", method="full")
 
 
