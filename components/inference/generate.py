@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -14,16 +14,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from components.conversations.messages import Message
 from components.errors import InputError
+from components.inference.reply_text import ReplyText
 from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel
 from components.models.precision import computing
-from components.scoring.reply import Reply, answer_of, clear_generation_config, generation_config, reply_of, until_stop
+from components.scoring.reply import Reply, clear_generation_config, generation_config, reply_of, until_stop
 from components.storage.foreign_files import explain_foreign
 
 CANNOT_GO_ON = "cannot answer"
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 100
 MOST_NEW_TOKENS = 2**15  # of a model whose context has no end
-UNFINISHED = "\ufffd"  # what half a character decodes to
 
 
 class ReplyOptions(TypedDict, total=False):
@@ -74,43 +74,23 @@ def stream_reply(
     thread = threading.Thread(target=streamer.run, args=(loaded, inputs), name="generate", daemon=True)
     thread.start()
     try:
-        said, stopped = yield from pieces_of(streamer.tokens(), loaded, only_words=only_words)
-        prompt_tokens = inputs["input_ids"].shape[1]
-        return reply_of(loaded.chat_format, said, prompt_tokens=prompt_tokens, stopped=stopped)
+        text = ReplyText(loaded.chat_format, only_words=only_words)
+        yield from pieces_of(streamer.tokens(), text)
+        return text.reply(inputs["input_ids"].shape[1])
     finally:
         streamer.stop()
         thread.join()
 
 
-def pieces_of(
-    tokens: Iterator[int], loaded: LoadedModel, *, only_words: bool = False
-) -> Generator[str, None, tuple[list[int], bool]]:
-    """Yields the text of tokens in pieces. Returns the tokens without the stop token, and whether there was one."""
-    chat_format = loaded.chat_format
-    read = chat_format.words if only_words else chat_format.decode
-    token_ids: list[int] = []
-    shown = text = ""
-    stopped = False
+def pieces_of(tokens: Iterator[int], text: ReplyText) -> Iterator[str]:
+    """Yields the text of tokens in pieces, until it has ended."""
     for token in tokens:
-        if stopped := token in chat_format.stop_token_ids:
+        if piece := text.add(token):
+            yield piece
+        if text.ended:
             break
-        token_ids.append(token)
-        text = _read_or(shown, read, token_ids)
-        if text.startswith(shown) and text != shown and not text.endswith(UNFINISHED):
-            yield text[len(shown) :]
-            shown = text
-    text = answer_of(chat_format, token_ids).content if only_words else text
-    if text != shown:
-        yield text[len(shown) :]
-    return token_ids, stopped
-
-
-def _read_or(before: str, read: Callable[[Sequence[int]], str], token_ids: Sequence[int]) -> str:
-    """Returns the text of tokens; `before` where an unfinished answer cannot be taken apart."""
-    try:
-        return read(token_ids)
-    except Exception:  # noqa: BLE001 - a model may say anything; its whole answer is read at the end
-        return before
+    if piece := text.rest():
+        yield piece
 
 
 class _StopRequested(StoppingCriteria):  # type: ignore[misc]
@@ -176,7 +156,15 @@ def check_options(*, max_new_tokens: int = 1, temperature: float = 0.0, top_p: f
         raise InputError("; ".join(problems))
 
 
-def _room(loaded: LoadedModel, prompt_tokens: int) -> int:
+def prompt_of(loaded: LoadedModel, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+    """Returns the tokens to which the model's reply is the next. Raises InputError for messages that have no prompt."""
+    with explain_foreign("the prompt", "cannot be made of these messages"):
+        token_ids = loaded.chat_format.prompt(messages, tools)
+    loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
+    return token_ids
+
+
+def room_for_reply(loaded: LoadedModel, prompt_tokens: int) -> int:
     """Returns how many tokens a reply can have at most. Raises InputError if there is none."""
     context = longest_of(loaded.model.config)
     if context is None:
@@ -201,10 +189,8 @@ def _inputs(
     """Returns the arguments of `generate`. Raises InputError for impossible options, and a prompt that fills the context."""
     check_options(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     clear_generation_config(loaded.model)
-    with explain_foreign("the prompt", "cannot be made of these messages"):
-        token_ids = loaded.chat_format.prompt(messages, tools)
-    max_new_tokens = min(max_new_tokens, _room(loaded, len(token_ids)))
-    loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
+    token_ids = prompt_of(loaded, messages, tools)
+    max_new_tokens = min(max_new_tokens, room_for_reply(loaded, len(token_ids)))
     input_ids_1T = torch.tensor([token_ids], device=loaded.device)
     config = generation_config(loaded.chat_format, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     return {"input_ids": input_ids_1T, "attention_mask": torch.ones_like(input_ids_1T), "generation_config": config}

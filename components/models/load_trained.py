@@ -9,7 +9,7 @@ tokenizer/                   packages only; a checkpoint uses its base model's
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -95,7 +95,16 @@ def load_base(
     )
 
 
-def load_trained(directory: Path, *, device: torch.device | None = None, flash: bool = True) -> LoadedModel:
+LoadBase = Callable[..., PreTrainedModel]  # with the arguments of load_base_model
+
+
+def load_trained(
+    directory: Path,
+    *,
+    device: torch.device | None = None,
+    flash: bool = True,
+    load_base_of_adapter: LoadBase = load_base_model,
+) -> LoadedModel:
     """Loads a checkpoint or package.
 
     Raises InputError if its base model cannot be found or has another digest, if its weights are incomplete, or if it needs
@@ -103,6 +112,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
 
     Args:
         flash: without it, another takes flash attention's place, which computes on every device and in float32, too.
+        load_base_of_adapter: may return a base that is in memory; the adapter is put on it.
     """
     device = device or default_device()
     check_regular(directory)
@@ -113,7 +123,7 @@ def load_trained(directory: Path, *, device: torch.device | None = None, flash: 
     base = None if needs_no_base(directory) else _find_base(reference)
     own_tokenizer = directory / TOKENIZER
     tokenizer = load_tokenizer(own_tokenizer if base is None or own_tokenizer.is_dir() else base)
-    model = _load_model(directory, base, named, spec, device).eval()
+    model = _load_model(directory, base, named, spec, device, load_base_of_adapter).eval()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -203,18 +213,21 @@ def needs_no_base(directory: Path) -> bool:
 
 
 def _load_model(
-    directory: Path, base: Path | None, named: ModelSpec, spec: TrialSpec, device: torch.device
+    directory: Path,
+    base: Path | None,
+    named: ModelSpec,
+    spec: TrialSpec,
+    device: torch.device,
+    load_base_of_adapter: LoadBase,
 ) -> PreTrainedModel:
-    quantize = spec.method.quantize if isinstance(spec.method, LoraMethod) else None
     with explain_foreign(directory, "its weights cannot be read", "a file is cut short, or none"):
         if base is None:
             return _load_package(directory, named, device)
-        model = load_base_model(_with_directory(base, named), device=device, quantize=quantize)
-        return (
-            _load_with_adapter(model, directory)
-            if isinstance(spec.method, LoraMethod)
-            else _load_with_weights(model, directory)
-        )
+        found = _with_directory(base, named)
+        if isinstance(spec.method, LoraMethod):
+            model = load_base_of_adapter(found, device=device, quantize=spec.method.quantize)
+            return _load_with_adapter(model, directory)
+        return _load_with_weights(load_base_model(found, device=device), directory)
 
 
 def _load_with_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:

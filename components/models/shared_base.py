@@ -26,6 +26,7 @@ from components.models.adapters import attach_lora, detach_lora, forget_adapters
 from components.models.lean_lora import AdapterPart, Drawing, LeanLoraLinear, Place, adapted_linear
 from components.models.meta_tensors import empty_model
 from components.models.precision import computed_in
+from components.models.standing_layers import put_in, standing
 
 ADAPTER = "default"  # the name that peft gives to a model's only adapter
 # Frequencies that depend on the longest row of a batch, and so on other trials' rows.
@@ -65,7 +66,7 @@ class SharedBase:
         try:
             model = attach_lora(self.base, method)
         except InputError:  # some layers may have adapters already
-            self._put_in(plain)
+            put_in(self.base, plain)
             forget_adapters(self.base)
             raise
         model.train()
@@ -77,7 +78,7 @@ class SharedBase:
             detach_lora(model)
             raise
         self._layers[model] = cast(dict[str, LeanLoraLinear], layers)
-        self._put_in({name: layer.get_base_layer() for name, layer in self._layers[model].items()})
+        put_in(self.base, {name: layer.get_base_layer() for name, layer in self._layers[model].items()})
         forget_adapters(self.base)
         return cast(nn.Module, model)
 
@@ -88,7 +89,7 @@ class SharedBase:
     @contextlib.contextmanager
     def alone(self, model: nn.Module) -> Iterator[None]:
         """Inside, the base has this trial's adapter, and computes as if there were no other trial."""
-        with self._standing(self._layers[model]):
+        with standing(self.base, self._layers[model]):
             yield
 
     @contextlib.contextmanager
@@ -105,22 +106,8 @@ class SharedBase:
             name: _JointLinear(name, cast(nn.Linear, self.base.get_submodule(name)), of_layer, shape_BT)
             for name, of_layer in adapters.items()
         }
-        with self._standing(joint):
+        with standing(self.base, joint):
             yield
-
-    @contextlib.contextmanager
-    def _standing(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-        before = {name: self.base.get_submodule(name) for name in layers}
-        self._put_in(layers)
-        try:
-            yield
-        finally:
-            self._put_in(before)
-
-    def _put_in(self, layers: Mapping[str, nn.Module]) -> None:
-        for name, layer in layers.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(self.base.get_submodule(parent), leaf, layer)
 
 
 class _JointLinear(nn.Module):

@@ -9,20 +9,21 @@ B prompts, T tokens in the longest of them. These letters are used in this file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from components.models.load_trained import LoadedModel
 from components.models.precision import computing
-from components.scoring.padding import Company, company_of
-from components.scoring.reply import Reply, clear_generation_config, reply_of, until_stop
-from components.scoring.shrinking_batch import generate_rows, rows_may_leave
+from components.scoring.padding import Company
+from components.scoring.reply import Reply, reply_of, until_stop
+from components.scoring.running_batch import BatchAbilities, Row, RunningBatch
 
 MAX_PROMPTS_AT_ONCE = 64
 # Of the longest prompt of its batch. Padding is read as slowly as text, and each batch more reads all weights once more for
 # every token: 64 conversations of the quickstart are fastest in one batch, though that pads 7,032 tokens to 11,328.
 SHORTEST = 0.25
+ALONE = BatchAbilities(company="none", leave=False, join=False)  # for one prompt nothing is tried
 
 
 def generate_replies(
@@ -39,17 +40,15 @@ def generate_replies(
     """
     for prompt in prompts:
         loaded.check_token_ids(dict.fromkeys(prompt, "is in the prompt"))
-    clear_generation_config(loaded.model)
     lengths = [len(prompt) for prompt in prompts]
-    company = company_of(loaded) if len(prompts) > 1 else "none"
-    rows_leave = company != "none" and rows_may_leave(loaded)
+    running = RunningBatch(loaded, ALONE if len(prompts) == 1 else None)
+    company = running.abilities.company
     replies: dict[int, Reply] = {}
     batches = _batches(lengths, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, company=company)
     # Around all of them, or each stretch of a batch would cast the weights again.
     with torch.no_grad(), computing(loaded.precision, loaded.device):
         for batch in batches:
-            asked = [prompts[index] for index in batch]
-            said = _generate(loaded, asked, max_new_tokens=max_new_tokens, rows_leave=rows_leave)
+            said = _generate(running, [prompts[index] for index in batch], max_new_tokens=max_new_tokens)
             replies.update(zip(batch, said, strict=True))
     return [replies[index] for index in range(len(prompts))]
 
@@ -72,17 +71,27 @@ def _batches(
         yield batch
 
 
-def _generate(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, rows_leave: bool
-) -> list[Reply]:
-    chat_format, longest = loaded.chat_format, max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    rows = [[chat_format.pad_token_id] * pads + list(prompt) for pads, prompt in zip(padding, prompts, strict=True)]
-    input_ids_BT = torch.tensor(rows, device=loaded.device)
-    mask_BT = torch.tensor([[0] * pads + [1] * (longest - pads) for pads in padding], device=loaded.device)
-    followed = generate_rows(loaded, input_ids_BT, mask_BT, max_new_tokens=max_new_tokens, rows_leave=rows_leave)
+def _generate(running: RunningBatch, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[Reply]:
+    chat_format = running.loaded.chat_format
+    said: list[list[int]] = [[] for _ in prompts]
+
+    def taker(place: int) -> Callable[[int], bool]:
+        def take(token: int) -> bool:
+            said[place].append(token)
+            return token not in chat_format.stop_token_ids
+
+        return take
+
+    rows = [
+        Row(prompt=prompt, max_new_tokens=max_new_tokens, take=taker(place)) for place, prompt in enumerate(prompts)
+    ]
+    running.add(rows)
+    while running.rows:
+        running.go_on()
     replies = []
-    for prompt, made in zip(prompts, followed, strict=True):
-        said = until_stop(made, chat_format)
-        replies.append(reply_of(chat_format, said, prompt_tokens=len(prompt), stopped=len(said) < len(made)))
+    for row, tokens in zip(rows, said, strict=True):
+        if row.error is not None:
+            raise row.error
+        words = until_stop(tokens, chat_format)
+        replies.append(reply_of(chat_format, words, prompt_tokens=len(row.prompt), stopped=len(words) < len(tokens)))
     return replies

@@ -13,7 +13,7 @@ import torch
 from components.inference.generate import reply_to
 from components.scoring.batched_generation import generate_replies
 from components.scoring.padding import company_of
-from components.scoring.shrinking_batch import STRETCH, rows_may_leave
+from components.scoring.running_batch import STRETCH, BatchAbilities
 from tests.support.toy import user
 from tests.support.zoo import loaded_family
 
@@ -72,7 +72,7 @@ def test_a_reply_that_has_ended_leaves_the_batch_where_the_cache_allows_it(name,
     with rows_seen(loaded.model) as rows:
         stopped = generate_replies(loaded, prompts, max_new_tokens=40, max_batch_tokens=10_000)
     assert len({reply.new_tokens // STRETCH for reply in stopped}) > 1
-    assert rows_may_leave(loaded) == leave
+    assert BatchAbilities.of(loaded).leave == leave
     assert max(rows) == len(prompts)
     assert (rows[-1] < len(prompts)) == leave
     assert stopped == [reply_to(loaded, [user(asked)], max_new_tokens=40) for asked in ASKED]

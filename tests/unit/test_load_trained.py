@@ -23,6 +23,7 @@ from components.experiment.spec import (
     ModelSpec,
 )
 from components.inference.generate import generate_reply, pieces_of, reply_to, stream_reply
+from components.inference.reply_text import ReplyText
 from components.models.adapters import attach_lora
 from components.models.base.load_base import load_base_model
 from components.models.base.reference import BaseReference
@@ -259,8 +260,11 @@ def test_half_a_character_waits_for_its_other_half(base):
     speaker = replace(base, chat_format=load_chat_format(tokenizer, "chatml"), tokenizer=tokenizer)
     token_ids = tokenizer.encode("a你b", add_special_tokens=False)
     assert len(token_ids) == 5
-    assert list(pieces_of(iter(token_ids), speaker)) == ["a", "你", "b"]
-    assert list(pieces_of(iter(token_ids[:3]), speaker)) == ["a", "\ufffd"]  # cut off at the limit: said as it is
+    assert list(pieces_of(iter(token_ids), ReplyText(speaker.chat_format))) == ["a", "你", "b"]
+    assert list(pieces_of(iter(token_ids[:3]), ReplyText(speaker.chat_format))) == [
+        "a",
+        "\ufffd",
+    ]  # cut off at the limit: said as it is
 
 
 def test_who_streams_hears_of_an_error_at_once(base, monkeypatch):
