@@ -12,7 +12,7 @@ from importlib import import_module
 
 from workflows.cli import COMMAND, Exit, show
 
-PROGRAMS = ("tune", "train", "preview", "plan", "evaluate", "chat", "export", "control", "timeline")
+PROGRAMS = ("tune", "train", "preview", "plan", "evaluate", "chat", "serve", "export", "control", "timeline")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

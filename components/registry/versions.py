@@ -15,6 +15,7 @@ from components.models.load_trained import package
 from components.registry.candidate import RegistryCandidate
 from components.registry.chat_model import PACKAGE
 from components.registry.model_package import package_in, save_packaged
+from components.registry.package_digest import PACKAGE_DIGEST_TAG, package_digest
 from components.tracking.mlflow_access import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 
 MODEL_FOLDER = "model"
@@ -50,13 +51,15 @@ def create_version(candidate: RegistryCandidate) -> str:
         try:
             package(candidate.checkpoint, Path(scratch) / PACKAGE)
             write_trained_on(candidate.dataset.train, Path(scratch) / PACKAGE)
+            digest = package_digest(Path(scratch) / PACKAGE)
             save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
         except ValueError as error:
             raise VerificationError(f"{candidate.checkpoint} cannot be packaged: {error}") from None
         client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), files)
     ensure_registered_model(candidate)
     source = f"{client.get_run(run_id).info.artifact_uri}/{files}"
-    return str(client.create_model_version(candidate.name, source, run_id, tags=candidate.lineage).version)
+    tags = {**candidate.lineage, PACKAGE_DIGEST_TAG: digest}
+    return str(client.create_model_version(candidate.name, source, run_id, tags=tags).version)
 
 
 def ensure_registered_model(candidate: RegistryCandidate) -> None:

@@ -26,7 +26,7 @@ FLOORS = [
     {"inference", "planning", "cluster"},
     {"registry"},
     {"reports"},
-    {"search"},
+    {"search", "serving"},
     {"api"},
     {"workflows"},
 ]
@@ -48,19 +48,22 @@ PROGRAMS = {
     "components.models.chatglm.tiny_model",
     "components.registry.verification_worker",
 }
-MAX_LINES, MAX_LINES_OF_WORKFLOWS = 400, 1200
+MAX_LINES, MAX_LINES_OF_WORKFLOWS = 400, 1400
 # A library may be imported in these rooms only.
 EDGES = {
     "ray": {"cluster"},
     "mlflow": {"tracking", "registry"},
-    "peft": {"models"},
-    "transformers": {"models", "conversations", "planning", "inference", "training", "scoring"},
+    "peft": {"models", "serving"},
+    "transformers": {"models", "conversations", "planning", "inference", "training", "scoring", "serving"},
     "sacrebleu": {"scoring"},
     "rouge_score": {"scoring"},
     "jsonschema": {"scoring"},
+    "fastapi": {"serving"},
+    "starlette": {"serving"},
+    "prometheus_client": {"serving"},
     "optuna": {"cluster"},
     "pyarrow.fs": {"storage"},
-    "torch": {"models", "data", "scoring", "training", "cluster", "planning", "inference", "registry"},
+    "torch": {"models", "data", "scoring", "training", "cluster", "planning", "inference", "registry", "serving"},
 }
 
 

@@ -1,0 +1,50 @@
+"""A registered version by its name: which one an alias means now, and what its tags say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.errors import InputError
+from components.registry.package_digest import PACKAGE_DIGEST_TAG, check_package
+from components.registry.version_tags import SCHEME
+from components.registry.versions import download_package
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """`digest` is that of the package, as registered; None for versions of before it was a tag."""
+
+    name: str
+    number: str
+    digest: str | None
+    uri: str
+
+    def download(self) -> Path:
+        """Returns the folder of its package. Raises InputError if it cannot be downloaded, or is not what was registered."""
+        named = f"{SCHEME}{self.name}/{self.number}"
+        package = download_package(named, self.uri)
+        if self.digest is not None:
+            check_package(package, self.digest, named)
+        return package
+
+
+def registered_version(model_uri: str, uri: str) -> RegisteredVersion:
+    """Returns the version that models:/NAME@ALIAS or models:/NAME/VERSION means now.
+
+    Raises InputError if there is none, or no registry answers.
+    """
+    named = re.fullmatch(rf"{SCHEME}([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if named is None:
+        raise InputError(f"{model_uri}: a registered model is {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
+    name, alias, number = named.groups()
+    try:
+        client = open_store(uri)
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MLFLOW_ERRORS as error:
+        raise InputError(
+            f"{model_uri}: the registry does not have it, or does not answer: {reason_of(error)}"
+        ) from None
+    return RegisteredVersion(name=name, number=str(found.version), digest=found.tags.get(PACKAGE_DIGEST_TAG), uri=uri)

@@ -1,0 +1,193 @@
+"""The models that a server has in memory, by the names that clients use, and how they follow their aliases."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from components.errors import InputError, message_of
+from components.experiment.spec import ChatFormatSpec, ModelSpec
+from components.models.base.load_base import load_base_model
+from components.models.base_in_memory import BaseInMemory
+from components.models.load_trained import LoadedModel, load_base, load_trained
+from components.registry.load_by_name import is_registered, trained_directory
+from components.registry.registered_version import RegisteredVersion, registered_version
+from components.serving.generation_thread import GenerationThread
+from components.serving.limits import Limits
+from components.tracking.mlflow_access import check_tracking, tracking_uri
+
+UNKNOWN_DIGEST = "its version has no digest: it was registered by an earlier Turnwise"
+RETRY_SECONDS = 60.0  # before a version that could not be loaded is tried again
+_BaseKey = tuple[ModelSpec, str | None]  # and how it is quantized
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ServedModel:
+    """A model that answers. `prompts` is held while a prompt is rendered: chat formats are used by one thread at a time.
+
+    `version` is the registered one, None for others; `digest_checked` says that its files are those that were registered.
+    """
+
+    id: str
+    source: str
+    loaded: LoadedModel
+    thread: GenerationThread
+    version: str | None = None
+    digest_checked: bool = False
+    since: int = field(default_factory=lambda: int(time.time()))
+    prompts: threading.Lock = field(default_factory=threading.Lock)
+
+
+class ServedModels:
+    """Adapters of one base share it in memory. A model is loaded beside the one it replaces, which first ends its replies.
+
+    Args:
+        sources: name for clients -> models:/NAME@ALIAS, models:/NAME/VERSION, a directory, a hub id.
+        chat_format: of base models; trained ones have their own.
+        tracking: URI of the registry; by default MLFLOW_TRACKING_URI, else mlflow.db here.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        limits: Limits,
+        *,
+        chat_format: ChatFormatSpec | str = "auto",
+        tracking: str | None = None,
+    ) -> None:
+        self.sources, self.limits = dict(sources), limits
+        self.chat_format, self.tracking = chat_format, tracking
+        self.problems: dict[str, str] = {}  # name -> why its newest version does not serve
+        self._served: dict[str, ServedModel] = {}
+        self._threads: dict[_BaseKey | str, GenerationThread] = {}
+        self._changing = threading.Lock()  # which bases there are
+        self._failed: dict[str, tuple[str, float]] = {}  # name -> version that could not be loaded, and when
+
+    def open(self) -> None:
+        """Loads all of them. Raises InputError with every one that cannot be."""
+        problems = []
+        if any(is_registered(source) for source in self.sources.values()):
+            check_tracking(self.registry)
+        for name in self.sources:
+            try:
+                self._served[name] = self._load(name, self._version_of(name))
+            except (ValueError, OSError) as error:
+                problems.append(message_of(error))
+        if problems:
+            self.close()
+            raise InputError("\n".join(problems))
+
+    @property
+    def registry(self) -> str:
+        return tracking_uri(given=self.tracking)
+
+    @property
+    def models(self) -> list[ServedModel]:
+        return list(self._served.values())
+
+    def get(self, name: str) -> ServedModel | None:
+        return self._served.get(name)
+
+    def follow(self) -> None:
+        """Looks once where the aliases point, and loads what is new. What fails leaves the old model at work."""
+        for name, source in self.sources.items():
+            if "@" not in source or not is_registered(source):
+                continue
+            try:
+                version = self._version_of(name)
+                if version is None or version.number == self._served[name].version:
+                    self.problems.pop(name, None)
+                elif not self._has_just_failed(name, version.number):
+                    self._replace(name, version)
+            except (ValueError, OSError) as error:
+                self.problems[name] = message_of(error)
+
+    def close(self) -> None:
+        for thread in self._threads.values():
+            thread.close()
+        self._threads.clear()
+        self._served.clear()
+
+    def _version_of(self, name: str) -> RegisteredVersion | None:
+        source = self.sources[name]
+        return registered_version(source, self.registry) if is_registered(source) else None
+
+    def _has_just_failed(self, name: str, number: str) -> bool:
+        failed, at = self._failed.get(name, ("", 0.0))
+        return failed == number and time.monotonic() < at + RETRY_SECONDS
+
+    def _replace(self, name: str, version: RegisteredVersion) -> None:
+        old = self._served[name]
+        try:
+            self._served[name] = self._load(name, version)
+        except Exception as error:
+            self._failed[name] = version.number, time.monotonic()
+            goes_on = f"version {old.version} goes on"
+            raise InputError(f"version {version.number} does not serve: {message_of(error)}; {goes_on}") from error
+        self.problems.pop(name, None)
+        threading.Thread(target=self._retire, args=(old,), name="retire", daemon=True).start()
+
+    def _retire(self, old: ServedModel) -> None:
+        old.thread.remove_model(old.loaded)
+        with self._changing:
+            if old.thread.models == 0:
+                old.thread.close()
+                self._threads = {key: thread for key, thread in self._threads.items() if thread is not old.thread}
+
+    def _load(self, name: str, version: RegisteredVersion | None) -> ServedModel:
+        source = self.sources[name]
+        directory = version.download() if version else trained_directory(source, tracking=self.tracking)
+        with self._changing:
+            loaded, thread = self._load_files(name, directory)
+        return ServedModel(
+            id=name,
+            source=source,
+            loaded=loaded,
+            thread=thread,
+            version=version.number if version else None,
+            digest_checked=version is not None and version.digest is not None,
+        )
+
+    def _load_files(self, name: str, directory: Path | None) -> tuple[LoadedModel, GenerationThread]:
+        with contextlib.ExitStack() as stack:
+            shared: list[GenerationThread] = []
+
+            def base_of_adapter(model: ModelSpec, *, quantize: str | None = None, **options: object) -> PreTrainedModel:
+                shared.append(stack.enter_context(self._base((model, quantize), **options)))
+                return shared[0].base.base
+
+            if directory is None:
+                loaded = load_base(ModelSpec(path=self.sources[name]), self.chat_format)
+            else:
+                loaded = load_trained(directory, load_base_of_adapter=base_of_adapter)
+            if shared:
+                shared[0].base.take_out(cast(PeftModel, loaded.model))
+        if shared:
+            (thread,) = shared
+        else:
+            thread = self._threads[name] = GenerationThread(BaseInMemory(loaded.model), self.limits)
+        thread.add_model(loaded)
+        return loaded, thread
+
+    @contextlib.contextmanager
+    def _base(self, key: _BaseKey, **options: object) -> Iterator[GenerationThread]:
+        """Inside, the base of an adapter is not at work; an adapter that could not be put on it is taken off again."""
+        thread = self._threads.get(key)
+        if thread is None:
+            model, quantize = key
+            base = load_base_model(model, quantize=quantize, **options).eval()  # type: ignore[arg-type]
+            thread = self._threads[key] = GenerationThread(BaseInMemory(base), self.limits)
+        with thread.pausing():
+            try:
+                yield thread
+            except BaseException:
+                thread.base.restore()
+                raise
