@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from components.serving.served_models import ServedModels
 
     with exit_on_error():
-        token = _token(arguments.host)
+        token = token_for(arguments.host)
         models = ServedModels(
-            _sources(arguments.models),
+            sources(arguments.models),
             Limits(),
             chat_format=format_spec_of(arguments),
             tracking=arguments.tracking_uri,
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _sources(given: Sequence[str]) -> dict[str, str]:
+def sources(given: Sequence[str]) -> dict[str, str]:
     """Returns each model by the name that clients use. Raises InputError if two have one name."""
     sources: dict[str, str] = {}
     for model in given:
@@ -89,7 +89,7 @@ def _source(model: str) -> str:
     return f"models:/{model}" if registered and not Path(model).exists() else model
 
 
-def _token(host: str) -> str | None:
+def token_for(host: str) -> str | None:
     """Returns the token that clients must bring. Raises InputError if they need one and there is none."""
     token = os.environ.get(TOKEN)
     if token is None:

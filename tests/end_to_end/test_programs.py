@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import mlflow.pyfunc
+import openai
 import pytest
 from mlflow import MlflowClient
 
@@ -15,6 +16,7 @@ from components.records.journal import Journal
 from components.records.manifest import SearchManifest, searches_in
 from components.storage.open_folder import folder_at
 from tests.support.programs import SECONDS, command, environment, new_folder, outcomes, ran, summary_of
+from tests.support.servers import ServeServer
 from tests.support.toy import toy_conversations, write_messages_jsonl
 
 
@@ -73,6 +75,29 @@ def test_the_champion_talks_in_a_fresh_process_and_through_mlflow(place, searche
     question = {"messages": [{"role": "user", "content": "say ab"}], "temperature": 0.0}
     assert loaded.predict(question)["choices"][0]["message"]["content"].strip() == said.stdout.strip()
     assert said.stdout.strip() == searched["registry"]["candidate_answers"][0].strip()
+
+
+def test_the_champion_and_its_base_are_served_to_openai_s_client(place, searched):
+    said = {
+        name: ran(place, "chat", model, "--message", "say ab", "--max-new-tokens", "32").stdout.strip()
+        for name, model in (("toy@champion", "models:/toy@champion"), ("base", "model"))
+    }
+    server = ServeServer(place, "toy@champion", "base=model", environment=environment())
+    try:
+        server.start()
+        client = openai.OpenAI(base_url=server.api, api_key="none", max_retries=0)
+        for name, words in said.items():
+            asked = {"model": name, "messages": [{"role": "user", "content": "say ab"}], "temperature": 0}
+            completion = client.chat.completions.create(**asked, max_tokens=32)
+            assert completion.choices[0].message.content.strip() == words
+        assert client.get("/../health", cast_to=object)["models"][0]["digest_checked"]
+        server.process.terminate()
+        server.process.wait(SECONDS)
+    finally:
+        server.kill()
+    log = (place / "server.log").read_text()
+    assert f"OpenAI's API: {server.api}" in log
+    assert "Traceback" not in log
 
 
 def test_the_champion_is_scored_against_its_base_on_other_conversations(place, searched):

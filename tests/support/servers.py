@@ -119,6 +119,22 @@ class ModelServer(Server):
         return os.environ | {"MLFLOW_TRACKING_URI": self.tracking_uri, "OMP_NUM_THREADS": "1", "PATH": path}
 
 
+class ServeServer(Server):
+    """`serve.py` of these models, in a folder."""
+
+    def __init__(self, folder, *models, environment):
+        super().__init__(folder)
+        self.models, self._environment = models, environment
+        self.api = f"{self.uri}/v1"
+
+    def command(self):
+        program = Path(__file__).parents[2] / "workflows" / "serve.py"
+        return [sys.executable, str(program), *self.models, "--port", str(self.port)]
+
+    def environment(self):
+        return self._environment
+
+
 class S3Server(Server):
     """An S3 server in memory, with one bucket, whose name is no other server's. Unless it is `strict`, all are welcome."""
 
