@@ -250,6 +250,7 @@ def export(
     layout: Literal["glm", "chatglm", "merged", "adapter"] | None = None,
     dtype: Literal["fp16", "bf16", "fp32"] | None = None,
     base: str | None = None,
+    base_name: str | None = None,
     data: str | Sequence[str] | None = None,
 ) -> Export:
     """Writes a model as others load it. Merged files are checked against the adapter beside its base.
@@ -260,6 +261,7 @@ def export(
         layout: merged (glm is its name for ChatGLM3), chatglm (ChatGLM3's own) or adapter; by default glm or merged.
         dtype: of the weights; by default that of the base.
         base: the model that an adapter directory of peft's belongs to.
+        base_name: of an adapter's base, for the machine that will load it; by default the hub's name, else a directory.
         data: conversations on which the loss before and after merging is measured.
 
     Raises:
@@ -269,6 +271,13 @@ def export(
 
     name, tracking = (model, None) if isinstance(model, str) else (model.name, model.tracking)
     request = ExportRequest(
-        source=name, target=Path(target), layout=layout, dtype=dtype, base=base, data=data, tracking=tracking
+        source=name,
+        target=Path(target),
+        layout=layout,
+        dtype=dtype,
+        base=base,
+        base_name=base_name,
+        data=data,
+        tracking=tracking,
     )
     return export_model(request)

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         base=arguments.base,
         dtype=arguments.dtype,
         original_names=arguments.original_names,
+        base_name=arguments.base_name,
         data=arguments.data,
         unknown_keys=arguments.unknown_keys,
         max_tokens=arguments.max_tokens,
@@ -56,6 +57,8 @@ def _result(export: Export) -> dict[str, object]:
     }
     if export.dtype:
         result["dtype"] = export.dtype
+    if export.base_name:
+        result["base_name"] = export.base_name
     if divergence := export.divergence:
         result["divergence"] = divergence.model_dump() | {"sentence": divergence.sentence()}
     if merge := export.merge:
@@ -71,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", metavar="MODEL", help="the model that an adapter directory belongs to")
     parser.add_argument("--dtype", choices=["fp16", "bf16", "fp32"], help="of the weights; default: the base's own")
     parser.add_argument("--original-names", action="store_true", help="adapter: in ChatGLM3's own module names")
+    parser.add_argument("--base-name", metavar="NAME", help="adapter: its base as the machine that loads it knows it")
     parser.add_argument("--data", metavar="FILE", help="conversations on which to measure what merging costs")
     parser.add_argument(
         "--unknown-keys", default="fail", choices=["fail", "ignore"], help="of --data: as data.unknown_keys"

@@ -23,6 +23,7 @@ from components.errors import InputError
 from components.experiment.spec import LoraMethod, ModelSpec
 from components.models.adapters import load_adapter, load_adapter_state, merge
 from components.models.base.load_base import Quantize, config_of, load_base_model, resolve_model
+from components.models.base.published_name import PublishedName, published_name
 from components.models.base.reference import BaseReference
 from components.models.chatglm.adapter_conversion import (
     CONFIG_FILE,
@@ -56,10 +57,11 @@ Layout = Literal["glm", "chatglm", "merged", "adapter"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportableAdapter:
-    """A directory of peft, in the names of its model family, and its base model."""
+    """A directory of peft, in the names of its model family, and its base model; `published` where the hub has that."""
 
     directory: Path
     base: ModelSpec
+    published: PublishedName | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +166,14 @@ def reload_whole(directory: Path) -> PreTrainedModel:
     return load_causal_lm(directory, dtype=torch.float32).eval()
 
 
-def write_adapter(source: Exportable, target: Path, *, original_names: bool = False) -> None:
-    """Writes adapter_config.json, which names the base, adapter_model.safetensors and the tokenizer.
+def write_adapter(
+    source: Exportable, target: Path, *, original_names: bool = False, base_name: str | None = None
+) -> str:
+    """Writes adapter_config.json, which names the base, adapter_model.safetensors and the tokenizer. Returns that name.
 
     Args:
         original_names: name ChatGLM3's own modules, for programs that use the original code.
+        base_name: by default the hub's name of the base with its commit, else its directory here.
     """
     if source.adapter is None:
         raise InputError("layout adapter: it was not trained with LoRA, so there is no adapter; take layout merged")
@@ -182,7 +187,11 @@ def write_adapter(source: Exportable, target: Path, *, original_names: bool = Fa
         for name in (CONFIG_FILE, next(name for name in WEIGHTS_FILES if (directory / name).is_file())):
             copy_own(directory / name, target / name, of=directory)
         _save_tokenizer(source, target)
-    _name_base(target / CONFIG_FILE, source.adapter.base.path)
+    base = source.adapter.published or PublishedName(path=source.adapter.base.path)
+    if base_name is not None:
+        base = PublishedName(path=base_name)
+    _name_base(target / CONFIG_FILE, base)
+    return base.path
 
 
 def _from_trained(source: Path) -> Exportable:
@@ -196,7 +205,10 @@ def _from_trained(source: Path) -> Exportable:
         base = None
     directory = source / WEIGHTS if base is None else resolve_model(base)
     tokenizer = load_tokenizer(source / TOKENIZER if base is None else directory)
-    is_lora = isinstance(spec.method, LoraMethod)
+    adapter = None
+    if isinstance(spec.method, LoraMethod) and base is not None:
+        published = published_name(reference.model, directory)
+        adapter = ExportableAdapter(directory=source / ADAPTER, base=base, published=published)
     return Exportable(
         origin=source,
         base=base,
@@ -205,7 +217,7 @@ def _from_trained(source: Path) -> Exportable:
         tokenizer=tokenizer,
         precision=spec.precision,
         quantize=spec.method.quantize if isinstance(spec.method, LoraMethod) else None,
-        adapter=ExportableAdapter(directory=source / ADAPTER, base=base) if is_lora and base is not None else None,
+        adapter=adapter,
     )
 
 
@@ -218,7 +230,9 @@ def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
         config=config_of(directory),
         chat_format=load_chat_format(tokenizer, format_spec_in(directory, "auto")),
         tokenizer=tokenizer,
-        adapter=None if adapter is None else ExportableAdapter(directory=adapter, base=base),
+        adapter=None
+        if adapter is None
+        else ExportableAdapter(directory=adapter, base=base, published=published_name(base, directory)),
     )
 
 
@@ -246,7 +260,7 @@ def _save_tokenizer(source: Exportable, target: Path) -> None:
     source.tokenizer.save_pretrained(target)
 
 
-def _name_base(config_file: Path, base: str) -> None:
+def _name_base(config_file: Path, base: PublishedName) -> None:
     config = read_object(config_file)
-    config["base_model_name_or_path"] = base
+    config.update(base_model_name_or_path=base.path, revision=base.revision)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

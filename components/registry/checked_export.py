@@ -52,6 +52,8 @@ class ExportRequest:
         base: the model that an adapter directory belongs to.
         dtype: of the weights; by default that of the base.
         original_names: in the layout adapter, ChatGLM3's own module names.
+        base_name: in the layout adapter, the name of its base for the program that will load it: a hub id, or a directory
+            of that machine. By default the hub id that was trained on, with its commit, else the directory here.
         data: conversations on which the loss before and after merging is measured; a registered version keeps it as its
             tag turnwise.merge.
         unknown_keys: of `data`, as data.unknown_keys of an experiment.
@@ -65,6 +67,7 @@ class ExportRequest:
     base: str | None = None
     dtype: Literal["fp16", "bf16", "fp32"] | None = None
     original_names: bool = False
+    base_name: str | None = None
     data: str | Sequence[str] | None = None
     unknown_keys: OnUnknownKeys = "fail"
     max_tokens: int = 1024
@@ -73,13 +76,17 @@ class ExportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What was written. `divergence` and `merge` are of adapters that were merged; `dtype` is None for an adapter alone."""
+    """What was written. `divergence` and `merge` are of adapters that were merged; `dtype` is None for an adapter alone.
+
+    `base_name` is the name that an adapter has its base by.
+    """
 
     source: str
     layout: Layout
     directory: Path
     files: tuple[str, ...] = ()
     dtype: str | None = None
+    base_name: str | None = None
     divergence: Divergence | None = None
     merge: MergeCheck | None = None
 
@@ -90,6 +97,10 @@ class Export:
             lines.append(
                 "The base's directory had no tokenizer.model and *.py files to copy; servers want them beside it."
             )
+        if self.base_name:
+            lines.append(f"Its base: {self.base_name}")
+            if Path(self.base_name).is_absolute():
+                lines.append("Other machines know the base by another name: write it by --base-name")
         if self.divergence:
             lines.append(f"Merged and adapter: {self.divergence.sentence()}")
         if self.merge:
@@ -126,8 +137,10 @@ def _export(request: ExportRequest, target: Path, scratch: Path) -> Export:
     layout: Layout = request.layout or ("glm" if source.is_chatglm3 else "merged")
     export = Export(source=request.source, layout=layout, directory=target)
     if layout == "adapter":
-        write_adapter(source, target, original_names=request.original_names)
-        return replace(export, files=_names(target))
+        name = write_adapter(source, target, original_names=request.original_names, base_name=request.base_name)
+        return replace(export, files=_names(target), base_name=name)
+    if request.base_name is not None:
+        raise InputError(f"--base-name {request.base_name}: only an adapter alone has a base; take --layout adapter")
     dtype = DTYPES[request.dtype] if request.dtype else source.dtype
     export = replace(export, dtype=str(dtype).removeprefix("torch."))
     if source.adapter is None:
