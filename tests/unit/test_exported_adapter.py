@@ -13,7 +13,7 @@ from components.experiment.spec import LoraMethod, ModelSpec
 from components.models.base.published_name import PublishedName, published_name
 from components.models.load_trained import load_trained
 from components.registry.checked_export import ExportRequest, export_model
-from tests.support.programs import command, environment
+from tests.support.programs import environment
 from tests.support.serving import adapter_checkpoint
 from tests.support.tiny_models import logits
 from tests.support.toy import tiny_model_directory
@@ -60,10 +60,9 @@ def config_in(folder):
 
 def test_a_machine_that_knows_the_base_by_its_hub_id_loads_the_adapter(cache, snapshot, checkpoint, tmp_path):
     offline = {**environment(), "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    arguments = (checkpoint, "--layout", "adapter", "--out", tmp_path / "out", "--json")
-    exported = subprocess.run(
-        command("export", *arguments), env=offline, capture_output=True, text=True, check=True, timeout=200
-    )
+    export = [sys.executable, "-m", "workflows", "export", str(checkpoint), "--layout", "adapter", "--json"]
+    export += ["--out", str(tmp_path / "out")]
+    exported = subprocess.run(export, env=offline, capture_output=True, text=True, check=True, timeout=200)
     assert json.loads(exported.stdout)["base_name"] == HUB_ID
     config = config_in(tmp_path / "out")
     assert (config["base_model_name_or_path"], config["revision"]) == (HUB_ID, COMMIT)
