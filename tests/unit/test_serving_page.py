@@ -323,21 +323,28 @@ def test_an_error_is_in_its_column_and_not_in_its_conversation(browser, speakers
 
 
 @in_a_browser
-def test_an_error_within_a_stream_gives_the_question_back(browser, server):
-    visit(browser, server, "base")
-    set_options(browser, temperature="1")
-    head = server.models.get("base").loaded.model.get_output_embeddings().weight
+def test_an_error_within_a_stream_gives_the_question_back(browser, speakers):
+    visit(browser, speakers, "endless", max_tokens=4000)
+    set_options(browser, temperature="0.1")
+    head = speakers.models.get("endless").loaded.model.get_output_embeddings().weight
     kept = head.detach().clone()
+    ask(browser, "go", wait=False)
+    browser.until("document.querySelector('.words')?.textContent.length > 50")
     head.data.fill_(float("nan"))
-    ask(browser, "hi")
+    browser.until("document.querySelector('#stop').hidden")
     head.data.copy_(kept)
-    (failed,) = answers(browser, "base")
+    (failed,) = answers(browser, "endless")
     assert "the model's output is not a number" in failed["error"]
-    assert browser.js("return document.querySelector('#question').value") == "hi"
-    browser.press(ENTER)
-    browser.until("document.querySelector('#stop').hidden && document.querySelectorAll('.turn').length === 2")
-    assert answers(browser, "base")[1]["error"] is None
-    assert [message["content"] for message in sent(copied(browser))["messages"]] == ["hi"]
+    assert failed["words"].startswith("on and on, on and on, ")
+    assert failed["state"] == "broken off"
+    assert browser.js("return document.querySelector('#question').value") == "go"
+    set_options(browser, max_tokens="4")
+    ask(browser, "go")
+    assert (answers(browser, "endless")[1]["error"], answers(browser, "endless")[1]["words"]) == (
+        None,
+        "on and on, " * 2,
+    )
+    assert [message["content"] for message in sent(copied(browser))["messages"]] == ["go"]
 
 
 @in_a_browser

@@ -171,7 +171,7 @@ class Turn {
     this.element.classList.add("failed");
     this.find(".error").textContent = message;
     this.find(".error").hidden = false;
-    this.end("not answered");
+    this.end(this.saysSomething ? "broken off" : "not answered");
   }
 }
 
