@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         version = f", version {served.version}" if served.version else ""
         show(f"{served.id}: {served.source}{version}")
     place = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    show(f"chat page: http://{place}:{arguments.port}/")
     show(f"OpenAI's API: http://{place}:{arguments.port}/v1", end="\n")
     uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
     return Exit.DONE

@@ -1,4 +1,4 @@
-"""The server as an ASGI application: OpenAI's API over models in memory, their health, and metrics."""
+"""The server as an ASGI application: OpenAI's API over models in memory, their health, metrics, and a chat page."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from components.errors import InputError
 from components.scoring.reply import Reply
 from components.serving.answer import Answer, merged, whole_replies
+from components.serving.chat_page import add_page
 from components.serving.chat_request import ChatRequest, CompletionRequest, Sampling, parse_request
 from components.serving.chat_response import LAST_EVENT, error_body, event, usage_of
 from components.serving.generation_thread import BusyError, GenerationThread, GoneError
@@ -50,6 +51,7 @@ def make_app(models: ServedModels, *, hosts: Iterable[str] | None, token: str | 
     app.post("/v1/completions")(answers.complete)
     app.get("/health")(answers.health)
     app.get("/metrics")(answers.show_metrics)
+    add_page(app)
     app.exception_handler(RequestError)(_explain)
     app.exception_handler(404)(_not_found)
     app.exception_handler(405)(_not_found)

@@ -15,12 +15,13 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from components.serving.chat_page import FILES
 from components.serving.chat_response import error_body
 from components.serving.limits import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FORGOTTEN = 8  # times the longest body
-WITHOUT_TOKEN = ("/", "/health")  # the page itself, and what a load balancer asks
+WITHOUT_TOKEN = (*FILES, "/health")  # the page, which holds no secret, and what a load balancer asks
 
 
 class Guard:
