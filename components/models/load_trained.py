@@ -79,13 +79,21 @@ def read_spec(directory: Path) -> TrialSpec:
 
 
 def load_base(
-    model: ModelSpec, chat_format: ChatFormatSpec | str = "auto", *, device: torch.device | None = None
+    model: ModelSpec,
+    chat_format: ChatFormatSpec | str = "auto",
+    *,
+    device: torch.device | None = None,
+    in_memory: PreTrainedModel | None = None,
 ) -> LoadedModel:
-    """Loads a base model without training. Raises InputError if there is none, or no chat format fits it."""
+    """Loads a base model without training. Raises InputError if there is none, or no chat format fits it.
+
+    Args:
+        in_memory: the same model, which was loaded before.
+    """
     device = device or default_device()
     directory = resolve_model(model)
     tokenizer = load_tokenizer(directory)
-    loaded = load_base_model(model, device=device)
+    loaded = load_base_model(model, device=device) if in_memory is None else in_memory
     return LoadedModel(
         model=loaded.eval(),
         tokenizer=tokenizer,

@@ -15,18 +15,28 @@ from transformers import PreTrainedModel
 
 from components.errors import InputError, message_of
 from components.experiment.spec import ChatFormatSpec, ModelSpec
-from components.models.base.load_base import load_base_model
+from components.models.base.load_base import load_base_model, resolve_model
 from components.models.base_in_memory import BaseInMemory
-from components.models.load_trained import LoadedModel, load_base, load_trained
+from components.models.load_trained import LoadedModel, is_trained, load_base, load_trained
 from components.registry.load_by_name import is_registered, trained_directory
 from components.registry.registered_version import RegisteredVersion, registered_version
 from components.serving.generation_thread import GenerationThread
 from components.serving.limits import Limits
+from components.storage.uri import is_remote
 from components.tracking.mlflow_access import check_tracking, tracking_uri
 
 UNKNOWN_DIGEST = "its version has no digest: it was registered by an earlier Turnwise"
 RETRY_SECONDS = 60.0  # before a version that could not be loaded is tried again
-_BaseKey = tuple[ModelSpec, str | None]  # and how it is quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """Which weights are in memory, and how. `only`: the one name that may use them, of a full fine-tune."""
+
+    directory: str
+    model: ModelSpec | None = None
+    quantize: str | None = None
+    only: str | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,7 +77,7 @@ class ServedModels:
         self.chat_format, self.tracking = chat_format, tracking
         self.problems: dict[str, str] = {}  # name -> why its newest version does not serve
         self._served: dict[str, ServedModel] = {}
-        self._threads: dict[_BaseKey | str, GenerationThread] = {}
+        self._threads: dict[_Weights, GenerationThread] = {}
         self._changing = threading.Lock()  # which bases there are
         self._failed: dict[str, tuple[str, float]] = {}  # name -> version that could not be loaded, and when
 
@@ -76,11 +86,13 @@ class ServedModels:
         problems = []
         if any(is_registered(source) for source in self.sources.values()):
             check_tracking(self.registry)
-        for name in self.sources:
+        loaded: dict[str, ServedModel] = {}
+        for name in sorted(self.sources, key=self._is_base):  # the last find the bases of adapters in memory
             try:
-                self._served[name] = self._load(name, self._version_of(name))
+                loaded[name] = self._load(name, self._version_of(name))
             except (ValueError, OSError) as error:
                 problems.append(message_of(error))
+        self._served = {name: loaded[name] for name in self.sources if name in loaded}
         if problems:
             self.close()
             raise InputError("\n".join(problems))
@@ -120,6 +132,11 @@ class ServedModels:
         source = self.sources[name]
         return registered_version(source, self.registry) if is_registered(source) else None
 
+    def _is_base(self, name: str) -> bool:
+        """Whether it is a base model, as far as can be seen without a download."""
+        source = self.sources[name]
+        return not (is_registered(source) or is_remote(source) or is_trained(Path(source).expanduser()))
+
     def _has_just_failed(self, name: str, number: str) -> bool:
         failed, at = self._failed.get(name, ("", 0.0))
         return failed == number and time.monotonic() < at + RETRY_SECONDS
@@ -138,9 +155,7 @@ class ServedModels:
     def _retire(self, old: ServedModel) -> None:
         old.thread.remove_model(old.loaded)
         with self._changing:
-            if old.thread.models == 0:
-                old.thread.close()
-                self._threads = {key: thread for key, thread in self._threads.items() if thread is not old.thread}
+            self._drop_unused()
 
     def _load(self, name: str, version: RegisteredVersion | None) -> ServedModel:
         source = self.sources[name]
@@ -157,34 +172,58 @@ class ServedModels:
         )
 
     def _load_files(self, name: str, directory: Path | None) -> tuple[LoadedModel, GenerationThread]:
+        try:
+            loaded, thread = self._load_base(name) if directory is None else self._load_trained(name, directory)
+            thread.add_model(loaded)
+        except BaseException:
+            self._drop_unused()
+            raise
+        return loaded, thread
+
+    def _load_base(self, name: str) -> tuple[LoadedModel, GenerationThread]:
+        """Loads a base model, unless adapters have it in memory."""
+        model = ModelSpec(path=self.sources[name])
+        directory = str(resolve_model(model))
+        for known, thread in self._threads.items():
+            if known.directory == directory and known.quantize is None and known.only is None:
+                with thread.pausing():
+                    return load_base(model, self.chat_format, in_memory=thread.base.base), thread
+        loaded = load_base(model, self.chat_format)
+        return loaded, self._thread(_Weights(directory=directory, model=model), loaded.model)
+
+    def _load_trained(self, name: str, directory: Path) -> tuple[LoadedModel, GenerationThread]:
         with contextlib.ExitStack() as stack:
             shared: list[GenerationThread] = []
 
             def base_of_adapter(model: ModelSpec, *, quantize: str | None = None, **options: object) -> PreTrainedModel:
-                shared.append(stack.enter_context(self._base((model, quantize), **options)))
+                shared.append(stack.enter_context(self._base(model, quantize, **options)))
                 return shared[0].base.base
 
-            if directory is None:
-                loaded = load_base(ModelSpec(path=self.sources[name]), self.chat_format)
-            else:
-                loaded = load_trained(directory, load_base_of_adapter=base_of_adapter)
+            loaded = load_trained(directory, load_base_of_adapter=base_of_adapter)
             if shared:
                 shared[0].base.take_out(cast(PeftModel, loaded.model))
-        if shared:
-            (thread,) = shared
-        else:
-            thread = self._threads[name] = GenerationThread(BaseInMemory(loaded.model), self.limits)
-        thread.add_model(loaded)
-        return loaded, thread
+                return loaded, shared[0]
+        return loaded, self._thread(_Weights(directory=str(directory), only=name), loaded.model)
+
+    def _thread(self, key: _Weights, model: PreTrainedModel) -> GenerationThread:
+        thread = self._threads[key] = GenerationThread(BaseInMemory(model), self.limits)
+        return thread
+
+    def _drop_unused(self) -> None:
+        """Ends the threads of bases that no model needs."""
+        for key, thread in list(self._threads.items()):
+            if thread.models == 0:
+                thread.close()
+                del self._threads[key]
 
     @contextlib.contextmanager
-    def _base(self, key: _BaseKey, **options: object) -> Iterator[GenerationThread]:
+    def _base(self, model: ModelSpec, quantize: str | None, **options: object) -> Iterator[GenerationThread]:
         """Inside, the base of an adapter is not at work; an adapter that could not be put on it is taken off again."""
+        key = _Weights(directory=model.path, model=model, quantize=quantize)
         thread = self._threads.get(key)
         if thread is None:
-            model, quantize = key
             base = load_base_model(model, quantize=quantize, **options).eval()  # type: ignore[arg-type]
-            thread = self._threads[key] = GenerationThread(BaseInMemory(base), self.limits)
+            thread = self._thread(key, base)
         with thread.pausing():
             try:
                 yield thread

@@ -82,8 +82,11 @@ def test_adapters_of_one_base_and_the_base_asked_at_once_answer_as_alone(server,
         assert choice.finish_reason == alone[pair].finish_reason
         assert completion.usage.prompt_tokens == alone[pair].prompt_tokens
         assert completion.usage.completion_tokens == alone[pair].new_tokens
-    adapters = [server.models.get(name).thread for name in METHODS]
-    assert len(set(adapters)) == 1  # one base in memory
+    models = [server.models.get(name) for name in ("base", *METHODS)]
+    assert len({served.thread for served in models}) == 1
+    assert (
+        len({served.loaded.model.get_input_embeddings().weight.data_ptr() for served in models}) == 1
+    )  # in memory once
 
 
 def test_a_stream_has_the_pieces_of_the_same_answer(client, alone):
