@@ -16,9 +16,11 @@ from components.registry.candidate import RegistryCandidate
 from components.registry.chat_model import PACKAGE
 from components.registry.model_package import package_in, save_packaged
 from components.registry.package_digest import PACKAGE_DIGEST_TAG, package_digest
+from components.storage.size import tree_bytes
 from components.tracking.mlflow_access import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 
 MODEL_FOLDER = "model"
+BYTES_TAG = "turnwise.bytes"  # of all files of a version
 
 
 def download_package(model_uri: str, uri: str) -> Path:
@@ -53,12 +55,13 @@ def create_version(candidate: RegistryCandidate) -> str:
             write_trained_on(candidate.dataset.train, Path(scratch) / PACKAGE)
             digest = package_digest(Path(scratch) / PACKAGE)
             save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
+            size = tree_bytes(Path(scratch) / MODEL_FOLDER)
         except ValueError as error:
             raise VerificationError(f"{candidate.checkpoint} cannot be packaged: {error}") from None
         client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), files)
     ensure_registered_model(candidate)
     source = f"{client.get_run(run_id).info.artifact_uri}/{files}"
-    tags = {**candidate.lineage, PACKAGE_DIGEST_TAG: digest}
+    tags = {**candidate.lineage, PACKAGE_DIGEST_TAG: digest, BYTES_TAG: str(size)}
     return str(client.create_model_version(candidate.name, source, run_id, tags=tags).version)
 
 
@@ -76,16 +79,6 @@ def ensure_registered_model(candidate: RegistryCandidate) -> None:
             check_model_name(candidate.uri, candidate.name)
         except ValueError as problem:
             raise VerificationError(str(problem)) from None
-
-
-def alias_holder(candidate: RegistryCandidate, alias: str) -> str | None:
-    """The version that holds an alias. Raises if MLflow is away: not to know is not to have none."""
-    try:
-        return str(candidate.client.get_model_version_by_alias(candidate.name, alias).version)
-    except MlflowException as error:
-        if not is_final(error):
-            raise
-        return None
 
 
 @contextlib.contextmanager

@@ -53,6 +53,7 @@ def test_an_alias_that_is_accepted_is_one_that_mlflow_sets_and_answers(store, al
         ("", 'an alias has letters, digits, "_" and "-" only'),
         ("challenger", "this alias is for the candidate that did not pass the gate"),
         ("Challenger", "this alias is for the candidate that did not pass the gate"),
+        ("previous", "this alias is for the version that was replaced"),
         ("a" * 101, "at most 100 characters"),
     ],
 )
