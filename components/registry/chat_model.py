@@ -60,9 +60,9 @@ NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
 class PackagedChatModel(ChatModel):  # type: ignore[misc]
     """Answers with the assistant's next message. Raises InputError for a request that it cannot honor.
 
-    INPUTS says what a request may hold. What MLflow's types do not hold goes into custom_inputs: {"tools": [...]}, whose schemas have $defs, default or objects in
-    objects, and {"reasoning_content": [...]}, the reasoning of each assistant's message in order ("" or null if it has
-    none). That of the reply is in custom_outputs: {"reasoning_content": ...}.
+    INPUTS says what a request may hold. What MLflow's types do not hold goes into custom_inputs: {"tools": [...]}, whose
+    schemas have $defs, default or objects in objects, and {"reasoning_content": [...]}, the reasoning of each assistant's
+    message in order ("" or null if it has none). That of the reply is in custom_outputs: {"reasoning_content": ...}.
     """
 
     loaded: LoadedModel
