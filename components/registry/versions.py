@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mlflow.exceptions import MlflowException
 
@@ -34,6 +35,32 @@ def download_files(model_uri: str, uri: str) -> Path:
         return download_version(model_uri, uri)
     except MLFLOW_ERRORS as error:
         raise InputError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def files_of(model_uri: str, source: str, uri: str) -> Iterator[Path]:
+    """The folder of a version: that of the registry, if it is on this machine, else a copy that is removed at the end.
+
+    Raises InputError if its files are gone, and what MLflow raises if it is away.
+    """
+    if (folder := local_folder(source)) is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="turnwise-version-") as scratch:
+        try:
+            copy = download_version(model_uri, uri, Path(scratch) / "version")
+        except MlflowException as error:
+            if not is_final(error):
+                raise
+            raise InputError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
+        yield copy
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder of a version's files, by their place in the registry; None if it is not on this machine."""
+    parts = urlsplit(source)
+    folder = Path(unquote(parts.path))
+    return folder if parts.scheme in ("", "file") and folder.is_absolute() and folder.is_dir() else None
 
 
 def find_version(candidate: RegistryCandidate) -> str | None:

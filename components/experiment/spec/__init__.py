@@ -18,7 +18,6 @@ from components.experiment.spec.registry import (
     JudgeSpec,
     RegistrySpec,
     TrackingSpec,
-    check_alias,
 )
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.schedulers import (
@@ -84,7 +83,6 @@ __all__ = [
     "TrackingSpec",
     "TrialSpec",
     "WorkersSpec",
-    "check_alias",
     "why_alone",
     "written_in_tokens",
 ]

@@ -16,7 +16,7 @@ _VERSION_ALIAS = re.compile(r"v\d+", re.IGNORECASE)
 _MAX_EXPERIMENT_LETTERS = 250  # MLflow's column in a database holds 256
 
 
-def check_alias(alias: str) -> str:
+def _check_alias(alias: str) -> str:
     """Refuses aliases that MLflow would refuse only after the search, when it is set, or resolve to an unintended version."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", alias):
         raise ValueError('an alias has letters, digits, "_" and "-" only, and begins with a letter or digit')
@@ -94,7 +94,7 @@ class RegistrySpec(Spec):
     """What a candidate must pass before it becomes a registered model."""
 
     name: Name | None = Field(None, description="Registered model; by default turnwise-<experiment>.")
-    alias: Annotated[str, Field(max_length=100), AfterValidator(check_alias)] = Field(
+    alias: Annotated[str, Field(max_length=100), AfterValidator(_check_alias)] = Field(
         "champion",
         description=f"Points to the version that passed the gate; not latest, v1, v2 ..., {CHALLENGER} or {PREVIOUS}.",
     )
