@@ -25,6 +25,7 @@ from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
 from components.registry.versions import create_version, explain_deletion, find_version
 from components.registry.vetoes import probes_problem, vetoes_of
+from components.registry.write_descriptions import write_descriptions
 from components.scoring.generation_plan import GenerationPlan
 from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import Comparison
@@ -96,6 +97,13 @@ def register_best(
     with explain_deletion(candidate, number):
         outcome = promotion.run()
         sides = promotion.look_beside(outcome.report)
+        write_descriptions(
+            candidate,
+            number,
+            promoted=outcome.decision.passed,
+            reason=outcome.decision.reason,
+            comparisons=outcome.comparisons,
+        )
     return RegistryResult(
         name=candidate.name,
         version=number,

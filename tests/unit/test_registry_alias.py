@@ -177,6 +177,22 @@ def test_a_proven_version_says_what_was_seen_of_it_champion_or_not(contest):
     )
 
 
+def test_version_and_model_are_described_and_a_persons_own_text_stays(contest):
+    number = contest.enter()
+    result = contest.register()
+    model = contest.client.get_registered_model(contest.model).description
+    assert f"models:/{contest.model}@champion" in model
+    version = contest.client.get_model_version(contest.model, number).description
+    assert version.startswith(f"**It passed the gate and got the alias `champion`**: {result.reason}.\n")
+    counts = contest.candidate.dataset.counts
+    assert f"| data, train | {counts['train_conversations']} conversations, " in version
+    contest.client.update_registered_model(contest.model, "ask Ann")
+    contest.client.update_model_version(contest.model, number, "the one of July")
+    contest.register()
+    assert contest.client.get_registered_model(contest.model).description == "ask Ann"
+    assert contest.client.get_model_version(contest.model, number).description == "the one of July"
+
+
 def test_a_replaced_champion_leaves_no_tag_of_the_first_comparison(contest):
     weaker, better, number = contest.version(5.0), contest.version(-5.0), contest.enter()
     contest.hold(weaker)
