@@ -12,7 +12,10 @@ from importlib import import_module
 
 from workflows.cli import COMMAND, Exit, show
 
-PROGRAMS = ("tune", "train", "preview", "plan", "evaluate", "chat", "serve", "export", "control", "timeline")
+PROGRAMS = (
+    *("tune", "train", "preview", "plan", "evaluate", "chat"),
+    *("serve", "export", "registry", "control", "timeline"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

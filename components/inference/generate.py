@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -158,10 +159,32 @@ def check_options(*, max_new_tokens: int = 1, temperature: float = 0.0, top_p: f
 
 def prompt_of(loaded: LoadedModel, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
     """Returns the tokens to which the model's reply is the next. Raises InputError for messages that have no prompt."""
-    with explain_foreign("the prompt", "cannot be made of these messages"):
-        token_ids = loaded.chat_format.prompt(messages, tools)
+    try:
+        with explain_foreign("the prompt", "cannot be made of these messages"):
+            token_ids = loaded.chat_format.prompt(messages, tools)
+    except InputError as error:
+        _explain_greeting(loaded, messages, tools, error)
+        raise
     loaded.check_token_ids(dict.fromkeys(token_ids, "is in the prompt"))
     return token_ids
+
+
+def _explain_greeting(
+    loaded: LoadedModel, messages: Sequence[Message], tools: Sequence[dict[str, Any]], error: InputError
+) -> None:
+    """Raises InputError if what the template does not take is that the assistant speaks first: it would not say so."""
+    talk = [position for position, message in enumerate(messages) if message.role != "system"]
+    greetings = list(takewhile(lambda position: messages[position].role == "assistant", talk))
+    if not greetings:
+        return
+    try:
+        loaded.chat_format.prompt([message for at, message in enumerate(messages) if at not in greetings], tools)
+    except Exception:  # noqa: BLE001 - then there is another reason, and the first error has it
+        return
+    raise InputError(
+        f"message {greetings[0] + 1} is the assistant's, before any question, and this model's chat template takes no"
+        " greeting; leave it out, or say in the system message how the assistant has greeted"
+    ) from error
 
 
 def room_for_reply(loaded: LoadedModel, prompt_tokens: int) -> int:

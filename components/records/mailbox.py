@@ -9,9 +9,7 @@ and holds up no other request.
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
 import re
 import socket
 import time
@@ -19,6 +17,7 @@ import uuid
 
 from components.errors import InputError
 from components.records.commands import MAX_LETTERS, CommandReply, Request, TrialCommand
+from components.records.user_name import user_name
 from components.storage.folder import Folder
 from components.storage.foreign_files import reason_of
 from components.storage.retry import StorageError
@@ -42,7 +41,7 @@ class Mailbox:
         now = time.time()
         # By time, so that they are served in order, and unique: others may ask in the same millisecond.
         request_id = f"{int(now * 1000):013d}-{uuid.uuid4().hex[:8]}"
-        by = f"{_user()}@{socket.gethostname()}"[:MAX_LETTERS]
+        by = f"{user_name()}@{socket.gethostname()}"[:MAX_LETTERS]
         request = Request(request_id=request_id, by=by, time=now, command=command)
         self.folder.write_text(f"{request_id}.json", request.model_dump_json(indent=1) + "\n")
         return request
@@ -92,10 +91,3 @@ class Mailbox:
             self.reply(request_id, CommandReply(accepted=False, message=message))
         except OSError as error:
             log.warning("%s: request %s cannot be refused now: %s", self.folder, request_id, error)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container, a user may have no name
-        return str(os.getuid())

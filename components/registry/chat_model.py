@@ -29,7 +29,8 @@ from mlflow.types.llm import (
 from components.conversations.messages import Message
 from components.conversations.openai_messages import messages_of, openai_call
 from components.errors import InputError
-from components.inference.generate import reply_to, stream_reply
+from components.inference.generate import MOST_NEW_TOKENS, reply_to, stream_reply
+from components.models.base.context import longest_of
 from components.models.load_trained import LoadedModel, load_trained
 from components.registry.skip_load_on_save import is_being_saved
 from components.scoring.reply import Reply
@@ -38,16 +39,30 @@ PACKAGE = "package"
 MODEL = "turnwise"
 REASONING = "reasoning_content"
 MAX_TOKENS = 256  # if a request does not say
+# What a request may hold, as people read it: the signature has the types only.
+INPUTS = {
+    "messages": "The conversation, as OpenAI's API has it; the last message is the user's, or a tool's.",
+    "max_tokens": f"The most tokens of the answer, {MAX_TOKENS} if nothing is said; at most the model's context.",
+    "temperature": "1 if nothing is said; 0 is greedy: the same question has the same answer.",
+    "top_p": "The next token is one of the likeliest that together have this probability.",
+    "tools": "What the model may call; its calls come as `tool_calls` of the answer.",
+    "custom_inputs": "`tools` whose schemas MLflow's types do not hold, and `reasoning_content` of earlier answers.",
+    "stream": "Changes nothing: `predict_stream` answers in pieces.",
+    "n": "Only 1.",
+    "stop": "Refused.",
+    "top_k": "Refused.",
+    "frequency_penalty": "Refused.",
+    "presence_penalty": "Refused.",
+}
 NOT_HONORED = ("stop", "top_k", "frequency_penalty", "presence_penalty")
 
 
 class PackagedChatModel(ChatModel):  # type: ignore[misc]
     """Answers with the assistant's next message. Raises InputError for a request that it cannot honor.
 
-    temperature (0 is greedy; MLflow sends 1 if a request says nothing), top_p, max_tokens and tools are honored. What
-    MLflow's types do not hold goes into custom_inputs: {"tools": [...]}, whose schemas have $defs, default or objects in
-    objects, and {"reasoning_content": [...]}, the reasoning of each assistant's message in order ("" or null if it has
-    none). That of the reply is in custom_outputs: {"reasoning_content": ...}.
+    INPUTS says what a request may hold. What MLflow's types do not hold goes into custom_inputs: {"tools": [...]}, whose
+    schemas have $defs, default or objects in objects, and {"reasoning_content": [...]}, the reasoning of each assistant's
+    message in order ("" or null if it has none). That of the reply is in custom_outputs: {"reasoning_content": ...}.
     """
 
     loaded: LoadedModel
@@ -60,7 +75,7 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
     def predict(self, context: Any, messages: list[ChatMessage], params: ChatParams) -> ChatCompletionResponse:
         if is_being_saved():
             return ChatCompletionResponse(choices=[], model=MODEL)
-        reply = reply_to(self.loaded, _messages(messages, params), **_settings(params))
+        reply = reply_to(self.loaded, _messages(messages, params), **_settings(params, self.loaded))
         message = ChatMessage(role="assistant", content=reply.message.content, tool_calls=_tool_calls(reply.message))
         choice = ChatChoice(message=message, finish_reason=reply.finish_reason)
         return ChatCompletionResponse(
@@ -71,7 +86,9 @@ class PackagedChatModel(ChatModel):  # type: ignore[misc]
         self, context: Any, messages: list[ChatMessage], params: ChatParams
     ) -> Iterator[ChatCompletionChunk]:
         """Yields words of the answer as they are generated; the last chunk has the reasoning and tool calls, each whole."""
-        pieces = stream_reply(self.loaded, _messages(messages, params), only_words=True, **_settings(params))
+        pieces = stream_reply(
+            self.loaded, _messages(messages, params), only_words=True, **_settings(params, self.loaded)
+        )
         while True:
             try:
                 piece = next(pieces)
@@ -108,16 +125,24 @@ def _tool_calls(message: Message) -> list[ToolCall] | None:
     return [FunctionToolCallArguments(name, arguments).to_tool_call() for name, arguments in calls] or None
 
 
-def _settings(params: ChatParams) -> dict[str, Any]:
+def _settings(params: ChatParams, loaded: LoadedModel) -> dict[str, Any]:
     refused = [name for name in NOT_HONORED if getattr(params, name)] + (["n"] if params.n != 1 else [])
     if refused:
         raise InputError(f"{', '.join(refused)}: not supported; leave it out")
     return {
-        "max_new_tokens": params.max_tokens or MAX_TOKENS,
+        "max_new_tokens": _max_tokens(params.max_tokens, loaded),
         "temperature": params.temperature,
         "top_p": 1.0 if params.top_p is None else params.top_p,
         "tools": _tools(params),
     }
+
+
+def _max_tokens(asked: int | None, loaded: LoadedModel) -> int:
+    """An answer that no context holds is not begun: its client would wait for what cannot come."""
+    most = longest_of(loaded.model.config) or MOST_NEW_TOKENS
+    if asked is not None and not 1 <= asked <= most:
+        raise InputError(f"max_tokens: must be from 1 to {most:,}, the model's context, not {asked:,}; or leave it out")
+    return min(MAX_TOKENS, most) if asked is None else asked
 
 
 def _tools(params: ChatParams) -> list[dict[str, Any]]:

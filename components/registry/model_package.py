@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlflow.pyfunc
+from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
 
 from components.experiment.spec import LoraMethod
 from components.models.base.bundled_models import BUNDLED_MODELS
@@ -47,6 +49,17 @@ def save_packaged(package_folder: Path, target: Path) -> None:
             pip_requirements=requirements_of(package_folder),
         )
     rename_package(target)
+    _forget_this_machine(target)
+
+
+def _forget_this_machine(version: Path) -> None:
+    """Names what a version brings by its place inside, where MLflow looks for it: it has noted where it was copied from."""
+    model = Model.load(str(version))
+    facts = model.flavors[mlflow.pyfunc.FLAVOR_NAME]
+    for artifact in facts["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    facts["model_code_path"] = Path(facts["model_code_path"]).name
+    model.save(str(version / MLMODEL_FILE_NAME))
 
 
 def requirements_of(package_folder: Path) -> list[str]:

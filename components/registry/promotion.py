@@ -13,16 +13,19 @@ from components.errors import VerificationError
 from components.experiment.spec import CHALLENGER, ExperimentSpec
 from components.models.base.reference import BaseReference
 from components.records.events import TrialHistory
+from components.registry.alias_moves import alias_holder, give_alias
 from components.registry.candidate import RegistryCandidate
 from components.registry.gate import GateDecision, check_report, compare_by, decide
 from components.registry.judge_questions import questions_of
 from components.registry.probes import Probe
+from components.registry.proven import PROVEN_TAG, proven_in_full
 from components.registry.result import RegistryResult
 from components.registry.side_results import SideResults, side_results
 from components.registry.verification_launcher import verify_in_subprocess
 from components.registry.verification_messages import ABOUT_INCUMBENT, VerificationReport, VerificationSettings
-from components.registry.versions import alias_holder, create_version, explain_deletion, find_version
+from components.registry.versions import create_version, explain_deletion, find_version
 from components.registry.vetoes import probes_problem, vetoes_of
+from components.registry.write_descriptions import write_descriptions
 from components.scoring.generation_plan import GenerationPlan
 from components.statistics.no_worse import NoWorse
 from components.statistics.paired_bootstrap import Comparison
@@ -34,6 +37,7 @@ PASSED_TAG = "turnwise.gate_passed"  # the decision for programs: an alias that 
 REPLACED_BECAUSE_TAG = "turnwise.replaced_because"  # a person's reason, where no comparison was possible
 REPLACES_TAG, AGAINST_TAG = "turnwise.replaces", "turnwise.against_{}"
 GUARDED_TAG = "turnwise.no_worse_{}"
+BY_THE_GATE = f"it passed the gate ({GATE_TAG} says how)"
 MAX_ROUNDS = 3
 
 
@@ -93,6 +97,13 @@ def register_best(
     with explain_deletion(candidate, number):
         outcome = promotion.run()
         sides = promotion.look_beside(outcome.report)
+        write_descriptions(
+            candidate,
+            number,
+            promoted=outcome.decision.passed,
+            reason=outcome.decision.reason,
+            comparisons=outcome.comparisons,
+        )
     return RegistryResult(
         name=candidate.name,
         version=number,
@@ -170,7 +181,7 @@ class Promotion:
         A verification takes minutes, in which others may move the alias: the version that holds it at the end is the one to
         beat, so the comparison is repeated with that one, a few times.
         """
-        report, holder = None, alias_holder(self.candidate, self.alias)
+        report, holder = None, alias_holder(self.client, self.name, self.alias)
         for _ in range(MAX_ROUNDS):
             incumbent = None if holder == self.number else holder
             report = self._verify(incumbent, earlier=report)
@@ -236,7 +247,9 @@ class Promotion:
             )
             check_report(report, self.candidate.report.eval_loss, version_uri)
         except (RuntimeError, ValueError) as error:  # ValueError: the prepared data is damaged
+            self.client.delete_model_version_tag(self.name, self.number, PROVEN_TAG)
             raise self._not_proven(error) from None
+        self._tag(PROVEN_TAG, proven_in_full(report, self.candidate.report.eval_loss))
         return report
 
     def _not_proven(self, error: Exception) -> VerificationError:
@@ -257,13 +270,13 @@ class Promotion:
         if decision.passed and decision.replaced_because is not None:
             self._tag(REPLACED_BECAUSE_TAG, decision.replaced_because)
         self._record(decision)
-        if decision.passed and alias_holder(self.candidate, CHALLENGER) == self.number:
+        if decision.passed and alias_holder(self.client, self.name, CHALLENGER) == self.number:
             self.client.delete_registered_model_alias(self.name, CHALLENGER)
-        found = alias_holder(self.candidate, self.alias)
+        found = alias_holder(self.client, self.name, self.alias)
         if found != holder:
             self._retract()
         elif decision.passed:
-            self.client.set_registered_model_alias(self.name, self.alias, self.number)
+            give_alias(self.client, self.name, self.alias, self.number, holder, BY_THE_GATE)
         elif holder != self.number:
             self.client.set_registered_model_alias(self.name, CHALLENGER, self.number)
         return found

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from mlflow.exceptions import MlflowException
 
@@ -16,9 +17,11 @@ from components.registry.candidate import RegistryCandidate
 from components.registry.chat_model import PACKAGE
 from components.registry.model_package import package_in, save_packaged
 from components.registry.package_digest import PACKAGE_DIGEST_TAG, package_digest
+from components.storage.size import tree_bytes
 from components.tracking.mlflow_access import MLFLOW_ERRORS, check_model_name, download_version, is_final, reason_of
 
 MODEL_FOLDER = "model"
+BYTES_TAG = "turnwise.bytes"  # of all files of a version
 
 
 def download_package(model_uri: str, uri: str) -> Path:
@@ -32,6 +35,32 @@ def download_files(model_uri: str, uri: str) -> Path:
         return download_version(model_uri, uri)
     except MLFLOW_ERRORS as error:
         raise InputError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
+
+
+@contextlib.contextmanager
+def files_of(model_uri: str, source: str, uri: str) -> Iterator[Path]:
+    """The folder of a version: that of the registry, if it is on this machine, else a copy that is removed at the end.
+
+    Raises InputError if its files are gone, and what MLflow raises if it is away.
+    """
+    if (folder := local_folder(source)) is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="turnwise-version-") as scratch:
+        try:
+            copy = download_version(model_uri, uri, Path(scratch) / "version")
+        except MlflowException as error:
+            if not is_final(error):
+                raise
+            raise InputError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
+        yield copy
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder of a version's files, by their place in the registry; None if it is not on this machine."""
+    parts = urlsplit(source)
+    folder = Path(unquote(parts.path))
+    return folder if parts.scheme in ("", "file") and folder.is_absolute() and folder.is_dir() else None
 
 
 def find_version(candidate: RegistryCandidate) -> str | None:
@@ -53,12 +82,13 @@ def create_version(candidate: RegistryCandidate) -> str:
             write_trained_on(candidate.dataset.train, Path(scratch) / PACKAGE)
             digest = package_digest(Path(scratch) / PACKAGE)
             save_packaged(Path(scratch) / PACKAGE, Path(scratch) / MODEL_FOLDER)
+            size = tree_bytes(Path(scratch) / MODEL_FOLDER)
         except ValueError as error:
             raise VerificationError(f"{candidate.checkpoint} cannot be packaged: {error}") from None
         client.log_artifacts(run_id, str(Path(scratch) / MODEL_FOLDER), files)
     ensure_registered_model(candidate)
     source = f"{client.get_run(run_id).info.artifact_uri}/{files}"
-    tags = {**candidate.lineage, PACKAGE_DIGEST_TAG: digest}
+    tags = {**candidate.lineage, PACKAGE_DIGEST_TAG: digest, BYTES_TAG: str(size)}
     return str(client.create_model_version(candidate.name, source, run_id, tags=tags).version)
 
 
@@ -76,16 +106,6 @@ def ensure_registered_model(candidate: RegistryCandidate) -> None:
             check_model_name(candidate.uri, candidate.name)
         except ValueError as problem:
             raise VerificationError(str(problem)) from None
-
-
-def alias_holder(candidate: RegistryCandidate, alias: str) -> str | None:
-    """The version that holds an alias. Raises if MLflow is away: not to know is not to have none."""
-    try:
-        return str(candidate.client.get_model_version_by_alias(candidate.name, alias).version)
-    except MlflowException as error:
-        if not is_final(error):
-            raise
-        return None
 
 
 @contextlib.contextmanager

@@ -170,7 +170,8 @@ def _open(
 ) -> PreparedSearch:
     began = time.monotonic()
     uri = tracking_uri(written)
-    tracked = _answers(written, uri, on_message)
+    if _answers(written, uri, on_message) and register:
+        check_model_name(uri, written.registered_model)
     probes = load_probes(Path(written.registry.probes)) if written.registry.probes else ()
     _check_packages(written, on_message)
     for remark in (*experiment_warnings(written), *dtype_warnings(written)):
@@ -189,8 +190,6 @@ def _open(
     check_vocabularies(opened, on_message)
     texts = _general_texts(written, begun)
     opened = with_general(opened, texts, on_message)
-    if register and tracked:
-        check_model_name(uri, experiment.registered_model)
     if register:
         for base in opened.bases:
             check_verifiable(base.experiment)

@@ -6,10 +6,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mlflow.exceptions import MlflowException
 
+from components import api
+from components.errors import InputError
 from components.experiment.experiment_errors import ExperimentError
 from components.experiment.load_experiment import load_experiment
 from components.experiment.spec import RegistrySpec, TrackingSpec
 from components.tracking.mlflow_access import check_model_name, experiment_id, open_store
+from workflows import train, tune
+from workflows.cli import Exit
 
 EXPERIMENT = """
 name: NAME
@@ -53,6 +57,7 @@ def test_an_alias_that_is_accepted_is_one_that_mlflow_sets_and_answers(store, al
         ("", 'an alias has letters, digits, "_" and "-" only'),
         ("challenger", "this alias is for the candidate that did not pass the gate"),
         ("Challenger", "this alias is for the candidate that did not pass the gate"),
+        ("previous", "this alias is for the version that was replaced"),
         ("a" * 101, "at most 100 characters"),
     ],
 )
@@ -91,6 +96,26 @@ def test_a_registry_prompt_with_the_models_name_is_found_before_the_search(store
         ValueError, match=r"registry\.name=greeting: a prompt of this registry has that name, and MLflow"
     ):
         check_model_name(uri, "greeting")
+
+
+ROADS = {
+    "tune": lambda: tune.main(["toy.yaml"]),
+    "train": lambda: train.main(["toy.yaml", "--register"]),
+    "run": lambda: api.run(load_experiment("toy.yaml")),
+    "start": lambda: api.start(load_experiment("toy.yaml")),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_each_way_to_a_registration_refuses_a_prompts_name_before_it_reads_data(road, toy_search, capsys):
+    uri = f"sqlite:///{toy_search}/mlflow.db"
+    open_store(uri).register_prompt(name="turnwise-toy", template="Hello {{name}}")
+    (toy_search / "data.jsonl").unlink()
+    with pytest.raises((SystemExit, InputError)) as end:
+        ROADS[road]()
+    said = str(end.value) if isinstance(end.value, InputError) else capsys.readouterr().err
+    assert "registry.name=turnwise-toy: a prompt of this registry has that name" in said
+    assert isinstance(end.value, InputError) or end.value.code == Exit.BAD_INPUT
 
 
 def test_the_folder_of_prepared_data_is_no_experiment(tmp_path):

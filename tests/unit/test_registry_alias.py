@@ -19,6 +19,7 @@ from components.tracking.mlflow_runs import SearchRuns
 from tests.support.trials import MAX_TOKENS
 
 CONVERSATIONS = 60
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, \S+"
 numbers = itertools.count(1)
 
 
@@ -143,6 +144,53 @@ def test_a_weaker_champion_that_appears_during_the_proof_is_replaced_by_name(con
     assert [verdict.other for verdict in result.verdicts] == ["base", "incumbent"]
     assert contest.tags(number)["turnwise.replaces"] == weaker
     assert contest.tags(number)["turnwise.gate_passed"] == "true"
+
+
+def test_the_alias_previous_is_left_with_the_version_that_the_gate_replaced(contest):
+    weaker, number = contest.version(5.0), contest.enter()
+    contest.hold(weaker)
+    contest.register()
+    assert (contest.holder(), contest.holder("previous")) == (number, weaker)
+    tags = contest.tags(number)
+    assert tags["turnwise.before.champion"] == weaker
+    assert re.fullmatch(
+        rf"{STAMP}: champion in place of version {weaker}: it passed the gate \(turnwise\.gate says how\)",
+        tags["turnwise.promoted_because"],
+    )
+
+
+def test_the_first_champion_has_nobody_before_it(contest):
+    number = contest.enter()
+    contest.register()
+    assert (contest.holder(), contest.holder("previous")) == (number, None)
+    assert "turnwise.before.champion" not in contest.tags(number)
+    assert ": champion, which no version held: " in contest.tags(number)["turnwise.promoted_because"]
+
+
+def test_a_proven_version_says_what_was_seen_of_it_champion_or_not(contest):
+    contest.hold(contest.version(-5.0))
+    number = contest.enter()
+    assert not contest.register().promoted
+    loss = f"{contest.trial.best.eval_loss:.4f}"
+    assert contest.tags(number)["turnwise.proven"].endswith(
+        f"answers, and scores the eval loss of training: {loss}, there {loss}"
+    )
+
+
+def test_version_and_model_are_described_and_a_persons_own_text_stays(contest):
+    number = contest.enter()
+    result = contest.register()
+    model = contest.client.get_registered_model(contest.model).description
+    assert f"models:/{contest.model}@champion" in model
+    version = contest.client.get_model_version(contest.model, number).description
+    assert version.startswith(f"**It passed the gate and got the alias `champion`**: {result.reason}.\n")
+    counts = contest.candidate.dataset.counts
+    assert f"| data, train | {counts['train_conversations']} conversations, " in version
+    contest.client.update_registered_model(contest.model, "ask Ann")
+    contest.client.update_model_version(contest.model, number, "the one of July")
+    contest.register()
+    assert contest.client.get_registered_model(contest.model).description == "ask Ann"
+    assert contest.client.get_model_version(contest.model, number).description == "the one of July"
 
 
 def test_a_replaced_champion_leaves_no_tag_of_the_first_comparison(contest):
@@ -273,6 +321,7 @@ def test_a_proof_that_fails_leaves_a_reason_and_no_alias(contest, error):
         contest.register(fails)
     assert (contest.holder(), contest.holder("challenger")) == (None, None)
     assert contest.tags(number)["turnwise.gate"] == f"not proven: {error}"
+    assert "turnwise.proven" not in contest.tags(number)
     assert contest.tags(number)["turnwise.gate_passed"] == "false"
 
 

@@ -1,5 +1,6 @@
 """What a model says under each kind of chat template: thought, answer and calls apart, and the conversation goes on."""
 
+import json
 from dataclasses import replace
 
 import mlflow.pyfunc
@@ -345,6 +346,67 @@ def test_a_probe_is_judged_by_the_answer_without_its_thought(model, monkeypatch)
     ((_, plain),) = trained_turns(loaded.chat_format, [user("hi"), assistant("yo")])
     speak(monkeypatch, loaded.model, plain)
     assert answer_to(loaded, probe, 64) == "yo"
+
+
+SERVED_TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}}},
+}
+
+
+@pytest.mark.parametrize("kind", ["tools_in_json", "tools_in_xml", "tools_in_python"])
+def test_a_served_model_that_calls_a_tool_answers_with_the_call_and_no_text(kind, asks):
+    chat_format = format_of(kind)
+    ((_, answer),) = trained_turns(chat_format, [user("hi"), calling("add")], [TOOL])
+    request = {"messages": [{"role": "user", "content": "hi"}], "tools": [SERVED_TOOL]}
+    _, reply = asks(chat_format, answer, **request)
+    _, chunks = asks(chat_format, answer, stream=True, **request)
+    for said in (reply["choices"][0], chunks[-1]["choices"][0]):
+        (call,) = (said.get("message") or said["delta"])["tool_calls"]
+        assert (call["type"], call["function"]["name"]) == ("function", "add")
+        assert json.loads(call["function"]["arguments"]) == {"a": 2, "b": "hi"}
+        assert said["finish_reason"] == "tool_calls"
+    assert not reply["choices"][0]["message"].get("content")
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == ""
+
+
+def test_a_served_reply_that_was_cut_says_so_whole_and_streamed(asks):
+    chat_format = format_of("appends")
+    request = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    ((_, answer),) = trained_turns(chat_format, [user("hi"), assistant("yo ok so")])
+    _, reply = asks(chat_format, answer[:2], **request)
+    assert reply["choices"][0]["finish_reason"] == "length"
+    _, chunks = asks(chat_format, answer[:2], stream=True, **request)
+    assert [chunk["choices"][0].get("finish_reason") for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    _, chunks = asks(chat_format, answer, stream=True, **request | {"max_tokens": 64})
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("asked", [0, -1, 100_000])
+def test_a_number_of_tokens_that_no_answer_can_have_is_refused(asked, stream, asks):
+    with pytest.raises(
+        ValueError, match=rf"max_tokens: must be from 1 to [0-9,]+, the model's context, not {asked:,}; or "
+    ):
+        asks(format_of("appends"), [], stream=stream, messages=[{"role": "user", "content": "hi"}], max_tokens=asked)
+
+
+def test_a_greeting_that_a_template_does_not_take_is_refused_in_words_that_help(asks):
+    greeting = [{"role": "assistant", "content": "yo"}, {"role": "user", "content": "hi"}]
+    with pytest.raises(
+        ValueError, match=r"message 1 is the assistant's, before any question, .*; leave it out, or say in"
+    ):
+        asks(format_of("alternating"), [], messages=greeting)
+    with pytest.raises(ValueError, match="one asks, the other answers, in turns"):  # another reason stays what it is
+        asks(format_of("alternating"), [], messages=[*greeting, *greeting[1:]])
+
+
+def test_a_greeting_that_a_template_takes_is_a_part_of_the_prompt(asks):
+    chat_format = format_of("appends")
+    prompt, _ = asks(
+        chat_format, [], messages=[{"role": "assistant", "content": "yo"}, {"role": "user", "content": "hi"}]
+    )
+    assert prompt == chat_format.prompt([assistant("yo"), user("hi")])
 
 
 def test_a_thought_that_took_all_the_room_is_a_word_of_the_served_model(asks):

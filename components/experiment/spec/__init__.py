@@ -11,7 +11,14 @@ from components.experiment.spec.method import NOT_BY_TOKENS, FullMethod, LoraMet
 from components.experiment.spec.metric import EVAL_LOSS, GENERAL_LOSS, SCORES_OF_REPLIES, MetricSpec
 from components.experiment.spec.model import FLASH_ATTENTION, ModelSpec
 from components.experiment.spec.objectives import GROW_WITH_THE_BUDGET, OTHER_METRICS
-from components.experiment.spec.registry import CHALLENGER, GateSpec, JudgeSpec, RegistrySpec, TrackingSpec
+from components.experiment.spec.registry import (
+    CHALLENGER,
+    PREVIOUS,
+    GateSpec,
+    JudgeSpec,
+    RegistrySpec,
+    TrackingSpec,
+)
 from components.experiment.spec.resources import ResourcesSpec, WorkersSpec
 from components.experiment.spec.schedulers import (
     AshaSpec,
@@ -37,6 +44,7 @@ __all__ = [
     "NOT_BY_TOKENS",
     "OTHER_METRICS",
     "PREPARED",
+    "PREVIOUS",
     "SCORES_OF_REPLIES",
     "STORAGE",
     "AshaSpec",

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from components.experiment.spec.section import Amount, Count, Name, NonNegativeAmount, Share, Spec
 
 CHALLENGER = "challenger"  # the alias of the newest candidate that did not pass the gate
+PREVIOUS = "previous"  # the alias of the version that held registry.alias before it moved
 _VERSION_ALIAS = re.compile(r"v\d+", re.IGNORECASE)
 _MAX_EXPERIMENT_LETTERS = 250  # MLflow's column in a database holds 256
 
@@ -27,6 +28,8 @@ def _check_alias(alias: str) -> str:
         raise ValueError("in a registry v and a number is a version; choose another alias")
     if alias.lower() == CHALLENGER:
         raise ValueError("this alias is for the candidate that did not pass the gate; choose another one")
+    if alias.lower() == PREVIOUS:
+        raise ValueError("this alias is for the version that was replaced; choose another one")
     return alias
 
 
@@ -92,7 +95,8 @@ class RegistrySpec(Spec):
 
     name: Name | None = Field(None, description="Registered model; by default turnwise-<experiment>.")
     alias: Annotated[str, Field(max_length=100), AfterValidator(_check_alias)] = Field(
-        "champion", description=f"Points to the version that passed the gate; not latest, v1, v2 ... or {CHALLENGER}."
+        "champion",
+        description=f"Points to the version that passed the gate; not latest, v1, v2 ..., {CHALLENGER} or {PREVIOUS}.",
     )
     confidence: Share = Field(0.95, description="How sure to be that a candidate beats the incumbent and the base.")
     gate: GateSpec = GateSpec()
