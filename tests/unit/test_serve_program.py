@@ -2,6 +2,8 @@
 
 import pytest
 
+from components.serving.access import TOKEN_VARIABLE, token_for
+from components.serving.model_names import sources_of
 from workflows import serve
 
 
@@ -14,7 +16,7 @@ def refused(capsys, *arguments):
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(serve.TOKEN, raising=False)
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     return tmp_path
 
 
@@ -22,7 +24,7 @@ def test_a_name_with_an_alias_or_a_number_is_of_the_registry(elsewhere):
     (elsewhere / "runs").mkdir()
     (elsewhere / "runs" / "7").mkdir()
     given = ["support@champion", "support/7", "models:/other@champion", "org/model", "base=smollm2", "runs/7", "b=x@y"]
-    assert serve.sources(given) == {
+    assert sources_of(given) == {
         "support@champion": "models:/support@champion",
         "support/7": "models:/support/7",
         "other@champion": "models:/other@champion",
@@ -54,21 +56,22 @@ def test_other_machines_need_a_token(capsys, host):
     status, said = refused(capsys, "model", "--host", host)
     assert status == 2
     assert (
-        said == f"--host {host}: others could use the models; set {serve.TOKEN} to a secret that clients must bring\n"
+        said
+        == f"--host {host}: others could use the models; set {TOKEN_VARIABLE} to a secret that clients must bring\n"
     )
 
 
 def test_a_token_that_is_easily_guessed_is_none(capsys, monkeypatch):
-    monkeypatch.setenv(serve.TOKEN, "  secret        ")
+    monkeypatch.setenv(TOKEN_VARIABLE, "  secret        ")
     status, said = refused(capsys, "model", "--host", "0.0.0.0")
-    assert (status, said) == (2, f"{serve.TOKEN}: must have at least 16 characters\n")
+    assert (status, said) == (2, f"{TOKEN_VARIABLE}: must have at least 16 characters\n")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
 def test_this_machine_needs_none(host):
-    assert serve.token_for(host) is None
+    assert token_for(host) is None
 
 
 def test_a_token_that_is_set_is_asked_for_on_this_machine_too(monkeypatch):
-    monkeypatch.setenv(serve.TOKEN, "a-token-of-some-length")
-    assert serve.token_for("127.0.0.1") == "a-token-of-some-length"
+    monkeypatch.setenv(TOKEN_VARIABLE, "a-token-of-some-length")
+    assert token_for("127.0.0.1") == "a-token-of-some-length"
