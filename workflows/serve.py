@@ -14,19 +14,14 @@ from collections.abc import Sequence
 
 from workflows.cli import Exit, add_format_arguments, exit_on_error, format_spec_of, quiet_libraries, show
 
-FOLLOW_SECONDS = 2.0
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     quiet_libraries()
-    import uvicorn
-
-    from components.serving.access import is_loopback, token_for
-    from components.serving.app import make_app
-    from components.serving.guard import LOOPBACK
+    from components.serving.access import token_for
     from components.serving.limits import Limits
     from components.serving.model_names import sources_of
+    from components.serving.run_server import run_server
     from components.serving.served_models import ServedModels
 
     with exit_on_error():
@@ -38,15 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             tracking=arguments.tracking_uri,
         )
         models.open()
-    hosts = LOOPBACK if is_loopback(arguments.host) else None
-    app = make_app(models, hosts=hosts, token=token, follow_seconds=FOLLOW_SECONDS)
     for served in models.models:
         version = f", version {served.version}" if served.version else ""
         show(f"{served.id}: {served.source}{version}")
     place = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     show(f"chat page: http://{place}:{arguments.port}/")
-    show(f"OpenAI's API: http://{place}:{arguments.port}/v1", end="\n")
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
+    show(f"OpenAI's API: http://{place}:{arguments.port}/v1")
+    run_server(models, host=arguments.host, port=arguments.port, token=token)
     return Exit.DONE
 
 

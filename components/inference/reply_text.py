@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from components.conversations.chat_formats.chat_format import ChatFormat
@@ -9,6 +10,9 @@ from components.conversations.messages import Message
 from components.scoring.reply import Reply, answer_of, reply_of
 
 UNFINISHED = "\ufffd"  # what half a character decodes to
+# All tokens are read for every piece, so a long reply has larger ones, each 1/READS of it: reading must not take longer than
+# the model does.
+READS = 128
 
 
 class ReplyText:
@@ -17,16 +21,20 @@ class ReplyText:
     Args:
         only_words: the text is the message's content; what may be a tool call is held back until it is none.
         stops: the text ends before the first of these; what may become one is held back.
+        in_pieces: without it, and without stops, all of the text comes at the end.
 
     `ended`: by a stop token or one of `stops`. `token_ids` are those of the reply, without the stop token.
     """
 
-    def __init__(self, chat_format: ChatFormat, *, only_words: bool = False, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, chat_format: ChatFormat, *, only_words: bool = False, stops: Sequence[str] = (), in_pieces: bool = True
+    ) -> None:
         self.chat_format, self.only_words, self.stops = chat_format, only_words, tuple(stops)
         self.token_ids: list[int] = []
         self.ended = False
         self._shown = self._text = ""
         self._cut = False  # at one of `stops`
+        self._read_next = 1 if in_pieces or stops else math.inf  # how many tokens there are when they are read again
 
     def add(self, token: int) -> str:
         """Returns what can be shown since the last piece; often nothing."""
@@ -34,6 +42,9 @@ class ReplyText:
             self.ended = True
             return ""
         self.token_ids.append(token)
+        if len(self.token_ids) < self._read_next:
+            return ""
+        self._read_next = len(self.token_ids) + 1 + len(self.token_ids) // READS
         read = self.chat_format.words if self.only_words else self.chat_format.decode
         self._text = _read_or(self._shown, read, self.token_ids)
         self._cut_at_stop()
@@ -43,8 +54,11 @@ class ReplyText:
 
     def rest(self) -> str:
         """Returns the last piece, once there are no more tokens."""
-        if self.only_words and not self._cut:
-            self._text = answer_of(self.chat_format, self.token_ids).content
+        if not self._cut:
+            whole = self.chat_format.decode
+            self._text = (
+                answer_of(self.chat_format, self.token_ids).content if self.only_words else whole(self.token_ids)
+            )
             self._cut_at_stop()
         piece, self._shown = self._text[len(self._shown) :], self._text
         return piece

@@ -155,11 +155,17 @@ def why_rows_depend(base: PreTrainedModel) -> str:
     for name, module in base.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             return f"the model itself has a dropout of {module.p:g} ({name}), whose random numbers all rows share"
-    rotary = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    for kind in (rotary, *(part for part in rotary.values() if isinstance(part, dict))):
-        if kind.get("rope_type") in ROTARY_BY_LENGTH:
-            return f"the model's rope_type={kind['rope_type']} depends on the longest row of a batch"
+    if kind := rotates_by_length(base.config):
+        return f"the model's rope_type={kind} depends on the longest row of a batch"
     return ""
+
+
+def rotates_by_length(config: PreTrainedConfig) -> str:
+    """Returns the kind of rotary embedding if its frequencies depend on the longest row of a batch; else it is empty."""
+    values: dict[str, Any] = config.get_text_config().to_dict()
+    rotary = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kinds = (rotary, *(part for part in rotary.values() if isinstance(part, dict)))
+    return next((kind["rope_type"] for kind in kinds if kind.get("rope_type") in ROTARY_BY_LENGTH), "")
 
 
 def _why_apart(layers: Mapping[str, BaseTunerLayer], method: LoraMethod) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from components.errors import InputError
+from components.registry.model_package import package_in
 from components.registry.package_digest import PACKAGE_DIGEST_TAG, check_package
 from components.registry.version_tags import SCHEME
-from components.registry.versions import download_package
-from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
+from components.tracking.mlflow_access import MLFLOW_ERRORS, download_version, open_store, reason_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +23,19 @@ class RegisteredVersion:
     digest: str | None
     uri: str
 
-    def download(self) -> Path:
-        """Returns the folder of its package. Raises InputError if it cannot be downloaded, or is not what was registered."""
+    def download(self, folder: Path) -> Path:
+        """Returns the folder of its package: the registry's own if that is on this machine, else one in `folder`.
+
+        Raises InputError if it cannot be downloaded, or is not what was registered.
+        """
         named = f"{SCHEME}{self.name}/{self.number}"
-        package = download_package(named, self.uri)
+        try:
+            source = open_store(self.uri).get_model_version_download_uri(self.name, self.number)
+            is_here = urlsplit(source).scheme in ("", "file")
+            version = download_version(named, self.uri, None if is_here else folder / "version")
+        except MLFLOW_ERRORS as error:
+            raise InputError(f"{named}: cannot be downloaded from the registry: {reason_of(error)}") from None
+        package = package_in(version)
         if self.digest is not None:
             check_package(package, self.digest, named)
         return package

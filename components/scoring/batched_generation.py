@@ -17,13 +17,12 @@ from components.models.load_trained import LoadedModel
 from components.models.precision import computing
 from components.scoring.padding import Company
 from components.scoring.reply import Reply, reply_of, until_stop
-from components.scoring.running_batch import BatchAbilities, Row, RunningBatch
+from components.scoring.running_batch import ALONE, Row, RunningBatch
 
 MAX_PROMPTS_AT_ONCE = 64
 # Of the longest prompt of its batch. Padding is read as slowly as text, and each batch more reads all weights once more for
 # every token: 64 conversations of the quickstart are fastest in one batch, though that pads 7,032 tokens to 11,328.
 SHORTEST = 0.25
-ALONE = BatchAbilities(company="none", leave=False, join=False)  # for one prompt nothing is tried
 
 
 def generate_replies(
@@ -41,7 +40,7 @@ def generate_replies(
     for prompt in prompts:
         loaded.check_token_ids(dict.fromkeys(prompt, "is in the prompt"))
     lengths = [len(prompt) for prompt in prompts]
-    running = RunningBatch(loaded, ALONE if len(prompts) == 1 else None)
+    running = RunningBatch(loaded, ALONE if len(prompts) == 1 else None)  # for one prompt nothing is tried
     company = running.abilities.company
     replies: dict[int, Reply] = {}
     batches = _batches(lengths, max_new_tokens=max_new_tokens, max_batch_tokens=max_batch_tokens, company=company)

@@ -96,6 +96,9 @@ class BatchAbilities:
         )
 
 
+ALONE = BatchAbilities(company="none", leave=False, join=False)
+
+
 class RunningBatch:
     """The rows of one model. Its calls belong to one thread at a time; the model must be in eval mode."""
 

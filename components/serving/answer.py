@@ -80,7 +80,7 @@ class Answer:
             yield
             status = 200
         except RequestError as error:
-            status = error.status
+            status, error.is_counted = error.status, True
             raise
         finally:
             for pending in self.pending:

@@ -20,7 +20,7 @@ from components.serving.chat_page import add_page
 from components.serving.chat_request import ChatRequest, CompletionRequest, Sampling, parse_request
 from components.serving.chat_response import LAST_EVENT, error_body, event, usage_of
 from components.serving.generation_thread import BusyError, GenerationThread, GoneError
-from components.serving.guard import Guard
+from components.serving.guard import IS_TRUSTED, Guard
 from components.serving.metrics import CONTENT_TYPE, Metrics
 from components.serving.request_error import RequestError
 from components.serving.requested import Requested, requested_chat, requested_completion
@@ -52,7 +52,7 @@ def make_app(models: ServedModels, *, hosts: Iterable[str] | None, token: str | 
     app.get("/health")(answers.health)
     app.get("/metrics")(answers.show_metrics)
     add_page(app)
-    app.exception_handler(RequestError)(_explain)
+    app.exception_handler(RequestError)(answers.explain)
     app.exception_handler(404)(_not_found)
     app.exception_handler(405)(_not_found)
     return Guard(app, limits, hosts=hosts, token=token)
@@ -77,8 +77,11 @@ class Answers:
     async def show_model(self, name: str) -> JSONResponse:
         return JSONResponse(_model_facts(self._served(name)))
 
-    async def health(self) -> JSONResponse:
+    async def health(self, request: Request) -> JSONResponse:
         problems = dict(self.models.problems)
+        status = "degraded" if problems else "ok"
+        if not request.scope[IS_TRUSTED]:
+            return JSONResponse({"status": status})
         facts = [
             {
                 "id": served.id,
@@ -90,7 +93,7 @@ class Answers:
             }
             for served in self.models.models
         ]
-        return JSONResponse({"status": "degraded" if problems else "ok", "models": facts})
+        return JSONResponse({"status": status, "models": facts})
 
     async def show_metrics(self) -> Response:
         return Response(self.metrics.text(), media_type=CONTENT_TYPE)
@@ -106,6 +109,13 @@ class Answers:
         return await self._answer(
             request, parsed.model, bool(parsed.stream), lambda served: requested_completion(served, parsed)
         )
+
+    async def explain(self, request: Request, error: Exception) -> Response:
+        """Answers a request that is refused, or that failed."""
+        assert isinstance(error, RequestError)
+        if not error.is_counted:
+            self.metrics.requests.labels("", str(error.status)).inc()
+        return error.response()
 
     def _served(self, name: str) -> ServedModel:
         served = self.models.get(name)
@@ -187,11 +197,6 @@ def _parsed(body: bytes, kind: type[Parsed]) -> Parsed:
 
 def _model_facts(served: ServedModel) -> dict[str, Any]:
     return {"id": served.id, "object": "model", "created": served.since, "owned_by": "turnwise"}
-
-
-async def _explain(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return error.response()
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

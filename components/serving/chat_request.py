@@ -33,6 +33,7 @@ OF_NO_EFFECT = frozenset(
 )
 # Only whole numbers are; 1.0 and True are not.
 Whole = Annotated[int, Field(strict=True)]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
 class StreamOptions(BaseModel):
@@ -87,7 +88,7 @@ class ChatRequest(Sampling):
 
 
 class CompletionRequest(Sampling):
-    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Whole | None = Field(default=None, ge=0, le=MOST_ALTERNATIVES)
 
     @property
@@ -152,6 +153,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
     try:
         given = json.loads(body, parse_constant=refuse)
+        _json(given).encode()  # half of a surrogate pair, which JSON can write, is no text
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(f"the body is no JSON: {reason}") from None

@@ -60,15 +60,15 @@ def piece_chunk(index: int, piece: str, logprobs: dict[str, Any] | None) -> dict
     return {**_chunk_choice(index, {"content": piece}), "logprobs": logprobs}
 
 
-def last_chunk(index: int, reply: Reply, logprobs: dict[str, Any] | None) -> dict[str, Any]:
-    """Has reasoning and tool calls, each whole, and whatever was not said of the tokens yet."""
+def last_chunk(index: int, reply: Reply) -> dict[str, Any]:
+    """Has reasoning and tool calls, each whole."""
     said = _content_of(reply.message)
     delta: dict[str, Any] = {}
     if "reasoning_content" in said:
         delta["reasoning_content"] = said["reasoning_content"]
     if "tool_calls" in said:
         delta["tool_calls"] = [{"index": place, **call} for place, call in enumerate(said["tool_calls"])]
-    return {**_chunk_choice(index, delta), "finish_reason": reply.finish_reason, "logprobs": logprobs}
+    return {**_chunk_choice(index, delta), "finish_reason": reply.finish_reason}
 
 
 def text_choice(
@@ -107,7 +107,10 @@ def text_logprobs(chances: Sequence[TokenChance], tokenizer: PreTrainedTokenizer
     return {
         "tokens": [word(chance.token) for chance in chances],
         "token_logprobs": [chance.logprob for chance in chances],
-        "top_logprobs": [{word(token): logprob for token, logprob in chance.alternatives} for chance in chances],
+        "top_logprobs": [
+            {word(token): logprob for token, logprob in (*chance.alternatives, (chance.token, chance.logprob))}
+            for chance in chances
+        ],
         "text_offset": offsets,
     }
 

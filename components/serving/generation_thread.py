@@ -16,7 +16,8 @@ from torch import nn
 
 from components.models.base_in_memory import BaseInMemory
 from components.models.load_trained import LoadedModel
-from components.scoring.running_batch import BatchAbilities, Row, RunningBatch
+from components.models.shared_base import rotates_by_length
+from components.scoring.running_batch import ALONE, BatchAbilities, Row, RunningBatch
 from components.serving.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,11 @@ class _Queue:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.batch.rows)
+        return bool(self.waiting or self.at_work)
+
+    def drop_cancelled(self) -> None:
+        """Forgets those that nobody waits for any more."""
+        self.waiting = deque(request for request in self.waiting if not request.cancelled)
 
 
 class GenerationThread:
@@ -70,7 +75,8 @@ class GenerationThread:
     def add_model(self, loaded: LoadedModel) -> None:
         """Tries what the model's batches can do. Raises what a model raises that cannot read a token."""
         with self.pausing(), self.base.in_use(loaded.model):
-            batch = RunningBatch(loaded, BatchAbilities.of(loaded))
+            alone = rotates_by_length(loaded.model.config)  # a longer row beside it would change what a row says
+            batch = RunningBatch(loaded, ALONE if alone else BatchAbilities.of(loaded))
         with self._changed:
             self._queues[loaded.model] = _Queue(loaded, batch)
             if not self._thread.is_alive():
@@ -80,7 +86,8 @@ class GenerationThread:
         """Forgets a model once its requests have ended. New ones must not come."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._queues[loaded.model].has_work)
-            del self._queues[loaded.model]
+            queue = self._queues.pop(loaded.model)
+            self._last = None if self._last is queue else self._last  # it holds the model
         with self.pausing():
             self.base.forget(loaded.model)
 
@@ -104,6 +111,8 @@ class GenerationThread:
         with self._changed:
             if loaded.model not in self._queues or self._closed:
                 raise GoneError
+            for queue in self._queues.values():
+                queue.drop_cancelled()
             if self.waiting + len(requests) > self.limits.waiting:
                 raise BusyError
             self._queues[loaded.model].waiting.extend(requests)
@@ -111,11 +120,11 @@ class GenerationThread:
 
     @property
     def waiting(self) -> int:
-        return sum(len(queue.waiting) for queue in self._queues.values())
+        return sum(len(queue.waiting) for queue in list(self._queues.values()))
 
     @property
     def at_work(self) -> int:
-        return sum(len(queue.batch.rows) for queue in self._queues.values())
+        return sum(len(queue.at_work) for queue in list(self._queues.values()))
 
     def close(self) -> None:
         """Ends the thread after its next token; what is unfinished fails."""
@@ -159,7 +168,6 @@ class GenerationThread:
 
         try:
             if admitted:
-                queue.at_work += admitted
                 queue.batch.add([request.row for request in admitted])
         except Exception as error:  # a prompt that cannot be read ends no other reply
             log.exception("prompts could not be read")
@@ -183,16 +191,13 @@ class GenerationThread:
         return [other for other in list(self._queues.values()) if other is not queue]
 
     def _admitted(self, queue: _Queue) -> list[Waiting]:
-        """Takes from the queue those that find a place now, in order."""
+        """Takes from the queue those that find a place now, in order. They are at work from here on."""
         admitted: list[Waiting] = []
         with self._changed:
-            while queue.waiting:
-                if queue.waiting[0].cancelled:
-                    queue.waiting.popleft()
-                elif self._fits(queue, admitted):
-                    admitted.append(queue.waiting.popleft())
-                else:
-                    break
+            queue.drop_cancelled()
+            while queue.waiting and self._fits(queue, admitted):
+                admitted.append(queue.waiting.popleft())
+            queue.at_work += admitted
         return admitted
 
     def _may_enter(self, queue: _Queue) -> bool:

@@ -20,6 +20,7 @@ from components.serving.chat_response import error_body
 from components.serving.limits import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+IS_TRUSTED = "turnwise.is_trusted"  # of a request's scope: it may see more than that the server lives
 FORGOTTEN = 8  # times the longest body
 WITHOUT_TOKEN = (*FILES, "/health")  # the page, which holds no secret, and what a load balancer asks
 
@@ -44,6 +45,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         refusal = self._refusal(scope)
+        scope[IS_TRUSTED] = self._token is None or self._has_token(Headers(scope=scope))
         if refusal is None and scope["type"] == "http":
             try:
                 body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)

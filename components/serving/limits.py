@@ -12,9 +12,9 @@ class Limits:
     body_bytes: of one request.
     messages: of one conversation.
     prompt_tokens, reply_tokens: of one request.
-    default_reply_tokens: if a request says nothing.
+    default_reply_tokens: if a request says nothing, as many clients do, whose long replies would be cut.
     choices: `n`, replies to one request.
-    waiting: replies that wait for a place in a batch, of all models together.
+    waiting: replies that wait for a place in a batch, of all models of one base together.
     rows: replies that are made at once, of one model.
     batch_tokens: in the cache of one model, prompts, padding and replies included.
     body_seconds: until the whole request has come.
@@ -24,8 +24,8 @@ class Limits:
     body_bytes: int = 2 * 2**20
     messages: int = 1000
     prompt_tokens: int = 2**15
-    reply_tokens: int = 4096
-    default_reply_tokens: int = 256
+    reply_tokens: int = 2**15
+    default_reply_tokens: int = 4096
     choices: int = 8
     waiting: int = 128
     rows: int = 32

@@ -48,11 +48,12 @@ class PendingReply:
         reply_tokens: int,
         stops: Sequence[str] = (),
         only_words: bool = True,
+        in_pieces: bool = True,
     ) -> None:
         self.index = index
         self.first_token_at: float | None = None
         self._prompt_tokens = len(prompt)
-        self._text = ReplyText(served.loaded.chat_format, only_words=only_words, stops=stops)
+        self._text = ReplyText(served.loaded.chat_format, only_words=only_words, stops=stops, in_pieces=in_pieces)
         self._choice = _choice(served, drawing, index)
         self._loop, self._events = asyncio.get_running_loop(), asyncio.Queue[ReplyPiece | Reply | Exception]()
         self._told = 0  # of the chances
@@ -93,8 +94,9 @@ class PendingReply:
         if piece:
             self._tell(ReplyPiece(piece, self._new_chances()))
         if ended:
-            if rest := self._text.rest():
-                self._tell(ReplyPiece(rest, self._new_chances()))
+            rest, chances = self._text.rest(), self._new_chances()
+            if rest or chances:
+                self._tell(ReplyPiece(rest, chances))
             self._tell(self._text.reply(self._prompt_tokens))
         return not ended
 

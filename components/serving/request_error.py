@@ -15,6 +15,7 @@ class RequestError(Exception):
     def __init__(self, status: int, message: str, *, code: str | None = None, kind: str = "invalid_request_error"):
         super().__init__(message)
         self.status, self.code, self.kind = status, code, kind
+        self.is_counted = False  # in the metrics of its model
 
     def response(self) -> JSONResponse:
         headers = {"Retry-After": "1"} if self.status == HTTPStatus.TOO_MANY_REQUESTS else None

@@ -33,6 +33,7 @@ class Requested:
     drawing: Drawing
     stops: Sequence[str]
     include_usage: bool
+    in_pieces: bool
     is_chat: bool
 
     @property
@@ -50,6 +51,7 @@ class Requested:
                 reply_tokens=reply_tokens,
                 stops=self.stops,
                 only_words=self.is_chat,
+                in_pieces=self.in_pieces,
             )
             for place, (prompt, reply_tokens) in enumerate(zip(self.prompts, self.reply_tokens, strict=True))
             for number in range(self.choices)
@@ -70,7 +72,7 @@ class Requested:
 
     def last_chunk(self, index: int, reply: Reply) -> dict[str, Any]:
         if self.is_chat:
-            return chat_response.last_chunk(index, reply, None)
+            return chat_response.last_chunk(index, reply)
         return chat_response.text_choice(index, "", _reason(reply))
 
     def _logprobs(self, chances: Sequence[TokenChance]) -> dict[str, Any] | None:
@@ -147,6 +149,7 @@ def _requested(
         ),
         stops=request.stop or (),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
+        in_pieces=bool(request.stream),
         is_chat=isinstance(request, ChatRequest),
     )
 

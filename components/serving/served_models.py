@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,13 @@ from components.errors import InputError, message_of
 from components.experiment.spec import ChatFormatSpec, ModelSpec
 from components.models.base.load_base import load_base_model, resolve_model
 from components.models.base_in_memory import BaseInMemory
-from components.models.load_trained import LoadedModel, is_trained, load_base, load_trained
+from components.models.chatglm.adapter_conversion import CONFIG_FILE
+from components.models.load_trained import ADAPTER, LoadedModel, is_trained, load_base, load_trained
 from components.registry.load_by_name import is_registered, trained_directory
 from components.registry.registered_version import RegisteredVersion, registered_version
 from components.serving.generation_thread import GenerationThread
 from components.serving.limits import Limits
+from components.storage.foreign_files import read_object
 from components.storage.uri import is_remote
 from components.tracking.mlflow_access import check_tracking, tracking_uri
 
@@ -43,17 +46,23 @@ class _Weights:
 class ServedModel:
     """A model that answers. `prompts` is held while a prompt is rendered: chat formats are used by one thread at a time.
 
-    `version` is the registered one, None for others; `digest_checked` says that its files are those that were registered.
+    `files` is the folder of what was downloaded for it. `version` is the registered one, None for others, and
+    `digest_checked` says that its files are those that were registered.
     """
 
     id: str
     source: str
     loaded: LoadedModel
     thread: GenerationThread
+    files: tempfile.TemporaryDirectory[str]
     version: str | None = None
     digest_checked: bool = False
     since: int = field(default_factory=lambda: int(time.time()))
     prompts: threading.Lock = field(default_factory=threading.Lock)
+
+    def forget_files(self) -> None:
+        """Deletes what was downloaded for it. Weights that are mapped stay readable to who has them."""
+        self.files.cleanup()
 
 
 class ServedModels:
@@ -78,6 +87,7 @@ class ServedModels:
         self.problems: dict[str, str] = {}  # name -> why its newest version does not serve
         self._served: dict[str, ServedModel] = {}
         self._threads: dict[_Weights, GenerationThread] = {}
+        self._closed = False
         self._changing = threading.Lock()  # which bases there are
         self._failed: dict[str, tuple[str, float]] = {}  # name -> version that could not be loaded, and when
 
@@ -123,10 +133,13 @@ class ServedModels:
                 self.problems[name] = message_of(error)
 
     def close(self) -> None:
-        for thread in self._threads.values():
+        """Ends all replies, and what is being loaded once it is there."""
+        self._closed = True
+        for thread in list(self._threads.values()):
             thread.close()
-        self._threads.clear()
-        self._served.clear()
+        for served in self.models:
+            served.forget_files()
+        self._served = {}
 
     def _version_of(self, name: str) -> RegisteredVersion | None:
         source = self.sources[name]
@@ -154,19 +167,28 @@ class ServedModels:
 
     def _retire(self, old: ServedModel) -> None:
         old.thread.remove_model(old.loaded)
+        old.forget_files()
         with self._changing:
             self._drop_unused()
 
     def _load(self, name: str, version: RegisteredVersion | None) -> ServedModel:
         source = self.sources[name]
-        directory = version.download() if version else trained_directory(source, tracking=self.tracking)
-        with self._changing:
-            loaded, thread = self._load_files(name, directory)
+        files = tempfile.TemporaryDirectory(prefix="turnwise-served-", ignore_cleanup_errors=True)
+        try:
+            directory = (
+                version.download(Path(files.name)) if version else trained_directory(source, tracking=self.tracking)
+            )
+            with self._changing:
+                loaded, thread = self._load_files(name, directory)
+        except BaseException:
+            files.cleanup()
+            raise
         return ServedModel(
             id=name,
             source=source,
             loaded=loaded,
             thread=thread,
+            files=files,
             version=version.number if version else None,
             digest_checked=version is not None and version.digest is not None,
         )
@@ -174,6 +196,8 @@ class ServedModels:
     def _load_files(self, name: str, directory: Path | None) -> tuple[LoadedModel, GenerationThread]:
         try:
             loaded, thread = self._load_base(name) if directory is None else self._load_trained(name, directory)
+            if self._closed:
+                raise InputError(f"{name}: the server ends")
             thread.add_model(loaded)
         except BaseException:
             self._drop_unused()
@@ -192,6 +216,7 @@ class ServedModels:
         return loaded, self._thread(_Weights(directory=directory, model=model), loaded.model)
 
     def _load_trained(self, name: str, directory: Path) -> tuple[LoadedModel, GenerationThread]:
+        _check_changes_layers_only(directory)
         with contextlib.ExitStack() as stack:
             shared: list[GenerationThread] = []
 
@@ -230,3 +255,16 @@ class ServedModels:
             except BaseException:
                 thread.base.restore()
                 raise
+
+
+def _check_changes_layers_only(directory: Path) -> None:
+    """Raises InputError for an adapter that would change the base itself, and so what others say."""
+    config_file = directory / ADAPTER / CONFIG_FILE
+    if not config_file.is_file():
+        return
+    config = read_object(config_file)
+    if config.get("modules_to_save") or config.get("bias", "none") != "none":
+        raise InputError(
+            f"{config_file}: it has modules_to_save or bias, which change the base that other adapters use; export it merged,"
+            " and serve that"
+        )

@@ -35,8 +35,8 @@ class ServerHere:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         app = make_app(models, **{"hosts": LOOPBACK, "token": None, "follow_seconds": 0.1, **options})
-        config = uvicorn.Config(app, port=self.port, log_level="error")
-        self._server = uvicorn.Server(config)
+        self.config = uvicorn.Config(app, port=self.port, log_level="error")
+        self._server = uvicorn.Server(self.config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
     def start(self):

@@ -89,6 +89,7 @@ def test_all_that_is_wrong_is_said_at_once():
         (b'{"temperature": NaN}', "NaN is no JSON"),
         (b"[" * 100_000, "the body is no JSON"),
         (b"[1]", "the body must be a JSON object, not [1]"),
+        (b'{"max_tokens": "\\ud800"}', "the body is no JSON"),  # half of a surrogate pair
     ],
 )
 def test_what_is_no_json_object_is_refused(body, words):
@@ -114,3 +115,9 @@ def test_tools_that_must_not_be_called_are_not_offered():
 def test_a_completion_has_one_prompt_or_several_as_text_or_tokens(prompt, prompts):
     request = parse_request(json.dumps({"model": "m", "prompt": prompt}).encode(), CompletionRequest)
     assert request.prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", [[-1], [[5], [-1]], [2**31], [10**30], [True], [1.0]])
+def test_what_is_no_token_is_no_prompt(prompt):
+    with pytest.raises(InputError, match="prompt"):
+        parse_request(json.dumps({"model": "m", "prompt": prompt}).encode(), CompletionRequest)

@@ -108,6 +108,8 @@ def test_only_an_adapter_has_a_base_to_name(snapshot, tmp_path):
         ("org/model", "/elsewhere", PublishedName(path="org/model", revision="v1")),
         ("smollm2-135m-instruct", "/cache/x", None),
         ("s3://bucket/model", "/cache/x", None),
+        ("/models/of-another-machine", "/cache/x", None),
+        ("./model", "/cache/x", None),
         (str(Path(__file__).parent), "/cache/x", None),
     ],
 )

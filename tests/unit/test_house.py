@@ -59,6 +59,7 @@ EDGES = {
     "rouge_score": {"scoring"},
     "jsonschema": {"scoring"},
     "fastapi": {"serving"},
+    "uvicorn": {"serving"},
     "starlette": {"serving"},
     "prometheus_client": {"serving"},
     "optuna": {"cluster"},

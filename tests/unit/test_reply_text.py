@@ -64,7 +64,7 @@ def test_calls_of_tools_are_apart_from_what_is_said(agent):
     assert "".join(shown(text, said_by(agent, message))) == ""
     reply = text.reply(5)
     assert reply.finish_reason == "tool_calls"
-    choice, chunk = chat_choice(0, reply, None), last_chunk(0, reply, None)
+    choice, chunk = chat_choice(0, reply, None), last_chunk(0, reply)
     (call,) = choice["message"]["tool_calls"]
     assert (call["type"], call["function"]["name"]) == ("function", CALL["function"]["name"])
     assert isinstance(call["function"]["arguments"], str)

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -11,7 +13,9 @@ import pytest
 from components.experiment.spec import LoraMethod, ModelSpec
 from components.inference.generate import reply_to
 from components.models.load_trained import load_base, load_trained
+from components.scoring.running_batch import RunningBatch
 from components.serving.limits import Limits
+from components.serving.run_server import _Server
 from tests.support.servers import until
 from tests.support.serving import adapter_checkpoint, serving
 from tests.support.toy import tiny_model_directory, toy_conversations, user
@@ -172,6 +176,8 @@ def test_what_a_model_cannot_do_is_said_by_the_api_s_errors(client):
         greedy(client, "base", "a" * 3000)
     with pytest.raises(openai.BadRequestError, match="prompt 1: empty"):
         client.completions.create(model="base", prompt=[])
+    with pytest.raises(openai.BadRequestError, match="is in prompt 1"):
+        client.completions.create(model="base", prompt=[5, 100_000])
 
 
 def test_limits_are_told_by_name(places):
@@ -232,6 +238,54 @@ def test_who_leaves_makes_room_for_others(places):
         until(lambda: thread.at_work == thread.waiting == 0, SECONDS)
         text = client.get("/../metrics", cast_to=str)
         assert 'turnwise_requests_total{model="base",status="499"} 2.0' in text
+
+
+def test_who_leaves_before_its_turn_is_no_longer_waited_for(places):
+    with serving({"base": str(places["base"])}, FEW) as server, ThreadPoolExecutor(1) as people:
+        thread = server.models.get("base").thread
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS)
+        with thread.pausing():
+            with pytest.raises(openai.APITimeoutError):
+                client.with_options(timeout=0.3).chat.completions.create(model="base", messages=asked("hi"), n=4)
+            patient = client.with_options(max_retries=5)  # the server hears a moment later that the first one left
+            another = people.submit(patient.chat.completions.create, model="base", messages=asked("hi"), n=3)
+            until(lambda: thread.waiting == 3, SECONDS)
+        assert len(another.result(SECONDS).choices) == 3
+
+
+def test_a_reply_whose_prompt_is_being_read_when_its_model_is_replaced_is_made(places, monkeypatch):
+    reading, read = threading.Event(), RunningBatch.add
+
+    def slowly(batch, rows):
+        reading.set()
+        time.sleep(0.5)
+        read(batch, rows)
+
+    with (
+        serving({"base": str(places["base"]), "small": str(places["small"])}) as server,
+        ThreadPoolExecutor(1) as people,
+    ):
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS)
+        monkeypatch.setattr(RunningBatch, "add", slowly)
+        reply = people.submit(greedy, client, "small", QUESTIONS[0])
+        assert reading.wait(SECONDS)
+        served = server.models.get("small")
+        served.thread.remove_model(served.loaded)
+        assert reply.result(SECONDS).choices[0].message.content
+        assert served.thread.models == 1
+
+
+def test_a_server_that_ends_tells_those_who_wait(places):
+    with serving({"base": str(places["base"])}, Limits(rows=1, reply_tokens=10_000)) as server:
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=SECONDS)
+        long = {"model": "base", "messages": asked(QUESTIONS[0]), "temperature": 0, "max_tokens": 900, "n": 8}
+        with client.chat.completions.create(**long, stream=True) as stream:
+            next(iter(stream))
+            ending = _Server(server.config, server.models)
+            ending.handle_exit(signal.SIGTERM, None)
+            with pytest.raises(openai.APIError, match="the server ends"):
+                list(stream)
+        assert ending.should_exit
 
 
 def test_a_request_that_takes_too_long_is_ended(places):

@@ -87,7 +87,8 @@ def test_without_the_token_there_is_nothing_to_see(closed, given, path):
 def test_with_the_token_any_host_may_ask(closed):
     for host in ("models.example:8000", "127.0.0.1"):
         assert answer(closed, Host=host, Authorization=f"Bearer {TOKEN}")[0] == 200
-    assert answer(closed, "GET", "/health", None)[0] == 200  # for a load balancer
+    assert answer(closed, "GET", "/health", None) == (200, {"status": "ok"})  # for a load balancer
+    assert "models" in answer(closed, "GET", "/health", None, Authorization=f"Bearer {TOKEN}")[1]
 
 
 def test_a_server_for_any_host_has_a_token():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.experiment.spec import ModelSpec
 from components.models.base.bundled_models import BUNDLED_MODELS
 from components.storage.uri import is_remote
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ def published_name(model: ModelSpec, directory: Path) -> PublishedName | None:
         directory: where it lies here; the hub's cache calls it by its commit.
     """
     if model.path in BUNDLED_MODELS or is_remote(model.path) or Path(model.path).expanduser().is_dir():
+        return None
+    if HUB_ID.fullmatch(model.path) is None:  # a directory of another machine
         return None
     commit = directory.name if directory.parent.name == "snapshots" else None
     return PublishedName(path=model.path, revision=commit or model.revision)
