@@ -21,6 +21,7 @@ from components.serving.guard import LOOPBACK
 from components.serving.limits import Limits
 from components.serving.served_models import ServedModels
 from components.tracking.mlflow_access import open_store
+from tests.support.toy import tiny_model_directory
 
 UP_SECONDS = 60
 
@@ -79,6 +80,16 @@ def adapter_checkpoint(folder, model, method, seed):
     reference = BaseReference(model=ModelSpec(path=str(model)), digest=model_digest(model), chat_format="auto")
     reference.write(folder)
     return folder
+
+
+def base_and_adapters(folder, methods):
+    """Returns the place of a tiny base, by the name `base`, and those of adapters of these methods by theirs."""
+    tiny_model_directory(folder / "base")
+    adapters = {
+        name: adapter_checkpoint(folder / name, folder / "base", method, seed)
+        for seed, (name, method) in enumerate(methods.items())
+    }
+    return {"base": folder / "base", **adapters}
 
 
 def registered(uri, name, checkpoint, folder, *, tags=None):

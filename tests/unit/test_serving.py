@@ -17,8 +17,8 @@ from components.scoring.running_batch import RunningBatch
 from components.serving.limits import Limits
 from components.serving.run_server import _Server
 from tests.support.servers import until
-from tests.support.serving import adapter_checkpoint, serving
-from tests.support.toy import tiny_model_directory, toy_conversations, user
+from tests.support.serving import base_and_adapters, serving
+from tests.support.toy import toy_conversations, user
 
 METHODS = {
     "small": LoraMethod(rank=2),
@@ -34,13 +34,7 @@ FEW = Limits(waiting=4, rows=2, messages=20, prompt_tokens=200, reply_tokens=150
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """name -> checkpoint of an adapter, and the directory of the base."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny_model_directory(folder / "base")
-    adapters = {
-        name: adapter_checkpoint(folder / name, folder / "base", method, seed)
-        for seed, (name, method) in enumerate(METHODS.items())
-    }
-    return {"base": folder / "base", **adapters}
+    return base_and_adapters(tmp_path_factory.mktemp("models"), METHODS)
 
 
 @pytest.fixture(scope="module")

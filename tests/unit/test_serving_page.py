@@ -21,9 +21,9 @@ from components.serving.chat_page import FILES, FOLDER
 from components.tracking.mlflow_access import open_store
 from tests.support.browser import CONTROL, ENTER, ESCAPE, MODELS_EXAMPLE, NO_BROWSER, SHIFT, SPACE, TAB, browsing
 from tests.support.servers import until
-from tests.support.serving import adapter_checkpoint, registered, serving
+from tests.support.serving import base_and_adapters, registered, serving
 from tests.support.speaking_model import speaking_model_directory
-from tests.support.toy import assistant, tiny_model_directory, user
+from tests.support.toy import assistant, user
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-some-length"
@@ -42,14 +42,8 @@ in_a_browser = pytest.mark.skipif(NO_BROWSER is not None, reason=str(NO_BROWSER)
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """name -> a base, and two adapters of it."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny_model_directory(folder / "base")
     methods = {"small": LoraMethod(rank=2), "dora": LoraMethod(rank=4, dora=True)}
-    adapters = {
-        name: adapter_checkpoint(folder / name, folder / "base", method, seed)
-        for seed, (name, method) in enumerate(methods.items())
-    }
-    return {"base": folder / "base", **adapters}
+    return base_and_adapters(tmp_path_factory.mktemp("models"), methods)
 
 
 @pytest.fixture(scope="module")
