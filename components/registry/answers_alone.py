@@ -14,7 +14,7 @@ QUESTION = {"messages": [{"role": "user", "content": "Hello, who are you?"}], "m
 
 def main() -> None:
     reply = mlflow.pyfunc.load_model(sys.argv[1], suppress_warnings=True).predict(QUESTION)
-    sys.stdout.write(json.dumps(reply) + "\n")
+    json.dump(reply, sys.stdout)
 
 
 if __name__ == "__main__":

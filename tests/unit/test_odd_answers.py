@@ -65,7 +65,9 @@ def test_a_reply_ends_with_the_models_context(loaded, served, monkeypatch):
     asked = []
     monkeypatch.setattr(loaded.model, "generate", lambda **inputs: asked.append(inputs) or inputs["input_ids"])
     reply_to(loaded, [user("hi")], max_new_tokens=10**12)
-    served.predict(None, [ChatMessage(role="user", content="hi")], ChatParams(max_tokens=10**12))
+    served.predict(None, [ChatMessage(role="user", content="hi")], ChatParams(max_tokens=60))
+    with pytest.raises(InputError, match="max_tokens: must be from 1 to 60, the model's context, not 61"):
+        served.predict(None, [ChatMessage(role="user", content="hi")], ChatParams(max_tokens=61))
     prompt = asked[0]["input_ids"].shape[1]
     assert [inputs["generation_config"].max_new_tokens for inputs in asked] == [60 - prompt] * 2
     with pytest.raises(InputError, match=r"tokens, and the model's context 60: there is no room for an answer"):
