@@ -35,9 +35,8 @@ class BaseInMemory:
         """Takes all layers with adapters out of the base, also where loading one failed midway. Returns them by name."""
         layers: dict[str, nn.Module] = {}
         for name, module in self.base.named_modules():
-            within = any(
-                name.startswith(f"{outer}.") for outer in layers
-            )  # a layer below an adapter, or another adapter
+            # What stands below an adapter, its layer or another adapter, goes with it.
+            within = any(name.startswith(f"{outer}.") for outer in layers)
             if isinstance(module, BaseTunerLayer) and not within:
                 layers[name] = module
         put_in(self.base, {name: cast(BaseTunerLayer, layer).get_base_layer() for name, layer in layers.items()})

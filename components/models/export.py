@@ -187,9 +187,8 @@ def write_adapter(
         for name in (CONFIG_FILE, next(name for name in WEIGHTS_FILES if (directory / name).is_file())):
             copy_own(directory / name, target / name, of=directory)
         _save_tokenizer(source, target)
-    base = source.adapter.published or PublishedName(path=source.adapter.base.path)
-    if base_name is not None:
-        base = PublishedName(path=base_name)
+    told = None if base_name is None else PublishedName(path=base_name)
+    base = told or source.adapter.published or PublishedName(path=source.adapter.base.path)
     _name_base(target / CONFIG_FILE, base)
     return base.path
 
@@ -224,15 +223,16 @@ def _from_trained(source: Path) -> Exportable:
 def _from_base(base: ModelSpec, *, adapter: Path | None = None) -> Exportable:
     directory = resolve_model(base)
     tokenizer = load_tokenizer(directory)
+    exportable = None
+    if adapter is not None:
+        exportable = ExportableAdapter(directory=adapter, base=base, published=published_name(base, directory))
     return Exportable(
         origin=base,
         base=base,
         config=config_of(directory),
         chat_format=load_chat_format(tokenizer, format_spec_in(directory, "auto")),
         tokenizer=tokenizer,
-        adapter=None
-        if adapter is None
-        else ExportableAdapter(directory=adapter, base=base, published=published_name(base, directory)),
+        adapter=exportable,
     )
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from components.errors import InputError
 from components.registry.model_package import package_in
 from components.registry.package_digest import PACKAGE_DIGEST_TAG, check_package
 from components.registry.version_tags import SCHEME
-from components.tracking.mlflow_access import MLFLOW_ERRORS, download_version, open_store, reason_of
+from components.registry.versions import fetch_files
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, parse_model_uri, reason_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredVersion:
-    """`digest` is that of the package, as registered; None for versions of before it was a tag."""
+    """`digest` is that of the package, as registered; None for versions of before it was a tag. `source`: of its files."""
 
     name: str
     number: str
+    source: str
     digest: str | None
     uri: str
 
@@ -30,9 +30,7 @@ class RegisteredVersion:
         """
         named = f"{SCHEME}{self.name}/{self.number}"
         try:
-            source = open_store(self.uri).get_model_version_download_uri(self.name, self.number)
-            is_here = urlsplit(source).scheme in ("", "file")
-            version = download_version(named, self.uri, None if is_here else folder / "version")
+            version = fetch_files(named, self.source, self.uri, folder)
         except MLFLOW_ERRORS as error:
             raise InputError(f"{named}: cannot be downloaded from the registry: {reason_of(error)}") from None
         package = package_in(version)
@@ -46,10 +44,7 @@ def registered_version(model_uri: str, uri: str) -> RegisteredVersion:
 
     Raises InputError if there is none, or no registry answers.
     """
-    named = re.fullmatch(rf"{SCHEME}([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
-    if named is None:
-        raise InputError(f"{model_uri}: a registered model is {SCHEME}NAME@ALIAS or {SCHEME}NAME/VERSION")
-    name, alias, number = named.groups()
+    name, alias, number = parse_model_uri(model_uri)
     try:
         client = open_store(uri)
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
@@ -57,4 +52,10 @@ def registered_version(model_uri: str, uri: str) -> RegisteredVersion:
         raise InputError(
             f"{model_uri}: the registry does not have it, or does not answer: {reason_of(error)}"
         ) from None
-    return RegisteredVersion(name=name, number=str(found.version), digest=found.tags.get(PACKAGE_DIGEST_TAG), uri=uri)
+    return RegisteredVersion(
+        name=name,
+        number=str(found.version),
+        source=str(found.source),
+        digest=found.tags.get(PACKAGE_DIGEST_TAG),
+        uri=uri,
+    )

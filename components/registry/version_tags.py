@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mlflow import MlflowClient
 
 from components.errors import InputError
-from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, reason_of
+from components.tracking.mlflow_access import MLFLOW_ERRORS, open_store, parse_model_uri, reason_of
 
 SCHEME = "models:/"
 
@@ -24,11 +24,8 @@ def tag_version(model_uri: str, tags: Mapping[str, str], uri: str) -> str:
 
 
 def _tag(client: MlflowClient, model_uri: str, tags: Mapping[str, str]) -> str:
-    name, at, alias = model_uri.removeprefix(SCHEME).partition("@")
-    if at:
-        version = str(client.get_model_version_by_alias(name, alias).version)
-    else:
-        name, _, version = name.partition("/")
+    name, alias, version = parse_model_uri(model_uri)
+    version = version or str(client.get_model_version_by_alias(name, alias).version)
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
     return version

@@ -43,17 +43,22 @@ def files_of(model_uri: str, source: str, uri: str) -> Iterator[Path]:
 
     Raises InputError if its files are gone, and what MLflow raises if it is away.
     """
-    if (folder := local_folder(source)) is not None:
-        yield folder
-        return
     with tempfile.TemporaryDirectory(prefix="turnwise-version-") as scratch:
         try:
-            copy = download_version(model_uri, uri, Path(scratch) / "version")
+            files = fetch_files(model_uri, source, uri, Path(scratch))
         except MlflowException as error:
             if not is_final(error):
                 raise
             raise InputError(f"{model_uri}: not to be had from the registry: {reason_of(error)}") from None
-        yield copy
+        yield files
+
+
+def fetch_files(model_uri: str, source: str, uri: str, scratch: Path) -> Path:
+    """The folder of a version: that of the registry, if it is on this machine, else one in `scratch`.
+
+    Raises what MLflow raises.
+    """
+    return local_folder(source) or download_version(model_uri, uri, scratch / "version")
 
 
 def local_folder(source: str) -> Path | None:

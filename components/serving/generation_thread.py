@@ -60,7 +60,7 @@ class _Queue:
 
 
 class GenerationThread:
-    """Begins with its first request. `close` ends it."""
+    """Begins with its first model. `close` ends it."""
 
     def __init__(self, base: BaseInMemory, limits: Limits) -> None:
         self.base, self.limits = base, limits
@@ -142,12 +142,11 @@ class GenerationThread:
             with self._changed:
                 self._changed.notify_all()  # remove_model waits for the end of work
                 self._changed.wait_for(lambda: self._closed or (not self._wanted and self._next() is not None))
-                queue = self._next()
+                queue = self._last = self._next()
             if self._closed or queue is None:
                 return
             with self._model, self.base.in_use(queue.loaded.model):
                 self._work(queue)
-            self._last = queue
 
     def _next(self) -> _Queue | None:
         """Returns the first after the last one that has work; they take turns."""
@@ -201,7 +200,8 @@ class GenerationThread:
         return admitted
 
     def _may_enter(self, queue: _Queue) -> bool:
-        return bool(queue.waiting) and self._fits(queue, [])
+        with self._changed:  # who submits also drops those that have left
+            return bool(queue.waiting) and self._fits(queue, [])
 
     def _fits(self, queue: _Queue, admitted: Sequence[Waiting]) -> bool:
         """Whether the first that waits finds a place beside the rows at work and those admitted just now."""

@@ -44,8 +44,8 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope)
         scope[IS_TRUSTED] = self._token is None or self._has_token(Headers(scope=scope))
+        refusal = self._refusal(scope)
         if refusal is None and scope["type"] == "http":
             try:
                 body = await asyncio.wait_for(self._body(scope, receive), self.limits.body_seconds)
@@ -66,7 +66,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             return _refused(403, f"Origin: {origin[:100]!r} is another site, whose pages may not use this server")
-        if self._token is not None and scope["path"] not in WITHOUT_TOKEN and not self._has_token(headers):
+        if scope["path"] not in WITHOUT_TOKEN and not scope[IS_TRUSTED]:
             return _refused(
                 401, "the token is missing, or another one; send it as Authorization: Bearer TOKEN", "invalid_api_key"
             )

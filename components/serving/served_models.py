@@ -28,7 +28,6 @@ from components.storage.foreign_files import read_object
 from components.storage.uri import is_remote
 from components.tracking.mlflow_access import check_tracking, tracking_uri
 
-UNKNOWN_DIGEST = "its version has no digest: it was registered by an earlier Turnwise"
 RETRY_SECONDS = 60.0  # before a version that could not be loaded is tried again
 
 

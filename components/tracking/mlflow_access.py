@@ -150,6 +150,15 @@ def _folder_for(name: str) -> str:
     return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
+def parse_model_uri(model_uri: str) -> tuple[str, str | None, str | None]:
+    """Returns (name, alias, version), of which one of the last two is None. Raises InputError for another form."""
+    named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
+    if named is None:
+        raise InputError(f"{model_uri}: a registered model is models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, version = named.groups()
+    return name, alias, version
+
+
 def download_version(model_uri: str, uri: str, target: Path | None = None, part: str = "") -> Path:
     """Returns the folder of models:/NAME@ALIAS or models:/NAME/VERSION, from the registry at `uri`.
 
@@ -160,10 +169,7 @@ def download_version(model_uri: str, uri: str, target: Path | None = None, part:
     Args:
         part: download only this folder of the version.
     """
-    named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", model_uri)
-    if named is None:
-        raise InputError(f"{model_uri}: a registered model is models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, version = named.groups()
+    name, alias, version = parse_model_uri(model_uri)
     client = open_store(uri)
     version = version or client.get_model_version_by_alias(name, alias).version
     source = client.get_model_version_download_uri(name, version)

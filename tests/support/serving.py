@@ -1,9 +1,7 @@
 """A server of this process on loopback, and adapters and versions of a tiny model for it."""
 
 import contextlib
-import socket
 import threading
-import time
 
 import torch
 import uvicorn
@@ -21,6 +19,7 @@ from components.serving.guard import LOOPBACK
 from components.serving.limits import Limits
 from components.serving.served_models import ServedModels
 from components.tracking.mlflow_access import open_store
+from tests.support.servers import free_port, until
 from tests.support.toy import tiny_model_directory
 
 UP_SECONDS = 60
@@ -31,9 +30,7 @@ class ServerHere:
 
     def __init__(self, models, **options):
         self.models = models
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         app = make_app(models, **{"hosts": LOOPBACK, "token": None, "follow_seconds": 0.1, **options})
         self.config = uvicorn.Config(app, port=self.port, log_level="error")
@@ -42,10 +39,7 @@ class ServerHere:
 
     def start(self):
         self._thread.start()
-        deadline = time.monotonic() + UP_SECONDS
-        while not self._server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: self._server.started, UP_SECONDS)
 
     def stop(self):
         self._server.should_exit = True

@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.template_kinds import KINDS
-from tests.support.toy import PAD, START, STOP, UNKNOWN, letter_tokenizer
+from tests.support.toy import START, STOP, UNKNOWN, letter_tokenizer, with_chat_tokens
 
 # One that has thoughts and calls, in the tokens of these models. A prompt ends with a space.
 TEMPLATE = KINDS["thought_since_question"].template.replace("<|turn|>", START).replace("<|over|>", STOP)
@@ -65,11 +65,4 @@ def _tokenizer_with(words: list[str]) -> PreTrainedTokenizerFast:
     vocabulary |= {word: len(vocabulary) + number for number, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer, tokenizer.decoder = kept.pre_tokenizer, kept.decoder
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        eos_token=STOP,
-        additional_special_tokens=[START],
-        chat_template=TEMPLATE,
-    )
+    return with_chat_tokens(tokenizer, TEMPLATE)

@@ -28,6 +28,11 @@ def letter_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFas
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = Fuse()
+    return with_chat_tokens(tokenizer, chat_template)
+
+
+def with_chat_tokens(tokenizer: Tokenizer, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer for transformers, with the special tokens of the toys."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -45,9 +50,7 @@ def pair_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"[abcd]{2}|[\s\S]"), "isolated")
     tokenizer.decoder = Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, eos_token=STOP, additional_special_tokens=[START]
-    )
+    return with_chat_tokens(tokenizer)
 
 
 def save_letter_tokenizer(directory: Path, chat_template: str | None = None) -> None:
